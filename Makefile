@@ -1,0 +1,48 @@
+# Each target does its own set-up into .venv. Needs Python 3.11+ and g++ (DeepSpeed compiles a small extension).
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
+
+.PHONY: help setup demo test test-unit check format sky-tasks clean
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## Install everything into .venv, at the pinned versions
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "make: $(PYTHON) is older than 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
+	@command -v g++ >/dev/null || { echo "make: g++ is missing: apt-get install g++"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "make: venv is missing: apt-get install python3-venv"; exit 2; }
+	@echo "make: installing into $(VENV) (some minutes)"
+	@$(PIP) --upgrade pip  # pip before 24 resolves this set ten times slower
+	@$(PIP) "$$(grep '^torch==' constraints.txt)"  # first: a later resolve may otherwise swap its build
+	@$(PIP) -c constraints.txt -e '.[launcher,trainer,dev]'
+	@touch $@
+
+demo: $(READY) ## Train, be killed twice, go on, finish, compare, print the receipt
+	@$(BIN)/notus-launch --cloud local --recipe tiny-dpo --preempt 2
+
+test: $(READY) ## All tests that this machine can run
+	@$(BIN)/pytest
+
+test-unit: $(READY) ## The tests that take seconds
+	@$(BIN)/pytest tests/unit tests/contract
+
+check: $(READY) ## ruff, mypy, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+format: $(READY) ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+sky-tasks: $(READY) ## Write sky_tasks/ anew from the recipes
+	@$(BIN)/python -m launcher.sky.tasks sky_tasks
+
+clean: ## Remove .venv and caches
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

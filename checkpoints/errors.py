@@ -1,0 +1,82 @@
+"""The errors of notus-launch that start in the store of a run.
+
+    NotusError(message, hint)             exit code 1: one clear line, one hint, no traceback for the user
+    +-- UserError                         exit code 2: the user can fix it; never retried
+    |   +-- InvalidName                   a run, key or file name that could leave its folder
+    |   +-- BucketUnusable                no such bucket, no right to write, disk full
+    |   +-- RunHeld                       another launcher or machine holds the run's lease
+    |   +-- NotExact                      the checkpoint belongs to a run with another fingerprint
+    +-- StoreError                        the store answered with something that we can't go on from
+    |   +-- ObjectMissing
+    |   +-- AlreadyExists                 a create-once key is taken
+    |   +-- Conflict                      a compare-and-swap lost
+    +-- Fenced                            a successor has claimed the run: this writer must stop
+    +-- CorruptCheckpoint                 bytes differ from what the manifest promises
+    +-- NoGoodCheckpoint                  every committed checkpoint is damaged
+
+`launcher.errors` and `trainer.errors` hang their own branches under NotusError, so that one handler at the
+top of each command prints all of them alike.
+"""
+
+from __future__ import annotations
+
+
+class NotusError(Exception):
+    """An error with a message for a person, a hint that names the fix, and a process exit code."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UserError(NotusError):
+    """The input or the surroundings are wrong; trying again changes nothing."""
+
+    exit_code = 2
+
+
+class InvalidName(UserError):
+    """A name or key that isn't safe as a path or object key."""
+
+
+class BucketUnusable(UserError):
+    """The bucket can't be read or written as it is."""
+
+
+class RunHeld(UserError):
+    """The lease of the run is held by somebody else; the message names the holder."""
+
+
+class NotExact(UserError):
+    """The saved state belongs to another recipe, world size or data set."""
+
+
+class StoreError(NotusError):
+    """The object store failed in a way that retrying inside the client did not cure."""
+
+
+class ObjectMissing(StoreError):
+    """There is no object under this key."""
+
+
+class AlreadyExists(StoreError):
+    """A create-once write found the key taken."""
+
+
+class Conflict(StoreError):
+    """A compare-and-swap found another version than the expected one."""
+
+
+class Fenced(NotusError):
+    """A successor holds a newer epoch. Whatever this writer still uploads can no longer be committed."""
+
+
+class CorruptCheckpoint(NotusError):
+    """An object of a checkpoint is missing, short, or fails its checksum."""
+
+
+class NoGoodCheckpoint(NotusError):
+    """HEAD names checkpoints and not one of them passes verification."""

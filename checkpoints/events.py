@@ -1,0 +1,72 @@
+"""The run's diary: one create-once JSON object an event, so that nothing that happened can be overwritten or lost."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from checkpoints.clock import Clock, SystemClock
+from checkpoints.manifest import Record, parse
+from checkpoints.store import Store
+from checkpoints.upload import put_once
+
+Kind = Literal[
+    "planned",  # the launcher has chosen where to run
+    "attempt_started",  # a machine runs; says where and at what price
+    "claimed",  # the attempt holds the run (epoch)
+    "resumed",  # state is restored (step, from which checkpoint, seconds)
+    "damaged",  # a checkpoint failed verification and was passed over
+    "training",  # the first step of this attempt is done: the start-up ends here
+    "saved",  # a checkpoint is committed (step, bytes, seconds)
+    "notice",  # a preemption was announced, or the user asked to stop
+    "exported",  # the model is in final/
+    "attempt_ended",  # the attempt is over (outcome, exit code, last step)
+    "preempted",  # the machine was taken away
+    "finished",  # the run is done
+    "failed",  # the run has given up, and why
+    "stopped",  # the user stopped it; it can go on
+    "compared",  # bit-exactness against an uninterrupted run
+]
+
+
+class Event(Record):
+    """One thing that happened."""
+
+    version: Literal[1] = 1
+    time: datetime
+    id: str
+    kind: Kind
+    attempt: int = Field(ge=0, description="0 = the launcher, before the first attempt")
+    data: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return f"events/{self.time.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}-{self.id}.json"
+
+
+class Diary:
+    """Writes events of one process."""
+
+    def __init__(self, store: Store, attempt: int, clock: Clock | None = None) -> None:
+        self._store = store
+        self._attempt = attempt
+        self._clock = clock or SystemClock()
+
+    def write(self, kind: Kind, **data: Any) -> Event:
+        """Append an event; durable when this returns."""
+        event = Event(time=self._clock.now(), id=uuid.uuid4().hex[:12], kind=kind, attempt=self._attempt, data=data)
+        put_once(self._store, event.key, event.to_json())
+        return event
+
+
+def read_events(store: Store, wanted: Callable[[str], bool] = lambda key: True) -> list[Event]:
+    """All events of a run in time order."""
+    keys = [entry.key for entry in store.list("events") if wanted(entry.key)]
+    with ThreadPoolExecutor(16) as pool:
+        events = list(pool.map(lambda key: parse(Event, store.get(key).data, f"{store.url}/{key}"), keys))
+    return sorted(events, key=lambda event: (event.time, event.id))

@@ -1,0 +1,275 @@
+"""HEAD: the one object that commits a checkpoint and fences out every earlier writer.
+
+A writer *claims* the run by swapping HEAD to the next epoch, then *commits* by swapping HEAD to a new manifest. Every
+write is a compare-and-swap, so a writer that lost the run (a zombie: preempted, partitioned, slow) fails at its next
+swap, whatever it has uploaded. The protocol and its evidence: docs/concepts/commit-and-fence.md.
+
+The first half of this module decides (pure functions of the old HEAD and the time), the second half writes.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Literal
+
+from pydantic import Field
+
+from checkpoints.clock import Clock, SystemClock
+from checkpoints.errors import AlreadyExists, Conflict, Fenced, ObjectMissing, RunHeld, StoreError
+from checkpoints.manifest import Key, Manifest, Record, Sha256, manifest_key, parse, sha256
+from checkpoints.store import Store
+from checkpoints.upload import put_once
+
+HEAD_KEY = "HEAD"
+LEASE_S = 60.0
+
+
+class Writer(Record):
+    """Who holds the run."""
+
+    id: str = Field(description="unique for each attempt, given by nobody twice")
+    host: str
+    pid: int
+    boot_id: str = Field(default="", description="of the holder's kernel: tells a reboot from a running holder")
+
+
+class Commit(Record):
+    """A committed checkpoint, as HEAD names it."""
+
+    step: int = Field(ge=0)
+    epoch: int = Field(ge=1)
+    manifest: Key
+    sha256: Sha256
+    size_bytes: int = Field(ge=0)
+    committed_at: datetime
+
+
+class Tombstone(Record):
+    """A checkpoint that retention has taken out of `commits`; its objects may be deleted after `until`."""
+
+    commit: Commit
+    until: datetime
+
+
+class Head(Record):
+    """The content of HEAD."""
+
+    version: Literal[1] = 1
+    epoch: int = Field(ge=1, description="fencing token: grows by one with each claim; also the attempt's number")
+    writer: Writer
+    nonce: str = Field(description="new with each write: tells our own success from somebody else's")
+    lease_until: datetime
+    commits: tuple[Commit, ...] = Field(default=(), description="newest first")
+    tombstones: tuple[Tombstone, ...] = ()
+
+    def held(self, now: datetime) -> bool:
+        return now < self.lease_until
+
+
+# --- decisions ------------------------------------------------------------------------------------
+
+
+def next_claim(head: Head | None, writer: Writer, now: datetime, lease_s: float, gone: str = "") -> Head:
+    """The HEAD that makes `writer` the holder.
+
+    `gone` is the id of a writer of which the caller knows that it is dead (its processes are reaped, its machine is
+    terminated); only then may a lease be broken. Raises `RunHeld`, naming the holder, while another lease runs.
+    """
+    if head is not None and head.held(now) and head.writer.id not in (gone, writer.id):
+        holder = head.writer
+        remaining_s = (head.lease_until - now).total_seconds()
+        raise RunHeld(
+            f"the run is held by attempt {head.epoch} on {holder.host} (pid {holder.pid}), "
+            f"whose lease runs for {remaining_s:.0f} s more",
+            "wait until it is done, stop its launcher (Ctrl-C saves and stops), or choose another --name",
+        )
+    return Head(
+        epoch=1 if head is None else head.epoch + 1,
+        writer=writer,
+        nonce=uuid.uuid4().hex,
+        lease_until=now + timedelta(seconds=lease_s),
+        commits=() if head is None else head.commits,
+        tombstones=() if head is None else head.tombstones,
+    )
+
+
+def next_renewal(head: Head, now: datetime, lease_s: float) -> Head:
+    """The same HEAD with the lease extended (or, with `lease_s` = 0, given back)."""
+    return head.model_copy(update={"nonce": uuid.uuid4().hex, "lease_until": now + timedelta(seconds=lease_s)})
+
+
+def next_commit(head: Head, commit: Commit, now: datetime, lease_s: float, keep: int) -> Head:
+    """The HEAD after `commit`: it comes first, the oldest beyond `keep` become tombstones.
+
+    A commit of a step that is not newer than the newest replaces nothing and is refused with `StoreError`: steps
+    never go backwards.
+    """
+    if any(known.manifest == commit.manifest for known in head.commits):
+        return next_renewal(head, now, lease_s)  # our own commit, whose reply was lost
+    if head.commits and commit.step <= head.commits[0].step:
+        raise StoreError(f"step {commit.step} is not newer than the committed step {head.commits[0].step}")
+    commits = (commit, *head.commits)
+    # Twice the lease: a reader that started from the old HEAD has long read its manifest by then.
+    until = now + timedelta(seconds=2 * LEASE_S)
+    buried = tuple(Tombstone(commit=old, until=until) for old in commits[keep:])
+    return next_renewal(head, now, lease_s).model_copy(
+        update={"commits": commits[:keep], "tombstones": (*head.tombstones, *buried)}
+    )
+
+
+def next_discard(head: Head, damaged: Sequence[Commit], now: datetime, lease_s: float) -> Head:
+    """The HEAD without checkpoints that failed verification, so that training can go on from an older one."""
+    until = now + timedelta(seconds=2 * LEASE_S)
+    bad = {commit.manifest for commit in damaged}
+    return next_renewal(head, now, lease_s).model_copy(
+        update={
+            "commits": tuple(commit for commit in head.commits if commit.manifest not in bad),
+            "tombstones": (*head.tombstones, *(Tombstone(commit=commit, until=until) for commit in damaged)),
+        }
+    )
+
+
+# --- the writer -----------------------------------------------------------------------------------
+
+
+def read_head(store: Store) -> Head | None:
+    """Return HEAD, or None for a run that nobody has claimed. Raises `CorruptCheckpoint` if it can't be parsed."""
+    try:
+        return parse(Head, store.get(HEAD_KEY).data, f"{store.url}/{HEAD_KEY}")
+    except ObjectMissing:
+        return None
+
+
+class Lease:
+    """The right to commit, held by one writer of one run. Not for use by several threads at once.
+
+    Its methods raise `Fenced` as soon as HEAD belongs to somebody else; nothing can be committed after that.
+    """
+
+    def __init__(self, store: Store, head: Head, clock: Clock, lease_s: float) -> None:
+        self._store = store
+        self._clock = clock
+        self._lease_s = lease_s
+        self.head = head
+
+    @classmethod
+    def claim(
+        cls,
+        store: Store,
+        writer: Writer,
+        *,
+        gone: str = "",
+        clock: Clock | None = None,
+        lease_s: float = LEASE_S,
+    ) -> Lease:
+        """Become the writer of the run; raises `RunHeld` while another writer's lease runs (see `next_claim`)."""
+        clock = clock or SystemClock()
+        while True:
+            try:
+                stored = store.get(HEAD_KEY)
+            except ObjectMissing:
+                stored = None
+            old = parse(Head, stored.data, f"{store.url}/{HEAD_KEY}") if stored else None
+            head = next_claim(old, writer, clock.now(), lease_s, gone)
+            try:
+                if stored is None:
+                    store.create(HEAD_KEY, head.to_json())
+                else:
+                    store.swap(HEAD_KEY, head.to_json(), stored.token)
+            except (AlreadyExists, Conflict):
+                if _is_ours(store, head):
+                    return cls(store, head, clock, lease_s)
+                continue  # somebody was faster: look again, and most likely see `RunHeld`
+            return cls(store, head, clock, lease_s)
+
+    @classmethod
+    def adopt(
+        cls, store: Store, writer_id: str, epoch: int, *, clock: Clock | None = None, lease_s: float = LEASE_S
+    ) -> Lease:
+        """Use, in another process, the claim that the attempt's supervisor made; raises `Fenced` if it is lost."""
+        head = read_head(store)
+        if head is None or (head.writer.id, head.epoch) != (writer_id, epoch):
+            raise _fenced(head, epoch)
+        return cls(store, head, clock or SystemClock(), lease_s)
+
+    def renew(self) -> None:
+        """Extend the lease."""
+        self._update(lambda head: next_renewal(head, self._clock.now(), self._lease_s))
+
+    def release(self) -> None:
+        """Give the lease back, so that a successor need not wait."""
+        self._update(lambda head: next_renewal(head, self._clock.now(), 0.0))
+
+    def commit(self, manifest: Manifest, *, keep: int) -> Commit:
+        """Write the manifest and make it the newest checkpoint, keeping the `keep` newest ones in HEAD.
+
+        When this returns, the checkpoint is durable and every reader sees it. When it raises, the previous one
+        still is the newest.
+        """
+        data = manifest.to_json()
+        digest = sha256(data)
+        key = manifest_key(manifest.step, manifest.epoch, digest)
+        put_once(self._store, key, data)
+        commit = Commit(
+            step=manifest.step,
+            epoch=manifest.epoch,
+            manifest=key,
+            sha256=digest,
+            size_bytes=manifest.size_bytes,
+            committed_at=self._clock.now(),
+        )
+        self._update(lambda head: next_commit(head, commit, self._clock.now(), self._lease_s, keep))
+        return commit
+
+    def discard(self, damaged: Sequence[Commit]) -> None:
+        """Take checkpoints that failed verification out of HEAD. Only after all ranks agreed on an older one."""
+        self._update(lambda head: next_discard(head, damaged, self._clock.now(), self._lease_s))
+
+    def drop_tombstones(self, dropped: tuple[Tombstone, ...]) -> None:
+        """Forget tombstones whose objects are deleted."""
+        self._update(
+            lambda head: head.model_copy(
+                update={
+                    "nonce": uuid.uuid4().hex,
+                    "tombstones": tuple(stone for stone in head.tombstones if stone not in dropped),
+                }
+            )
+        )
+
+    def _update(self, change: Callable[[Head], Head]) -> None:
+        """Swap HEAD to `change(HEAD)`. Two processes of one attempt write here (lease, commit): a lost race between
+        them is tried again, a newer epoch raises `Fenced`."""
+        while True:
+            try:
+                stored = self._store.get(HEAD_KEY)
+            except ObjectMissing:
+                raise _fenced(None, self.head.epoch) from None
+            current = parse(Head, stored.data, f"{self._store.url}/{HEAD_KEY}")
+            if (current.writer.id, current.epoch) != (self.head.writer.id, self.head.epoch):
+                raise _fenced(current, self.head.epoch)
+            wanted = change(current)
+            try:
+                self._store.swap(HEAD_KEY, wanted.to_json(), stored.token)
+            except (Conflict, ObjectMissing):
+                if not _is_ours(self._store, wanted):
+                    continue
+            self.head = wanted
+            return
+
+
+def _is_ours(store: Store, wanted: Head) -> bool:
+    """After a lost reply: is our write what HEAD holds?"""
+    head = read_head(store)
+    return head is not None and head.nonce == wanted.nonce
+
+
+def _fenced(head: Head | None, epoch: int) -> Fenced:
+    if head is None:
+        return Fenced("HEAD is gone: the run was deleted while this attempt was running")
+    return Fenced(
+        f"attempt {head.epoch} on {head.writer.host} has taken over the run "
+        f"from attempt {epoch}, which can't commit any more and stops",
+        "nothing committed is lost; see `notus-launch status`",
+    )

@@ -1,0 +1,166 @@
+"""A Store on S3, GCS or memory. obstore moves the bytes, boto3 finds the S3 credentials."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotFoundError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import GCSStore, MemoryStore, S3Store
+
+from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, StoreError, UserError
+from checkpoints.store import Buffer, Entry, Stored
+
+# The client retries 5xx and broken connections by itself, with back-off, up to these bounds. A conditional write
+# that is retried can lose to its own first try: callers compare nonces or bytes (storage-facts, step 5).
+_RETRY: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
+
+
+class ObjectStore:
+    """The Store contract over an obstore store."""
+
+    def __init__(self, store: S3Store | GCSStore | MemoryStore, url: str) -> None:
+        self._store = store
+        self._url = url
+        # GCS compares generations on write, never ETags; obstore calls a generation a version.
+        self._token_field = "version" if url.startswith("gs://") else "e_tag"
+
+    @classmethod
+    def open(cls, url: str) -> ObjectStore:
+        """Open `s3://bucket/prefix` or `gs://bucket/prefix`; raises `UserError` for a URL without a bucket."""
+        parts = urlsplit(url)
+        bucket, prefix = parts.netloc, parts.path.strip("/")
+        if not bucket:
+            raise UserError(f"bucket {url!r} names no bucket", "write s3://bucket/prefix")
+        try:
+            if parts.scheme == "gs":
+                return cls(GCSStore(bucket, prefix=prefix or None, retry_config=_RETRY), url)
+            return cls(_s3_store(bucket, prefix), url)
+        except BaseError as error:
+            raise BucketUnusable(f"can't open {url}: {_first_line(error)}", _CREDENTIALS_HINT) from error
+
+    @classmethod
+    def memory(cls) -> ObjectStore:
+        """An empty store in memory: the public fake, for tests and examples."""
+        return cls(MemoryStore(), "memory://")
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def get(self, key: str) -> Stored:
+        with self._errors(key):
+            result = obstore.get(self._store, key)
+            return Stored(bytes(result.bytes()), self._token(result.meta))
+
+    def get_range(self, key: str, start: int, length: int) -> memoryview:
+        with self._errors(key):
+            return memoryview(obstore.get_range(self._store, key, start=start, length=length))
+
+    def create(self, key: str, data: Buffer) -> str:
+        with self._errors(key):
+            return self._token(obstore.put(self._store, key, data, mode="create", use_multipart=False))
+
+    def swap(self, key: str, data: Buffer, token: str) -> str:
+        expected: Any = {self._token_field: token}
+        with self._errors(key):
+            return self._token(obstore.put(self._store, key, data, mode=expected, use_multipart=False))
+
+    def put(self, key: str, data: Buffer) -> None:
+        with self._errors(key):
+            obstore.put(self._store, key, data)
+
+    def put_file(self, key: str, path: Path) -> None:
+        with self._errors(key):
+            obstore.put(self._store, key, path, chunk_size=16 << 20)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        with self._errors(prefix):
+            entries = [
+                Entry(meta["path"], meta["size"])
+                for batch in obstore.list(self._store, prefix or None)
+                for meta in batch
+            ]
+        yield from sorted(entries)
+
+    def delete(self, key: str) -> None:
+        with self._errors(key), contextlib.suppress(FileNotFoundError):
+            obstore.delete(self._store, key)
+
+    def _token(self, meta: Any) -> str:
+        token = meta[self._token_field]
+        if not isinstance(token, str):
+            raise StoreError(
+                f"{self._url} answers without {self._token_field}, so writes can't be fenced",
+                "use a store with conditional writes: S3, R2, GCS (gs://), or a folder",
+            )
+        return token
+
+    @contextlib.contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        where = f"{self._url}/{key}"
+        try:
+            yield
+        except AlreadyExistsError as error:
+            raise AlreadyExists(f"{where} exists already") from error
+        except PreconditionError as error:
+            raise Conflict(f"{where} has changed") from error
+        except (FileNotFoundError, NotFoundError) as error:
+            if "NoSuchBucket" in str(error):
+                raise BucketUnusable(
+                    f"the bucket of {self._url} does not exist", "create it first, or check the name"
+                ) from error
+            raise ObjectMissing(f"{where} does not exist") from error
+        except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
+            raise BucketUnusable(f"{self._url} refuses access: {_first_line(error)}", _CREDENTIALS_HINT) from error
+        except (BaseError, OSError) as error:
+            raise StoreError(f"{where}: {_first_line(error)}") from error
+
+
+_CREDENTIALS_HINT = (
+    "S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION or a profile (AWS_ENDPOINT_URL for R2 and others); "
+    "GCS: GOOGLE_APPLICATION_CREDENTIALS. The key needs to read, write, list and delete below the bucket"
+)
+
+
+def _s3_store(bucket: str, prefix: str) -> S3Store:
+    import boto3
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    session = boto3.Session()
+    if session.get_credentials() is None:
+        raise BucketUnusable(f"no credentials for s3://{bucket}", _CREDENTIALS_HINT)
+    config: dict[str, Any] = {}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    client: Any = {}
+    if endpoint:
+        config |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
+        if endpoint.startswith("http://"):  # test servers: signing the payload costs a sha256 of every byte
+            config["unsigned_payload"] = True
+            client["allow_http"] = True
+    return S3Store(
+        bucket,
+        prefix=prefix or None,
+        region=session.region_name or "us-east-1",
+        credential_provider=Boto3CredentialProvider(session),
+        retry_config=_RETRY,
+        client_options=client,
+        **config,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0][:300]

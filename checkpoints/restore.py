@@ -1,0 +1,184 @@
+"""From HEAD back to tensors, every byte verified on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import crc32c
+import xxhash
+
+from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, ObjectMissing
+from checkpoints.head import Commit
+from checkpoints.manifest import Chunk, Manifest, ShardIndex, ShardRef, parse, sha256
+from checkpoints.snapshot import HostBuffer
+from checkpoints.store import Store
+from checkpoints.tree import decode, tensor_from
+
+CONCURRENCY = 8
+
+
+@dataclass(frozen=True)
+class RestoredShard:
+    """One rank's state as it was saved, verified."""
+
+    manifest: Manifest
+    index: ShardIndex
+    data: memoryview
+
+    def trees(self) -> dict[str, Any]:
+        """The state trees by file name. Tensors are views of one buffer: copy what must outlive it.
+
+        A separate step, so that the bytes can be fetched before torch is imported.
+        """
+        tensors = [
+            tensor_from(
+                record.kind,
+                record.dtype,
+                record.shape,
+                self.data[record.offset : record.offset + record.size_bytes],
+            )
+            for record in self.index.tensors
+        ]
+        return {name: decode(tree, tensors.__getitem__) for name, tree in self.index.trees.items()}
+
+
+def load_manifest(store: Store, commit: Commit) -> Manifest:
+    """Read and verify the manifest of a commit; raises `CorruptCheckpoint`."""
+    return parse(Manifest, _read(store, commit.manifest, commit.sha256), f"{store.url}/{commit.manifest}")
+
+
+def load_index(store: Store, ref: ShardRef) -> ShardIndex:
+    """Read and verify a rank's shard index; raises `CorruptCheckpoint`."""
+    index = parse(ShardIndex, _read(store, ref.index, ref.sha256), f"{store.url}/{ref.index}")
+    if index.rank != ref.rank or index.size_bytes != sum(chunk.size_bytes for chunk in index.chunks):
+        raise CorruptCheckpoint(f"{ref.index} contradicts its manifest")
+    return index
+
+
+def restore_shard(store: Store, commit: Commit, rank: int, buffer: HostBuffer | None = None) -> RestoredShard:
+    """Return what `rank` saved in the checkpoint `commit`.
+
+    Raises:
+        CorruptCheckpoint: an object is missing, cut, or differs from its checksum; names the object.
+    """
+    manifest = load_manifest(store, commit)
+    ref = next((shard for shard in manifest.shards if shard.rank == rank), None)
+    if ref is None:
+        raise CorruptCheckpoint(f"{commit.manifest} has no shard of rank {rank}")
+    index = load_index(store, ref)
+    data = memoryview((buffer or HostBuffer()).reserve(index.size_bytes).data)
+    _fetch(store, index, data)
+    _check_tensors(index, data)
+    return RestoredShard(manifest, index, data)
+
+
+def newest_good(
+    commits: Sequence[Commit],
+    load: Callable[[Commit], RestoredShard],
+    agree: Callable[[str], list[str]] = lambda fault: [fault] if fault else [],
+) -> tuple[RestoredShard | None, list[tuple[Commit, str]]]:
+    """Load the newest checkpoint that is good on every rank.
+
+    Args:
+        commits: HEAD's commits, newest first, the same on all ranks.
+        load: loads this rank's shard of a commit.
+        agree: gathers the faults of all ranks ('' = none) into a list of the real ones; a collective call.
+
+    Returns:
+        The shard (None if there is no commit at all) and the damaged commits before it, each with the fault.
+
+    Raises:
+        NoGoodCheckpoint: there are commits and every one is damaged. Starting anew silently would lose them.
+    """
+    damaged: list[tuple[Commit, str]] = []
+    for commit in commits:
+        shard, fault = None, ""
+        try:
+            shard = load(commit)
+        except CorruptCheckpoint as error:
+            fault = error.message
+        faults = agree(fault)
+        if not faults and shard is not None:
+            return shard, damaged
+        damaged.append((commit, "; ".join(faults)))
+    if damaged:
+        raise NoGoodCheckpoint(
+            f"none of the {len(damaged)} committed checkpoints is intact; the newest: {damaged[0][1]}",
+            "see `notus-ckpt verify`; restore the bucket's objects, or start a new run with another --name",
+        )
+    return None, []
+
+
+def verify(store: Store, commit: Commit, progress: Callable[[int], None] = lambda size_bytes: None) -> Manifest:
+    """Read every byte of a checkpoint and compare it with its checksums; raises `CorruptCheckpoint`.
+
+    Holds one shard in memory at a time. `progress` is called with the size of each shard that is good.
+    """
+    manifest = load_manifest(store, commit)
+    buffer = HostBuffer()
+    for ref in manifest.shards:
+        index = load_index(store, ref)
+        data = memoryview(buffer.reserve(index.size_bytes).data)
+        _fetch(store, index, data)
+        _check_tensors(index, data)
+        progress(ref.size_bytes)
+    return manifest
+
+
+def _read(store: Store, key: str, digest: str) -> bytes:
+    try:
+        data = store.get(key).data
+    except ObjectMissing as error:
+        raise CorruptCheckpoint(f"{store.url}/{key} is missing") from error
+    if sha256(data) != digest:
+        raise CorruptCheckpoint(f"{store.url}/{key} differs from its sha256")
+    return data
+
+
+def _fetch(store: Store, index: ShardIndex, target: memoryview) -> None:
+    """Read all chunks into `target`, in parallel, checking each."""
+
+    def fetch(job: tuple[int, Chunk]) -> None:
+        position, chunk = job
+        try:
+            # One byte more than promised: an object that has grown is damaged too.
+            data = store.get_range(chunk.key, 0, chunk.size_bytes + 1)
+        except ObjectMissing as error:
+            raise CorruptCheckpoint(f"{store.url}/{chunk.key} is missing") from error
+        if data.nbytes != chunk.size_bytes:
+            raise CorruptCheckpoint(f"{store.url}/{chunk.key} has {data.nbytes} bytes instead of {chunk.size_bytes}")
+        if crc32c.crc32c(data) != chunk.crc32c:
+            raise CorruptCheckpoint(f"{store.url}/{chunk.key} differs from its CRC32C")
+        target[position : position + chunk.size_bytes] = data
+
+    jobs, position = [], 0
+    for chunk in index.chunks:
+        jobs.append((position, chunk))
+        position += chunk.size_bytes
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        list(pool.map(fetch, jobs))
+
+
+def _check_tensors(index: ShardIndex, data: memoryview) -> None:
+    for record in index.tensors:
+        view = data[record.offset : record.offset + record.size_bytes]
+        if view.nbytes != record.size_bytes or xxhash.xxh3_128_hexdigest(view) != record.xxh3:
+            raise CorruptCheckpoint(f"the tensor {record.name} of rank {index.rank} differs from its xxh3")
+
+
+def differing_tensors(one: ShardIndex, other: ShardIndex) -> list[str]:
+    """Names of tensors and trees that differ between two shards, compared by their hashes: no tensor is read."""
+    mine = {record.name: record for record in one.tensors}
+    theirs = {record.name: record for record in other.tensors}
+    names = [
+        name
+        for name in sorted(mine.keys() | theirs.keys())
+        if name not in mine
+        or name not in theirs
+        or (mine[name].dtype, mine[name].shape, mine[name].xxh3)
+        != (theirs[name].dtype, theirs[name].shape, theirs[name].xxh3)
+    ]
+    return names + [name for name in sorted(one.trees) if one.trees[name] != other.trees.get(name)]

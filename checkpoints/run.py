@@ -1,0 +1,123 @@
+"""A run in the bucket: its folder, its immutable description, its heartbeat and its metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from checkpoints.errors import ObjectMissing, UserError
+from checkpoints.manifest import Record, parse
+from checkpoints.names import check_run_name
+from checkpoints.store import Store, open_store
+from checkpoints.upload import put_once
+
+RUN_KEY = "run.json"
+HEARTBEAT_KEY = "heartbeat.json"
+
+
+class RunRecord(Record):
+    """run.json: written once, at the launch."""
+
+    version: Literal[1] = 1
+    name: str
+    created_at: datetime
+    recipe_name: str
+    recipe: dict[str, Any] = Field(description="the whole recipe, as it was validated")
+    versions: dict[str, str] = Field(description="of the packages at the launch")
+
+
+class Heartbeat(Record):
+    """heartbeat.json: overwritten every few seconds while an attempt lives."""
+
+    attempt: int
+    time: datetime
+    phase: str = Field(description="starting, training, saving, exporting, ...")
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+
+
+def open_run(bucket_url: str, name: str) -> Store:
+    """The store of one run; raises `InvalidName` for a name that isn't one."""
+    return open_store(bucket_url, check_run_name(name))
+
+
+def register_run(store: Store, record: RunRecord) -> RunRecord:
+    """Write run.json, or return the one that is there: launching the same name again goes on with that run.
+
+    Raises `UserError` if the run exists with another recipe, naming the first key that differs.
+    """
+    existing = read_run(store)
+    if existing is None:
+        put_once(store, RUN_KEY, record.to_json())
+        return record
+    if difference := _first_difference(existing.recipe, record.model_dump(mode="json")["recipe"]):
+        raise UserError(
+            f"run {record.name!r} exists with another recipe: {difference}",
+            "choose another --name, or launch it with the recipe that it was started with",
+        )
+    return existing
+
+
+def read_run(store: Store) -> RunRecord | None:
+    """run.json, or None."""
+    try:
+        return parse(RunRecord, store.get(RUN_KEY).data, f"{store.url}/{RUN_KEY}")
+    except ObjectMissing:
+        return None
+
+
+def read_heartbeat(store: Store) -> Heartbeat | None:
+    """The newest heartbeat, or None."""
+    try:
+        return parse(Heartbeat, store.get(HEARTBEAT_KEY).data, f"{store.url}/{HEARTBEAT_KEY}")
+    except ObjectMissing:
+        return None
+
+
+def list_runs(bucket: Store) -> list[str]:
+    """Names of the runs in a bucket."""
+    return sorted({entry.key.split("/")[0] for entry in bucket.list("") if entry.key.endswith(f"/{RUN_KEY}")})
+
+
+class StepMetrics(NamedTuple):
+    """What one rank measured in one optimizer step."""
+
+    attempt: int
+    rank: int
+    step: int
+    values: dict[str, Any]
+
+
+def write_metrics(store: Store, attempt: int, rank: int, lines: list[dict[str, Any]]) -> None:
+    """Append metrics of consecutive steps. Called before each commit, so that no committed step lacks its metrics."""
+    if lines:
+        first, last = lines[0]["step"], lines[-1]["step"]
+        key = f"metrics/a{attempt:04d}-r{rank:05d}-s{first:08d}-{last:08d}.jsonl"
+        store.put(key, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def read_metrics(store: Store) -> list[StepMetrics]:
+    """All metrics of a run: every step of every attempt, redone steps more than once, in order of attempt and step."""
+    keys = [entry.key for entry in store.list("metrics")]
+    with ThreadPoolExecutor(16) as pool:
+        parts: Iterable[bytes] = list(pool.map(lambda key: store.get(key).data, keys))
+    found = []
+    for key, data in zip(keys, parts, strict=True):
+        attempt, rank = (int(part[1:]) for part in key.rsplit("/", 1)[-1].split("-")[:2])
+        found += [StepMetrics(attempt, rank, line["step"], line) for line in map(json.loads, data.splitlines())]
+    return sorted(found, key=lambda item: (item.attempt, item.step, item.rank))
+
+
+def _first_difference(old: Any, new: Any, path: str = "") -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if found := _first_difference(old.get(key), new.get(key), f"{path}.{key}".lstrip(".")):
+                return found
+        return ""
+    return "" if old == new else f"{path} was {old!r}, is now {new!r}"

@@ -1,0 +1,108 @@
+"""The Store contract: what a checkpoint needs of an object store, and nothing else.
+
+One contract test (tests/contract/test_store.py) runs over every implementation.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeAlias
+
+from checkpoints.errors import BucketUnusable, StoreError, UserError
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+class Stored(NamedTuple):
+    """The bytes of an object and the token that a compare-and-swap against them needs."""
+
+    data: bytes
+    token: str
+
+
+class Entry(NamedTuple):
+    """One object in a listing."""
+
+    key: str
+    size_bytes: int
+
+
+class Store(Protocol):
+    """An object store below one URL. Keys are relative and checked by the caller (`names.check_key`).
+
+    Every write is all or nothing: a reader sees the whole object or none, also after a crash. `create` and `swap`
+    are linearizable. A write whose reply was lost may have happened: `AlreadyExists` and `Conflict` can name our
+    own success, and the caller has to look (see `put_once` and `checkpoints.head`).
+    """
+
+    @property
+    def url(self) -> str:
+        """Where this store is, without secrets, as the user would write it."""
+
+    def get(self, key: str) -> Stored:
+        """Return the object; raises `ObjectMissing`."""
+
+    def get_range(self, key: str, start: int, length: int) -> memoryview:
+        """Return up to `length` bytes from `start`; fewer only at the end. Raises `ObjectMissing`."""
+
+    def create(self, key: str, data: Buffer) -> str:
+        """Write a new object and return its token; raises `AlreadyExists`."""
+
+    def swap(self, key: str, data: Buffer, token: str) -> str:
+        """Replace the object if its token is still `token`; raises `Conflict`."""
+
+    def put(self, key: str, data: Buffer) -> None:
+        """Write the object, replacing what is there."""
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Write a local file as an object, replacing what is there, without holding all of it in memory."""
+
+    def list(self, prefix: str) -> Iterable[Entry]:
+        """Yield the objects below the folder `prefix` ('' = all), in key order."""
+
+    def delete(self, key: str) -> None:
+        """Remove the object; removing a missing one is fine."""
+
+
+def open_store(url: str, prefix: str = "") -> Store:
+    """Open the store behind a bucket URL, or the folder `prefix` in it.
+
+    `s3://bucket/prefix` (also R2, MinIO, ... through AWS_ENDPOINT_URL), `gs://bucket/prefix`, `file:///folder` or a
+    plain path. Credentials come from the environment, by boto3's rules for S3 and Google's for GCS. Raises
+    `UserError` for an unknown scheme. Nothing is contacted yet: see `probe`.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "file", str(Path(url).expanduser().absolute())
+    if scheme == "file":
+        from checkpoints.folder_store import FolderStore
+
+        return FolderStore(Path(rest), prefix)
+    if scheme in ("s3", "gs"):
+        from checkpoints.object_store import ObjectStore
+
+        return ObjectStore.open(f"{url.rstrip('/')}/{prefix}" if prefix else url)
+    raise UserError(
+        f"bucket {url!r} has the unknown scheme {scheme!r}",
+        "use s3://bucket/prefix, gs://bucket/prefix or a folder (file:///path)",
+    )
+
+
+def probe(store: Store) -> None:
+    """Write, read and delete one small object, so that a wrong bucket fails before it costs money.
+
+    Raises `BucketUnusable` with the reason.
+    """
+    key, payload = f"probe-{uuid.uuid4().hex}", os.urandom(16)
+    try:
+        store.create(key, payload)
+        if store.get(key).data != payload:
+            raise BucketUnusable(f"{store.url} gave back other bytes than were written to it")
+        store.delete(key)
+    except BucketUnusable:
+        raise
+    except StoreError as error:
+        raise BucketUnusable(f"{store.url} can't be used: {error.message}", error.hint) from error

@@ -1,0 +1,142 @@
+"""`notus-launch`: launch a run, and look at runs. Thin: each command checks its options and calls one function.
+
+Heavy modules are imported inside the commands, so that `--help` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+
+import typer
+
+from checkpoints.terminal import run_app
+from launcher import options as o
+
+app = typer.Typer(
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+EXIT_CODES_TEXT = (
+    "Exit codes: 0 done; 1 failed; 2 your error; 3 no capacity or over budget/deadline; 75 stopped, state saved."
+)
+
+
+@app.callback(epilog=EXIT_CODES_TEXT)
+def launch(
+    ctx: typer.Context,
+    recipe: o.RecipeOption = "notus-7b-dpo",
+    cloud: o.CloudOption = None,
+    gpus: o.GpusOption = None,
+    spot: o.SpotOption = False,
+    on_demand: o.OnDemandOption = False,
+    auto: o.AutoOption = False,
+    deadline: o.DeadlineOption = None,
+    budget: o.BudgetOption = None,
+    bucket: o.BucketOption = None,
+    name: o.NameOption = None,
+    hours: o.HoursOption = None,
+    dry_run: o.DryRunOption = False,
+    yes: o.YesOption = False,
+    detach: o.DetachOption = False,
+    preempt: o.PreemptOption = 0,
+    seed: o.SeedOption = None,
+    processes: o.ProcessesOption = None,
+    output: o.OutputOption = "text",
+    debug: o.DebugOption = False,
+) -> None:
+    """Run a training recipe to its end on machines that may be taken away.
+
+    Without a subcommand: launch. The same --name goes on where that run was.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from checkpoints.names import check_run_name
+    from launcher import launch as story
+    from launcher.request import LOCAL, LaunchRequest, check_market, parse_clouds, parse_deadline, parse_gpus
+
+    story.check_output(output)
+    market = story.choose_market(spot=spot, on_demand=on_demand, auto=auto)
+    clouds = parse_clouds(cloud or [])
+    check_market(clouds, market)
+    request = LaunchRequest(
+        recipe=recipe,
+        clouds=clouds,
+        gpus=tuple(parse_gpus(text) for text in gpus or []),
+        market=market,
+        deadline_h=parse_deadline(deadline, datetime.now(UTC)) if deadline else None,
+        budget_usd=budget,
+        hours=hours,
+        bucket=bucket,
+        name=check_run_name(name) if name else None,
+    )
+    if dry_run:
+        raise typer.Exit(story.plan_only(request, output))
+    if clouds == (LOCAL,):
+        code = story.launch_local(request, preemptions=preempt, seed=seed, processes=processes, output=output)
+        raise typer.Exit(code)
+    story.refuse_local_options(preempt=preempt, seed=seed, processes=processes)
+    raise typer.Exit(story.launch_cloud(request))
+
+
+@app.command()
+def status(
+    run: o.OptionalRunArgument = None,
+    bucket: o.BucketOption = None,
+    output: o.OutputOption = "text",
+    debug: o.DebugOption = False,
+) -> None:
+    """Where a run is; without a name, all runs of the bucket. Reads the bucket only."""
+    from launcher import look
+
+    look.show_status(bucket, [run] if run else None, output)
+
+
+@app.command()
+def runs(bucket: o.BucketOption = None, output: o.OutputOption = "text", debug: o.DebugOption = False) -> None:
+    """All runs of the bucket."""
+    from launcher import look
+
+    look.show_status(bucket, None, output)
+
+
+@app.command()
+def logs(
+    run: o.RunArgument,
+    attempt: o.AttemptOption = None,
+    follow: o.FollowOption = False,
+    bucket: o.BucketOption = None,
+    debug: o.DebugOption = False,
+) -> None:
+    """What the ranks printed, of all attempts or one. Reads the bucket only."""
+    from launcher import look
+
+    look.print_logs(bucket, run, attempt, follow=follow)
+
+
+@app.command()
+def report(
+    run: o.RunArgument,
+    bucket: o.BucketOption = None,
+    output: o.OutputOption = "text",
+    debug: o.DebugOption = False,
+) -> None:
+    """The receipt of a run: attempts, steps redone, time lost, goodput, cost."""
+    from launcher import look
+
+    look.show_report(bucket, run, output)
+
+
+def main() -> None:
+    """Entry point."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)
+    run_app(app, "notus-launch")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The launcher's branch of the error tree (see `checkpoints.errors`).
+
+NotusError
++-- UserError            exit code 2
+|   +-- RequestError     an option that can't be, alone or together with another
+|   +-- UnknownRun       no such run in the bucket
++-- NothingFits          exit code 3: no offer, or none within deadline and budget
++-- RunFailed            the run has given up; the message says why
+"""
+
+from __future__ import annotations
+
+from checkpoints.errors import NotusError, UserError
+
+EXIT_STOPPED = 75
+
+
+class RequestError(UserError):
+    """A launch option that doesn't make sense."""
+
+
+class UnknownRun(UserError):
+    """The bucket has no run of this name."""
+
+
+class NothingFits(NotusError):
+    """No capacity, or no plan within the deadline and the budget."""
+
+    exit_code = 3
+
+
+class RunFailed(NotusError):
+    """The run ended without a model."""

@@ -1,0 +1,276 @@
+"""The embedded backend: the same attempts as on a VM, on this machine.
+
+It supervises one attempt after the other, preempts them on request (`--preempt`), restarts after a preemption or a
+crash, gives up on a user's error, and leaves no process behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+from checkpoints.clock import SystemClock
+from checkpoints.errors import NotusError, UserError
+from checkpoints.events import Diary
+from checkpoints.head import Head, next_claim, read_head
+from checkpoints.journal import Journal
+from checkpoints.store import Store
+from launcher.errors import RunFailed
+from trainer.attempt import boot_id
+from trainer.processes import adopt_orphans, die_with_parent, kill_descendants
+from trainer.scratch import Outcome, Progress, Scratch
+from trainer.stop import request_stop
+
+POLL_S = 0.02
+MAX_FRUITLESS_FAILURES = 3
+"""A crash is tried again, but not for ever: after so many attempts in a row that committed nothing, we give up."""
+
+
+class LocalRun(BaseModel):
+    """What the backend needs to know."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    recipe: str
+    bucket: str
+    processes: int | None = None
+    preemptions: int = 0
+    seed: int = 0
+    """Of the steps at which it preempts."""
+
+
+class Watcher(Protocol):
+    """Is told what happens, to show it."""
+
+    def attempt_started(self, number: int) -> None: ...
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def preempted(self, step: int) -> None: ...
+
+    def attempt_ended(self, outcome: Outcome) -> None: ...
+
+    def stopping(self) -> None: ...
+
+
+class Ended(BaseModel):
+    """How the run ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    outcome: Outcome
+    attempts: int
+
+
+def preemption_points(count: int, seed: int) -> list[float]:
+    """Where to preempt, as shares of the run: one random point in each of `count` equal parts, so that several
+    preemptions never fall into the same second."""
+    generator = random.Random(seed)  # noqa: S311  # which step is killed is no secret
+    return [(index + generator.uniform(0.1, 0.9)) / count for index in range(count)]
+
+
+def dead_holder(head: Head | None) -> str:
+    """The id of HEAD's writer if it was a process of this machine that no longer lives; else ''.
+
+    Only a process of this boot can be judged; for any other holder the lease decides.
+    """
+    if head is None or not head.writer.boot_id or head.writer.boot_id != boot_id():
+        return ""
+    return "" if psutil.pid_exists(head.writer.pid) else head.writer.id
+
+
+class LocalBackend:
+    """Runs one run to its end."""
+
+    def __init__(self, run: LocalRun, store: Store, scratch_root: Path, watcher: Watcher) -> None:
+        self._run = run
+        self._store = store
+        self._scratch_root = scratch_root
+        self._watcher = watcher
+        self._points = preemption_points(run.preemptions, run.seed)
+        self._stop_signals = 0
+        self._scratch: Scratch | None = None
+
+    def run(self) -> Ended:
+        """Supervise attempts until the run is finished, stopped or given up.
+
+        Raises:
+            RunHeld: another launcher or machine has it.
+            UserError: the trainer refused the input.
+            RunFailed: crashes without progress.
+        """
+        head = read_head(self._store)
+        gone = dead_holder(head)
+        if head is not None and not gone:
+            self._refuse_if_held(head)
+        fruitless, attempts = 0, 0
+        with self._signals(), self._no_orphans():
+            while True:
+                attempts += 1
+                before = _committed_step(self._store)
+                scratch = Scratch(self._scratch_root / f"attempt-{time.time_ns()}")
+                outcome = self._attempt(scratch, gone)
+                claimed = scratch.read_head()
+                gone = claimed.writer.id if claimed else gone
+                if outcome is not None and self._is_final(outcome):
+                    self._clean(scratch)
+                    return Ended(outcome=outcome, attempts=attempts)
+                fruitless = 0 if outcome is None or _committed_step(self._store) > before else fruitless + 1
+                if fruitless >= MAX_FRUITLESS_FAILURES:
+                    raise self._give_up(scratch, outcome)
+                self._clean(scratch)
+
+    # --- one attempt ------------------------------------------------------------------------------
+
+    def _attempt(self, scratch: Scratch, gone: str) -> Outcome | None:
+        """Run one attempt; returns its outcome, or None if it was preempted."""
+        self._scratch = scratch
+        scratch.folder.mkdir(parents=True)
+        with (scratch.folder / "supervisor.txt").open("wb") as output:
+            process = subprocess.Popen(
+                self._command(scratch, gone),
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+            )
+        announced, preempted_at = 0, None
+        while process.poll() is None:
+            time.sleep(POLL_S)
+            if not announced and (head := scratch.read_head()):
+                announced = head.epoch
+                self._watcher.attempt_started(announced)
+            progress = scratch.read_progress()
+            self._watcher.progress(progress)
+            if self._stop_signals:
+                request_stop(scratch.stop)
+            if self._stop_signals > 1 or self._preemption_due(progress):
+                preempted_at = progress.step
+                _kill(process)
+        kill_descendants()
+        if preempted_at is not None and not self._stop_signals:
+            self._record_preemption(scratch, announced, preempted_at)
+            return None
+        outcome = scratch.read_result() or Outcome(
+            kind="failed", step=scratch.read_progress().step, message="the attempt was killed from outside"
+        )
+        self._watcher.attempt_ended(outcome)
+        return outcome
+
+    def _preemption_due(self, progress: Progress) -> bool:
+        if not self._points or not progress.total_steps or progress.phase not in ("training", "saving"):
+            return False
+        if progress.step < math.ceil(self._points[0] * progress.total_steps):
+            return False
+        self._points.pop(0)
+        return True
+
+    def _record_preemption(self, scratch: Scratch, attempt: int, step: int) -> None:
+        """The dead can't write: send what is left of the log, and note what happened."""
+        self._watcher.preempted(step)
+        Journal(self._store, f"logs/a{attempt:04d}", scratch.log).sync(whole=True)
+        Diary(self._store, attempt).write("preempted", step=step, by="--preempt")
+
+    def _command(self, scratch: Scratch, gone: str) -> list[str]:
+        run = self._run
+        command = [sys.executable, "-m", "trainer.main", run.recipe, "--run", run.run, "--bucket", run.bucket]
+        command += ["--scratch", str(scratch.folder), "--predecessor-gone", gone]
+        if run.processes:
+            command += ["--processes", str(run.processes)]
+        return command
+
+    # --- after an attempt -------------------------------------------------------------------------
+
+    def _is_final(self, outcome: Outcome) -> bool:
+        """Does the run end here? Raises what the user has to fix."""
+        if outcome.kind == "fenced":
+            raise RunFailed(outcome.message, outcome.hint)
+        if outcome.kind == "user_error":
+            if self._claimed():  # else the run is somebody else's: its diary is none of our business
+                self._diary().write("failed", message=outcome.message)
+            raise UserError(outcome.message, outcome.hint)
+        if self._stop_signals:
+            self._diary().write("stopped", step=outcome.step)
+            return True
+        return bool(outcome.kind == "finished")  # bool: mypy does not follow the trainer package
+
+    def _give_up(self, scratch: Scratch, outcome: Outcome | None) -> RunFailed:
+        message = outcome.message if outcome else "the attempts ended without a word"
+        self._diary().write("failed", message=message)
+        return RunFailed(
+            f"gave up after {MAX_FRUITLESS_FAILURES} attempts without progress: {message}",
+            f"log: notus-launch logs {self._run.run}   (local copy: {scratch.log})",
+        )
+
+    def _claimed(self) -> Head | None:
+        return self._scratch.read_head() if self._scratch else None
+
+    def _diary(self) -> Diary:
+        head = self._claimed()
+        return Diary(self._store, head.epoch if head else 0)
+
+    def _refuse_if_held(self, head: Head) -> None:
+        """Ask the decision of the fence before anything is started; the attempt's own claim is what protects."""
+        next_claim(head, head.writer.model_copy(update={"id": "launcher"}), SystemClock().now(), 0.0)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM: once = save and stop, twice = stop now."""
+
+        def on_signal(signum: int, frame: FrameType | None) -> None:
+            self._stop_signals += 1
+            self._watcher.stopping()
+
+        old = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def _no_orphans(self) -> Iterator[None]:
+        adopt_orphans()
+        try:
+            yield
+        finally:
+            kill_descendants()
+
+    def _clean(self, scratch: Scratch) -> None:
+        """Scratch holds nothing that the bucket lacks."""
+        shutil.rmtree(scratch.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._scratch_root.rmdir()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL the attempt with everything below it, all at once, as a machine that is taken away."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        below = psutil.Process(process.pid).children(recursive=True)
+        for victim in (process.pid, *(child.pid for child in below)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+    process.wait()
+
+
+def _committed_step(store: Store) -> int:
+    try:
+        head = read_head(store)
+    except NotusError:
+        return -1
+    return head.commits[0].step if head and head.commits else -1

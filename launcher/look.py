@@ -1,0 +1,86 @@
+"""Looking at runs: status, logs and receipts, from the bucket alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from rich.console import Console
+
+from checkpoints.clock import Clock, SystemClock
+from checkpoints.journal import read_journal
+from checkpoints.run import list_runs, open_run, read_run
+from checkpoints.store import Store, open_store
+from launcher.errors import UnknownRun
+from launcher.launch import check_output, read_receipt, show_receipt
+from launcher.options import default_bucket
+from launcher.report.render import status_table
+from launcher.report.status import read_status
+from trainer.recipe import Recipe
+
+FOLLOW_EVERY_S = 2.0
+
+
+def show_status(bucket: str | None, names: list[str] | None, output: str) -> None:
+    """Print the status of some or all runs."""
+    check_output(output)
+    url = bucket or default_bucket()
+    now = datetime.now(UTC)
+    found = list_runs(open_store(url)) if names is None else names
+    statuses = [read_status(open_run(url, name), name, now) for name in found]
+    if output == "json":
+        sys.stdout.write(json.dumps([status.model_dump(mode="json") for status in statuses], indent=2) + "\n")
+    elif statuses:
+        Console().print(status_table(statuses))
+    else:
+        sys.stderr.write(f"notus-launch: no runs in {url}\n")
+
+
+def show_report(bucket: str | None, name: str, output: str) -> None:
+    """Print the receipt of a run."""
+    check_output(output)
+    store = existing_run(bucket, name)
+    record = read_run(store)
+    recipe = Recipe.model_validate(record.recipe) if record else None
+    show_receipt(read_receipt(store, name, recipe), output)
+
+
+def print_logs(bucket: str | None, name: str, attempt: int | None, *, follow: bool) -> None:
+    """Print the mirrored logs."""
+    store = existing_run(bucket, name)
+    found = False
+    for data in log_stream(store, name, attempt, follow=follow, clock=SystemClock()):
+        found = True
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    if not found:
+        which = f"attempt {attempt} of run {name!r}" if attempt else f"run {name!r}"
+        raise UnknownRun(f"{which} has no log", "see `notus-launch report` for its attempts")
+
+
+def log_stream(store: Store, name: str, attempt: int | None, *, follow: bool, clock: Clock) -> Iterator[bytes]:
+    """Yield log bytes; with `follow` until the run is over."""
+    printed: dict[str, int] = {}
+    while True:
+        over = read_status(store, name, clock.now()).state in ("finished", "failed", "stopped")
+        for folder in sorted({entry.key.rsplit("/", 1)[0] for entry in store.list("logs")}):
+            if attempt is not None and folder != f"logs/a{attempt:04d}":
+                continue
+            if folder not in printed and attempt is None:
+                yield f"=== attempt {int(folder[-4:])}\n".encode()
+            for data in read_journal(store, folder, printed.setdefault(folder, 0)):
+                printed[folder] += len(data)
+                yield data
+        if not follow or over:
+            return
+        clock.sleep(FOLLOW_EVERY_S)
+
+
+def existing_run(bucket: str | None, name: str) -> Store:
+    """The store of a run that is there; raises `UnknownRun`."""
+    store = open_run(bucket or default_bucket(), name)
+    if read_run(store) is None:
+        raise UnknownRun(f"there is no run {name!r} in {bucket or default_bucket()}", "list them: notus-launch runs")
+    return store

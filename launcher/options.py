@@ -1,0 +1,60 @@
+"""The options that several commands share, with their help texts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeOption = Annotated[str, typer.Option("--recipe", help="Recipe name, or the path of a .yaml file.")]
+CloudOption = Annotated[
+    list[str] | None,
+    typer.Option("--cloud", help="gcp, lambda, aws, runpod, nebius, vast, or local = this machine. Repeatable."),
+]
+GpusOption = Annotated[list[str] | None, typer.Option("--gpus", help="KIND:COUNT, for example A100:8. Repeatable.")]
+SpotOption = Annotated[bool, typer.Option("--spot", help="Spot machines only.")]
+OnDemandOption = Annotated[bool, typer.Option("--on-demand", help="On-demand machines only.")]
+AutoOption = Annotated[bool, typer.Option("--auto", help="Both, by expected cost (the default).")]
+DeadlineOption = Annotated[str | None, typer.Option(help="24h, 90m, 1d or an ISO time.")]
+BudgetOption = Annotated[float | None, typer.Option(help="US dollars for the whole run.", min=0.01)]
+BucketOption = Annotated[
+    str | None,
+    typer.Option(
+        "--bucket",
+        envvar="NOTUS_BUCKET",
+        help="s3://..., gs://... or a folder. Default here: ~/.notus/bucket.",
+    ),
+]
+NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run. The same name goes on with it.")]
+HoursOption = Annotated[float | None, typer.Option(help="Hours of work, instead of the recipe's figure.", min=0.001)]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Compare plans and show the task. Starts nothing.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before money is spent.")]
+DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return after submission (clouds only).")]
+PreemptOption = Annotated[
+    int,
+    typer.Option(help="Local only: kill it so many times at random steps, and compare the result.", min=0, max=20),
+]
+SeedOption = Annotated[int | None, typer.Option(help="Local only: seed of the random steps of --preempt.")]
+ProcessesOption = Annotated[
+    int | None, typer.Option(help="Local only: ranks. Default: one a GPU, else the recipe's.", min=1)
+]
+OutputOption = Annotated[str, typer.Option("--output", "-o", help="text or json.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log on stderr.")]
+RunArgument = Annotated[str, typer.Argument(help="Name of the run.")]
+OptionalRunArgument = Annotated[str | None, typer.Argument(help="Name of the run. Default: all.")]
+AttemptOption = Annotated[int | None, typer.Option("--attempt", help="Only this attempt.", min=1)]
+FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")]
+
+
+def home() -> Path:
+    """Our folder in the user's home: the default bucket and scratch space. NOTUS_HOME moves it."""
+    return Path(os.environ.get("NOTUS_HOME") or "~/.notus").expanduser()
+
+
+def default_bucket() -> str:
+    """The embedded default: a folder, created on first use."""
+    bucket = home() / "bucket"
+    bucket.mkdir(parents=True, exist_ok=True)
+    return f"file://{bucket}"

@@ -1,0 +1,1 @@
+"""What a run did, worked out from the bucket alone."""

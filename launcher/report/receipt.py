@@ -1,0 +1,190 @@
+"""The receipt: what a run did, what of it was lost, what it cost. A pure function of the diary and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from checkpoints.events import Event
+from checkpoints.run import StepMetrics
+from launcher.offers import Offer
+
+
+class AttemptLine(BaseModel):
+    """One attempt."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    started_at: datetime
+    ended_at: datetime
+    ended: str = Field(description="finished, preempted, failed, user_error, running, ...")
+    from_step: int = Field(description="the step it resumed from, 0 = the start")
+    to_step: int = Field(description="the last step it did")
+    redone_steps: int = Field(description="of its steps, how many a later attempt had to do again")
+    startup_s: float = Field(description="from its start to the end of its first step")
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended_at - self.started_at).total_seconds()
+
+
+class CostLine(BaseModel):
+    """What the machine hours of this run would cost on a real offer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    offer: str
+    price_usd_per_hour: float
+    cost_usd: float
+
+
+class Receipt(BaseModel):
+    """A run in figures."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    state: Literal["running", "finished", "stopped", "failed", "empty"]
+    attempts: tuple[AttemptLine, ...]
+    preemptions: int
+    failures: int
+    steps: int = Field(description="optimizer steps of the run that are done")
+    steps_redone: int
+    wall_s: float = Field(description="from the first attempt's start to the last one's end")
+    useful_s: float = Field(description="spent on steps that were kept")
+    saving_s: float = Field(description="training stood still for saves")
+    saves: int
+    startup_s: float
+    redone_s: float = Field(description="spent on steps that were lost")
+    waiting_s: float = Field(description="between attempts")
+    other_s: float = Field(description="evaluation, export, shutting down")
+    lost_to_preemptions_s: float = Field(description="redone steps, waiting, and the start-ups after the first")
+    goodput: float = Field(description="useful_s / wall_s")
+    machine_hours: float
+    costs: tuple[CostLine, ...] = ()
+    damaged_checkpoints: int = 0
+    bit_exact: bool | None = Field(default=None, description="None = not compared")
+    compared: dict[str, Any] = Field(default_factory=dict)
+
+
+def make_receipt(
+    run: str, events: Sequence[Event], metrics: Sequence[StepMetrics], offers: Sequence[Offer], now: datetime
+) -> Receipt:
+    """Work out the receipt. `offers` are the ones to price the machine hours with; `now` ends a running attempt."""
+    attempts = _attempts(events, now)
+    kept = _kept_seconds(metrics, attempts)
+    saves = [event for event in events if event.kind == "saved"]
+    saving_s = sum(float(event.data.get("stalled_s", 0.0)) for event in saves)
+    wall_s = (attempts[-1].ended_at - attempts[0].started_at).total_seconds() if attempts else 0.0
+    running_s = sum(attempt.seconds for attempt in attempts)
+    startup_s = sum(attempt.startup_s for attempt in attempts)
+    redone_s = _redone_seconds(attempts, kept)
+    # The first step of an attempt counts as start-up: it compiles, allocates and waits for the slowest rank.
+    useful_s = max(0.0, sum(kept.values()) - saving_s)
+    waiting_s = max(0.0, wall_s - running_s)
+    other_s = max(0.0, wall_s - useful_s - saving_s - startup_s - redone_s - waiting_s)
+    later_startups_s = sum(attempt.startup_s for attempt in attempts[1:])
+    compared = [event.data for event in events if event.kind == "compared"]
+    hours = running_s / 3600
+    return Receipt(
+        run=run,
+        state=_state(events, attempts),
+        attempts=tuple(attempts),
+        preemptions=sum(attempt.ended == "preempted" for attempt in attempts),
+        failures=sum(attempt.ended in ("failed", "user_error", "fenced") for attempt in attempts),
+        steps=max((attempt.to_step - attempt.redone_steps for attempt in attempts), default=0),
+        steps_redone=sum(attempt.redone_steps for attempt in attempts),
+        wall_s=wall_s,
+        useful_s=useful_s,
+        saving_s=saving_s,
+        saves=len(saves),
+        startup_s=startup_s,
+        redone_s=redone_s,
+        waiting_s=waiting_s,
+        other_s=other_s,
+        lost_to_preemptions_s=redone_s + waiting_s + later_startups_s,
+        goodput=useful_s / wall_s if wall_s else 0.0,
+        machine_hours=hours,
+        costs=tuple(
+            CostLine(
+                offer=f"{offer.cloud} {'spot' if offer.spot else 'on demand'} {offer.gpus}",
+                price_usd_per_hour=offer.price_usd_per_hour,
+                cost_usd=hours * offer.price_usd_per_hour,
+            )
+            for offer in offers
+        ),
+        damaged_checkpoints=sum(event.kind == "damaged" for event in events),
+        bit_exact=bool(compared[-1]["equal"]) if compared else None,
+        compared=compared[-1] if compared else {},
+    )
+
+
+def _attempts(events: Sequence[Event], now: datetime) -> list[AttemptLine]:
+    lines: list[AttemptLine] = []
+    numbers = sorted({event.attempt for event in events if event.kind == "attempt_started"})
+    for number in numbers:
+        mine = {event.kind: event for event in events if event.attempt == number}
+        started = mine["attempt_started"].time
+        last_seen = max(event.time for event in events if event.attempt == number)
+        end = mine.get("preempted") or mine.get("attempt_ended")
+        if end is None:  # it still runs, or its machine died and nobody was there to say so
+            ended_at, ended = (now, "running") if number == numbers[-1] else (last_seen, "preempted")
+        else:
+            ended_at = end.time
+            ended = "preempted" if end.kind == "preempted" else str(end.data.get("outcome", "failed"))
+        from_step = int(mine["resumed"].data["step"]) if "resumed" in mine else 0
+        steps = [int(event.data["step"]) for event in events if event.attempt == number and "step" in event.data]
+        training = mine.get("training")
+        lines.append(
+            AttemptLine(
+                number=number,
+                started_at=started,
+                ended_at=ended_at,
+                ended="stopped" if ended == "preempted" and end is not None and end.kind == "attempt_ended" else ended,
+                from_step=from_step,
+                to_step=max([from_step, *steps]),
+                redone_steps=0,
+                startup_s=((training.time if training else ended_at) - started).total_seconds(),
+            )
+        )
+    for index, line in enumerate(lines[:-1]):
+        redone = max(0, line.to_step - max(lines[index + 1].from_step, line.from_step))
+        lines[index] = line.model_copy(update={"redone_steps": redone})
+    return lines
+
+
+def _kept_seconds(metrics: Sequence[StepMetrics], attempts: Sequence[AttemptLine]) -> dict[int, float]:
+    """Seconds of each kept step on rank 0, without each attempt's first."""
+    first = {attempt.number: attempt.from_step + 1 for attempt in attempts}
+    kept_to = {attempt.number: attempt.to_step - attempt.redone_steps for attempt in attempts}
+    return {
+        item.step: float(item.values["seconds"])
+        for item in metrics
+        if item.rank == 0 and first.get(item.attempt, 0) < item.step <= kept_to.get(item.attempt, 0)
+    }
+
+
+def _redone_seconds(attempts: Sequence[AttemptLine], kept: dict[int, float]) -> float:
+    """Lost steps at the mean pace of the kept ones: the machine that did them can't be asked any more."""
+    pace = sum(kept.values()) / len(kept) if kept else 0.0
+    return pace * sum(attempt.redone_steps for attempt in attempts)
+
+
+def _state(
+    events: Sequence[Event], attempts: Sequence[AttemptLine]
+) -> Literal["running", "finished", "stopped", "failed", "empty"]:
+    if not attempts:
+        return "empty"
+    ends = [event for event in events if event.kind in ("finished", "failed", "stopped", "attempt_started")]
+    match ends[-1].kind:
+        case "finished":
+            return "finished"
+        case "failed":
+            return "failed"
+        case "stopped":
+            return "stopped"
+    return "running" if attempts[-1].ended in ("running", "preempted") else "stopped"

@@ -1,0 +1,84 @@
+"""Where a run is, from the bucket alone."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from checkpoints.events import Event, read_events
+from checkpoints.head import Head, read_head
+from checkpoints.run import Heartbeat, read_heartbeat, read_run
+from checkpoints.store import Store
+from launcher.errors import UnknownRun
+
+SILENCE_S = 120.0
+"""Without a heartbeat for so long, a running attempt is called silent: the machine may be gone."""
+
+_FINAL = {"finished": "finished", "failed": "failed", "stopped": "stopped"}
+_STATE_EVENTS = frozenset({*_FINAL, "attempt_started", "preempted", "attempt_ended"})
+
+
+class RunStatus(BaseModel):
+    """One line of `notus-launch status`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    recipe: str
+    state: str
+    attempt: int | None
+    phase: str | None
+    step: int
+    total_steps: int
+    saved_step: int | None
+    loss: float | None
+    silent_s: float | None
+
+
+def read_status(store: Store, name: str, now: datetime) -> RunStatus:
+    """The status of a run; raises `UnknownRun`."""
+    record = read_run(store)
+    if record is None:
+        raise UnknownRun(f"there is no run {name!r} in {store.url.rsplit('/', 1)[0]}", "list them: notus-launch runs")
+    return derive_status(name, record.recipe_name, read_head(store), read_heartbeat(store), read_events(store), now)
+
+
+def derive_status(
+    name: str,
+    recipe: str,
+    head: Head | None,
+    heartbeat: Heartbeat | None,
+    events: list[Event],
+    now: datetime,
+) -> RunStatus:
+    """Pure part of `read_status`."""
+    last = next((event for event in reversed(events) if event.kind in _STATE_EVENTS), None)
+    silent_s = max(0.0, (now - heartbeat.time).total_seconds()) if heartbeat else None
+    if last is None:
+        state = "waiting"
+    elif last.kind in _FINAL:
+        state = _FINAL[last.kind]
+    elif last.kind == "attempt_started":
+        state = "running" if silent_s is not None and silent_s < SILENCE_S else "silent"
+        if heartbeat is None or heartbeat.attempt != last.attempt:
+            state = "starting" if (now - last.time).total_seconds() < SILENCE_S else "silent"
+    else:
+        state = "recovering"
+    return RunStatus(
+        run=name,
+        recipe=recipe,
+        state=state,
+        attempt=last.attempt if last else None,
+        phase=heartbeat.phase if heartbeat and state == "running" else None,
+        step=max(heartbeat.step if heartbeat else 0, _last_step(events)),
+        total_steps=heartbeat.total_steps if heartbeat else 0,
+        saved_step=head.commits[0].step if head and head.commits else None,
+        loss=heartbeat.loss if heartbeat else None,
+        silent_s=silent_s,
+    )
+
+
+def _last_step(events: list[Event]) -> int:
+    ended = [event for event in events if event.kind in ("attempt_ended", "finished")]
+    return int(ended[-1].data.get("step", 0)) if ended else 0

@@ -1,0 +1,139 @@
+"""What the user asked for, typed and checked: the same model for the command line and for other callers."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from launcher.errors import RequestError
+
+Market = Literal["auto", "spot", "on-demand"]
+
+
+class CloudTraits(NamedTuple):
+    """What a cloud can do, as far as a run cares."""
+
+    name: str
+    label: str
+    has_spot: bool
+    has_notice: bool
+    """Announces a preemption to the VM."""
+
+
+CLOUDS = {
+    traits.name: traits
+    for traits in (
+        CloudTraits("gcp", "GCP", has_spot=True, has_notice=True),
+        CloudTraits("lambda", "Lambda", has_spot=False, has_notice=False),
+        CloudTraits("aws", "AWS", has_spot=True, has_notice=True),
+        CloudTraits("runpod", "RunPod", has_spot=False, has_notice=False),
+        CloudTraits("nebius", "Nebius", has_spot=True, has_notice=False),
+        CloudTraits("vast", "Vast", has_spot=False, has_notice=False),
+    )
+}
+"""Lambda has no spot, no stop and no notice (skypilot-facts). RunPod's and Vast's spot columns of the catalog equal the
+on-demand price or zero, so they aren't read as spot here."""
+
+LOCAL = "local"
+
+GPU_MEMORY_GIB = {"A100": 40, "A100-80GB": 80, "H100": 80}
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """So many GPUs of one kind, all in one node."""
+
+    name: str
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.count}"
+
+
+class LaunchRequest(BaseModel):
+    """A launch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    clouds: tuple[str, ...] = Field(default=(), description="names of CLOUDS; empty = all of them")
+    gpus: tuple[Gpus, ...] = Field(default=(), description="empty = what the recipe and its larger sisters run on")
+    market: Market = "auto"
+    deadline_h: float | None = None
+    budget_usd: float | None = None
+    hours: float | None = Field(default=None, description="of work, instead of the recipe's figure")
+    bucket: str | None = None
+    name: str | None = None
+
+
+def parse_gpus(text: str) -> Gpus:
+    """`A100:8` -> Gpus; raises `RequestError` with the nearest known kind."""
+    match = re.fullmatch(r"([A-Za-z0-9-]+)(?::([0-9]+))?", text)
+    if not match or match[2] == "0":
+        raise RequestError(f"{text!r} is not a GPU request", "write KIND:COUNT, for example A100:8")
+    names = {name.lower(): name for name in GPU_MEMORY_GIB}
+    name = names.get(match[1].lower())
+    if name is None:
+        raise RequestError(
+            f"unknown GPU {match[1]!r}{_did_you_mean(match[1], GPU_MEMORY_GIB)}",
+            f"known: {_join(GPU_MEMORY_GIB)}",
+        )
+    return Gpus(name, int(match[2] or 8))
+
+
+def parse_clouds(names: Sequence[str]) -> tuple[str, ...]:
+    """Cloud names, checked; raises `RequestError` with the nearest known one."""
+    found = []
+    for name in names:
+        lowered = name.lower()
+        if lowered not in CLOUDS and lowered != LOCAL:
+            known = (*CLOUDS, LOCAL)
+            raise RequestError(f"unknown cloud {name!r}{_did_you_mean(lowered, known)}", f"known: {_join(known)}")
+        found.append(lowered)
+    if LOCAL in found and len(found) > 1:
+        raise RequestError("--cloud local can't be combined with another cloud", "leave one of them out")
+    return tuple(found)
+
+
+def parse_deadline(text: str, now: datetime) -> float:
+    """`24h`, `90m`, `1d` or an ISO time -> hours from now; raises `RequestError`."""
+    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([mhd])", text.strip().lower()):
+        return float(match[1]) * {"m": 1 / 60, "h": 1.0, "d": 24.0}[match[2]]
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise RequestError(
+            f"{text!r} is not a deadline", "write a duration (24h, 90m, 1d) or a time (2026-11-25T08:00)"
+        ) from None
+    moment = moment.astimezone() if moment.tzinfo is None else moment
+    hours = (moment.astimezone(UTC) - now) / timedelta(hours=1)
+    if hours <= 0:
+        raise RequestError(f"the deadline {text} has passed", "choose a later one")
+    return hours
+
+
+def check_market(clouds: Sequence[str], market: Market) -> None:
+    """Refuse what a cloud can't do. Raises `RequestError`."""
+    for name in clouds:
+        if market == "spot" and name in CLOUDS and not CLOUDS[name].has_spot:
+            spot = _join(traits.name for traits in CLOUDS.values() if traits.has_spot)
+            raise RequestError(
+                f"{CLOUDS[name].label} has no spot machines",
+                f"use --on-demand with it, or a cloud that has spot: {spot}",
+            )
+
+
+def _did_you_mean(given: str, known: Sequence[str] | dict[str, int]) -> str:
+    lowered = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(given.lower(), list(lowered), n=1, cutoff=0.4)
+    return f"; did you mean {lowered[close[0]]!r}?" if close else ""
+
+
+def _join(names: object) -> str:
+    return ", ".join(names)  # type: ignore[arg-type]

@@ -1,0 +1,108 @@
+"""A plan as a SkyPilot managed-job task. Pure: the same input gives the same text, and SkyPilot isn't imported."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import LiteralScalarString
+
+from launcher.plan import Rung
+from trainer.errors import EXIT_PREEMPTED
+from trainer.recipe import Recipe
+
+PYTHON = "3.11"
+DISK_GB = 512
+"""Base weights, caches, and scratch space for the export of a 7B model, with room."""
+
+SETUP = f"""\
+set -euo pipefail
+# Runs on every fresh VM, recoveries included. A failure here ends the job (it is never retried), so
+# downloads are tried three times. Never exit 75 here: that would ask for a new VM, for ever.
+retry() {{ "$@" || {{ sleep 10; "$@"; }} || {{ sleep 60; "$@"; }}; }}
+export PATH="$HOME/.local/bin:$PATH"
+command -v uv >/dev/null || retry python3 -m pip install --user uv
+[ -x ~/notus-venv/bin/python ] || retry uv venv --python {PYTHON} --seed ~/notus-venv
+. ~/notus-venv/bin/activate
+# torch first: a later resolve may otherwise swap its build
+retry pip install torch==2.13.0
+retry pip install -c constraints.txt '.[trainer]'
+nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv
+# flash-attn is compiled against this torch; without it the trainer uses sdpa and says so
+pip install -c constraints.txt --no-build-isolation '.[gpu]' || echo 'notus: flash-attn is not available, using sdpa'
+"""
+
+RUN = """\
+. ~/notus-venv/bin/activate
+exec notus-train "$NOTUS_RECIPE" --run "$NOTUS_RUN" --bucket "$NOTUS_BUCKET"
+"""
+
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
+def task_config(
+    recipe: Recipe,
+    ladder: Sequence[Rung],
+    *,
+    run: str,
+    bucket: str | None,
+    recipe_argument: str | None = None,
+) -> dict[str, Any]:
+    """The task as plain data, in the order that people read it.
+
+    A `bucket` of None becomes a null env: SkyPilot refuses to launch until `--env NOTUS_BUCKET=...` gives it.
+    Secrets are names; SkyPilot takes the values from `--secret NAME`.
+    """
+    return {
+        "name": run,
+        "resources": {
+            "disk_size": DISK_GB,
+            "ordered": [{"infra": rung.cloud, "accelerators": rung.gpus, "use_spot": rung.spot} for rung in ladder],
+            # Outside of `ordered`: SkyPilot copies it onto every entry, and refuses entries that differ.
+            "job_recovery": {
+                "strategy": "EAGER_NEXT_REGION",
+                "max_restarts_on_errors": 0,
+                "recover_on_exit_codes": [EXIT_PREEMPTED],
+            },
+        },
+        "envs": {
+            "NOTUS_BUCKET": bucket,
+            "NOTUS_RUN": run,
+            "NOTUS_RECIPE": recipe_argument or recipe.name,
+        },
+        "secrets": dict.fromkeys(needed_secrets(recipe, bucket)),
+        "workdir": ".",
+        "setup": SETUP,
+        "run": RUN,
+    }
+
+
+def needed_secrets(recipe: Recipe, bucket: str | None) -> list[str]:
+    """Names of the secrets that the run needs."""
+    needed = ["HF_TOKEN"]
+    if "wandb" in recipe.tracking:
+        needed.append("WANDB_API_KEY")
+    if bucket is None or bucket.startswith("s3://"):
+        needed += ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
+    return [name for name in SECRETS if name in needed]
+
+
+def to_yaml(config: dict[str, Any], header: str = "") -> str:
+    """The task as YAML text, scripts as literal blocks."""
+    literal = {
+        key: LiteralScalarString(value) if isinstance(value, str) and "\n" in value else value
+        for key, value in config.items()
+    }
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(type(None), _null)
+    stream = io.StringIO()
+    yaml.dump(literal, stream)
+    return header + stream.getvalue()
+
+
+def _null(representer: Any, value: None) -> Any:
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")

@@ -1,0 +1,235 @@
+"""One attempt as its machine sees it: claim the run, start the ranks, keep the lease, mirror the log, say how it ended.
+
+Imports no torch: the supervisor stays responsive while the ranks compute, and refuses bad input at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+from checkpoints.errors import Fenced, NotusError
+from checkpoints.events import Diary
+from checkpoints.head import LEASE_S, Lease, Writer
+from checkpoints.journal import Journal
+from checkpoints.run import HEARTBEAT_KEY, Heartbeat
+from checkpoints.store import Store
+from trainer.processes import adopt_orphans, die_with_parent, kill_descendants
+from trainer.recipe import Recipe
+from trainer.scratch import Outcome, Scratch
+from trainer.stop import request_stop
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.5
+HEARTBEAT_S = 5.0
+STOP_GRACE_S = 600.0
+"""How long an attempt may take to save and end after a stop; a step of a 7B model and its save take far less."""
+
+
+def boot_id() -> str:
+    """Identifies the running kernel: a pid of another boot says nothing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+class Supervisor:
+    """Runs one attempt on this machine."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        recipe_name: str,
+        *,
+        run: str,
+        bucket: str,
+        store: Store,
+        scratch: Scratch,
+        processes: int,
+    ) -> None:
+        self._recipe = recipe
+        self._recipe_name = recipe_name
+        self._run = run
+        self._bucket = bucket
+        self._store = store
+        self._scratch = scratch
+        self._processes = processes
+
+    def run(self, *, gone: str = "") -> Outcome:
+        """Run the attempt to its end and return how it ended.
+
+        `gone` is the id of a predecessor that is known to be dead (see `checkpoints.head.next_claim`). Raises `RunHeld`
+        if somebody else holds the run, before any process is started.
+        """
+        self._scratch.folder.mkdir(parents=True, exist_ok=True)
+        writer = Writer(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), boot_id=boot_id())
+        self._lease = Lease.claim(self._store, writer, gone=gone)
+        head = self._lease.head
+        self._scratch.write_head(head)
+        self._diary = Diary(self._store, head.epoch)
+        self._diary.write("attempt_started", host=writer.host, processes=self._processes, recipe=self._recipe.name)
+        self._journal = Journal(self._store, f"logs/a{head.epoch:04d}", self._scratch.log)
+        outcome = Outcome(kind="failed", message="the attempt ended without an outcome")
+        try:
+            outcome = self._supervise()
+        finally:
+            self._finish(outcome)
+        return outcome
+
+    def _supervise(self) -> Outcome:
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        adopt_orphans()
+        with self._scratch.log.open("ab", buffering=0) as log:
+            process = subprocess.Popen(
+                self._command(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                start_new_session=True,
+                preexec_fn=lambda: die_with_parent(signal.SIGKILL),
+            )
+        try:
+            fenced = self._watch(process)
+        finally:
+            process.kill()
+            process.wait()  # before the others are reaped, or its exit code would be lost to them
+            kill_descendants()
+        return fenced or self._outcome(process.returncode)
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> Outcome | None:
+        """Wait for the ranks; beat, renew and mirror meanwhile. Returns an outcome only if we were fenced."""
+        next_beat = next_renewal = time.monotonic()
+        deadline = float("inf")
+        while process.poll() is None:
+            now = time.monotonic()
+            try:
+                if now >= next_renewal:
+                    self._lease.renew()
+                    next_renewal = now + LEASE_S / 3
+                if now >= next_beat:
+                    self._beat()
+                    self._journal.sync()
+                    next_beat = now + HEARTBEAT_S
+            except Fenced as error:
+                return Outcome(kind="fenced", message=error.message, hint=error.hint)
+            except NotusError as error:
+                # The store may be back before the lease runs out; a save that fails for good ends the ranks.
+                logger.warning("the bucket does not answer: %s", error.message)
+                next_beat = next_renewal = now + HEARTBEAT_S
+            if self._scratch.stop.exists() and deadline == float("inf"):
+                deadline = now + STOP_GRACE_S
+                self._diary.write("notice", kind="stop", step=self._scratch.read_progress().step)
+            if now > deadline:
+                logger.error("the ranks did not stop within %.0f s: killing them", STOP_GRACE_S)
+                return None
+            try:
+                process.wait(TICK_S)
+            except subprocess.TimeoutExpired:
+                continue
+        return None
+
+    def _outcome(self, returncode: int) -> Outcome:
+        """What the ranks said, the worst first; or that they said nothing."""
+        outcomes = self._scratch.read_outcomes()
+        for kind in ("fenced", "user_error", "failed"):
+            for outcome in outcomes:
+                if outcome.kind == kind:
+                    return outcome
+        if len(outcomes) == self._processes:
+            return outcomes[0]
+        return Outcome(
+            kind="failed",
+            step=self._scratch.read_progress().step,
+            message=f"a rank died without a word (torchrun ended with {returncode})",
+            hint="see `notus-launch logs`; out of memory kills like this",
+        )
+
+    def _finish(self, outcome: Outcome) -> None:
+        progress = self._scratch.read_progress()
+        try:
+            self._journal.sync(whole=True)
+            self._diary.write(
+                "attempt_ended",
+                outcome=outcome.kind,
+                step=max(outcome.step, progress.step),
+                message=outcome.message,
+            )
+            if outcome.kind == "finished":
+                self._diary.write("finished", step=outcome.step)
+            if outcome.kind != "fenced":
+                self._lease.release()
+        except NotusError as error:
+            logger.warning("could not record the end of the attempt: %s", error.message)
+
+    def _beat(self) -> None:
+        progress = self._scratch.read_progress()
+        heartbeat = Heartbeat(attempt=self._lease.head.epoch, time=datetime.now(UTC), **progress.model_dump())
+        self._store.put(HEARTBEAT_KEY, heartbeat.to_json())
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        request_stop(self._scratch.stop)
+
+    def _command(self) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc-per-node={self._processes}",
+            "--standalone",
+            "--max-restarts=0",
+            "-m",
+            "trainer.worker",
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        return rank_environment(
+            os.environ,
+            recipe=self._recipe_name,
+            run=self._run,
+            bucket=self._bucket,
+            scratch=self._scratch.folder,
+            cpu=not gpus_here(),
+        )
+
+
+def rank_environment(
+    base: Mapping[str, str], *, recipe: str, run: str, bucket: str, scratch: Path, cpu: bool
+) -> dict[str, str]:
+    """The environment of the ranks."""
+    environment = {
+        **base,
+        # ninja and torchrun's children are looked up by name
+        "PATH": f"{Path(sys.executable).parent}:{base.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TQDM_DISABLE": "1",  # the log is a file: progress bars would be most of it
+        "WANDB_RUN_ID": run,
+        "WANDB_RESUME": "allow",
+        "WANDB_DIR": str(scratch),
+        "TENSORBOARD_LOGGING_DIR": str(scratch / "tensorboard"),
+        "NOTUS_RECIPE": recipe,
+        "NOTUS_RUN": run,
+        "NOTUS_BUCKET": bucket,
+        "NOTUS_SCRATCH": str(scratch),
+    }
+    if cpu:
+        environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return environment
+
+
+def gpus_here() -> int:
+    """How many NVIDIA GPUs this machine has, without importing torch."""
+    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()])

@@ -1,0 +1,132 @@
+"""The recipe's data set as token ids: loaded, checked, formatted, cut, split."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+import datasets
+from transformers import PreTrainedTokenizerBase
+
+from trainer.errors import DataError
+from trainer.pairs import (
+    COLUMN_SETS,
+    find_columns,
+    fingerprint_rows,
+    fit_pair,
+    local_path,
+    parquet_columns,
+    read_jsonl,
+    text_of,
+    usable,
+)
+from trainer.recipe import Dataset, Dpo, Recipe
+
+logger = logging.getLogger(__name__)
+
+PARALLEL_FROM_ROWS = 2000
+"""Below, starting worker processes takes longer than tokenising."""
+
+
+class Pairs(NamedTuple):
+    """Tokenised preference pairs and what identifies them."""
+
+    train: datasets.Dataset
+    evaluation: datasets.Dataset | None
+    fingerprint: str
+    """xxh3 of the raw rows in order: a data set that changed between two attempts is noticed."""
+
+
+def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
+    """Load the recipe's data set and turn it into token ids.
+
+    Raises:
+        DataError: the set can't be found or read, lacks a column, or has no usable row.
+    """
+    rows = _load_rows(recipe.dataset)
+    columns = find_columns(rows.column_names, recipe.dataset.name)
+    rows = rows.select_columns(list(columns)).rename_columns(dict(zip(columns, COLUMN_SETS[0], strict=True)))
+    if recipe.dataset.rows:
+        rows = rows.select(range(min(recipe.dataset.rows, len(rows))))
+    fingerprint = fingerprint_rows(rows)
+    rows = _without_unusable(rows, recipe.dataset.name)
+    tokenised = rows.map(
+        tokenise_row,
+        fn_kwargs={"tokenizer": tokenizer, "dpo": recipe.dpo},
+        remove_columns=rows.column_names,
+        num_proc=recipe.dataset.workers if len(rows) > PARALLEL_FROM_ROWS else None,
+        desc="tokenising",
+    )
+    if not recipe.dataset.eval_rows:
+        return Pairs(tokenised, None, fingerprint)
+    if recipe.dataset.eval_rows >= len(tokenised):
+        raise DataError(
+            f"dataset.eval_rows is {recipe.dataset.eval_rows}, but {recipe.dataset.name} has only "
+            f"{len(tokenised)} usable rows",
+            "hold out fewer rows",
+        )
+    split = tokenised.train_test_split(test_size=recipe.dataset.eval_rows, seed=recipe.dataset.seed)
+    return Pairs(split["train"], split["test"], fingerprint)
+
+
+def format_pair(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+    """Prompt, chosen and rejected as text: by the tokenizer's chat template, or plain with an end token.
+
+    Raises:
+        DataError: the template renders the prompt differently with and without an answer.
+    """
+    texts = [text_of(row[column]) for column in COLUMN_SETS[0]]
+    if not tokenizer.chat_template:
+        end = tokenizer.eos_token or ""
+        return texts[0], texts[1] + end, texts[2] + end
+    turns = [{"role": "user", "content": texts[0]}]
+    prompt = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    answers = []
+    for text in texts[1:]:
+        conversation = [*turns, {"role": "assistant", "content": text}]
+        whole = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+        if not whole.startswith(prompt):
+            raise DataError(
+                "the chat template renders the prompt differently with and without an answer",
+                "choose a model whose template puts the answer after the generation prompt",
+            )
+        answers.append(whole[len(prompt) :])
+    return prompt, answers[0], answers[1]
+
+
+def tokenise_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dpo: Dpo) -> dict[str, list[int]]:
+    """One row as `prompt_ids, chosen_ids, rejected_ids`, cut to length."""
+    # The template has put the special tokens where they belong; adding them again would double the first one.
+    special = not tokenizer.chat_template
+    prompt, chosen, rejected = format_pair(row, tokenizer)
+    prompt_ids = list(tokenizer(prompt, add_special_tokens=special)["input_ids"])
+    answers = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (chosen, rejected)]
+    return fit_pair(prompt_ids, *answers, dpo)._asdict()
+
+
+def _without_unusable(rows: datasets.Dataset, where: str) -> datasets.Dataset:
+    """Leave out rows in which a text is missing or empty, and pairs without a difference; count them."""
+    kept = rows.filter(usable, desc="checking rows")
+    if not len(kept):
+        raise DataError(f"none of the {len(rows)} rows of {where} has a prompt and two different answers")
+    if len(kept) < len(rows):
+        logger.warning("%s: left out %d of %d rows (empty or equal texts)", where, len(rows) - len(kept), len(rows))
+    return kept
+
+
+def _load_rows(dataset: Dataset) -> datasets.Dataset:
+    path = local_path(dataset)
+    if path is None:
+        try:
+            return datasets.load_dataset(dataset.name, split=dataset.split, revision=dataset.revision)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(
+                f"can't load the data set {dataset.name!r}: {first}",
+                "check the name and your connection (HF_TOKEN for a private set); local files end in .jsonl, .parquet",
+            ) from error
+    if path.suffix == ".parquet":
+        parquet_columns(path)  # raises for a file that is no parquet
+        return datasets.Dataset.from_parquet(str(path))
+    # Through our own reader and not through `datasets`, for errors with a line number.
+    return datasets.Dataset.from_list(list(read_jsonl(path)))

@@ -1,0 +1,102 @@
+"""The checkpoint engine between DeepSpeed and `checkpoints`.
+
+DeepSpeed 0.19.8 has no configuration key for an engine of one's own, but its engine module looks the factory up by name
+when it is built: `install` puts ours there. It keeps references instead of writing files; the keeper copies them into
+a snapshot before the next optimizer step changes them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import deepspeed.runtime.engine
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+
+_SCALERS = {scaler.__name__: scaler for scaler in (LossScaler, DynamicLossScaler)}
+
+
+class BucketEngine(CheckpointEngine):  # type: ignore[misc]  # deepspeed has no types
+    """Collects what DeepSpeed saves, and hands out what was restored. Nothing goes through a file or a pickle.
+
+    Paths are reduced to `<tag>/<file>`, the part that is the same on every machine. `save` keeps references: take the
+    snapshot before the next optimizer step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.name = "notus"
+        self.saved: dict[str, Any] = {}
+        self.restored: dict[str, Any] = {}
+
+    def create(self, info: CheckpointCommitInfo) -> None:
+        self.saved = {}
+
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        self.saved[_name(path)] = plain_state(state_dict)
+
+    def load(self, path: str, map_location: object = None) -> dict[str, Any]:
+        return revive_state(self.restored[_name(path)])
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        return True  # the real commit comes after RNG, scheduler and trainer state are captured too
+
+    def preserves_storage_sharing(self) -> bool:
+        return False  # so DeepSpeed need not clone every tensor before it hands them over
+
+    def stage(self, files: dict[str, Any], folder: Path) -> Path:
+        """Make `engine.load_checkpoint(folder)` find `files`: DeepSpeed globs for names before it loads them.
+
+        The files in `folder` are empty; the contents come from `load`.
+        """
+        self.restored = files
+        for name in files:
+            stub = folder / name
+            stub.parent.mkdir(parents=True, exist_ok=True)
+            stub.touch()
+        tags = {name.split("/")[0] for name in files}
+        (folder / "latest").write_text(tags.pop())
+        return folder
+
+
+def install() -> BucketEngine:
+    """Make DeepSpeed engines built from now on use one shared `BucketEngine`, and return it.
+
+    The reference model's engine gets it as well; it never saves.
+    """
+    engine = BucketEngine()
+
+    def create_checkpoint_engine(*args: object, **kwargs: object) -> BucketEngine:
+        return engine
+
+    deepspeed.runtime.engine.create_checkpoint_engine = create_checkpoint_engine
+    return engine
+
+
+def plain_state(state: dict[str, Any]) -> dict[str, Any]:
+    """A DeepSpeed state dict with its one live object, the loss scaler, as plain data."""
+    optimizer = state.get("optimizer_state_dict")
+    if not isinstance(optimizer, dict) or "loss_scaler" not in optimizer:
+        return state
+    scaler = optimizer["loss_scaler"]
+    if type(scaler).__name__ not in _SCALERS:
+        raise TypeError(f"unknown DeepSpeed loss scaler {type(scaler).__qualname__}")
+    data = {"class": type(scaler).__name__, "attributes": vars(scaler)}
+    return {**state, "optimizer_state_dict": {**optimizer, "loss_scaler": data}}
+
+
+def revive_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of `plain_state`."""
+    optimizer = state.get("optimizer_state_dict")
+    if not isinstance(optimizer, dict) or "loss_scaler" not in optimizer:
+        return state
+    data = optimizer["loss_scaler"]
+    kind = _SCALERS[data["class"]]
+    scaler = kind.__new__(kind)
+    vars(scaler).update(data["attributes"])
+    return {**state, "optimizer_state_dict": {**optimizer, "loss_scaler": scaler}}
+
+
+def _name(path: str) -> str:
+    return "/".join(Path(path).parts[-2:])

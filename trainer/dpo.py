@@ -1,0 +1,61 @@
+"""TRL's DPOTrainer with our saving and resuming in the place of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from trl import DPOTrainer
+
+from trainer import state as states
+
+
+class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
+    """DPO whose state lives in `checkpoints`.
+
+    `resume` holds the restored trees; the overrides below put them where the Trainer would read pickled files.
+    """
+
+    resume: dict[str, Any] | None = None
+    save_state: Callable[[], None]
+    """Makes the state of this moment durable."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.micro_losses: list[torch.Tensor] = []
+        super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset  # `trainer.data` has formatted, cut and tokenised it
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().compute_loss(*args, **kwargs)
+        if self.model.training:
+            loss = result[0] if isinstance(result, tuple) else result
+            self.micro_losses.append(loss.detach())
+        return result
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.save_state()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # Called without DeepSpeed only, before the model is wrapped: the LoRA path.
+        states.load_trainable_state(self.model, self._resumed("adapter"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        self.lr_scheduler.load_state_dict(self._resumed("scheduler"))
+        if not self.is_deepspeed_enabled:
+            self.optimizer.load_state_dict(self._resumed("optimizer"))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        pass  # bf16 has no gradient scaler
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            states.restore_rng(self._resumed("rng"))
+
+    def _resumed(self, name: str) -> Any:
+        assert self.resume is not None
+        return self.resume[name]

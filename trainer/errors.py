@@ -1,0 +1,32 @@
+"""The trainer's branch of the error tree (see `checkpoints.errors`).
+
+NotusError
++-- UserError                exit code 2
+|   +-- RecipeError          a wrong key, type or value in a recipe: file, line, key, nearest valid key
+|   +-- DataError            a data set that can't be trained on
+|   +-- HardwareError        the machine lacks what the recipe needs
++-- TrainingFailed           the ranks ended without an outcome of their own
+Preempted                    not an error: the state is saved, exit code 75
+"""
+
+from __future__ import annotations
+
+from checkpoints.errors import NotusError, UserError
+
+EXIT_PREEMPTED = 75
+
+
+class RecipeError(UserError):
+    """A recipe that doesn't say what it should; the message names file, line and key."""
+
+
+class DataError(UserError):
+    """A data set with missing columns, empty rows or nothing left to train on."""
+
+
+class HardwareError(UserError):
+    """The recipe needs other hardware than this machine has."""
+
+
+class TrainingFailed(NotusError):
+    """A rank crashed; the log of the attempt says why."""

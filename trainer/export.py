@@ -1,0 +1,59 @@
+"""The finished model as a Hugging Face folder in the bucket."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+import xxhash
+
+from checkpoints.errors import NotusError
+from checkpoints.events import Diary
+from checkpoints.names import check_key
+from checkpoints.store import Store
+
+if TYPE_CHECKING:
+    from trainer.dpo import NotusDPOTrainer
+
+logger = logging.getLogger(__name__)
+
+FINAL = "final"
+PICKLED = "training_args.bin"  # the Trainer writes it; nobody should have to load a pickle to use a model
+
+
+def export_model(trainer: NotusDPOTrainer, tokenizer: Any, store: Store, folder: Path, diary: Diary) -> None:
+    """Gather the weights (LoRA: the adapter) on rank 0 and put them, the tokenizer and the config into `final/`.
+
+    Collective. Safe to repeat: an attempt that died in the export is followed by one that exports again. The event
+    `exported` names every file with its hash, and comes last.
+    """
+    trainer.save_model(str(folder))
+    error: NotusError | None = None
+    if dist.get_rank() == 0:
+        tokenizer.save_pretrained(folder)
+        try:
+            files = {
+                path.name: _put(store, path)
+                for path in sorted(folder.iterdir())
+                if path.is_file() and path.name != PICKLED
+            }
+            diary.write("exported", files=files)
+            logger.info("exported %d files to %s/%s", len(files), store.url, FINAL)
+        except NotusError as failure:
+            error = failure
+    errors = [error]
+    dist.broadcast_object_list(errors, src=0)
+    if errors[0] is not None:
+        raise errors[0]
+
+
+def _put(store: Store, path: Path) -> str:
+    key = check_key(f"{FINAL}/{path.name}")
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(16 << 20):
+            digest.update(block)
+    store.put_file(key, path)
+    return digest.hexdigest()

@@ -1,0 +1,124 @@
+"""`notus-train RECIPE`: one attempt of a run on this machine. The launcher starts it, here or on a VM."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from checkpoints.errors import NotusError, UserError
+from checkpoints.run import RunRecord, open_run, register_run
+from checkpoints.store import probe
+from checkpoints.terminal import run_app
+from trainer.attempt import Supervisor, gpus_here
+from trainer.errors import EXIT_PREEMPTED, HardwareError
+from trainer.pairs import check_local
+from trainer.recipe import Recipe, load_recipe
+from trainer.scratch import Outcome, Scratch
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+EXIT_CODES = {"finished": 0, "preempted": EXIT_PREEMPTED, "failed": 1, "fenced": 1, "user_error": 2}
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or the path of a .yaml file.")],
+    run: Annotated[str, typer.Option(help="Name of the run in the bucket.", envvar="NOTUS_RUN")],
+    bucket: Annotated[
+        str, typer.Option(help="s3://..., gs://... or a folder: the run's memory.", envvar="NOTUS_BUCKET")
+    ],
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Ranks. Default: one a GPU, else the recipe's cpu_processes.")
+    ] = None,
+    scratch: Annotated[Path | None, typer.Option(help="Folder for this attempt. Default: a temporary one.")] = None,
+    predecessor_gone: Annotated[
+        str, typer.Option(help="Id of a writer that is known to be dead: its lease is not waited for.")
+    ] = "",
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # run_app reads it
+) -> None:
+    """Run one attempt: resume from the newest good checkpoint, or start, and train until done or stopped.
+
+    Exit codes: 0 done, 1 failed, 2 your error, 75 preempted or stopped with the state saved.
+    """
+    folder = Scratch(scratch or Path(tempfile.mkdtemp(prefix="notus-attempt-")))
+    try:
+        outcome = _attempt(recipe, run, bucket, processes, folder, predecessor_gone)
+    except NotusError as error:
+        kind = "user_error" if isinstance(error, UserError) else "failed"
+        folder.write_result(Outcome(kind=kind, message=error.message, hint=error.hint))
+        raise
+    folder.write_result(outcome)
+    _report(outcome, folder)
+    raise typer.Exit(EXIT_CODES[outcome.kind])
+
+
+def _attempt(recipe: str, run: str, bucket: str, processes: int | None, scratch: Scratch, gone: str) -> Outcome:
+    """Check everything that can be checked without torch, then run the attempt."""
+    settings = load_recipe(recipe)
+    count = processes or default_processes(settings)
+    check_local(settings.dataset)
+    store = open_run(bucket, run)
+    probe(store)
+    register_run(store, new_record(run, settings))
+    supervisor = Supervisor(settings, recipe, run=run, bucket=bucket, store=store, scratch=scratch, processes=count)
+    return supervisor.run(gone=gone)
+
+
+def default_processes(recipe: Recipe) -> int:
+    """One rank a GPU; without GPUs what the recipe allows. Raises `HardwareError` for a recipe that needs GPUs."""
+    gpus = gpus_here()
+    if gpus:
+        return gpus
+    if recipe.hardware.gpus is not None:
+        raise HardwareError(
+            f"recipe {recipe.name!r} needs {recipe.hardware.gpus}, and this machine has no GPU",
+            "launch it in a cloud: notus-launch --cloud lambda; to try the machinery here: --recipe tiny-dpo",
+        )
+    return recipe.hardware.cpu_processes
+
+
+def new_record(run: str, recipe: Recipe) -> RunRecord:
+    """run.json of a new run."""
+    return RunRecord(
+        name=run,
+        created_at=datetime.now(UTC),
+        recipe_name=recipe.name,
+        recipe=recipe.model_dump(mode="json"),
+        versions={"notus-launch": version("notus-launch")},
+    )
+
+
+def _report(outcome: Outcome, scratch: Scratch) -> None:
+    line = {
+        "finished": f"done at step {outcome.step}",
+        "preempted": f"stopped at step {outcome.step}; the state is saved, launch again to go on",
+    }.get(outcome.kind, f"{outcome.kind.replace('_', ' ')}: {outcome.message}")
+    sys.stderr.write(f"notus-train: {line}\n")
+    if outcome.hint:
+        sys.stderr.write(f"  {outcome.hint}\n")
+    if outcome.kind == "failed":
+        sys.stderr.write(f"  the log of this attempt: {scratch.log}\n")
+
+
+def main() -> None:
+    """Entry point."""
+    if "RANK" in os.environ:
+        raise SystemExit(_under_torchrun())
+    run_app(app, "notus-train")
+
+
+def _under_torchrun() -> int:
+    error = UserError("notus-train starts torchrun itself", "run `notus-train RECIPE ...` without torchrun")
+    sys.stderr.write(f"notus-train: {error.message}\n  {error.hint}\n")
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Preference pairs without the training stack: columns, local files, cutting to length.
+
+The launcher checks a data file with it before any machine is paid for; `trainer.data` builds on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import xxhash
+
+from trainer.errors import DataError
+from trainer.recipe import BUILTIN, Dataset, Dpo
+
+COLUMN_SETS = (("prompt", "chosen", "rejected"), ("instruction", "chosen_response", "rejected_response"))
+
+
+class PairIds(NamedTuple):
+    """One pair as token ids."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+def check_local(dataset: Dataset) -> None:
+    """Check a local or built-in set's columns in its first row; hub names pass. Raises `DataError`."""
+    path = local_path(dataset)
+    if path is None:
+        return
+    names = parquet_columns(path) if path.suffix == ".parquet" else list(next(iter(read_jsonl(path))))
+    if names:
+        find_columns(names, dataset.name)
+
+
+def find_columns(names: Sequence[str], where: str) -> tuple[str, ...]:
+    """The three columns that hold prompt, chosen and rejected; raises `DataError` naming the missing ones."""
+    for columns in COLUMN_SETS:
+        if all(column in names for column in columns):
+            return columns
+    best = max(COLUMN_SETS, key=lambda columns: sum(column in names for column in columns))
+    missing = [column for column in best if column not in names]
+    raise DataError(
+        f"{where} has no column {' and no column '.join(map(repr, missing))}; it has {', '.join(names)}",
+        "rename its columns to prompt, chosen, rejected or to instruction, chosen_response, rejected_response",
+    )
+
+
+def read_jsonl(path: Path) -> Iterable[dict[str, Any]]:
+    """Yield the objects of a JSON-lines file; raises `DataError` naming the line."""
+    count = 0
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{path}:{number}: not JSON: {error.msg}", "one JSON object a line") from error
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}:{number}: not a JSON object", "one JSON object a line")
+                count += 1
+                yield row
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", "convert it to UTF-8") from error
+    if not count:
+        raise DataError(f"{path} has no rows", "one JSON object a line")
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Column names of a parquet file; empty where pyarrow is missing (a laptop without the trainer's extra)."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        return []
+    try:
+        return list(parquet.read_schema(path).names)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"can't read {path} as parquet: {error}") from error
+
+
+def local_path(dataset: Dataset) -> Path | None:
+    """The file behind a built-in or local set, None for a hub name; raises `DataError` for an unknown built-in."""
+    if dataset.name.startswith(BUILTIN):
+        name = dataset.name.removeprefix(BUILTIN)
+        path = Path(str(files("trainer").joinpath("builtin", f"{name}.jsonl")))
+        if not path.is_file():
+            raise DataError(f"there is no built-in data set {name!r}", "built in: tiny-preferences")
+        return path
+    path = Path(dataset.name)
+    return path if path.suffix in (".jsonl", ".json", ".parquet") else None
+
+
+def fit_pair(prompt: list[int], chosen: list[int], rejected: list[int], dpo: Dpo) -> PairIds:
+    """Cut a pair to `max_length` as TRL did in 2023 (max_prompt_length with keep_end, gone from today's TRL).
+
+    Only if the prompt and the longer response don't fit together, the prompt is cut to its *last*
+    `max_prompt_length` tokens; only if that is not enough, the responses are cut to their first
+    `max_length - max_prompt_length` tokens. Both sides of a pair keep the same prompt.
+    """
+    longer = max(len(chosen), len(rejected))
+    if len(prompt) + longer > dpo.max_length:
+        prompt = prompt[-dpo.max_prompt_length :]
+    if len(prompt) + longer > dpo.max_length:
+        room = dpo.max_length - dpo.max_prompt_length
+        chosen, rejected = chosen[:room], rejected[:room]
+    return PairIds(prompt, chosen, rejected)
+
+
+def text_of(value: Any) -> str:
+    """The text of a column: a string, or the last turn of a conversation; '' for anything else."""
+    if isinstance(value, list) and value:
+        value = value[-1].get("content") if isinstance(value[-1], dict) else value[-1]
+    return value if isinstance(value, str) else ""
+
+
+def usable(row: dict[str, Any]) -> bool:
+    """Has the row a prompt and two different, non-empty answers?"""
+    prompt, chosen, rejected = (text_of(row[column]).strip() for column in COLUMN_SETS[0])
+    return bool(prompt and chosen and rejected and chosen != rejected)
+
+
+def fingerprint_rows(rows: Iterable[dict[str, Any]]) -> str:
+    """xxh3-128 of the rows' contents in order."""
+    digest = xxhash.xxh3_128()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+    return digest.hexdigest()

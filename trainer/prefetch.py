@@ -1,0 +1,46 @@
+"""Start fetching the checkpoint before torch is imported: the imports take longer than a small restore."""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+from checkpoints.errors import CorruptCheckpoint
+from checkpoints.head import Commit, Head
+from checkpoints.restore import RestoredShard, restore_shard
+from checkpoints.store import Store
+
+
+class _Result(NamedTuple):
+    shard: RestoredShard | None
+    error: BaseException | None
+
+
+class Prefetch:
+    """Fetches one rank's shard of the newest commit in a thread; older ones only when asked."""
+
+    def __init__(self, store: Store, head: Head, rank: int) -> None:
+        self._store = store
+        self._rank = rank
+        self._first = head.commits[0] if head.commits else None
+        self._result: _Result | None = None
+        self._thread = threading.Thread(target=self._fetch, name="prefetch", daemon=True)
+        if self._first is not None:
+            self._thread.start()
+
+    def load(self, commit: Commit) -> RestoredShard:
+        """This rank's shard of `commit`; raises `CorruptCheckpoint` or what the store raised."""
+        if commit != self._first:
+            return restore_shard(self._store, commit, self._rank)
+        self._thread.join()
+        result, self._result = self._result, None
+        if result is None or result.shard is None:
+            raise (result.error if result and result.error else CorruptCheckpoint("the prefetch gave nothing"))
+        return result.shard
+
+    def _fetch(self) -> None:
+        assert self._first is not None
+        try:
+            self._result = _Result(restore_shard(self._store, self._first, self._rank), None)
+        except BaseException as error:
+            self._result = _Result(None, error)

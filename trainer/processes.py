@@ -1,0 +1,35 @@
+"""No process of ours outlives us: orphans come to us, and we end them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+
+import psutil
+
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG = 1
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent dies. torchrun starts each rank in a session of its own, so
+    a process group can't catch them; the subreaper can."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(signum: int) -> None:
+    """Have the kernel send this process `signum` when its parent dies, however it dies."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signum)
+
+
+def kill_descendants(pid: int | None = None, *, grace_s: float = 10.0) -> int:
+    """SIGKILL every descendant of `pid` (default: of this process) and reap ours; returns how many there were."""
+    try:
+        found = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return 0
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(found, timeout=grace_s)
+    return len(found)

@@ -1,0 +1,217 @@
+"""Recipes: everything that decides what a training run computes, as typed YAML.
+
+Importing this module imports no torch: a wrong recipe is refused in a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from trainer.errors import RecipeError
+from trainer.yaml_model import Settings, load_settings
+
+BUILTIN = "builtin:"
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Model(Settings):
+    """The base model. The reference model of DPO is always this one too, also after a resume."""
+
+    name: str = Field(description="hub name, local folder, or `builtin:tiny-llama` (made on the spot, for tests)")
+    revision: str | None = Field(default=None, description="hub revision; pin it for an exact resume months later")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto", description="of the loaded weights; `auto` = as they are stored"
+    )
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = Field(
+        default="auto",
+        description="`auto` = flash_attention_2 on a GPU where flash-attn is installed, else sdpa",
+    )
+
+
+class Dataset(Settings):
+    """Preference pairs: columns `prompt, chosen, rejected` or `instruction, chosen_response, rejected_response`."""
+
+    name: str = Field(
+        description="hub name, a .jsonl or .parquet file (relative to the recipe), or `builtin:tiny-preferences`"
+    )
+    split: str = Field(default="train", description="of a hub data set")
+    revision: str | None = Field(default=None, description="hub revision")
+    rows: PositiveInt | None = Field(default=None, description="use only the first rows, for a quick try")
+    eval_rows: Annotated[int, Field(ge=0)] = Field(default=0, description="rows held out for evaluation")
+    seed: int = Field(default=42, description="of the split into training and evaluation rows")
+    workers: PositiveInt = Field(default=1, description="processes that tokenise")
+
+
+class Dpo(Settings):
+    """The loss."""
+
+    beta: float = Field(default=0.1, gt=0, description="strength of the pull towards the reference model")
+    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = Field(default="sigmoid", description="TRL's loss_type")
+    max_length: PositiveInt = Field(default=1024, description="tokens of prompt and response together")
+    max_prompt_length: PositiveInt = Field(default=512, description="tokens kept of a prompt that is too long")
+
+    @model_validator(mode="after")
+    def _room_for_a_response(self) -> Dpo:
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                f"max_prompt_length {self.max_prompt_length} leaves no room in max_length {self.max_length}"
+            )
+        return self
+
+
+class Training(Settings):
+    """The optimiser and its schedule."""
+
+    epochs: PositiveInt = Field(default=1)
+    max_steps: PositiveInt | None = Field(default=None, description="stop after so many optimizer steps")
+    optimizer: Literal["rmsprop", "adamw"] = Field(default="rmsprop", description="torch.optim.RMSprop or AdamW")
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear")
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1, description="share of the steps with a rising rate")
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    per_device_batch: PositiveInt = Field(default=8, description="pairs per process and micro-step")
+    per_device_eval_batch: PositiveInt = Field(default=4)
+    accumulation: PositiveInt = Field(default=1, description="micro-steps per optimizer step")
+    gradient_checkpointing: bool = Field(default=True)
+    reentrant_checkpointing: bool = Field(default=True)
+    bf16: bool = Field(default=True)
+    seed: int = Field(default=42)
+    eval_every_steps: PositiveInt | None = Field(default=None)
+    eval_every_epoch: bool = Field(default=False)
+    log_every_steps: PositiveInt = Field(default=10)
+
+    @model_validator(mode="after")
+    def _one_eval_rhythm(self) -> Training:
+        if self.eval_every_steps and self.eval_every_epoch:
+            raise ValueError("choose eval_every_steps or eval_every_epoch, not both")
+        return self
+
+
+class Zero(Settings):
+    """DeepSpeed ZeRO stage 3. Offload is part of the arithmetic: a run can't change it and stay bit-exact."""
+
+    offload_optimizer: Literal["none", "cpu"] = Field(default="none")
+    offload_parameters: Literal["none", "cpu"] = Field(default="none")
+    pin_memory: bool = Field(default=True, description="pin the offloaded parameters")
+
+
+class Lora(Settings):
+    """Low-rank adapters (peft)."""
+
+    rank: PositiveInt = Field(default=64)
+    alpha: PositiveInt = Field(default=16)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = Field(default=("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)
+
+
+class Saves(Settings):
+    """When the whole state goes to the bucket. A stop and the end of training always save."""
+
+    every_steps: PositiveInt | None = Field(default=None)
+    every_minutes: float | None = Field(default=None, gt=0, description="of wall time, agreed between the ranks")
+    every_epoch: bool = Field(default=True)
+    keep: PositiveInt = Field(default=1, description="newest checkpoints kept; one more stays as the fallback")
+
+
+class Hardware(Settings):
+    """What the recipe was made for."""
+
+    gpus: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9-]+:[1-9][0-9]*$",
+        description="for example A100:8; null = runs on a CPU",
+    )
+    cpu_processes: PositiveInt = Field(default=2, description="ranks where there is no GPU")
+    hours: float = Field(gt=0, description="of work on `gpus` without any preemption")
+
+
+class Hub(Settings):
+    """Where the finished model is pushed."""
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    private: bool = Field(default=True)
+
+
+class Recipe(Settings):
+    """A training recipe."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    description: str = Field(default="")
+    method: Literal["full", "lora"] = Field(description="all weights under ZeRO-3, or LoRA under DDP")
+    model: Model
+    dataset: Dataset
+    dpo: Dpo = Dpo()
+    training: Training
+    zero: Zero | None = Field(default=None, description="required for `full`")
+    lora: Lora | None = Field(default=None, description="required for `lora`")
+    saves: Saves = Saves()
+    tracking: tuple[Literal["wandb", "tensorboard"], ...] = Field(default=())
+    hub: Hub | None = Field(default=None)
+    hardware: Hardware
+
+    @model_validator(mode="after")
+    def _sections_of_the_method(self) -> Recipe:
+        wanted, other = ("zero", "lora") if self.method == "full" else ("lora", "zero")
+        if getattr(self, wanted) is None:
+            raise ValueError(f"method {self.method} needs a section `{wanted}:`")
+        if getattr(self, other) is not None:
+            raise ValueError(f"method {self.method} has no use for the section `{other}:`")
+        return self
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers: equal identities on equal hardware give equal losses, bit for bit."""
+        return self.model_dump(mode="json", include={"method", "model", "dataset", "dpo", "training", "zero", "lora"})
+
+
+def builtin_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in files("trainer").joinpath("recipes").iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe given by name or path; raises `RecipeError` with the nearest name."""
+    names = builtin_names()
+    if name_or_path in names:
+        return Path(str(files("trainer").joinpath("recipes", f"{name_or_path}.yaml")))
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or "/" in name_or_path:
+        if path.is_file():
+            return path
+        raise RecipeError(f"there is no recipe file {name_or_path}", f"recipes by name: {', '.join(names)}")
+    close = difflib.get_close_matches(name_or_path, names, n=1, cutoff=0.4)
+    suggestion = f"did you mean {close[0]!r}? " if close else ""
+    raise RecipeError(
+        f"there is no recipe {name_or_path!r}; {suggestion}recipes: {', '.join(names)}",
+        "give one of these names, or the path of a .yaml file",
+    )
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Load and validate a recipe; its local data file is resolved to an absolute path. Raises `RecipeError`."""
+    path = find_recipe(name_or_path)
+    recipe = load_settings(Recipe, path)
+    data = local_data_file(recipe, path.parent)
+    if data is None:
+        return recipe
+    if not data.is_file():
+        raise RecipeError(f"{path}: dataset.name: there is no file {data}", "paths are relative to the recipe's folder")
+    return recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"name": str(data)})})
+
+
+def local_data_file(recipe: Recipe, folder: Path) -> Path | None:
+    """The data file that `dataset.name` means, or None for a hub name or a built-in set."""
+    name = recipe.dataset.name
+    if name.startswith(BUILTIN) or not name.endswith((".jsonl", ".json", ".parquet")):
+        return None
+    return (folder / Path(name).expanduser()).absolute()

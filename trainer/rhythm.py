@@ -1,0 +1,114 @@
+"""When to save and when to stop, decided once a step by all ranks together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trainer.recipe import Saves
+from trainer.stop import StopRequest
+
+
+class Moment(NamedTuple):
+    """What there is to know at the end of a step."""
+
+    step: int
+    epoch_ended: bool
+    finished: bool
+    stopping: bool
+    minutes_since_save: float
+
+
+def save_reason(saves: Saves, moment: Moment) -> str:
+    """Why this moment's state is saved; '' = it isn't."""
+    if moment.finished:
+        return "final"
+    if moment.stopping:
+        return "stop"
+    if moment.epoch_ended and saves.every_epoch:
+        return "epoch"
+    if saves.every_steps and moment.step % saves.every_steps == 0:
+        return "interval"
+    if saves.every_minutes and moment.minutes_since_save >= saves.every_minutes:
+        return "interval"
+    return ""
+
+
+class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no types that mypy follows here
+    """Turns `save_reason` into the Trainer's control flags.
+
+    At the last step of an epoch the save waits for `on_epoch_end`: the evaluation comes first and draws from the random
+    generators, so a state saved before it would resume with other dropout masks.
+    """
+
+    def __init__(
+        self,
+        saves: Saves,
+        stop: StopRequest,
+        *,
+        device: torch.device,
+        on_begin: Callable[[], None],
+        on_step: Callable[[TrainerState], None],
+    ) -> None:
+        self._saves = saves
+        self._stop = stop
+        self._device = device
+        self._on_begin = on_begin
+        self._on_step = on_step
+        self._saved_at = time.monotonic()
+        self._moment = Moment(0, False, False, False, 0.0)
+        self.reason = "interval"
+        self.stopping = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._on_begin()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        self._on_step(state)
+        self._moment = self._agreed_moment(state)
+        self.stopping = self._moment.stopping
+        if self.stopping:
+            control.should_training_stop = True
+        if not self._moment.epoch_ended:
+            self._request(control)
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if self._moment.epoch_ended:
+            self._request(control)
+        else:  # the Trainer also comes here when it stops in mid-epoch: all is saved, and no evaluation is due
+            control.should_save = control.should_evaluate = control.should_log = False
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._saved_at = time.monotonic()
+
+    def _request(self, control: TrainerControl) -> None:
+        if reason := save_reason(self._saves, self._moment):
+            self.reason = reason
+            control.should_save = True
+
+    def _agreed_moment(self, state: TrainerState) -> Moment:
+        """The same on all ranks: clocks and signals differ between them."""
+        minutes = (time.monotonic() - self._saved_at) / 60
+        local = torch.tensor([float(self._stop.pending()), minutes], dtype=torch.float64, device=self._device)
+        dist.all_reduce(local, op=dist.ReduceOp.MAX)
+        stopping, minutes = local.tolist()
+        return Moment(
+            step=state.global_step,
+            epoch_ended=float(state.epoch or 0.0).is_integer(),
+            finished=state.global_step >= state.max_steps,
+            stopping=bool(stopping),
+            minutes_since_save=minutes,
+        )

@@ -1,0 +1,107 @@
+"""The attempt's folder on the local disk: how the supervisor, the ranks and the launcher of one machine talk.
+
+attempt.json    from the supervisor: HEAD as this attempt claimed it
+progress.json   from rank 0, each step
+outcome-rR.json from rank R, once, at its end
+result.json     from the supervisor, last: the outcome of the attempt
+stop            from the supervisor: please save and stop
+log.txt         what torchrun and the ranks print
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from checkpoints.head import Head
+
+
+class Progress(BaseModel):
+    """Where rank 0 is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    phase: str
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+
+
+class Outcome(BaseModel):
+    """How a rank ended, in its own words: torchrun's exit code is 1 for nearly everything."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["finished", "preempted", "failed", "user_error", "fenced"]
+    step: int = 0
+    message: str = ""
+    hint: str = ""
+
+
+class Scratch:
+    """Typed access to an attempt's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def stop(self) -> Path:
+        return self.folder / "stop"
+
+    @property
+    def work(self) -> Path:
+        """For base models, engine files and exports of this attempt."""
+        return self.folder / "work"
+
+    def write_head(self, head: Head) -> None:
+        _write(self.folder / "attempt.json", head.to_json())
+
+    def read_head(self) -> Head | None:
+        """The claim of this attempt, or None before there is one."""
+        try:
+            return Head.model_validate_json((self.folder / "attempt.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def write_progress(self, progress: Progress) -> None:
+        _write(self.folder / "progress.json", progress.model_dump_json().encode())
+
+    def read_progress(self) -> Progress:
+        try:
+            return Progress.model_validate_json((self.folder / "progress.json").read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return Progress(phase="starting")
+
+    def write_outcome(self, rank: int, outcome: Outcome) -> None:
+        _write(self.folder / f"outcome-r{rank}.json", outcome.model_dump_json().encode())
+
+    def write_result(self, outcome: Outcome) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self.folder / "result.json", outcome.model_dump_json().encode())
+
+    def read_result(self) -> Outcome | None:
+        """How the attempt ended; None if it was killed."""
+        try:
+            return Outcome.model_validate_json((self.folder / "result.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def read_outcomes(self) -> list[Outcome]:
+        """The outcomes of all ranks that had one, by rank."""
+        paths = sorted(self.folder.glob("outcome-r*.json"), key=lambda path: int(path.stem.removeprefix("outcome-r")))
+        return [Outcome.model_validate(json.loads(path.read_bytes())) for path in paths]
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a small file in one step, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(path)

@@ -1,0 +1,119 @@
+"""From a recipe to the settings of TRL and DeepSpeed. Pure: values in, dictionaries out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.recipe import Recipe, Zero
+
+Device = Literal["cuda", "cpu"]
+Attention = Literal["flash_attention_2", "sdpa", "eager"]
+
+
+def choose_attention(wanted: str, *, device: Device, flash_installed: bool) -> tuple[Attention, str]:
+    """The attention implementation and why, for the log. Raises nothing: what is missing falls back to sdpa."""
+    if wanted in ("sdpa", "eager"):
+        return wanted, "as the recipe says"  # type: ignore[return-value]
+    if device == "cuda" and flash_installed:
+        return "flash_attention_2", "flash-attn is installed"
+    reason = "no GPU here" if device == "cpu" else "flash-attn is not installed"
+    return "sdpa", f"{reason}, so not flash_attention_2"
+
+
+def deepspeed_config(zero: Zero, *, device: Device) -> dict[str, Any]:
+    """The ZeRO-3 configuration. `auto` values are filled in by the Trainer."""
+    stage: dict[str, Any] = {
+        "stage": 3,
+        # Overlap needs a second stream; on a CPU it is only a thread that fights for the core.
+        "overlap_comm": device == "cuda",
+        "contiguous_gradients": True,
+        "sub_group_size": 1_000_000_000,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "stage3_max_live_parameters": 1_000_000_000,
+        "stage3_max_reuse_distance": 1_000_000_000,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    }
+    if zero.offload_optimizer == "cpu":
+        # pin_memory has no effect on the fp32 masters in 0.19.8 (they stay pageable), and none is claimed.
+        stage["offload_optimizer"] = {"device": "cpu"}
+    if zero.offload_parameters == "cpu":
+        stage["offload_param"] = {"device": "cpu", "pin_memory": zero.pin_memory}
+    return {
+        "bf16": {"enabled": "auto"},
+        "zero_optimization": stage,
+        # Otherwise accelerate silently replaces RMSprop by DeepSpeedCPUAdam as soon as the optimizer is offloaded.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "wall_clock_breakdown": False,
+    }
+
+
+def dpo_arguments(
+    recipe: Recipe, *, device: Device, attention: Attention, output: Path, trackers: list[str], run: str
+) -> dict[str, Any]:
+    """Keyword arguments of `trl.DPOConfig`.
+
+    The Trainer's own saving is off: `trainer.keeper` saves, at the steps that `Saves` names.
+    """
+    training = recipe.training
+    if training.eval_every_steps:
+        evaluation: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": training.eval_every_steps}
+    else:
+        evaluation = {"eval_strategy": "epoch" if training.eval_every_epoch else "no"}
+    if not recipe.dataset.eval_rows:
+        evaluation = {"eval_strategy": "no"}
+    arguments: dict[str, Any] = {
+        "output_dir": str(output),
+        "run_name": run,
+        "model_init_kwargs": {
+            "dtype": recipe.model.dtype,
+            "attn_implementation": attention,
+            "device_map": None,
+            **({"revision": recipe.model.revision} if recipe.model.revision else {}),
+        },
+        "beta": recipe.dpo.beta,
+        "loss_type": [recipe.dpo.loss],
+        "max_length": recipe.dpo.max_length,
+        "num_train_epochs": training.epochs,
+        "max_steps": training.max_steps or -1,
+        "optim": {"rmsprop": "rmsprop", "adamw": "adamw_torch"}[training.optimizer],
+        "learning_rate": training.learning_rate,
+        "weight_decay": training.weight_decay,
+        "lr_scheduler_type": training.schedule,
+        "warmup_steps": training.warmup_ratio,  # below 1 it is a ratio
+        "max_grad_norm": training.max_grad_norm,
+        "per_device_train_batch_size": training.per_device_batch,
+        "per_device_eval_batch_size": training.per_device_eval_batch,
+        "gradient_accumulation_steps": training.accumulation,
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": training.reentrant_checkpointing},
+        # TRL switches every dropout off by default, that of LoRA too; a recipe that asks for dropout means it.
+        "disable_dropout": not (recipe.lora and recipe.lora.dropout),
+        "bf16": training.bf16,
+        "seed": training.seed,
+        "logging_steps": training.log_every_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a NaN has to be seen
+        "save_strategy": "no",
+        "report_to": trackers or "none",
+        "disable_tqdm": True,
+        "use_cpu": device == "cpu",
+        "push_to_hub": False,
+        **evaluation,
+    }
+    if recipe.zero is not None:
+        arguments["deepspeed"] = deepspeed_config(recipe.zero, device=device)
+        if device == "cpu":
+            arguments["accelerator_config"] = {"use_configured_state": True}
+    else:
+        arguments["ddp_find_unused_parameters"] = False
+        if device == "cpu":
+            arguments["ddp_backend"] = "gloo"
+    return arguments

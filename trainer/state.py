@@ -1,0 +1,144 @@
+"""Everything that an exact resume needs from a Trainer, as plain trees, and back.
+
+trainer     TrainerState, on rank 0
+scheduler   the learning-rate scheduler
+rng         python, numpy, torch, cuda of this rank
+counters    TRL's token count and metrics, the running loss sums
+cursor      how far the data order is, and the order's identity
+deepspeed/  what DeepSpeed saves: fp32 partitions, optimizer state, engine counters
+adapter, optimizer    LoRA under DDP: the trainable weights and their optimizer, on rank 0
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from checkpoints.errors import NotExact
+
+if TYPE_CHECKING:
+    from trainer.deepspeed_engine import BucketEngine
+    from trainer.dpo import NotusDPOTrainer
+
+COMPARED_TREES = ("scheduler", "rng", "counters", "cursor", "optimizer")
+"""Trees that have to be equal in two exact runs; the others hold times and paths."""
+
+
+def capture(trainer: NotusDPOTrainer, engine: BucketEngine | None, scratch: Path, dataset: str) -> dict[str, Any]:
+    """The state of this rank after an optimizer step. Collective. Tensors are references, not copies."""
+    trainer.store_flos()
+    trees: dict[str, Any] = {
+        "rng": capture_rng(),
+        "scheduler": trainer.lr_scheduler.state_dict(),
+        "counters": _capture_counters(trainer),
+        "cursor": _capture_cursor(trainer, dataset),
+    }
+    if trainer.args.process_index == 0:
+        trees["trainer"] = json.loads(json.dumps(dataclasses.asdict(trainer.state)))
+    if engine is not None:
+        trainer.model_wrapped.save_checkpoint(str(scratch), save_latest=False)
+        trees |= {f"deepspeed/{name}": tree for name, tree in engine.saved.items()}
+    elif trainer.args.process_index == 0:
+        trees["adapter"] = trainable_state(trainer.model)
+        trees["optimizer"] = trainer.optimizer.state_dict()
+    return trees
+
+
+def stage(trees: dict[str, Any], engine: BucketEngine | None, folder: Path) -> Path:
+    """Make the folder that `Trainer.train(resume_from_checkpoint=...)` looks at: JSON and, for DeepSpeed, stubs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "trainer_state.json").write_text(json.dumps(trees["trainer"]))
+    if engine is not None:
+        prefix = "deepspeed/"
+        files = {name.removeprefix(prefix): tree for name, tree in trees.items() if name.startswith(prefix)}
+        engine.stage(files, folder)
+    return folder
+
+
+def capture_rng() -> dict[str, Any]:
+    """The random number generators of this process."""
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # the global generator is the one that libraries use
+        "torch": torch.random.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.random.get_rng_state()
+    return state
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Inverse of `capture_rng`."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.random.set_rng_state(state["torch"].clone())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.random.set_rng_state(state["cuda"].clone())
+
+
+def restore_counters(trainer: NotusDPOTrainer, state: dict[str, Any]) -> None:
+    """Put back what the Trainer resets at the start of `train()`: without it the first log line after a resume
+    averages over fewer steps than the uninterrupted run's, and the token count starts at zero."""
+    trainer._total_train_tokens = state["num_tokens"]
+    trainer._total_loss_scalar = state["total_loss"]
+    trainer._globalstep_last_logged = state["last_logged_step"]
+    trainer._tr_loss = state["running_loss"].clone().to(trainer.args.device)
+    for mode, metrics in state["metrics"].items():
+        trainer._metrics[mode] = defaultdict(list, {name: list(values) for name, values in metrics.items()})
+
+
+def check_cursor(trainer: NotusDPOTrainer, state: dict[str, Any], dataset: str) -> None:
+    """Refuse to go on in other data: the step number would point to other pairs. Raises `NotExact`."""
+    mine = _capture_cursor(trainer, dataset)
+    for name in ("dataset", "rows", "batch", "seed"):
+        if mine[name] != state[name]:
+            raise NotExact(
+                f"the data order has changed since this run was saved: {name} was {state[name]}, is {mine[name]}",
+                "give the run its old data set (pin dataset.revision), or start a new run with another --name",
+            )
+
+
+def trainable_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The trainable parameters by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def load_trainable_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Inverse of `trainable_state`; the whole state or none. Raises `NotExact`."""
+    mine = trainable_state(model)
+    if mine.keys() != state.keys():
+        odd = sorted(mine.keys() ^ state.keys())[0]
+        raise NotExact(f"the saved adapter has other parameters than this model, first {odd!r}")
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(state[name])
+
+
+def _capture_counters(trainer: NotusDPOTrainer) -> dict[str, Any]:
+    return {
+        "num_tokens": trainer._total_train_tokens,
+        "total_loss": trainer._total_loss_scalar,
+        "last_logged_step": trainer._globalstep_last_logged,
+        "running_loss": trainer._tr_loss,
+        "metrics": {mode: dict(metrics) for mode, metrics in trainer._metrics.items()},
+    }
+
+
+def _capture_cursor(trainer: NotusDPOTrainer, dataset: str) -> dict[str, Any]:
+    """The data order is a pure function of seed and epoch (accelerate's seedable sampler): its position is the step."""
+    arguments = trainer.args
+    return {
+        "step": trainer.state.global_step,
+        "epoch": trainer.state.epoch,
+        "dataset": dataset,
+        "rows": len(trainer.train_dataset),
+        "batch": arguments.per_device_train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps,
+        "seed": arguments.data_seed or arguments.seed,
+    }

@@ -1,0 +1,322 @@
+"""The training itself, on every rank: build, restore, train, save, export."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from importlib.metadata import version
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+import torch.distributed as dist
+from transformers import AutoTokenizer, TrainerState
+from transformers.utils import is_flash_attn_2_available
+from trl import DPOConfig
+
+from checkpoints.errors import NotExact, UserError
+from checkpoints.events import Diary
+from checkpoints.head import Head
+from checkpoints.run import write_metrics
+from checkpoints.store import Store
+from trainer import state as states
+from trainer.data import prepare
+from trainer.dpo import NotusDPOTrainer
+from trainer.errors import HardwareError
+from trainer.export import export_model
+from trainer.keeper import Keeper
+from trainer.prefetch import Prefetch
+from trainer.recipe import BUILTIN, Recipe
+from trainer.rhythm import Rhythm
+from trainer.scratch import Outcome, Progress, Scratch
+from trainer.settings import Device, choose_attention, dpo_arguments
+from trainer.stop import StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+class Attempt:
+    """One attempt on one rank."""
+
+    def __init__(
+        self, recipe: Recipe, *, run: str, store: Store, head: Head, scratch: Scratch, stop: StopRequest
+    ) -> None:
+        self.recipe = recipe
+        self.run_name = run
+        self.store = store
+        self.head = head
+        self.scratch = scratch
+        self.stop = stop
+        self.device: Device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.diary = Diary(store, head.epoch)
+        self.metrics: list[dict[str, Any]] = []
+        self.step_started = time.monotonic()
+        self.resumed_trees: dict[str, Any] | None = None
+
+    def run(self, prefetch: Prefetch, shared_prefetch: Prefetch) -> Outcome:
+        """Do the attempt; returns how it ended. Raises `NotusError`."""
+        arguments = self._arguments()
+        self.keeper = Keeper(self.store, self.head, self.run_name, keep=self.recipe.saves.keep)
+        self._announce("preparing data")
+        model_name = self._base_model()
+        tokenizer = AutoTokenizer.from_pretrained(model_name, revision=self.recipe.model.revision)
+        self.pairs = prepare(self.recipe, tokenizer)
+        self.fingerprint = self._fingerprint()
+        if self._should_stop():
+            return Outcome(kind="preempted", message="")
+        self._announce("loading the model")
+        self._build(arguments, model_name, tokenizer)
+        if self._should_stop():
+            return Outcome(kind="preempted", message="")
+        self._announce("restoring")
+        resume_from = self._restore(prefetch, shared_prefetch)
+        self.trainer.train(resume_from_checkpoint=resume_from)
+        step = self.trainer.state.global_step
+        self._flush_metrics()
+        if step < self.trainer.state.max_steps:
+            return Outcome(kind="preempted", step=step)
+        self._announce("exporting")
+        export_model(self.trainer, tokenizer, self.store, self.scratch.work / "final", self.diary)
+        return Outcome(kind="finished", step=step)
+
+    # --- building ---------------------------------------------------------------------------------
+
+    def _arguments(self) -> DPOConfig:
+        """TRL's settings. Creating them starts the process group."""
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        if self.device == "cpu":
+            torch.set_num_threads(1)
+            self._configure_accelerate_on_cpu()
+        flash = self.device == "cuda" and is_flash_attn_2_available()
+        attention, why = choose_attention(self.recipe.model.attention, device=self.device, flash_installed=flash)
+        logger.info("attention: %s (%s)", attention, why)
+        self.attention = attention
+        self.scratch.work.mkdir(parents=True, exist_ok=True)
+        return DPOConfig(
+            **dpo_arguments(
+                self.recipe,
+                device=self.device,
+                attention=attention,
+                output=self.scratch.work / "trainer",
+                trackers=_trackers(self.recipe),
+                run=self.run_name,
+            )
+        )
+
+    def _configure_accelerate_on_cpu(self) -> None:
+        """accelerate picks plain multi-CPU for use_cpu=True and refuses bf16 for use_cpu=False: tell it first."""
+        if self.recipe.method == "full":
+            from accelerate import PartialState
+
+            os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+            PartialState(cpu=False, backend="gloo")
+            del os.environ["ACCELERATE_USE_DEEPSPEED"]
+
+    def _base_model(self) -> str:
+        """The base model's hub name or folder; the built-in one is made here, once a machine."""
+        name = self.recipe.model.name
+        if not name.startswith(BUILTIN):
+            return name
+        if name != f"{BUILTIN}tiny-llama":
+            raise UserError(f"there is no built-in model {name!r}", "built in: builtin:tiny-llama")
+        folder = self.scratch.work / "tiny-llama"
+        if int(os.environ["LOCAL_RANK"]) == 0:
+            from trainer.builtin_model import make_tiny_llama
+
+            make_tiny_llama(folder)
+        dist.barrier()
+        return str(folder)
+
+    def _build(self, arguments: DPOConfig, model_name: str, tokenizer: Any) -> None:
+        self.engine = None
+        peft_config = None
+        if self.recipe.method == "full":
+            from trainer.deepspeed_engine import install
+
+            self.engine = install()
+        if self.recipe.lora is not None:
+            from trainer.lora import peft_settings
+
+            peft_config = peft_settings(self.recipe.lora)
+        try:
+            self.trainer = NotusDPOTrainer(
+                model=model_name,
+                args=arguments,
+                train_dataset=self.pairs.train,
+                eval_dataset=self.pairs.evaluation,
+                processing_class=tokenizer,
+                peft_config=peft_config,
+            )
+        except OSError as error:
+            first = str(error).splitlines()[0]
+            raise UserError(f"can't load the model {model_name!r}: {first}", "check model.name and HF_TOKEN") from error
+        self.rhythm = Rhythm(
+            self.recipe.saves,
+            self.stop,
+            device=arguments.device,
+            on_begin=self._on_train_begin,
+            on_step=self._on_step,
+        )
+        self.trainer.add_callback(self.rhythm)
+        self.trainer.save_state = self._save
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What has to be equal for an exact resume, by name."""
+        libraries = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft")
+        return {
+            "recipe": self.recipe.identity,
+            "world_size": dist.get_world_size(),
+            "device": self.device if self.device == "cpu" else torch.cuda.get_device_name(),
+            "attention": self.attention,
+            "dataset": self.pairs.fingerprint,
+            "versions": {name: version(name) for name in libraries},
+        }
+
+    # --- saving and resuming ----------------------------------------------------------------------
+
+    def _restore(self, prefetch: Prefetch, shared_prefetch: Prefetch) -> str | None:
+        """Stage the newest good checkpoint for the Trainer; returns the folder, or None to start from the base."""
+        shard = self.keeper.restore(prefetch)
+        if shard is None:
+            logger.info("no checkpoint yet: starting from the base model")
+            return None
+        manifest = shard.manifest
+        check_fingerprint(manifest.fingerprint, self.fingerprint)
+        commit = next(commit for commit in self.head.commits if commit.step == manifest.step)
+        trees = shard.trees()
+        if shared_prefetch is not prefetch:
+            trees = {**shared_prefetch.load(commit).trees(), **trees}
+        trees["trainer"] = self._trainer_tree(trees)
+        states.check_cursor(self.trainer, trees["cursor"], self.pairs.fingerprint)
+        self.resumed_trees = self.trainer.resume = trees
+        logger.info("resuming from step %d, saved by attempt %d", manifest.step, manifest.epoch)
+        folder = self.scratch.work / f"resume-r{dist.get_rank()}"
+        return str(states.stage(trees, self.engine, folder))
+
+    def _trainer_tree(self, trees: dict[str, Any]) -> Any:
+        """Rank 0 saves the Trainer's state for all."""
+        values = [trees.get("trainer")]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def _save(self) -> None:
+        self._announce("saving")
+        trees = states.capture(self.trainer, self.engine, self.scratch.work / "engine", self.pairs.fingerprint)
+        self.keeper.save(
+            self.trainer.state.global_step,
+            trees,
+            reason=self.rhythm.reason,
+            fingerprint=self.fingerprint,
+            metrics=self.metrics,
+        )
+        self.metrics = []
+        self._announce("training")
+
+    def _flush_metrics(self) -> None:
+        write_metrics(self.store, self.head.epoch, dist.get_rank(), self.metrics)
+        self.metrics = []
+
+    # --- during training --------------------------------------------------------------------------
+
+    def _on_train_begin(self) -> None:
+        check_optimizer(self.trainer, self.recipe)
+        if self.resumed_trees is not None:
+            states.restore_counters(self.trainer, self.resumed_trees["counters"])
+            self.resumed_trees = None
+        self.first_step = True
+        self.step_started = time.monotonic()
+        self._announce("training")
+
+    def _on_step(self, state: TrainerState) -> None:
+        now = time.monotonic()
+        losses = [loss.item() for loss in self.trainer.micro_losses]
+        self.trainer.micro_losses = []
+        if any(loss != loss for loss in losses):
+            raise UserError(
+                f"the loss is NaN at step {state.global_step}",
+                f"the last good checkpoint is in the bucket; lower training.learning_rate "
+                f"(now {self.recipe.training.learning_rate}) or look at the data",
+            )
+        self.metrics.append(
+            {
+                "step": state.global_step,
+                "epoch": state.epoch,
+                "loss": sum(losses) / len(losses),
+                "losses_hex": [loss.hex() for loss in losses],
+                "learning_rate": self.trainer._get_learning_rate(),
+                "seconds": round(now - self.step_started, 4),
+            }
+        )
+        self.step_started = now
+        if self.first_step:
+            self.first_step = False
+            if dist.get_rank() == 0:
+                self.diary.write("training", step=state.global_step, total_steps=state.max_steps)
+        self._announce("training")
+
+    def _announce(self, phase: str) -> None:
+        if dist.get_rank() == 0:
+            state = self.trainer.state if hasattr(self, "trainer") else None
+            self.scratch.write_progress(
+                Progress(
+                    phase=phase,
+                    step=state.global_step if state else 0,
+                    total_steps=state.max_steps if state else 0,
+                    loss=self.metrics[-1]["loss"] if self.metrics else None,
+                )
+            )
+
+    def _should_stop(self) -> bool:
+        """A stop asked for before the first step: agreed between the ranks, nothing to save."""
+        answers: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(answers, self.stop.pending())
+        return any(answers)
+
+
+def check_optimizer(trainer: NotusDPOTrainer, recipe: Recipe) -> None:
+    """Make sure that the recipe's optimizer is the one that runs (see `zero_force_ds_cpu_optimizer`)."""
+    wanted = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}[recipe.training.optimizer]
+    inner = trainer.optimizer
+    while type(inner) is not wanted and hasattr(inner, "optimizer"):
+        inner = inner.optimizer
+    if type(inner) is not wanted:
+        raise HardwareError(
+            f"the recipe asks for {wanted.__name__}, but {type(inner).__name__} would run",
+            "this is a fault of the installed accelerate or deepspeed; install the versions of constraints.txt",
+        )
+    logger.info("optimizer: torch.optim.%s", wanted.__name__)
+
+
+def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Refuse or warn where an exact resume isn't possible.
+
+    Another recipe, world size or data set is refused; another library version or GPU model is said aloud and
+    recorded by the next manifest. Raises `NotExact` naming the field.
+    """
+    for field in ("recipe", "world_size", "dataset"):
+        if saved.get(field) != mine[field]:
+            raise NotExact(
+                f"the checkpoint belongs to another run: "
+                f"{field} was {_short(saved.get(field))}, is {_short(mine[field])}",
+                "use the same recipe, data and number of processes, or start a new run with another --name",
+            )
+    for field in ("device", "attention", "versions"):
+        if saved.get(field) != mine[field]:
+            logger.warning("not exact: %s was %s, is %s", field, saved.get(field), mine[field])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
+
+
+def _trackers(recipe: Recipe) -> list[str]:
+    """The trackers that can work here. W&B without a key would ask a question that nobody answers."""
+    trackers = list(recipe.tracking)
+    offline = os.environ.get("WANDB_MODE") in ("offline", "disabled")
+    if "wandb" in trackers and not offline and not os.environ.get("WANDB_API_KEY"):
+        logger.warning("no WANDB_API_KEY: not reporting to W&B (the metrics are in the bucket all the same)")
+        trackers.remove("wandb")
+    return trackers

@@ -1,0 +1,81 @@
+"""One rank of an attempt, started by torchrun: resume or start, train, finish.
+
+Reads top to bottom as the story. torch is imported in `_train`, after the checkpoint's download has begun.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+from checkpoints.errors import Fenced, NotusError, UserError
+from checkpoints.run import open_run
+from trainer.prefetch import Prefetch
+from trainer.processes import die_with_parent
+from trainer.recipe import load_recipe
+from trainer.scratch import Outcome, Progress, Scratch
+from trainer.stop import StopRequest
+
+logger = logging.getLogger("trainer")
+
+
+def main() -> None:
+    """Run this rank and leave its outcome in the scratch folder; the exit code is for torchrun only."""
+    rank = int(os.environ["RANK"])
+    die_with_parent(signal.SIGKILL)  # a rank that outlives its attempt would hold the GPUs
+    scratch = Scratch(Path(os.environ["NOTUS_SCRATCH"]))
+    stop = StopRequest(scratch.stop)
+    stop.listen()
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format=f"%(asctime)s r{rank} %(levelname)s %(message)s",
+        stream=sys.stdout,
+        force=True,
+    )
+    # DeepSpeed 0.19.8 calls these at every step; the warning would fill the log of the run.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    try:
+        outcome = _run(rank, scratch, stop)
+    except Fenced as error:
+        outcome = Outcome(kind="fenced", message=error.message, hint=error.hint)
+    except UserError as error:
+        outcome = Outcome(kind="user_error", message=error.message, hint=error.hint)
+    except NotusError as error:
+        logger.exception("attempt failed")
+        outcome = Outcome(kind="failed", message=error.message, hint=error.hint)
+    except Exception as error:
+        logger.exception("attempt failed")
+        outcome = Outcome(kind="failed", message=f"{type(error).__name__}: {error}")
+    scratch.write_outcome(rank, outcome)
+    if outcome.message:
+        logger.error("%s", outcome.message)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: after a failure on one rank, tearing down process groups waits for the others.
+    os._exit(0 if outcome.kind in ("finished", "preempted") else 1)
+
+
+def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
+    recipe = load_recipe(os.environ["NOTUS_RECIPE"])
+    run = os.environ["NOTUS_RUN"]
+    store = open_run(os.environ["NOTUS_BUCKET"], run)
+    head = scratch.read_head()
+    if head is None:
+        raise UserError("this rank was started without a claim of the run", "start `notus-train RECIPE`")
+    shared = 0 if recipe.method == "lora" else rank  # under DDP rank 0 saves the weights for all
+    prefetch = Prefetch(store, head, rank)
+    shared_prefetch = Prefetch(store, head, shared) if shared != rank else prefetch
+    if rank == 0:
+        scratch.write_progress(Progress(phase="importing"))
+    from trainer.train import Attempt
+
+    attempt = Attempt(recipe, run=run, store=store, head=head, scratch=scratch, stop=stop)
+    return attempt.run(prefetch, shared_prefetch)
+
+
+if __name__ == "__main__":
+    main()
