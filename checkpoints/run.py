@@ -28,6 +28,7 @@ class RunRecord(Record):
     created_at: datetime
     recipe_name: str
     recipe: dict[str, Any] = Field(description="the whole recipe, as it was validated")
+    identity: dict[str, Any] = Field(description="the part of it that decides the numbers")
     versions: dict[str, str] = Field(description="of the packages at the launch")
 
 
@@ -56,7 +57,7 @@ def register_run(store: Store, record: RunRecord) -> RunRecord:
     if existing is None:
         put_once(store, RUN_KEY, record.to_json())
         return record
-    if difference := _first_difference(existing.recipe, record.model_dump(mode="json")["recipe"]):
+    if difference := _first_difference(existing.identity, record.model_dump(mode="json")["identity"]):
         raise UserError(
             f"run {record.name!r} exists with another recipe: {difference}",
             "choose another --name, or launch it with the recipe that it was started with",

@@ -6,14 +6,13 @@ import json
 import secrets
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
 
 from rich.console import Console
 
 from checkpoints.errors import NotusError
 from checkpoints.events import Diary, read_events
 from checkpoints.names import check_run_name
-from checkpoints.run import RunRecord, open_run, read_metrics, register_run
+from checkpoints.run import open_run, read_metrics, register_run
 from checkpoints.store import Store, probe
 from launcher.errors import EXIT_STOPPED, RequestError, RunFailed
 from launcher.local import Ended, LocalBackend, LocalRun
@@ -26,6 +25,7 @@ from launcher.report.render import receipt_panel, show_dry_run
 from launcher.request import CLOUDS, LOCAL, LaunchRequest, Market, parse_gpus
 from launcher.sky.render import task_config, to_yaml
 from launcher.watch import watcher
+from trainer.main import default_processes, new_record
 from trainer.pairs import check_local
 from trainer.recipe import Recipe, load_recipe
 
@@ -79,6 +79,7 @@ def launch_local(
     """Run on this machine; with preemptions also run an uninterrupted twin and compare."""
     recipe = load_recipe(request.recipe)
     check_local(recipe.dataset)
+    processes = processes or default_processes(recipe)
     bucket = request.bucket or default_bucket()
     name = check_run_name(request.name or new_name(recipe))
     store = open_run(bucket, name)
@@ -110,14 +111,7 @@ def launch_local(
 
 
 def _run(run: LocalRun, recipe: Recipe, store: Store, *, label: str) -> Ended:
-    record = RunRecord(
-        name=run.run,
-        created_at=datetime.now(UTC),
-        recipe_name=recipe.name,
-        recipe=recipe.model_dump(mode="json"),
-        versions={"notus-launch": version("notus-launch")},
-    )
-    register_run(store, record)
+    register_run(store, new_record(run.run, recipe))
     with watcher(label) as watching:
         return LocalBackend(run, store, home() / "scratch" / run.run, watching).run()
 

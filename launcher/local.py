@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Protocol
 
 import psutil
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from checkpoints.clock import SystemClock
 from checkpoints.errors import NotusError, UserError
@@ -48,7 +48,7 @@ class LocalRun(BaseModel):
     run: str
     recipe: str
     bucket: str
-    processes: int | None = None
+    processes: int = Field(ge=1)
     preemptions: int = 0
     seed: int = 0
     """Of the steps at which it preempts."""
@@ -189,9 +189,7 @@ class LocalBackend:
     def _command(self, scratch: Scratch, gone: str) -> list[str]:
         run = self._run
         command = [sys.executable, "-m", "trainer.main", run.recipe, "--run", run.run, "--bucket", run.bucket]
-        command += ["--scratch", str(scratch.folder), "--predecessor-gone", gone]
-        if run.processes:
-            command += ["--processes", str(run.processes)]
+        command += ["--processes", str(run.processes), "--scratch", str(scratch.folder), "--predecessor-gone", gone]
         return command
 
     # --- after an attempt -------------------------------------------------------------------------

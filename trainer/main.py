@@ -91,6 +91,7 @@ def new_record(run: str, recipe: Recipe) -> RunRecord:
         created_at=datetime.now(UTC),
         recipe_name=recipe.name,
         recipe=recipe.model_dump(mode="json"),
+        identity=recipe.identity,
         versions={"notus-launch": version("notus-launch")},
     )
 

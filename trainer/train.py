@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, TrainerState
 from transformers.utils import is_flash_attn_2_available
 from trl import DPOConfig
 
-from checkpoints.errors import NotExact, UserError
+from checkpoints.errors import UserError
 from checkpoints.events import Diary
 from checkpoints.head import Head
 from checkpoints.run import write_metrics
@@ -26,6 +26,7 @@ from trainer.data import prepare
 from trainer.dpo import NotusDPOTrainer
 from trainer.errors import HardwareError
 from trainer.export import export_model
+from trainer.fingerprint import check_fingerprint
 from trainer.keeper import Keeper
 from trainer.prefetch import Prefetch
 from trainer.recipe import BUILTIN, Recipe
@@ -287,29 +288,6 @@ def check_optimizer(trainer: NotusDPOTrainer, recipe: Recipe) -> None:
             "this is a fault of the installed accelerate or deepspeed; install the versions of constraints.txt",
         )
     logger.info("optimizer: torch.optim.%s", wanted.__name__)
-
-
-def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Refuse or warn where an exact resume isn't possible.
-
-    Another recipe, world size or data set is refused; another library version or GPU model is said aloud and
-    recorded by the next manifest. Raises `NotExact` naming the field.
-    """
-    for field in ("recipe", "world_size", "dataset"):
-        if saved.get(field) != mine[field]:
-            raise NotExact(
-                f"the checkpoint belongs to another run: "
-                f"{field} was {_short(saved.get(field))}, is {_short(mine[field])}",
-                "use the same recipe, data and number of processes, or start a new run with another --name",
-            )
-    for field in ("device", "attention", "versions"):
-        if saved.get(field) != mine[field]:
-            logger.warning("not exact: %s was %s, is %s", field, saved.get(field), mine[field])
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
 
 
 def _trackers(recipe: Recipe) -> list[str]:

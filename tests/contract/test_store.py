@@ -1,0 +1,154 @@
+"""One contract, every store."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from pathlib import Path
+
+import pytest
+
+from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, UserError
+from checkpoints.folder_store import FolderStore
+from checkpoints.object_store import ObjectStore
+from checkpoints.store import Store, open_store, probe
+from checkpoints.upload import put_once
+from tests.seaweed import S3Server
+
+
+@pytest.fixture(params=["memory", "folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "memory":
+        return ObjectStore.memory()
+    if request.param == "folder":
+        return FolderStore(tmp_path, "run")
+    request.getfixturevalue("s3_environment")
+    return open_store("s3://notus-test/prefix", f"run-{uuid.uuid4().hex[:8]}")
+
+
+def test_what_was_written_is_read(store: Store) -> None:
+    token = store.create("a/b.json", b"one")
+    assert store.get("a/b.json") == (b"one", token)
+    store.put("a/b.json", memoryview(b"three"))
+    assert store.get("a/b.json").data == b"three"
+    assert bytes(store.get_range("a/b.json", 1, 3)) == b"hre"
+    assert bytes(store.get_range("a/b.json", 0, 100)) == b"three"
+    assert bytes(store.get_range("a/b.json", 5, 1)) == b""
+    store.put("empty", b"")
+    assert bytes(store.get_range("empty", 0, 1)) == b""
+
+
+def test_create_is_once(store: Store) -> None:
+    store.create("key", b"first")
+    with pytest.raises(AlreadyExists):
+        store.create("key", b"second")
+    assert store.get("key").data == b"first"
+
+
+def test_swap_needs_the_newest_token(store: Store) -> None:
+    old = store.create("HEAD", b"1")
+    new = store.swap("HEAD", b"2", old)
+    with pytest.raises(Conflict):
+        store.swap("HEAD", b"3", old)
+    assert store.get("HEAD") == (b"2", new)
+
+
+def test_swap_of_a_missing_object_fails(store: Store) -> None:
+    token = store.create("HEAD", b"1")
+    store.delete("HEAD")
+    with pytest.raises((Conflict, ObjectMissing)):
+        store.swap("HEAD", b"2", token)
+
+
+def test_missing_objects_are_named(store: Store) -> None:
+    for read in (lambda: store.get("no/such"), lambda: store.get_range("no/such", 0, 1)):
+        with pytest.raises(ObjectMissing, match="no/such"):
+            read()
+    store.delete("no/such")
+
+
+def test_list_is_sorted_and_below_the_folder(store: Store) -> None:
+    for key in ("b/2", "b/1", "a", "b/c/3", "bb/1"):
+        store.put(key, b"x" * len(key))
+    assert [(entry.key, entry.size_bytes) for entry in store.list("b")] == [("b/1", 3), ("b/2", 3), ("b/c/3", 5)]
+    assert [entry.key for entry in store.list("")] == ["a", "b/1", "b/2", "b/c/3", "bb/1"]
+    assert list(store.list("nothing")) == []
+
+
+def test_put_file(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(range(256)) * 100_000)
+    store.put_file("final/weights.bin", path)
+    assert store.get("final/weights.bin").data == path.read_bytes()
+
+
+def test_put_once_takes_its_own_earlier_success(store: Store) -> None:
+    put_once(store, "data/c0", b"bytes")
+    put_once(store, "data/c0", b"bytes")
+    with pytest.raises(AlreadyExists):
+        put_once(store, "data/c0", b"other")
+
+
+@pytest.mark.parametrize("kind", ["create", "swap"])
+def test_races_have_one_winner(store: Store, kind: str) -> None:
+    token = store.create("HEAD", b"start") if kind == "swap" else ""
+    barrier = threading.Barrier(8)
+    wins: list[int] = []
+
+    def race(number: int) -> None:
+        barrier.wait()
+        try:
+            if kind == "swap":
+                store.swap("HEAD", b"%d" % number, token)
+            else:
+                store.create("HEAD", b"%d" % number)
+        except (AlreadyExists, Conflict):
+            return
+        wins.append(number)
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wins) == 1
+    assert store.get("HEAD").data == b"%d" % wins[0]
+
+
+def test_probe_leaves_nothing(store: Store) -> None:
+    probe(store)
+    assert list(store.list("")) == []
+
+
+def test_a_missing_bucket_is_named(tmp_path: Path, s3_environment: S3Server) -> None:
+    for url in (str(tmp_path / "nowhere"), "s3://no-such-bucket/x"):
+        with pytest.raises(BucketUnusable, match="does not exist") as caught:
+            probe(open_store(url, "run"))
+        assert caught.value.exit_code == 2
+        assert "create it" in caught.value.hint
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_wrong_credentials_are_said(s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(BucketUnusable, match="refuses access") as caught:
+        probe(open_store("s3://notus-test/x"))
+    assert "AWS_ACCESS_KEY_ID" in caught.value.hint
+    assert "wrong" not in caught.value.message + caught.value.hint
+
+
+def test_a_read_only_folder_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may write anywhere, so the kernel's answer is played instead of chmod.
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(BucketUnusable, match="no permission"):
+        probe(FolderStore(tmp_path, "run"))
+
+
+def test_unknown_schemes_are_refused() -> None:
+    with pytest.raises(UserError, match="unknown scheme 'ftp'"):
+        open_store("ftp://host/x")
+    with pytest.raises(UserError, match="names no bucket"):
+        open_store("s3:///x")

@@ -1,0 +1,20 @@
+"""Unit tests: no network, no waiting."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_network_no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a unit test must not use the network")
+
+    def no_sleep(seconds: float) -> None:
+        raise AssertionError("a unit test must not sleep")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(time, "sleep", no_sleep)

@@ -1,0 +1,119 @@
+"""The command lines: one clear line and the right exit code for each kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher import cli
+
+
+def launch(*arguments: str, monkeypatch: pytest.MonkeyPatch, home: Path) -> int:
+    monkeypatch.setenv("NOTUS_HOME", str(home))
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(sys, "argv", ["notus-launch", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    code = caught.value.code
+    return code if isinstance(code, int) else 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--recipe", "tiny-dop"), 2, "did you mean 'tiny-dpo'"),
+        (("--cloud", "lamda"), 2, "did you mean 'lambda'"),
+        (("--gpus", "A10O:8"), 2, "did you mean 'A100'"),
+        (("--cloud", "lambda", "--spot"), 2, "Lambda has no spot machines"),
+        (("--spot", "--on-demand"), 2, "exclude each other"),
+        (("--deadline", "soon"), 2, "not a deadline"),
+        (("--name", "../up"), 2, "is not a run name"),
+        (("--cloud", "local", "--recipe", "notus-7b-dpo"), 2, "this machine has no GPU"),
+        (("--cloud", "local", "--recipe", "tiny-dpo", "--bucket", "/no/such/folder"), 2, "does not exist"),
+        (("--preempt", "2"), 2, "work with --cloud local only"),
+        (("-o", "xml"), 2, "use text or json"),
+        (("--dry-run", "--budget", "1"), 3, "no plan keeps a budget of $1.00"),
+        (("status", "nothing"), 2, "there is no run 'nothing'"),
+        (("logs", "nothing"), 2, "there is no run 'nothing'"),
+        (("report", "nothing"), 2, "there is no run 'nothing'"),
+        (("report", "../../etc"), 2, "is not a run name"),
+    ],
+)
+def test_bad_input(
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    assert launch(*arguments, monkeypatch=monkeypatch, home=tmp_path) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_cloud_run_is_planned_and_shown_but_not_claimed_to_be_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert launch("--cloud", "lambda", "--gpus", "A100:8", monkeypatch=monkeypatch, home=tmp_path) == 1
+    captured = capsys.readouterr()
+    assert "infra: lambda" in captured.out
+    assert "nothing was started" in captured.err
+
+
+def test_dry_run_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ("--dry-run", "--cloud", "gcp", "--cloud", "lambda", "--deadline", "24h", "-o", "json")
+    assert launch(*arguments, monkeypatch=monkeypatch, home=tmp_path) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["recommended"] == "GCP spot A100:8"
+    assert "recover_on_exit_codes" in data["task"]
+
+
+def test_dry_run_for_people(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert launch("--dry-run", monkeypatch=monkeypatch, home=tmp_path) == 0
+    text = capsys.readouterr().out
+    for part in ("recommended:", "assumptions", "SkyPilot task", "cheapest 12 of"):
+        assert part in text
+
+
+def test_an_empty_bucket_has_no_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert launch("runs", monkeypatch=monkeypatch, home=tmp_path) == 0
+    assert "no runs in" in capsys.readouterr().err
+
+
+def test_nothing_heavy_is_imported_for_help_or_a_dry_run(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom launcher import cli\nsys.argv = ['notus-launch', *{arguments}]\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'sky', 'transformers', 'boto3') if name in sys.modules])\n"
+    )
+    for arguments in (["--help"], ["--dry-run"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(arguments=arguments)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        )
+        assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_notus_train_under_torchrun_explains_itself() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.main", "tiny-dpo"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"RANK": "0"},
+    )
+    assert done.returncode == 2
+    assert "starts torchrun itself" in done.stderr

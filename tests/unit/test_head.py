@@ -1,0 +1,226 @@
+"""Commit and fence: who may write, and that steps never go backwards."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from checkpoints.clock import FakeClock
+from checkpoints.errors import Conflict, CorruptCheckpoint, Fenced, RunHeld, StoreError
+from checkpoints.head import HEAD_KEY, LEASE_S, Lease, Writer, read_head
+from checkpoints.manifest import Manifest
+from checkpoints.object_store import ObjectStore
+
+
+def writer(name: str) -> Writer:
+    return Writer(id=name, host=f"host-{name}", pid=1)
+
+
+def manifest(step: int, epoch: int, clock: FakeClock) -> Manifest:
+    return Manifest(
+        run="r",
+        step=step,
+        epoch=epoch,
+        world_size=1,
+        created_at=clock.now(),
+        reason="interval",
+        fingerprint={},
+        shards=(),
+    )
+
+
+def test_the_first_claim_makes_epoch_one() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    lease = Lease.claim(store, writer("a"), clock=clock)
+    head = read_head(store)
+    assert head is not None
+    assert (head.epoch, head.writer.id, lease.head) == (1, "a", head)
+
+
+def test_a_running_lease_is_respected_and_its_holder_named() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    Lease.claim(store, writer("a"), clock=clock)
+    clock.sleep(10)
+    with pytest.raises(RunHeld, match=r"attempt 1 on host-a \(pid 1\), whose lease runs for 50 s more") as caught:
+        Lease.claim(store, writer("b"), clock=clock)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("how", ["lease over", "known dead", "released"])
+def test_a_successor_takes_over(how: str) -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    old = Lease.claim(store, writer("a"), clock=clock)
+    if how == "lease over":
+        clock.sleep(LEASE_S + 1)
+    elif how == "released":
+        old.release()
+    new = Lease.claim(store, writer("b"), clock=clock, gone="a" if how == "known dead" else "")
+    assert new.head.epoch == 2
+
+
+def test_renewals_keep_the_run() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    lease = Lease.claim(store, writer("a"), clock=clock)
+    for _ in range(10):
+        clock.sleep(LEASE_S * 0.9)
+        lease.renew()
+    with pytest.raises(RunHeld):
+        Lease.claim(store, writer("b"), clock=clock)
+
+
+def test_a_zombie_cannot_commit_renew_or_release() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    zombie = Lease.claim(store, writer("a"), clock=clock)
+    successor = Lease.claim(store, writer("b"), clock=clock, gone="a")
+    successor.commit(manifest(5, 2, clock), keep=2)
+    for act in (zombie.renew, zombie.release, lambda: zombie.commit(manifest(9, 1, clock), keep=2)):
+        with pytest.raises(Fenced, match="attempt 2 on host-b has taken over"):
+            act()
+    head = read_head(store)
+    assert head is not None
+    assert [commit.step for commit in head.commits] == [5]
+
+
+def test_steps_never_go_backwards() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    lease = Lease.claim(store, writer("a"), clock=clock)
+    lease.commit(manifest(5, 1, clock), keep=2)
+    for step in (4, 5):
+        with pytest.raises(StoreError, match=f"step {step} is not newer"):
+            lease.commit(manifest(step, 1, clock).model_copy(update={"reason": "other"}), keep=2)
+
+
+def test_a_retried_commit_is_its_own_success() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    lease = Lease.claim(store, writer("a"), clock=clock)
+    saved = manifest(5, 1, clock)
+    lease.commit(saved, keep=2)
+    lease.commit(saved, keep=2)
+    head = read_head(store)
+    assert head is not None
+    assert [commit.step for commit in head.commits] == [5]
+
+
+def test_older_commits_become_tombstones() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    lease = Lease.claim(store, writer("a"), clock=clock)
+    for step in (1, 2, 3, 4):
+        lease.commit(manifest(step, 1, clock), keep=2)
+    head = read_head(store)
+    assert head is not None
+    assert [commit.step for commit in head.commits] == [4, 3]
+    assert [stone.commit.step for stone in head.tombstones] == [1, 2]
+    assert all(stone.until >= clock.now() + timedelta(seconds=LEASE_S) for stone in head.tombstones)
+
+
+def test_training_can_go_on_from_before_a_damaged_checkpoint() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    lease = Lease.claim(store, writer("a"), clock=clock)
+    lease.commit(manifest(5, 1, clock), keep=3)
+    damaged = lease.commit(manifest(10, 1, clock), keep=3)
+    lease.discard([damaged])
+    lease.commit(manifest(7, 1, clock), keep=3)
+    assert [commit.step for commit in lease.head.commits] == [7, 5]
+
+
+def test_supervisor_and_rank_share_a_claim() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    supervisor = Lease.claim(store, writer("a"), clock=clock)
+    rank = Lease.adopt(store, "a", 1, clock=clock)
+    rank.commit(manifest(3, 1, clock), keep=2)
+    supervisor.renew()
+    assert supervisor.head.commits[0].step == 3
+    with pytest.raises(Fenced):
+        Lease.adopt(store, "b", 1, clock=clock)
+
+
+def test_a_damaged_head_is_named() -> None:
+    store = ObjectStore.memory()
+    store.put(HEAD_KEY, b'{"epoch": 1')
+    with pytest.raises(CorruptCheckpoint, match="HEAD is not a valid Head"):
+        read_head(store)
+
+
+class FlakyStore:
+    """A store whose conditional writes lose their reply, before or after they happened, as told by `faults`."""
+
+    def __init__(self, faults: list[str]) -> None:
+        self.inner = ObjectStore.memory()
+        self.faults = faults
+        self.url = "memory://"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def swap(self, key: str, data: bytes, token: str) -> str:
+        match self.faults.pop(0) if self.faults else "fine":
+            case "done, reply lost":  # the client retries and meets its own success
+                self.inner.swap(key, data, token)
+                raise Conflict(key)
+            case "raced":  # another process of the same attempt was faster
+                stored = self.inner.get(key)
+                self.inner.swap(key, stored.data, stored.token)
+                raise Conflict(key)
+        return self.inner.swap(key, data, token)
+
+
+@given(st.lists(st.sampled_from(["done, reply lost", "raced", "fine"]), max_size=12), st.integers(1, 4))
+@settings(max_examples=200)
+def test_lost_replies_lose_no_commit(faults: list[str], keep: int) -> None:
+    store, clock = FlakyStore(list(faults)), FakeClock()
+    lease = Lease.claim(store, writer("a"), clock=clock)
+    for step in range(1, 8):
+        lease.commit(manifest(step, 1, clock), keep=keep)
+        assert lease.head.commits[0].step == step
+    head = read_head(store)
+    assert head is not None
+    assert [commit.step for commit in head.commits] == list(range(7, 7 - keep, -1))
+
+
+operations = st.tuples(st.sampled_from(["claim", "commit", "renew", "sleep", "release", "kill"]), st.integers(0, 2))
+
+
+@given(st.lists(operations, max_size=60))
+@settings(max_examples=300)
+def test_any_schedule_of_writers_and_zombies_keeps_the_promises(schedule: list[tuple[str, int]]) -> None:
+    """A small model: whoever claimed last may commit; nobody else can; the committed step only grows."""
+    store, clock = ObjectStore.memory(), FakeClock()
+    leases: dict[int, Lease] = {}
+    owner, committed, dead, claims = None, 0, set(), 0
+    fenced: list[bool] = []
+    for operation, index in schedule:
+        try:
+            if operation == "sleep":
+                clock.sleep(LEASE_S / 2)
+            elif operation == "kill":
+                dead.add(index)
+            elif operation == "claim":
+                claims += 1
+                gone = leases[owner].head.writer.id if owner in dead else ""
+                leases[index] = Lease.claim(store, writer(f"{index}-{claims}"), clock=clock, gone=gone)
+                owner = index
+                dead.discard(index)
+            elif index in leases:
+                lease = leases[index]
+                if operation == "commit":
+                    lease.commit(manifest(committed + 1, lease.head.epoch, clock), keep=2)
+                    assert index == owner
+                    committed += 1
+                elif operation == "renew":
+                    lease.renew()
+                    assert index == owner
+                elif operation == "release":
+                    lease.release()
+                    assert index == owner
+        except RunHeld:
+            pass
+        except Fenced:
+            fenced.append(index == owner)
+        head = read_head(store)
+        newest = head.commits[0].step if head and head.commits else 0
+        assert newest == committed
+    assert not any(fenced), "the holder itself was fenced"

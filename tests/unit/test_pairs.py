@@ -1,0 +1,129 @@
+"""Preference pairs: columns, files, and cutting to length as TRL did in 2023."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.errors import DataError
+from trainer.pairs import check_local, find_columns, fingerprint_rows, fit_pair, read_jsonl, text_of, usable
+from trainer.recipe import Dataset, Dpo
+
+LIMITS = Dpo(max_length=10, max_prompt_length=4)
+
+
+def cut(prompt: int, chosen: int, rejected: int) -> tuple[list[int], list[int], list[int]]:
+    ids = fit_pair(list(range(prompt)), list(range(100, 100 + chosen)), list(range(200, 200 + rejected)), LIMITS)
+    return ids.prompt_ids, ids.chosen_ids, ids.rejected_ids
+
+
+def test_what_fits_is_not_touched_even_if_the_prompt_is_longer_than_its_limit() -> None:
+    assert cut(7, 3, 2) == (list(range(7)), [100, 101, 102], [200, 201])
+
+
+def test_a_long_prompt_keeps_its_end() -> None:
+    assert cut(9, 5, 2) == ([5, 6, 7, 8], [100, 101, 102, 103, 104], [200, 201])
+
+
+def test_long_answers_keep_their_beginning() -> None:
+    prompt, chosen, rejected = cut(9, 9, 7)
+    assert prompt == [5, 6, 7, 8]
+    assert chosen == [100, 101, 102, 103, 104, 105]
+    assert rejected == [200, 201, 202, 203, 204, 205]
+
+
+def test_a_short_prompt_with_long_answers_keeps_the_whole_prompt() -> None:
+    prompt, chosen, rejected = cut(2, 20, 3)
+    assert prompt == [0, 1]
+    assert (len(chosen), len(rejected)) == (6, 3)
+
+
+@given(*(st.integers(0, 40),) * 3, st.integers(2, 20), st.data())
+def test_cutting_never_exceeds_the_limit_nor_invents_tokens(
+    prompt: int, chosen: int, rejected: int, limit: int, data: st.DataObject
+) -> None:
+    dpo = Dpo(max_length=limit, max_prompt_length=data.draw(st.integers(1, limit - 1)))
+    p, c, r = (list(range(start, start + n)) for start, n in ((0, prompt), (100, chosen), (200, rejected)))
+    ids = fit_pair(p, c, r, dpo)
+    assert len(ids.prompt_ids) + max(len(ids.chosen_ids), len(ids.rejected_ids)) <= limit
+    assert ids.prompt_ids == (p[-len(ids.prompt_ids) :] if ids.prompt_ids else [])
+    assert ids.chosen_ids == c[: len(ids.chosen_ids)]
+    assert ids.rejected_ids == r[: len(ids.rejected_ids)]
+    if prompt + max(chosen, rejected) <= limit:
+        assert ids == (p, c, r)
+
+
+def test_both_column_sets_are_known() -> None:
+    assert find_columns(["prompt", "chosen", "rejected", "x"], "d") == ("prompt", "chosen", "rejected")
+    assert find_columns(["instruction", "rejected_response", "chosen_response"], "d")[0] == "instruction"
+
+
+def test_a_missing_column_is_named() -> None:
+    with pytest.raises(DataError, match="d has no column 'rejected'; it has prompt, chosen") as caught:
+        find_columns(["prompt", "chosen"], "d")
+    assert caught.value.exit_code == 2
+    assert "rename" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"prompt": "a"}\n{oops\n', ":2: not JSON"),
+        (b"[1]\n", ":1: not a JSON object"),
+        (b"\n\n", "has no rows"),
+        (b'{"prompt": "\xff"}\n', "not UTF-8"),
+    ],
+)
+def test_broken_files_are_named_with_their_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(read_jsonl(path))
+
+
+def test_a_local_file_is_checked_before_anything_starts(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a", "chosen": "b"}\n')
+    with pytest.raises(DataError, match="no column 'rejected'"):
+        check_local(Dataset(name=str(path)))
+    check_local(Dataset(name="builtin:tiny-preferences"))
+    check_local(Dataset(name="argilla/some-set"))
+    with pytest.raises(DataError, match="no built-in data set"):
+        check_local(Dataset(name="builtin:nothing"))
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.parquet"
+    path.write_text("not parquet")
+    with pytest.raises(DataError, match="as parquet"):
+        check_local(Dataset(name=str(path)))
+
+
+def test_the_shipped_pairs_are_usable() -> None:
+    import trainer
+
+    rows = list(read_jsonl(Path(trainer.__file__).parent / "builtin/tiny-preferences.jsonl"))
+    assert len(rows) == 112
+    renamed = [
+        {"prompt": row["instruction"], "chosen": row["chosen_response"], "rejected": row["rejected_response"]}
+        for row in rows
+    ]
+    assert all(usable(row) for row in renamed)
+    assert len({row["prompt"] for row in renamed}) == 112
+
+
+def test_texts_and_conversations() -> None:
+    assert text_of("a") == "a"
+    assert text_of([{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]) == "r"
+    assert text_of(None) == text_of([]) == text_of(7) == ""
+    assert not usable({"prompt": "p", "chosen": "same", "rejected": "same "})
+    assert not usable({"prompt": " ", "chosen": "a", "rejected": "b"})
+
+
+def test_the_fingerprint_sees_order_and_content() -> None:
+    rows = [{"prompt": "a"}, {"prompt": "b"}]
+    assert fingerprint_rows(rows) == fingerprint_rows([{"prompt": "a"}, {"prompt": "b"}])
+    assert fingerprint_rows(rows) != fingerprint_rows(rows[::-1])

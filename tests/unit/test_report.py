@@ -1,0 +1,280 @@
+"""Receipts, states and comparisons: worked out from the bucket alone."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from checkpoints.clock import FakeClock
+from checkpoints.errors import UserError
+from checkpoints.events import Diary, Event, read_events
+from checkpoints.head import Lease, Writer
+from checkpoints.journal import Journal, read_journal
+from checkpoints.manifest import Manifest
+from checkpoints.object_store import ObjectStore
+from checkpoints.run import (
+    Heartbeat,
+    RunRecord,
+    StepMetrics,
+    list_runs,
+    open_run,
+    read_metrics,
+    read_run,
+    register_run,
+    write_metrics,
+)
+from checkpoints.snapshot import HostBuffer, Snapshot
+from checkpoints.upload import upload_shard
+from launcher.errors import UnknownRun
+from launcher.local import dead_holder, preemption_points
+from launcher.offers import Offer
+from launcher.report.exact import compare_runs
+from launcher.report.receipt import make_receipt
+from launcher.report.render import receipt_panel, seconds
+from launcher.report.status import derive_status, read_status
+
+START = datetime(2026, 11, 24, 20, tzinfo=UTC)
+OFFER = Offer(
+    cloud="lambda",
+    region="us",
+    zone=None,
+    instance_type="gpu_8x_a100",
+    gpus="A100:8",
+    spot=False,
+    price_usd_per_hour=18.0,
+)
+
+
+def event(at_s: float, kind: Any, attempt: int, **data: Any) -> Event:
+    return Event(time=START + timedelta(seconds=at_s), id=f"{at_s:08.1f}", kind=kind, attempt=attempt, data=data)
+
+
+def metrics(attempt: int, steps: range, pace: float = 2.0) -> list[StepMetrics]:
+    return [
+        StepMetrics(attempt, rank, step, {"step": step, "seconds": pace, "losses_hex": [float(step).hex()]})
+        for step in steps
+        for rank in (0, 1)
+    ]
+
+
+PREEMPTED_RUN = [
+    event(0, "attempt_started", 1),
+    event(20, "training", 1, step=1),
+    event(30, "saved", 1, step=5, stalled_s=0.5),
+    event(40, "preempted", 1, step=9),
+    event(60, "attempt_started", 2),
+    event(65, "resumed", 2, step=5),
+    event(75, "training", 2, step=6),
+    event(90, "saved", 2, step=12, stalled_s=0.5),
+    event(95, "attempt_ended", 2, outcome="finished", step=12),
+    event(95.5, "finished", 2, step=12),
+]
+PREEMPTED_METRICS = metrics(1, range(1, 6)) + metrics(2, range(6, 13))
+
+
+def test_a_preempted_run_in_figures() -> None:
+    receipt = make_receipt("r", PREEMPTED_RUN, PREEMPTED_METRICS, [OFFER], START)
+    assert (receipt.state, receipt.preemptions, receipt.failures) == ("finished", 1, 0)
+    assert [(line.from_step, line.to_step, line.redone_steps) for line in receipt.attempts] == [(0, 9, 4), (5, 12, 0)]
+    assert (receipt.steps, receipt.steps_redone, receipt.saves) == (12, 4, 2)
+    assert receipt.wall_s == 95
+    assert receipt.startup_s == 20 + 15
+    assert receipt.waiting_s == 20
+    # 4 kept steps of attempt 1 and 6 of attempt 2 after each one's first, 2 s each, minus the saves
+    assert receipt.useful_s == pytest.approx(10 * 2.0 - 1.0)
+    assert receipt.redone_s == pytest.approx(4 * 2.0)
+    assert receipt.lost_to_preemptions_s == pytest.approx(8 + 20 + 15)
+    assert receipt.goodput == pytest.approx(19 / 95)
+    assert receipt.costs[0].cost_usd == pytest.approx(75 / 3600 * 18.0)
+    parts = (
+        receipt.useful_s,
+        receipt.saving_s,
+        receipt.startup_s,
+        receipt.redone_s,
+        receipt.waiting_s,
+        receipt.other_s,
+    )
+    assert sum(parts) == pytest.approx(receipt.wall_s)
+
+
+def test_an_uninterrupted_run_loses_nothing() -> None:
+    events = [e for e in PREEMPTED_RUN if e.attempt == 2 and e.kind != "resumed"]
+    receipt = make_receipt("r", events, metrics(2, range(1, 13)), [], START)
+    assert (receipt.steps_redone, receipt.preemptions, receipt.lost_to_preemptions_s) == (0, 0, 0.0)
+    assert receipt.bit_exact is None
+
+
+def test_a_machine_that_vanished_without_a_word_counts_as_preempted() -> None:
+    events = [e for e in PREEMPTED_RUN if e.kind != "preempted"]
+    receipt = make_receipt("r", events, PREEMPTED_METRICS, [], START)
+    assert receipt.preemptions == 1
+    assert receipt.attempts[0].to_step == 5
+
+
+@pytest.mark.parametrize(
+    ("last", "state"),
+    [
+        (event(99, "failed", 2, message="x"), "failed"),
+        (event(99, "stopped", 2, step=12), "stopped"),
+        (event(99, "attempt_started", 3), "running"),
+    ],
+)
+def test_states(last: Event, state: str) -> None:
+    assert make_receipt("r", [*PREEMPTED_RUN, last], [], [], START + timedelta(seconds=120)).state == state
+    assert make_receipt("r", [], [], [], START).state == "empty"
+
+
+def test_the_verdict_is_on_the_receipt() -> None:
+    compared = event(99, "compared", 0, equal=False, steps=12, tensors=3, differences=["loss of rank 0 at step 7"])
+    receipt = make_receipt("r", [*PREEMPTED_RUN, compared], PREEMPTED_METRICS, [OFFER], START)
+    assert receipt.bit_exact is False
+    output = io.StringIO()
+    Console(width=100, file=output).print(receipt_panel(receipt))
+    text = output.getvalue()
+    assert "NO: first difference: loss of rank 0 at step 7" in text
+    assert "lambda on demand A100:8" in text
+
+
+def test_durations_for_people() -> None:
+    assert [seconds(value) for value in (1.234, 600, 7200)] == ["1.2 s", "10.0 min", "2.0 h"]
+
+
+# --- status -----------------------------------------------------------------------------------------------------
+
+
+def heartbeat(at_s: float, attempt: int, step: int) -> Heartbeat:
+    return Heartbeat(
+        attempt=attempt, time=START + timedelta(seconds=at_s), phase="training", step=step, total_steps=24, loss=0.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("until", "beat", "now_s", "state"),
+    [
+        (0, None, 0, "waiting"),
+        (1, None, 10, "starting"),
+        (1, None, 500, "silent"),
+        (3, heartbeat(30, 1, 5), 35, "running"),
+        (3, heartbeat(30, 1, 5), 500, "silent"),
+        (4, heartbeat(39, 1, 9), 45, "recovering"),
+        (5, heartbeat(39, 1, 9), 61, "starting"),
+        (10, heartbeat(94, 2, 12), 1000, "finished"),
+    ],
+)
+def test_where_a_run_is(until: int, beat: Heartbeat | None, now_s: float, state: str) -> None:
+    status = derive_status("r", "tiny-dpo", None, beat, PREEMPTED_RUN[:until], START + timedelta(seconds=now_s))
+    assert status.state == state
+
+
+# --- the run's folder -------------------------------------------------------------------------------------------
+
+
+def record(**identity: Any) -> RunRecord:
+    return RunRecord(
+        name="r", created_at=START, recipe_name="tiny-dpo", recipe={"x": 1}, identity={"dpo": identity}, versions={}
+    )
+
+
+def test_launching_the_same_name_again_goes_on_with_the_run() -> None:
+    store = ObjectStore.memory()
+    first = register_run(store, record(beta=0.1))
+    assert register_run(store, record(beta=0.1)) == first == read_run(store)
+    with pytest.raises(UserError, match=r"another recipe: dpo.beta was 0.1, is now 0.2"):
+        register_run(store, record(beta=0.2))
+
+
+def test_runs_are_listed_and_unknown_ones_named(tmp_path: Any) -> None:
+    for name in ("b", "a"):
+        register_run(open_run(str(tmp_path), name), record())
+    from checkpoints.store import open_store
+
+    assert list_runs(open_store(str(tmp_path))) == ["a", "b"]
+    with pytest.raises(UnknownRun, match="there is no run 'c'"):
+        read_status(open_run(str(tmp_path), "c"), "c", START)
+
+
+def test_the_diary_is_read_in_order_of_time() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    for kind in ("attempt_started", "training", "saved"):
+        Diary(store, 1, clock).write(kind, step=1)  # type: ignore[arg-type]
+        clock.sleep(0.001)
+    assert [e.kind for e in read_events(store)] == ["attempt_started", "training", "saved"]
+
+
+def test_metrics_of_all_attempts_are_kept() -> None:
+    store = ObjectStore.memory()
+    write_metrics(store, 1, 0, [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}])
+    write_metrics(store, 2, 0, [{"step": 2, "loss": 0.4}])
+    write_metrics(store, 2, 1, [])
+    assert [(m.attempt, m.rank, m.step) for m in read_metrics(store)] == [(1, 0, 1), (1, 0, 2), (2, 0, 2)]
+
+
+def test_a_log_is_mirrored_once_whoever_sends_it(tmp_path: Any) -> None:
+    store, path = ObjectStore.memory(), tmp_path / "log.txt"
+    path.write_bytes(b"one\ntw")
+    first = Journal(store, "logs/a0001", path)
+    first.sync()
+    assert b"".join(read_journal(store, "logs/a0001")) == b"one\n"
+    with path.open("ab") as file:
+        file.write(b"o\nthree")
+    Journal(store, "logs/a0001", path).sync(whole=True)  # another process, after the first one's death
+    first.sync()
+    assert b"".join(read_journal(store, "logs/a0001")) == b"one\ntwo\nthree"
+    assert b"".join(read_journal(store, "logs/a0001", 5)) == b"wo\nthree"
+
+
+def make_run(store: ObjectStore, loss: float, weight: float) -> None:
+    lease = Lease.claim(store, Writer(id="w", host="h", pid=1))
+    import torch
+
+    snapshot = Snapshot.take(
+        {"model": {"w": torch.tensor([weight])}, "rng": {"s": 1}, "trainer": {"t": loss}}, HostBuffer()
+    )
+    ref = upload_shard(store, "data/x", 0, snapshot)
+    lease.commit(
+        Manifest(
+            run="r", step=1, epoch=1, world_size=1, created_at=START, reason="final", fingerprint={}, shards=(ref,)
+        ),
+        keep=2,
+    )
+    write_metrics(store, 1, 0, [{"step": 1, "losses_hex": [loss.hex()], "seconds": 1.0}])
+
+
+def test_equal_runs_are_equal_and_one_bit_is_seen() -> None:
+    stores = [ObjectStore.memory() for _ in range(3)]
+    make_run(stores[0], 0.5, 1.0)
+    make_run(stores[1], 0.5, 1.0)
+    make_run(stores[2], 0.5000000000000001, 1.0000001)
+    same = compare_runs(stores[0], stores[1])
+    assert (same.equal, same.steps, same.tensors) == (True, 1, 1)
+    different = compare_runs(stores[0], stores[2])
+    assert not different.equal
+    assert different.differences == ("loss of rank 0 at step 1", "model/w of rank 0")
+
+
+# --- the local backend's decisions ------------------------------------------------------------------------------
+
+
+def test_preemptions_are_spread_over_the_run() -> None:
+    points = preemption_points(3, seed=5)
+    assert points == preemption_points(3, seed=5) != preemption_points(3, seed=6)
+    assert [int(point * 3) for point in points] == [0, 1, 2]
+
+
+def test_only_a_dead_process_of_this_boot_is_known_to_be_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.local.boot_id", lambda: "this-boot")
+    monkeypatch.setattr("launcher.local.psutil.pid_exists", lambda pid: pid == 1)
+
+    def head(pid: int, boot: str) -> Any:
+        store = ObjectStore.memory()
+        return Lease.claim(store, Writer(id="w", host="h", pid=pid, boot_id=boot)).head
+
+    assert dead_holder(None) == ""
+    assert dead_holder(head(1, "this-boot")) == ""
+    assert dead_holder(head(2, "this-boot")) == "w"
+    assert dead_holder(head(2, "other-boot")) == ""
+    assert dead_holder(head(2, "")) == ""

@@ -1,0 +1,50 @@
+"""The rendered SkyPilot task, without SkyPilot (tests/integration/test_sky.py parses it with SkyPilot itself)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from launcher.plan import Rung
+from launcher.sky.render import SETUP, needed_secrets, task_config, to_yaml
+from launcher.sky.tasks import shipped_tasks
+from trainer.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPE = load_recipe("notus-7b-dpo")
+LADDER = (Rung(cloud="gcp", gpus="A100:8", spot=True), Rung(cloud="lambda", gpus="A100:8", spot=False))
+
+
+def test_the_shipped_tasks_are_what_the_recipes_render_to() -> None:
+    tasks = shipped_tasks()
+    assert sorted(path.name for path in (ROOT / "sky_tasks").glob("*.yaml")) == sorted(tasks)
+    for name, text in tasks.items():
+        assert (ROOT / "sky_tasks" / name).read_text() == text, "run `make sky-tasks`"
+
+
+def test_the_yaml_says_what_the_plan_says() -> None:
+    config = task_config(RECIPE, LADDER, run="my-run", bucket="gs://b/notus")
+    back = YAML(typ="safe").load(to_yaml(config))
+    assert back == config
+    assert back["name"] == "my-run"
+    assert back["resources"]["ordered"] == [
+        {"infra": "gcp", "accelerators": "A100:8", "use_spot": True},
+        {"infra": "lambda", "accelerators": "A100:8", "use_spot": False},
+    ]
+    assert back["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+    assert back["resources"]["job_recovery"]["max_restarts_on_errors"] == 0
+    assert back["envs"] == {"NOTUS_BUCKET": "gs://b/notus", "NOTUS_RUN": "my-run", "NOTUS_RECIPE": "notus-7b-dpo"}
+
+
+def test_secrets_are_names_never_values() -> None:
+    for text in shipped_tasks().values():
+        config = YAML(typ="safe").load(text)
+        assert set(config["secrets"].values()) == {None}
+    assert needed_secrets(RECIPE, "gs://b") == ["HF_TOKEN", "WANDB_API_KEY"]
+    assert "AWS_SECRET_ACCESS_KEY" in needed_secrets(RECIPE, "s3://b")
+
+
+def test_setup_fails_on_the_first_error_and_never_asks_for_a_new_machine() -> None:
+    assert SETUP.startswith("set -euo pipefail")
+    assert "exit 75" not in SETUP.replace("Never exit 75 here", "")

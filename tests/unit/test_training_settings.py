@@ -1,0 +1,172 @@
+"""Pure decisions of the trainer: settings, when to save, what an exact resume needs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoints.errors import NotExact
+from checkpoints.head import Head, Writer
+from trainer.attempt import rank_environment
+from trainer.errors import HardwareError
+from trainer.fingerprint import check_fingerprint
+from trainer.main import default_processes
+from trainer.recipe import Saves, load_recipe
+from trainer.saving import Moment, save_reason
+from trainer.scratch import Outcome, Progress, Scratch
+from trainer.settings import choose_attention, deepspeed_config, dpo_arguments
+from trainer.stop import StopRequest, request_stop
+
+
+def moment(**changes: Any) -> Moment:
+    return Moment(step=7, epoch_ended=False, finished=False, stopping=False, minutes_since_save=1.0)._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "saves", "reason"),
+    [
+        ({}, Saves(), ""),
+        ({"finished": True, "stopping": True}, Saves(), "final"),
+        ({"stopping": True}, Saves(), "stop"),
+        ({"epoch_ended": True}, Saves(), "epoch"),
+        ({"epoch_ended": True}, Saves(every_epoch=False), ""),
+        ({"step": 10}, Saves(every_steps=5), "interval"),
+        ({"step": 11}, Saves(every_steps=5), ""),
+        ({"minutes_since_save": 10.0}, Saves(every_minutes=10), "interval"),
+        ({"minutes_since_save": 9.9}, Saves(every_minutes=10), ""),
+        ({"step": 10, "epoch_ended": True}, Saves(every_steps=5, every_epoch=False), "interval"),
+    ],
+)
+def test_when_to_save(changes: dict[str, Any], saves: Saves, reason: str) -> None:
+    assert save_reason(saves, moment(**changes)) == reason
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "installed", "chosen", "why"),
+    [
+        ("auto", "cuda", True, "flash_attention_2", "flash-attn is installed"),
+        ("auto", "cuda", False, "sdpa", "flash-attn is not installed"),
+        ("flash_attention_2", "cuda", False, "sdpa", "not installed"),
+        ("auto", "cpu", True, "sdpa", "no GPU here"),
+        ("eager", "cuda", True, "eager", "as the recipe says"),
+    ],
+)
+def test_attention(wanted: str, device: Any, installed: bool, chosen: str, why: str) -> None:
+    attention, reason = choose_attention(wanted, device=device, flash_installed=installed)
+    assert attention == chosen
+    assert why in reason
+
+
+def test_deepspeed_offloads_as_the_recipe_says_and_keeps_rmsprop() -> None:
+    recipe = load_recipe("notus-7b-dpo")
+    assert recipe.zero is not None
+    config = deepspeed_config(recipe.zero, device="cuda")
+    stage = config["zero_optimization"]
+    assert stage["stage"] == 3
+    assert stage["offload_optimizer"]["device"] == "cpu"
+    assert stage["offload_param"] == {"device": "cpu", "pin_memory": True}
+    assert config["zero_force_ds_cpu_optimizer"] is False
+    assert config["bf16"] == {"enabled": "auto"}
+    without = deepspeed_config(
+        recipe.zero.model_copy(update={"offload_optimizer": "none", "offload_parameters": "none"}), device="cuda"
+    )
+    assert not {"offload_optimizer", "offload_param"} & without["zero_optimization"].keys()
+    json.dumps(config)
+
+
+def test_trl_arguments_follow_the_recipe() -> None:
+    recipe = load_recipe("notus-7b-dpo")
+    arguments = dpo_arguments(
+        recipe, device="cuda", attention="flash_attention_2", output=Path("/x"), trackers=["wandb"], run="r"
+    )
+    assert arguments["model_init_kwargs"]["attn_implementation"] == "flash_attention_2"
+    assert (arguments["eval_strategy"], arguments["eval_steps"]) == ("steps", 100)
+    assert arguments["optim"] == "rmsprop"
+    assert arguments["save_strategy"] == "no"
+    assert arguments["warmup_steps"] == 0.1
+    assert arguments["disable_dropout"] is True
+    lora = load_recipe("notus-7b-dpo-lora")
+    arguments = dpo_arguments(lora, device="cuda", attention="sdpa", output=Path("/x"), trackers=[], run="r")
+    assert "deepspeed" not in arguments
+    assert arguments["disable_dropout"] is False
+    assert arguments["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
+    assert arguments["report_to"] == "none"
+
+
+FINGERPRINT = {
+    "recipe": {"dpo": {"beta": 0.1}},
+    "world_size": 2,
+    "device": "cpu",
+    "attention": "sdpa",
+    "dataset": "abc",
+    "versions": {"torch": "2.13.0"},
+}
+
+
+def test_equal_fingerprints_pass_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    check_fingerprint(FINGERPRINT, dict(FINGERPRINT))
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(("field", "value"), [("recipe", {}), ("world_size", 4), ("dataset", "other")])
+def test_what_changes_the_numbers_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(NotExact, match=f"{field} was") as caught:
+        check_fingerprint(FINGERPRINT, {**FINGERPRINT, field: value})
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("field", ["device", "attention", "versions"])
+def test_what_may_change_a_bit_is_said(field: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        check_fingerprint(FINGERPRINT, {**FINGERPRINT, field: "other"})
+    assert f"not exact: {field} was" in caplog.text
+
+
+def test_a_recipe_for_gpus_is_refused_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.main.gpus_here", lambda: 0)
+    with pytest.raises(HardwareError, match="needs A100:8, and this machine has no GPU"):
+        default_processes(load_recipe("notus-7b-dpo"))
+    assert default_processes(load_recipe("tiny-dpo")) == 2
+    monkeypatch.setattr("trainer.main.gpus_here", lambda: 8)
+    assert default_processes(load_recipe("notus-7b-dpo")) == 8
+
+
+def test_ranks_inherit_the_environment_and_know_their_run(tmp_path: Path) -> None:
+    base = {"PATH": "/usr/bin", "AWS_SECRET_ACCESS_KEY": "s"}
+    environment = rank_environment(base, recipe="tiny-dpo", run="r", bucket="b", scratch=tmp_path, cpu=True)
+    assert environment["PATH"].endswith(":/usr/bin")
+    assert environment["DS_ACCELERATOR"] == "cpu"
+    assert environment["WANDB_RUN_ID"] == "r"
+    assert environment["AWS_SECRET_ACCESS_KEY"] == "s"
+    on_gpu = rank_environment(base, recipe="tiny-dpo", run="r", bucket="b", scratch=tmp_path, cpu=False)
+    assert "DS_ACCELERATOR" not in on_gpu
+
+
+def test_scratch_tells_what_was_told(tmp_path: Path) -> None:
+    from checkpoints.clock import FakeClock
+
+    scratch = Scratch(tmp_path)
+    assert scratch.read_head() is None
+    assert scratch.read_result() is None
+    assert scratch.read_progress() == Progress(phase="starting")
+    head = Head(epoch=3, writer=Writer(id="w", host="h", pid=1), nonce="n", lease_until=FakeClock().now())
+    scratch.write_head(head)
+    scratch.write_progress(Progress(phase="training", step=4, total_steps=9, loss=0.5))
+    for rank in (10, 2):
+        scratch.write_outcome(rank, Outcome(kind="finished", step=rank))
+    scratch.write_result(Outcome(kind="preempted", step=4))
+    assert scratch.read_head() == head
+    assert scratch.read_progress().step == 4
+    assert [outcome.step for outcome in scratch.read_outcomes()] == [2, 10]
+    assert scratch.read_result() == Outcome(kind="preempted", step=4)
+
+
+def test_a_stop_is_seen_by_all_who_look(tmp_path: Path) -> None:
+    request = StopRequest(tmp_path / "stop")
+    assert not request.pending()
+    request_stop(tmp_path / "stop")
+    assert request.pending()

@@ -1,0 +1,128 @@
+"""Trees survive the way through JSON and bytes, whatever is in them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checkpoints.snapshot import HostBuffer, Snapshot
+from checkpoints.tree import Leaf, decode, encode, tensor_from
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.sampled_from(DTYPES)
+    | st.lists(st.integers(0, 5), max_size=3).map(torch.Size)
+)
+keys = st.text() | st.integers() | st.booleans() | st.tuples(st.integers(), st.text())
+trees = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4) | st.tuples(inner, inner),
+    max_leaves=20,
+)
+
+
+def through_json(value: Any) -> Any:
+    leaves: list[Leaf] = []
+    encoded = json.loads(json.dumps(encode(value, "root", leaves), allow_nan=False))
+    return decode(
+        encoded,
+        lambda i: tensor_from(leaves[i].kind, leaves[i].dtype, leaves[i].shape, memoryview(bytearray(leaves[i].array))),
+    )
+
+
+@given(trees)
+def test_any_tree_comes_back_with_its_types(tree: Any) -> None:
+    back = through_json(tree)
+    assert back == tree
+    assert _types(back) == _types(tree)
+
+
+def _types(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _types(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+        return (type(value), [_types(item) for item in value])
+    return type(value)
+
+
+@given(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3), st.integers(0, 2**32 - 1))
+def test_any_tensor_comes_back_bit_for_bit(dtype: torch.dtype, shape: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    tensor = (torch.randn(shape) * 100).to(dtype)
+    back = through_json({"t": tensor})["t"]
+    assert (back.dtype, back.shape) == (tensor.dtype, tensor.shape)
+    if tensor.numel():
+        assert torch.equal(back.reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+
+
+def test_strided_views_are_stored_in_order() -> None:
+    tensor = torch.arange(12).reshape(3, 4).T
+    assert torch.equal(through_json([tensor])[0], tensor)
+
+
+def test_special_floats() -> None:
+    back = through_json([math.inf, -math.inf, math.nan, -0.0])
+    assert back[:2] == [math.inf, -math.inf]
+    assert math.isnan(back[2])
+    assert math.copysign(1, back[3]) == -1
+
+
+def test_generator_states_come_back() -> None:
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    back = through_json(state)
+    random.setstate(back["python"])
+    np.random.set_state(back["numpy"])
+    torch.set_rng_state(back["torch"].clone())
+    assert random.getstate() == state["python"]
+
+
+def test_ordered_dicts_keep_their_order() -> None:
+    shapes = OrderedDict([("z", torch.Size([2])), ("a", torch.Size([3, 1]))])
+    assert list(through_json(shapes)) == ["z", "a"]
+
+
+def test_what_cannot_be_stored_is_named_when_saving() -> None:
+    with pytest.raises(TypeError, match=r"root/a/1: a .*Thing can't go into a checkpoint"):
+        encode({"a": [1, type("Thing", (), {})()]}, "root", [])
+    with pytest.raises(TypeError, match="object array"):
+        encode(np.array([object()]), "root", [])
+
+
+def test_an_unknown_tag_is_refused() -> None:
+    with pytest.raises(ValueError, match="newer version"):
+        decode({"$new": 1}, lambda i: None)
+
+
+def test_a_snapshot_is_a_copy_and_its_buffer_is_reused() -> None:
+    buffer = HostBuffer()
+    tensor = torch.arange(1000, dtype=torch.float32)
+    snapshot = Snapshot.take({"state": {"w": tensor}}, buffer)
+    before = bytes(snapshot.data)
+    tensor.zero_()
+    assert bytes(snapshot.data) == before
+    address = snapshot.data.obj.__array_interface__["data"][0]  # type: ignore[attr-defined]
+    again = Snapshot.take({"state": {"w": tensor}}, buffer)
+    assert again.data.obj.__array_interface__["data"][0] == address  # type: ignore[attr-defined]
+    assert bytes(again.data) != before
+
+
+def test_tensors_of_a_snapshot_are_aligned() -> None:
+    snapshot = Snapshot.take({"s": [torch.ones(3, dtype=torch.uint8), torch.ones(5), torch.ones(2)]}, HostBuffer())
+    assert [record.offset for record in snapshot.tensors] == [0, 64, 128]
+    assert bytes(snapshot.data[3:64]) == bytes(61)

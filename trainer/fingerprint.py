@@ -1,0 +1,33 @@
+"""What has to be equal for an exact resume, compared by name."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from checkpoints.errors import NotExact
+
+logger = logging.getLogger(__name__)
+
+
+def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Refuse or warn where an exact resume isn't possible.
+
+    Another recipe, world size or data set is refused; another library version or GPU model is said aloud and
+    recorded by the next manifest. Raises `NotExact` naming the field.
+    """
+    for field in ("recipe", "world_size", "dataset"):
+        if saved.get(field) != mine[field]:
+            raise NotExact(
+                f"the checkpoint belongs to another run: "
+                f"{field} was {_short(saved.get(field))}, is {_short(mine[field])}",
+                "use the same recipe, data and number of processes, or start a new run with another --name",
+            )
+    for field in ("device", "attention", "versions"):
+        if saved.get(field) != mine[field]:
+            logger.warning("not exact: %s was %s, is %s", field, saved.get(field), mine[field])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else f"{text[:57]}..."

@@ -1,0 +1,32 @@
+"""When a state is worth saving. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from trainer.recipe import Saves
+
+
+class Moment(NamedTuple):
+    """What there is to know at the end of a step."""
+
+    step: int
+    epoch_ended: bool
+    finished: bool
+    stopping: bool
+    minutes_since_save: float
+
+
+def save_reason(saves: Saves, moment: Moment) -> str:
+    """Why this moment's state is saved; '' = it isn't."""
+    if moment.finished:
+        return "final"
+    if moment.stopping:
+        return "stop"
+    if moment.epoch_ended and saves.every_epoch:
+        return "epoch"
+    if saves.every_steps and moment.step % saves.every_steps == 0:
+        return "interval"
+    if saves.every_minutes and moment.minutes_since_save >= saves.every_minutes:
+        return "interval"
+    return ""
