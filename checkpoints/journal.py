@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from checkpoints.errors import AlreadyExists
 from checkpoints.store import Store
-from checkpoints.upload import put_once
 
 SEGMENT_BYTES = 4 << 20
 
@@ -37,8 +37,11 @@ class Journal:
                     data = data[: data.rfind(b"\n") + 1]
                 if not data:
                     return
-                put_once(self._store, f"{self._prefix}/{self._sent_bytes:012d}", data)
-                self._sent_bytes += len(data)
+                try:
+                    self._store.create(f"{self._prefix}/{self._sent_bytes:012d}", data)
+                    self._sent_bytes += len(data)
+                except AlreadyExists:  # ours with its reply lost, or somebody else's who sent the same bytes
+                    self._sent_bytes = _mirrored_bytes(self._store, self._prefix)
                 file.seek(self._sent_bytes)
 
 
