@@ -44,6 +44,7 @@ def launch(
     yes: o.YesOption = False,
     detach: o.DetachOption = False,
     preempt: o.PreemptOption = 0,
+    compare: o.CompareOption = None,
     seed: o.SeedOption = None,
     processes: o.ProcessesOption = None,
     output: o.OutputOption = "text",
@@ -77,9 +78,9 @@ def launch(
     if dry_run:
         raise typer.Exit(story.plan_only(request, output))
     if clouds == (LOCAL,):
-        code = story.launch_local(request, preemptions=preempt, seed=seed, processes=processes, output=output)
-        raise typer.Exit(code)
-    story.refuse_local_options(preempt=preempt, seed=seed, processes=processes)
+        local = story.LocalOptions(preempt, preempt > 0 if compare is None else compare, seed, processes)
+        raise typer.Exit(story.launch_local(request, local, output))
+    story.refuse_local_options(preempt, compare, seed, processes)
     raise typer.Exit(story.launch_cloud(request))
 
 

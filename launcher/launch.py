@@ -6,6 +6,7 @@ import json
 import secrets
 import sys
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -73,37 +74,40 @@ def launch_cloud(request: LaunchRequest) -> int:
     )
 
 
-def launch_local(
-    request: LaunchRequest, *, preemptions: int, seed: int | None, processes: int | None, output: str
-) -> int:
-    """Run on this machine; with preemptions also run an uninterrupted twin and compare."""
+class LocalOptions(NamedTuple):
+    """What only `--cloud local` knows."""
+
+    preemptions: int
+    compare: bool
+    seed: int | None
+    processes: int | None
+
+
+def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> int:
+    """Run on this machine; on request preempt it, and compare it with an uninterrupted twin."""
     recipe = load_recipe(request.recipe)
     check_local(recipe.dataset)
-    processes = processes or default_processes(recipe)
     bucket = request.bucket or default_bucket()
     name = check_run_name(request.name or new_name(recipe))
-    store = open_run(bucket, name)
-    probe(store)
-    seed = secrets.randbelow(10**6) if seed is None else seed
     run = LocalRun(
         run=name,
         recipe=request.recipe,
         bucket=bucket,
-        processes=processes,
-        preemptions=preemptions,
-        seed=seed,
+        processes=options.processes or default_processes(recipe),
+        preemptions=options.preemptions,
+        seed=secrets.randbelow(10**6) if options.seed is None else options.seed,
     )
+    store = open_run(bucket, name)
+    probe(store)
     say(f"run {name} in {store.url}")
-    if preemptions:
-        say(f"it will be killed {preemptions} times (seed {seed})")
+    if run.preemptions:
+        say(f"it will be killed {run.preemptions} times (seed {run.seed})")
     ended = _run(run, recipe, store, label="run")
     if ended.outcome.kind != "finished":
-        say(
-            f"stopped at step {ended.outcome.step}; to go on: notus-launch --cloud local --recipe "
-            f"{request.recipe} --name {name}"
-        )
+        say(f"stopped at step {ended.outcome.step}")
+        say(f"to go on: notus-launch --cloud local --recipe {request.recipe} --name {name} --bucket {bucket}")
         return EXIT_STOPPED
-    if preemptions:
+    if options.compare:
         _compare_with_twin(run, recipe, store)
     show_receipt(read_receipt(store, name, recipe), output)
     say(f"the model is in {store.url}/final")
@@ -177,11 +181,11 @@ def choose_market(*, spot: bool, on_demand: bool, auto: bool) -> Market:
     return "spot" if spot else "on-demand" if on_demand else "auto"
 
 
-def refuse_local_options(*, preempt: int, seed: int | None, processes: int | None) -> None:
+def refuse_local_options(preempt: int, compare: bool | None, seed: int | None, processes: int | None) -> None:
     """Options that only `--cloud local` knows; raises `RequestError`."""
-    if preempt or seed is not None or processes is not None:
+    if preempt or not (compare is seed is processes is None):
         raise RequestError(
-            "--preempt, --seed and --processes work with --cloud local only",
+            "--preempt, --compare, --seed and --processes work with --cloud local only",
             "add --cloud local, or leave them out",
         )
 

@@ -34,7 +34,14 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before m
 DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return after submission (clouds only).")]
 PreemptOption = Annotated[
     int,
-    typer.Option(help="Local only: kill it so many times at random steps, and compare the result.", min=0, max=20),
+    typer.Option(help="Local only: kill it without warning so many times, at random steps.", min=0, max=20),
+]
+CompareOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--compare/--no-compare",
+        help="Local only: also make the uninterrupted run and compare bit for bit. Default: with --preempt.",
+    ),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Local only: seed of the random steps of --preempt.")]
 ProcessesOption = Annotated[

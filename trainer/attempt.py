@@ -142,19 +142,11 @@ class Supervisor:
         return None
 
     def _outcome(self, returncode: int) -> Outcome:
-        """What the ranks said, the worst first; or that they said nothing."""
-        outcomes = self._scratch.read_outcomes()
-        for kind in ("fenced", "user_error", "failed"):
-            for outcome in outcomes:
-                if outcome.kind == kind:
-                    return outcome
-        if len(outcomes) == self._processes:
-            return outcomes[0]
-        return Outcome(
-            kind="failed",
+        return combine_outcomes(
+            self._scratch.read_outcomes(),
+            processes=self._processes,
             step=self._scratch.read_progress().step,
-            message=f"a rank died without a word (torchrun ended with {returncode})",
-            hint="see `notus-launch logs`; out of memory kills like this",
+            returncode=returncode,
         )
 
     def _finish(self, outcome: Outcome) -> None:
@@ -203,6 +195,26 @@ class Supervisor:
             scratch=self._scratch.folder,
             cpu=not gpus_here(),
         )
+
+
+def combine_outcomes(outcomes: Mapping[int, Outcome], *, processes: int, step: int, returncode: int) -> Outcome:
+    """The attempt's outcome from those of its ranks, by rank: the worst that one of them said.
+
+    A rank that died without a word is named first: the others' errors are then mostly that it is gone.
+    """
+    for kind in ("fenced", "user_error"):
+        for outcome in outcomes.values():
+            if outcome.kind == kind:
+                return outcome
+    silent = [rank for rank in range(processes) if rank not in outcomes]
+    failed = [f"rank {rank}: {outcome.message}" for rank, outcome in outcomes.items() if outcome.kind == "failed"]
+    if silent:
+        names = ", ".join(map(str, silent))
+        failed.insert(0, f"rank {names} died without a word (torchrun ended with {returncode})")
+    if failed:
+        hint = "see `notus-launch logs`" + ("; the kernel kills like this when memory runs out" if silent else "")
+        return Outcome(kind="failed", step=step, message="; ".join(failed), hint=hint)
+    return outcomes[0]
 
 
 def rank_environment(

@@ -10,7 +10,6 @@ log.txt         what torchrun and the ranks print
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Literal
@@ -94,10 +93,10 @@ class Scratch:
         except FileNotFoundError:
             return None
 
-    def read_outcomes(self) -> list[Outcome]:
+    def read_outcomes(self) -> dict[int, Outcome]:
         """The outcomes of all ranks that had one, by rank."""
-        paths = sorted(self.folder.glob("outcome-r*.json"), key=lambda path: int(path.stem.removeprefix("outcome-r")))
-        return [Outcome.model_validate(json.loads(path.read_bytes())) for path in paths]
+        paths = {int(path.stem.removeprefix("outcome-r")): path for path in self.folder.glob("outcome-r*.json")}
+        return {rank: Outcome.model_validate_json(paths[rank].read_bytes()) for rank in sorted(paths)}
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from checkpoints.errors import NotExact
 from checkpoints.head import Head, Writer
-from trainer.attempt import rank_environment
+from trainer.attempt import combine_outcomes, rank_environment
 from trainer.errors import HardwareError
 from trainer.fingerprint import check_fingerprint
 from trainer.main import default_processes
@@ -161,7 +161,7 @@ def test_scratch_tells_what_was_told(tmp_path: Path) -> None:
     scratch.write_result(Outcome(kind="preempted", step=4))
     assert scratch.read_head() == head
     assert scratch.read_progress().step == 4
-    assert [outcome.step for outcome in scratch.read_outcomes()] == [2, 10]
+    assert [(rank, outcome.step) for rank, outcome in scratch.read_outcomes().items()] == [(2, 2), (10, 10)]
     assert scratch.read_result() == Outcome(kind="preempted", step=4)
 
 
@@ -170,3 +170,25 @@ def test_a_stop_is_seen_by_all_who_look(tmp_path: Path) -> None:
     assert not request.pending()
     request_stop(tmp_path / "stop")
     assert request.pending()
+
+
+DONE = Outcome(kind="finished", step=24)
+CRASH = Outcome(kind="failed", message="RuntimeError: connection closed by peer")
+BAD_DATA = Outcome(kind="user_error", message="no rows", hint="add some")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "kind", "message"),
+    [
+        ({0: DONE, 1: DONE}, "finished", ""),
+        ({0: CRASH, 1: BAD_DATA}, "user_error", "no rows"),
+        ({0: DONE, 1: CRASH}, "failed", "rank 1: RuntimeError: connection closed by peer"),
+        ({0: CRASH}, "failed", "rank 1 died without a word (torchrun ended with 1); rank 0: RuntimeError"),
+        ({}, "failed", "rank 0, 1 died without a word"),
+        ({1: Outcome(kind="fenced", message="taken over")}, "fenced", "taken over"),
+    ],
+)
+def test_the_worst_rank_speaks_for_the_attempt(outcomes: dict[int, Outcome], kind: str, message: str) -> None:
+    got = combine_outcomes(outcomes, processes=2, step=7, returncode=1)
+    assert got.kind == kind
+    assert got.message.startswith(message)

@@ -1,0 +1,159 @@
+"""Real processes, real ranks, real kills. Each start of the trainer takes some 10 s on two cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+
+from checkpoints.head import read_head
+from checkpoints.manifest import ShardIndex
+from checkpoints.restore import load_manifest, restore_shard
+from checkpoints.run import open_run, read_metrics
+from checkpoints.store import Store
+
+START_S = 240.0
+"""More than a start ever takes, the first one's compiling included."""
+
+
+class Launched(NamedTuple):
+    """A finished `notus-launch`."""
+
+    code: int
+    out: str
+    err: str
+
+    def receipt(self) -> dict[str, Any]:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+class Launcher:
+    """Runs the command line as a user would, with a home of its own."""
+
+    def __init__(self, home: Path, environment: dict[str, str] | None = None) -> None:
+        self.home = home
+        self.environment = {**os.environ, "NOTUS_HOME": str(home), **(environment or {})}
+
+    @property
+    def bucket(self) -> str:
+        folder = self.home / "bucket"
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(folder)
+
+    def run(self, *arguments: str, timeout_s: float = 500) -> Launched:
+        done = subprocess.run(
+            self._command(arguments),
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        return Launched(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._command(arguments), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def local(self, recipe: str, *arguments: str) -> tuple[str, ...]:
+        return ("--cloud", "local", "--recipe", recipe, "-o", "json", *arguments)
+
+    def _command(self, arguments: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-m", "launcher.cli", *arguments]
+
+    def progress_step(self, run: str) -> int:
+        """The newest step of a running attempt, from its scratch folder."""
+        files = list((self.home / "scratch" / run).glob("attempt-*/progress.json"))
+        steps = []
+        for path in files:
+            try:
+                steps.append(json.loads(path.read_text())["step"])
+            except (FileNotFoundError, ValueError):
+                continue
+        return max(steps, default=0)
+
+    def processes(self) -> list[psutil.Process]:
+        """All living processes of this launcher's attempts."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.status() != psutil.STATUS_ZOMBIE and str(self.home) in json.dumps(
+                    [process.cmdline(), process.environ().get("NOTUS_SCRATCH", "")]
+                ):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Iterator[Launcher]:
+    """A launcher with an empty home; whatever it started is gone at the end, or the test fails."""
+    made = Launcher(tmp_path / "home")
+    yield made
+    left = made.processes()
+    for process in left:
+        process.send_signal(signal.SIGKILL)
+    assert not left, f"processes left behind: {left}"
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """An uninterrupted run of tiny-dpo, to compare with."""
+    launcher = Launcher(tmp_path_factory.mktemp("reference"))
+    launcher.run(*launcher.local("tiny-dpo", "--name", "reference")).receipt()
+    return open_run(launcher.bucket, "reference")
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what}"
+        time.sleep(0.05)
+
+
+def assert_bit_exact(one: Store, other: Store) -> None:
+    """Every rank's loss of every step, and every tensor of the final state: read back, not compared by hash."""
+    import torch
+
+    losses = [{(m.rank, m.step): m.values["losses_hex"] for m in read_metrics(run)} for run in (one, other)]
+    assert losses[0]
+    assert losses[0] == losses[1]
+    heads = [read_head(run) for run in (one, other)]
+    assert heads[0] is not None
+    assert heads[1] is not None
+    newest = [head.commits[0] for head in heads if head]
+    assert newest[0].step == newest[1].step
+    manifests = [load_manifest(run, commit) for run, commit in zip((one, other), newest, strict=True)]
+    compared = 0
+    for rank in range(manifests[0].world_size):
+        mine, theirs = (restore_shard(run, commit, rank) for run, commit in zip((one, other), newest, strict=True))
+        for a, b in zip(_tensors(mine.index, mine.data), _tensors(theirs.index, theirs.data), strict=True):
+            assert a[0] == b[0]
+            assert torch.equal(a[1], b[1]), a[0]
+            compared += 1
+    assert compared > 10
+
+
+def _tensors(index: ShardIndex, data: memoryview) -> list[tuple[str, Any]]:
+    import torch
+
+    return [
+        (
+            record.name,
+            torch.frombuffer(bytearray(data[record.offset : record.offset + record.size_bytes]), dtype=torch.uint8),
+        )
+        for record in index.tensors
+        if record.size_bytes
+    ]

@@ -1,0 +1,124 @@
+"""The data step with real tokenizers and the `datasets` library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.errors import DataError
+from trainer.recipe import Recipe, load_recipe
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from transformers import AutoTokenizer
+
+    from trainer.builtin_model import make_tiny_llama
+
+    folder = tmp_path_factory.mktemp("tiny")
+    make_tiny_llama(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def recipe_for(path: Path, **changes: Any) -> Recipe:
+    recipe = load_recipe("tiny-dpo")
+    dataset = recipe.dataset.model_copy(update={"name": str(path), "eval_rows": 0, **changes})
+    return recipe.model_copy(update={"dataset": dataset})
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_pair_becomes_the_template_s_text_and_ids(tokenizer: Any, tmp_path: Path) -> None:
+    from trainer.data import prepare
+
+    path = write(tmp_path / "p.jsonl", [{"prompt": "Hi?", "chosen": "Yes.", "rejected": "Noé."}])
+    row = prepare(recipe_for(path), tokenizer).train[0]
+    assert tokenizer.decode(row["prompt_ids"]) == "<|user|>\nHi?</s>\n<|assistant|>\n"
+    assert tokenizer.decode(row["chosen_ids"]) == "Yes.</s>\n"
+    assert tokenizer.decode(row["rejected_ids"]) == "Noé.</s>\n"
+
+
+def test_a_tokenizer_without_a_template_gets_plain_text_and_an_end(tokenizer: Any, tmp_path: Path) -> None:
+    import copy
+
+    from trainer.data import prepare
+
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    path = write(tmp_path / "p.jsonl", [{"prompt": "Hi?", "chosen": " Yes", "rejected": " No"}])
+    row = prepare(recipe_for(path), plain).train[0]
+    assert plain.decode(row["prompt_ids"] + row["chosen_ids"]) == "Hi? Yes</s>"
+
+
+def test_jsonl_parquet_and_both_column_sets_give_the_same(tokenizer: Any, tmp_path: Path) -> None:
+    import datasets
+
+    from trainer.data import prepare
+
+    rows = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(8)]
+    names = {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"}
+    renamed = [{**{names[key]: value for key, value in row.items()}, "source": "x"} for row in rows]
+    one = prepare(recipe_for(write(tmp_path / "a.jsonl", rows)), tokenizer)
+    two = prepare(recipe_for(write(tmp_path / "b.jsonl", renamed)), tokenizer)
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "c.parquet")
+    three = prepare(recipe_for(tmp_path / "c.parquet"), tokenizer)
+    assert one.fingerprint == two.fingerprint == three.fingerprint
+    assert one.train.to_list() == two.train.to_list() == three.train.to_list()
+
+
+def test_the_split_is_the_same_every_time_and_eval_rows_are_held_out(tokenizer: Any) -> None:
+    from trainer.data import prepare
+
+    recipe = load_recipe("tiny-dpo")
+    one, two = prepare(recipe, tokenizer), prepare(recipe, tokenizer)
+    assert one.evaluation is not None
+    assert two.evaluation is not None
+    assert (len(one.train), len(one.evaluation)) == (96, 16)
+    assert one.evaluation.to_list() == two.evaluation.to_list()
+    train = {tuple(row["prompt_ids"]) for row in one.train}
+    assert not train & {tuple(row["prompt_ids"]) for row in one.evaluation}
+
+
+def test_unusable_rows_are_left_out_and_counted(
+    tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from trainer.data import prepare
+
+    good = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    rows = [
+        good,
+        {**good, "chosen": ""},
+        {**good, "rejected": "a"},
+        {**good, "prompt": " "},
+        {**good, "prompt": "x" * 100_000},
+    ]
+    pairs = prepare(recipe_for(write(tmp_path / "p.jsonl", rows)), tokenizer)
+    assert len(pairs.train) == 2
+    assert max(len(row["prompt_ids"]) for row in pairs.train) == 128
+    assert "left out 3 of 5 rows" in caplog.text
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_too_many_held_out_rows(tokenizer: Any, tmp_path: Path, count: int) -> None:
+    from trainer.data import prepare
+
+    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(count)]
+    with pytest.raises(DataError, match=f"has only {count} usable rows"):
+        prepare(recipe_for(write(tmp_path / "p.jsonl", rows), eval_rows=4), tokenizer)
+
+
+def test_a_hub_set_that_cannot_be_had_is_named(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets.config
+
+    from trainer.data import prepare
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="can't load the data set 'argilla/no-such-set'"):
+        prepare(recipe_for(Path("argilla/no-such-set")), tokenizer)

@@ -1,0 +1,104 @@
+"""A run that is killed ends bit for bit as one that isn't."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from checkpoints.run import open_run
+from checkpoints.store import Store
+from tests.integration.conftest import Launcher, assert_bit_exact, wait_for
+from tests.seaweed import S3Server
+
+STEPS_PER_EPOCH = 12
+
+
+@pytest.fixture
+def seed() -> int:
+    """A new one each time; pytest prints it when the test fails."""
+    value = random.SystemRandom().randrange(10**6)
+    print(f"seed of the random steps: {value}")  # noqa: T201
+    return value
+
+
+@pytest.mark.parametrize("recipe", ["tiny-dpo", "tiny-dpo-lora"])
+def test_killed_in_the_first_and_in_the_second_epoch(launcher: Launcher, recipe: str, seed: int) -> None:
+    done = launcher.run(*launcher.local(recipe, "--name", "killed", "--preempt", "2", "--seed", str(seed)))
+    receipt = done.receipt()
+    first, second, third = receipt["attempts"]
+    assert [line["ended"] for line in receipt["attempts"]] == ["preempted", "preempted", "finished"]
+    assert first["to_step"] <= STEPS_PER_EPOCH < second["to_step"] <= 2 * STEPS_PER_EPOCH == third["to_step"]
+    assert receipt["steps"] == 24
+    assert receipt["bit_exact"] is True
+    assert 0 < receipt["goodput"] < 1
+    assert receipt["costs"]
+    twin = open_run(launcher.bucket, "killed-uninterrupted")
+    assert_bit_exact(open_run(launcher.bucket, "killed"), twin)
+    final = {entry.key for entry in twin.list("final")}
+    assert ("final/model.safetensors" if recipe == "tiny-dpo" else "final/adapter_model.safetensors") in final
+    assert not [key for key in final if key.endswith((".bin", ".pt", ".pth", ".pkl"))]
+
+
+def test_the_exported_model_loads(reference: Store) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = reference.url.removeprefix("file://") + "/final"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("hello", return_tensors="pt")
+    assert model(**ids).logits.shape[-1] == len(tokenizer)
+
+
+def test_on_s3(
+    launcher: Launcher, s3_server: S3Server, seed: int, reference: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher.environment |= s3_server.environment()
+    bucket = ("--bucket", "s3://notus-test/runs")
+    arguments = launcher.local(
+        "tiny-dpo", "--name", "on-s3", *bucket, "--preempt", "1", "--no-compare", "--seed", str(seed)
+    )
+    receipt = launcher.run(*arguments).receipt()
+    assert receipt["preemptions"] == 1
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    assert_bit_exact(open_run("s3://notus-test/runs", "on-s3"), reference)
+    status = launcher.run("status", "on-s3", *bucket)
+    assert "finished" in status.out
+    logs = launcher.run("logs", "on-s3", *bucket)
+    assert "=== attempt 2" in logs.out
+    resumed_from = receipt["attempts"][1]["from_step"]
+    assert (f"resuming from step {resumed_from}" if resumed_from else "no checkpoint yet") in logs.out.split("=== ")[2]
+
+
+def test_one_rank_dies(launcher: Launcher, reference: Store, seed: int) -> None:
+    """An out-of-memory kill takes one rank; the attempt fails as a whole and the next one goes on."""
+    step = random.Random(seed).randrange(6, 20)
+    process = launcher.start(*launcher.local("tiny-dpo", "--name", "crash"))
+    wait_for(lambda: launcher.progress_step("crash") >= step, f"step {step}")
+    ranks = [p for p in launcher.processes() if "trainer.worker" in p.cmdline() and p.environ().get("RANK") == "1"]
+    ranks[0].send_signal(signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "rank 1 died without a word" in err
+    assert_bit_exact(open_run(launcher.bucket, "crash"), reference)
+
+
+def test_real_pairs(launcher: Launcher, shared: Path, seed: int) -> None:
+    """The 700 pairs of the shared folder, preempted once."""
+    data = shared / "data/preferences/alpaca_eval_gpt4_700.jsonl"
+    recipe = launcher.home / "real.yaml"
+    launcher.home.mkdir()
+    tiny = (Path(__file__).parents[2] / "trainer/recipes/tiny-dpo.yaml").read_text()
+    recipe.write_text(
+        tiny.replace("builtin:tiny-preferences", str(data))
+        .replace("eval_rows: 16", "eval_rows: 50")
+        .replace("  epochs: 2", "  epochs: 1\n  max_steps: 20")
+    )
+    receipt = launcher.run(
+        *launcher.local(str(recipe), "--name", "real", "--preempt", "1", "--seed", str(seed))
+    ).receipt()
+    assert receipt["bit_exact"] is True
+    assert receipt["steps"] == 20
+    assert_bit_exact(open_run(launcher.bucket, "real"), open_run(launcher.bucket, "real-uninterrupted"))

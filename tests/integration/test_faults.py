@@ -1,0 +1,134 @@
+"""What goes wrong around a run: damage, a second launcher, Ctrl-C, a dead launcher, a full disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from checkpoints.events import read_events
+from checkpoints.head import read_head
+from checkpoints.restore import load_index, load_manifest, verify
+from checkpoints.run import open_run
+from checkpoints.store import Store
+from tests.integration.conftest import Launcher, assert_bit_exact, wait_for
+
+
+def test_second_launcher_ctrl_c_damage_and_resume(launcher: Launcher, reference: Store) -> None:
+    arguments = launcher.local("tiny-dpo", "--name", "run")
+    process = launcher.start(*arguments)
+    wait_for(lambda: launcher.progress_step("run") >= 7, "step 7")
+
+    second = launcher.run(*arguments)
+    assert second.code == 2
+    assert re.search(r"the run is held by attempt 1 on \S+ \(pid \d+\)", second.err)
+    assert "Traceback" not in second.err
+
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "saving and stopping" in err
+    assert launcher.processes() == []
+    store = open_run(launcher.bucket, "run")
+    head = read_head(store)
+    assert head is not None
+    stopped_at = head.commits[0]
+    assert load_manifest(store, stopped_at).reason in ("stop", "epoch")
+    assert f"stopped at step {stopped_at.step}" in err
+
+    # one flipped byte in the newest checkpoint, on rank 1 only: all ranks go back to the one before
+    chunk = load_index(store, load_manifest(store, stopped_at).shards[1]).chunks[0]
+    data = bytearray(store.get(chunk.key).data)
+    data[1000] ^= 1
+    store.put(chunk.key, bytes(data))
+    before = head.commits[1].step
+
+    receipt = launcher.run(*arguments).receipt()
+    assert receipt["damaged_checkpoints"] == 1
+    assert receipt["attempts"][-1]["from_step"] == before
+    damaged = [event for event in read_events(store) if event.kind == "damaged"]
+    assert damaged[0].data["step"] == stopped_at.step
+    assert "rank 1" in damaged[0].data["fault"]
+    assert chunk.key in damaged[0].data["fault"]
+    assert_bit_exact(store, reference)
+
+    # launching a finished run again trains nothing and still ends well
+    again = launcher.run(*arguments)
+    assert again.receipt()["steps"] == 24
+
+
+def test_a_launcher_that_is_killed_leaves_nothing_behind(launcher: Launcher) -> None:
+    process = launcher.start(*launcher.local("tiny-dpo", "--name", "orphan"))
+    wait_for(lambda: launcher.progress_step("orphan") >= 6, "step 6")
+    process.kill()
+    process.communicate()
+    wait_for(lambda: launcher.processes() == [], "the end of all processes", 60)
+    store = open_run(launcher.bucket, "orphan")
+    head = read_head(store)
+    assert head is not None
+    assert verify(store, head.commits[0]).reason == "stop", "the attempt had the time to save"
+
+
+def test_a_full_disk_ends_the_run_with_one_clear_line(launcher: Launcher, tmp_path: Path) -> None:
+    """A file system with room for the start and a checkpoint or two, but not for the run."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2600k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a small tmpfs: {mounted.stderr.strip()}")
+    try:
+        done = launcher.run(*launcher.local("tiny-dpo", "--name", "full", "--bucket", str(disk)))
+        assert done.code == 2
+        assert "the disk is full" in done.err
+        assert "Traceback" not in done.err
+        store = open_run(str(disk), "full")
+        head = read_head(store)
+        assert head is not None
+        assert verify(store, head.commits[0]).step >= 5, "what was committed before is whole"
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [('{"prompt": "a", "chosen": "b"}', "has no column 'rejected'"), ("{broken", ":1: not JSON")],
+)
+def test_bad_data_is_refused_before_anything_starts(launcher: Launcher, row: str, message: str) -> None:
+    launcher.home.mkdir()
+    (launcher.home / "pairs.jsonl").write_text(row + "\n")
+    recipe = launcher.home / "mine.yaml"
+    tiny = (Path(__file__).parents[2] / "trainer/recipes/tiny-dpo.yaml").read_text()
+    recipe.write_text(tiny.replace("builtin:tiny-preferences", "pairs.jsonl"))
+    done = launcher.run(*launcher.local(str(recipe), "--name", "bad"))
+    assert done.code == 2
+    assert message in done.err
+    assert not (Path(launcher.bucket) / "bad").exists()
+
+
+def test_bad_data_found_by_the_ranks_is_never_retried(launcher: Launcher) -> None:
+    launcher.home.mkdir()
+    same = '{"prompt": "a", "chosen": "same", "rejected": "same"}\n'
+    (launcher.home / "pairs.jsonl").write_text(same * 5)
+    recipe = launcher.home / "mine.yaml"
+    tiny = (Path(__file__).parents[2] / "trainer/recipes/tiny-dpo.yaml").read_text()
+    recipe.write_text(tiny.replace("builtin:tiny-preferences", "pairs.jsonl"))
+    done = launcher.run(*launcher.local(str(recipe), "--name", "bad"))
+    assert done.code == 2
+    assert "none of the 5 rows" in done.err
+    assert "Traceback" not in done.err
+    events = read_events(open_run(launcher.bucket, "bad"))
+    assert [event.kind for event in events].count("attempt_started") == 1
+    assert events[-1].kind == "failed"
+
+
+def test_another_recipe_under_the_same_name_is_refused(launcher: Launcher, reference: Store) -> None:
+    bucket = os.path.dirname(reference.url.removeprefix("file://"))  # noqa: PTH120
+    done = launcher.run(*launcher.local("tiny-dpo-lora", "--name", "reference", "--bucket", bucket))
+    assert done.code == 2
+    assert "exists with another recipe: " in done.err
