@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test test-unit check format sky-tasks clean
+.PHONY: help setup demo test test-unit check format sky-tasks docs clean
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -43,6 +43,9 @@ format: $(READY) ## Format the code
 
 sky-tasks: $(READY) ## Write sky_tasks/ anew from the recipes
 	@$(BIN)/python -m launcher.sky.tasks sky_tasks
+
+docs: $(READY) ## Write docs/reference/ anew from the code
+	@$(BIN)/python -m launcher.reference docs/reference
 
 clean: ## Remove .venv and caches
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -25,6 +25,7 @@ Kind = Literal[
     "saved",  # a checkpoint is committed (step, bytes, seconds)
     "notice",  # a preemption was announced, or the user asked to stop
     "exported",  # the model is in final/
+    "pushed",  # the model is on the Hub
     "attempt_ended",  # the attempt is over (outcome, exit code, last step)
     "preempted",  # the machine was taken away
     "finished",  # the run is done

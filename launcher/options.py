@@ -30,8 +30,13 @@ BucketOption = Annotated[
 NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run. The same name goes on with it.")]
 HoursOption = Annotated[float | None, typer.Option(help="Hours of work, instead of the recipe's figure.", min=0.001)]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Compare plans and show the task. Starts nothing.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before money is spent.")]
-DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return after submission (clouds only).")]
+YesOption = Annotated[
+    bool,
+    typer.Option("--yes", "-y", help="Don't ask before money is spent (clouds; this version submits nothing yet)."),
+]
+DetachOption = Annotated[
+    bool, typer.Option("--detach", "-d", help="Return after submission (clouds; this version submits nothing yet).")
+]
 PreemptOption = Annotated[
     int,
     typer.Option(help="Local only: kill it without warning so many times, at random steps.", min=0, max=20),

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,6 +28,7 @@ from trainer.dpo import NotusDPOTrainer
 from trainer.errors import HardwareError
 from trainer.export import export_model
 from trainer.fingerprint import check_fingerprint
+from trainer.hub import push_model
 from trainer.keeper import Keeper
 from trainer.prefetch import Prefetch
 from trainer.recipe import BUILTIN, Recipe
@@ -34,6 +36,7 @@ from trainer.rhythm import Rhythm
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.settings import Device, choose_attention, dpo_arguments
 from trainer.stop import StopRequest
+from trainer.tracking import mirror_tensorboard, usable_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +81,17 @@ class Attempt:
         self._flush_metrics()
         if step < self.trainer.state.max_steps:
             return Outcome(kind="preempted", step=step)
-        self._announce("exporting")
-        export_model(self.trainer, tokenizer, self.store, self.scratch.work / "final", self.diary)
+        self._finish(tokenizer)
         return Outcome(kind="finished", step=step)
+
+    def _finish(self, tokenizer: Any) -> None:
+        self._announce("exporting")
+        folder = self.scratch.work / "final"
+        export_model(self.trainer, tokenizer, self.store, folder, self.diary)
+        if dist.get_rank() == 0:
+            if self.recipe.hub is not None:
+                push_model(self.recipe.hub, folder, self.diary)
+            self._mirror_tensorboard()
 
     # --- building ---------------------------------------------------------------------------------
 
@@ -101,7 +112,7 @@ class Attempt:
                 device=self.device,
                 attention=attention,
                 output=self.scratch.work / "trainer",
-                trackers=_trackers(self.recipe),
+                trackers=usable_trackers(self.recipe, os.environ),
                 run=self.run_name,
             )
         )
@@ -213,7 +224,13 @@ class Attempt:
             metrics=self.metrics,
         )
         self.metrics = []
+        if dist.get_rank() == 0:
+            self._mirror_tensorboard()
         self._announce("training")
+
+    def _mirror_tensorboard(self) -> None:
+        if "tensorboard" in self.recipe.tracking:
+            mirror_tensorboard(self.store, Path(os.environ["TENSORBOARD_LOGGING_DIR"]))
 
     def _flush_metrics(self) -> None:
         write_metrics(self.store, self.head.epoch, dist.get_rank(), self.metrics)
@@ -288,13 +305,3 @@ def check_optimizer(trainer: NotusDPOTrainer, recipe: Recipe) -> None:
             "this is a fault of the installed accelerate or deepspeed; install the versions of constraints.txt",
         )
     logger.info("optimizer: torch.optim.%s", wanted.__name__)
-
-
-def _trackers(recipe: Recipe) -> list[str]:
-    """The trackers that can work here. W&B without a key would ask a question that nobody answers."""
-    trackers = list(recipe.tracking)
-    offline = os.environ.get("WANDB_MODE") in ("offline", "disabled")
-    if "wandb" in trackers and not offline and not os.environ.get("WANDB_API_KEY"):
-        logger.warning("no WANDB_API_KEY: not reporting to W&B (the metrics are in the bucket all the same)")
-        trackers.remove("wandb")
-    return trackers

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from checkpoints import cli
 from checkpoints.clock import FakeClock
 from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint
+from checkpoints.folder_store import FolderStore
 from checkpoints.head import Commit, Lease, Writer
 from checkpoints.manifest import Manifest
 from checkpoints.object_store import ObjectStore
 from checkpoints.restore import differing_tensors, load_index, load_manifest, newest_good, restore_shard, verify
 from checkpoints.retention import collect
 from checkpoints.snapshot import HostBuffer, Snapshot
+from checkpoints.store import Store
 from checkpoints.upload import attempt_prefix, upload_shard
 
 RANKS = 2
@@ -27,8 +33,8 @@ def state(step: int, rank: int) -> dict[str, Any]:
 class Run:
     """A little run of two ranks in memory."""
 
-    def __init__(self) -> None:
-        self.store = ObjectStore.memory()
+    def __init__(self, store: Store | None = None) -> None:
+        self.store = store or ObjectStore.memory()
         self.clock = FakeClock()
         self.lease = Lease.claim(self.store, Writer(id="w", host="h", pid=1), clock=self.clock)
 
@@ -159,9 +165,75 @@ def test_shards_are_compared_by_their_hashes(run: Run) -> None:
 
 
 def test_reading_needs_no_torch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     commit = run.save(3)
     monkeypatch.delitem(sys.modules, "torch")
     trees = restore_shard(run.store, commit, 0).trees()
     assert trees["model"]["w"].tolist() == [3 * i for i in range(20)]
+
+
+# --- notus-ckpt -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder_run(tmp_path: Path) -> Run:
+    made = Run(FolderStore(tmp_path, "run"))
+    for step in (5, 10):
+        made.save(step)
+    return made
+
+
+def ckpt(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["notus-ckpt", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return int(caught.value.code or 0)
+
+
+def test_ls_show_and_verify(
+    folder_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = folder_run.store.url
+    assert ckpt("ls", url, "-o", "json", monkeypatch=monkeypatch) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["step"], row["reason"], row["world_size"]) for row in rows] == [
+        (10, "interval", 2),
+        (5, "interval", 2),
+    ]
+    assert ckpt("show", url, "--step", "5", "--tensors", monkeypatch=monkeypatch) == 0
+    text = capsys.readouterr().out
+    assert "model/w" in text
+    assert "fingerprint.world_size" in text
+    assert ckpt("verify", url, monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.splitlines() == ["step 10: good (512 B)", "step 5: good (512 B)"]
+
+
+def test_verify_names_the_damage_and_fails(
+    folder_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chunk = folder_run.objects_of(folder_run.lease.head.commits[0])[2]
+    folder_run.store.put(chunk, folder_run.store.get(chunk).data[:-1])
+    assert ckpt("verify", folder_run.store.url, monkeypatch=monkeypatch) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert f"{chunk} has 63 bytes instead of 64" in first
+    assert second == "step 5: good (512 B)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "URL", "--step", "6"), "there is no checkpoint of step 6; the nearest is 5"),
+        (("ls", "URL/nothing"), "does not exist"),
+        (("ls", "URL/.."), "is not a run: it has no HEAD"),
+        (("ls", "URL", "-o", "xml"), "use text or json"),
+    ],
+)
+def test_bad_input(
+    folder_run: Run,
+    arguments: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    filled = [argument.replace("URL", folder_run.store.url) for argument in arguments]
+    assert ckpt(*filled, monkeypatch=monkeypatch) == 2
+    assert message in capsys.readouterr().err

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
 from checkpoints.errors import NotExact
+from checkpoints.events import Diary, read_events
 from checkpoints.head import Head, Writer
+from checkpoints.object_store import ObjectStore
 from trainer.attempt import combine_outcomes, rank_environment
 from trainer.errors import HardwareError
 from trainer.fingerprint import check_fingerprint
+from trainer.hub import push_model
 from trainer.main import default_processes
-from trainer.recipe import Saves, load_recipe
+from trainer.recipe import Hub, Saves, load_recipe
 from trainer.saving import Moment, save_reason
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.settings import choose_attention, deepspeed_config, dpo_arguments
 from trainer.stop import StopRequest, request_stop
+from trainer.tracking import usable_trackers
 
 
 def moment(**changes: Any) -> Moment:
@@ -192,3 +197,51 @@ def test_the_worst_rank_speaks_for_the_attempt(outcomes: dict[int, Outcome], kin
     got = combine_outcomes(outcomes, processes=2, step=7, returncode=1)
     assert got.kind == kind
     assert got.message.startswith(message)
+
+
+def test_trackers_that_would_hang_are_left_out() -> None:
+    recipe = load_recipe("notus-7b-dpo")
+    assert usable_trackers(recipe, {}) == ["tensorboard"]
+    assert usable_trackers(recipe, {"WANDB_API_KEY": "k"}) == ["wandb", "tensorboard"]
+    assert usable_trackers(recipe, {"WANDB_MODE": "offline"}) == ["wandb", "tensorboard"]
+
+
+class FakeHub:
+    """The two calls of the Hub's API that a push makes."""
+
+    calls: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    def create_repo(self, repo: str, **options: Any) -> None:
+        self.calls.append((repo, options))
+
+    def upload_folder(self, **options: Any) -> Any:
+        self.calls.append(("upload", options))
+        return SimpleNamespace(oid="abc")
+
+
+def test_the_model_is_pushed_private_and_without_pickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    store, hub = ObjectStore.memory(), Hub(repo="me/model")
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    assert not push_model(hub, tmp_path, Diary(store, 1))
+    assert FakeHub.calls == []
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    assert push_model(hub, tmp_path, Diary(store, 1))
+    (repo, created), (_, uploaded) = FakeHub.calls
+    assert repo == "me/model"
+    assert created == {"private": True, "exist_ok": True}
+    assert uploaded["ignore_patterns"] == ["training_args.bin"]
+    assert [(event.kind, event.data["commit"]) for event in read_events(store)] == [("pushed", "abc")]
+
+
+def test_a_failed_push_does_not_fail_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: FakeHub, repo: str, **options: Any) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    monkeypatch.setattr(FakeHub, "create_repo", refuse)
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    assert not push_model(Hub(repo="me/model"), tmp_path, Diary(ObjectStore.memory(), 1))
+    assert "not pushed to me/model: no route" in caplog.text

@@ -1,0 +1,208 @@
+"""`notus-ckpt`: look at the checkpoints of a run. Needs no torch and no GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from checkpoints.errors import CorruptCheckpoint, ObjectMissing, UserError
+from checkpoints.head import Commit, Head, read_head
+from checkpoints.manifest import Manifest
+from checkpoints.restore import load_index, load_manifest, verify
+from checkpoints.store import Store, open_store
+from checkpoints.terminal import run_app
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Look at the checkpoints of a run. URL is the run's folder: s3://bucket/run, gs://bucket/run or a path.",
+    epilog="Exit codes: 0 all is well; 1 a checkpoint is damaged; 2 your error.",
+)
+
+UrlArgument = Annotated[str, typer.Argument(help="The run's folder in the bucket.")]
+StepOption = Annotated[int | None, typer.Option("--step", help="Which checkpoint. Default: the newest.")]
+OutputOption = Annotated[str, typer.Option("--output", "-o", help="text or json.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@app.command("ls")
+def list_checkpoints(url: UrlArgument, output: OutputOption = "text", debug: DebugOption = False) -> None:
+    """The committed checkpoints, newest first."""
+    store = open_store(url)
+    head = _head(store)
+    rows = [_row(store, commit) for commit in head.commits]
+    if _as_json(output, rows):
+        return
+    _table(("step", "attempt", "size", "saved at (UTC)", "reason", "ranks"), [_cells(row) for row in rows])
+
+
+@app.command()
+def show(
+    url: UrlArgument,
+    step: StepOption = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor of every rank.")] = False,
+    output: OutputOption = "text",
+    debug: DebugOption = False,
+) -> None:
+    """What is in a checkpoint."""
+    store = open_store(url)
+    commit = _choose(_head(store), step)
+    manifest = load_manifest(store, commit)
+    data = manifest.model_dump(mode="json") | {"manifest": commit.manifest}
+    if tensors:
+        data["tensors"] = [
+            {"rank": ref.rank, **record.model_dump(mode="json")}
+            for ref in manifest.shards
+            for record in load_index(store, ref).tensors
+        ]
+    if _as_json(output, data):
+        return
+    _show(manifest, commit)
+    if tensors:
+        columns = ("rank", "name", "dtype", "shape", "bytes")
+        rows = [
+            (str(t["rank"]), t["name"], t["dtype"], str(tuple(t["shape"])), str(t["size_bytes"]))
+            for t in data["tensors"]
+        ]
+        _table(columns, rows)
+
+
+@app.command("verify")
+def verify_checkpoints(
+    url: UrlArgument,
+    step: StepOption = None,
+    newest: Annotated[bool, typer.Option("--newest", help="Only the newest one.")] = False,
+    output: OutputOption = "text",
+    debug: DebugOption = False,
+) -> None:
+    """Read every byte of the checkpoints and compare it with its checksums."""
+    store = open_store(url)
+    head = _head(store)
+    chosen = [_choose(head, step)] if step is not None or newest else list(head.commits)
+    results = _verify_all(store, chosen)
+    faults = {done: fault for done, fault in results.items() if fault}
+    rows = [
+        {"step": commit.step, "size_bytes": commit.size_bytes, "good": not results[commit], "fault": results[commit]}
+        for commit in chosen
+    ]
+    if not _as_json(output, rows):
+        for commit in chosen:
+            sys.stdout.write(f"step {commit.step}: {results[commit] or 'good'} ({_size(commit.size_bytes)})\n")
+    if faults:
+        raise typer.Exit(1)
+
+
+def _verify_all(store: Store, commits: Sequence[Commit]) -> dict[Commit, str]:
+    """Commit -> fault, '' = good; with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    results: dict[Commit, str] = {}
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        for commit in commits:
+            task = progress.add_task(f"step {commit.step}", total=commit.size_bytes)
+            try:
+                verify(store, commit, lambda size_bytes, task=task: progress.advance(task, size_bytes))  # type: ignore[misc]
+                results[commit] = ""
+            except CorruptCheckpoint as error:
+                results[commit] = error.message
+    return results
+
+
+def _head(store: Store) -> Head:
+    try:
+        head = read_head(store)
+    except ObjectMissing:
+        head = None
+    if head is None:
+        raise UserError(
+            f"{store.url} is not a run: it has no HEAD", "give the run's own folder, for example s3://bucket/my-run"
+        )
+    return head
+
+
+def _choose(head: Head, step: int | None) -> Commit:
+    if not head.commits:
+        raise UserError("the run has no checkpoint yet", "it saves after the first steps, see `notus-launch status`")
+    for commit in head.commits:
+        if step is None or commit.step == step:
+            return commit
+    steps = [commit.step for commit in head.commits]
+    nearest = min(steps, key=lambda known: abs(known - (step or 0)))
+    raise UserError(f"there is no checkpoint of step {step}; the nearest is {nearest}", f"there are: {steps}")
+
+
+def _row(store: Store, commit: Commit) -> dict[str, Any]:
+    row: dict[str, Any] = commit.model_dump(mode="json")
+    try:
+        manifest = load_manifest(store, commit)
+        return row | {"reason": manifest.reason, "world_size": manifest.world_size}
+    except CorruptCheckpoint as error:
+        return row | {"reason": f"DAMAGED: {error.message}", "world_size": None}
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    saved_at = str(row["committed_at"])[:19].replace("T", " ")
+    ranks = str(row["world_size"] or "?")
+    return str(row["step"]), str(row["epoch"]), _size(row["size_bytes"]), saved_at, row["reason"], ranks
+
+
+def _show(manifest: Manifest, commit: Commit) -> None:
+    lines = {
+        "run": manifest.run,
+        "step": manifest.step,
+        "saved by attempt": manifest.epoch,
+        "saved at": f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC",
+        "reason": manifest.reason,
+        "size": f"{_size(manifest.size_bytes)} in {manifest.world_size} shards",
+        "manifest": commit.manifest,
+        "sha256": commit.sha256,
+        **{f"fingerprint.{key}": value for key, value in manifest.fingerprint.items() if key != "recipe"},
+    }
+    width = max(map(len, lines))
+    for key, value in lines.items():
+        sys.stdout.write(f"{key:<{width}}  {value}\n")
+
+
+def _as_json(output: str, data: Any) -> bool:
+    if output not in ("text", "json"):
+        raise UserError(f"--output {output!r} is not known", "use text or json")
+    if output == "json":
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    return output == "json"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
+
+
+def main() -> None:
+    """Entry point."""
+    run_app(app, "notus-ckpt")
+
+
+if __name__ == "__main__":
+    main()
