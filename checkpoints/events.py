@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from pydantic import Field
 
 from checkpoints.clock import Clock, SystemClock
 from checkpoints.manifest import Record, parse
+from checkpoints.parallel import parallel_map
 from checkpoints.store import Store
 from checkpoints.upload import put_once
 
@@ -68,6 +68,5 @@ class Diary:
 def read_events(store: Store, wanted: Callable[[str], bool] = lambda key: True) -> list[Event]:
     """All events of a run in time order."""
     keys = [entry.key for entry in store.list("events") if wanted(entry.key)]
-    with ThreadPoolExecutor(16) as pool:
-        events = list(pool.map(lambda key: parse(Event, store.get(key).data, f"{store.url}/{key}"), keys))
+    events = parallel_map(lambda key: parse(Event, store.get(key).data, f"{store.url}/{key}"), keys, 16)
     return sorted(events, key=lambda event: (event.time, event.id))

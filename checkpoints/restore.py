@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,8 @@ import xxhash
 from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, ObjectMissing
 from checkpoints.head import Commit
 from checkpoints.manifest import Chunk, Manifest, ShardIndex, ShardRef, parse, sha256
-from checkpoints.snapshot import HostBuffer
+from checkpoints.parallel import parallel_map
+from checkpoints.snapshot import Buffer, HostBuffer
 from checkpoints.store import Store
 from checkpoints.tree import decode, tensor_from
 
@@ -58,7 +58,7 @@ def load_index(store: Store, ref: ShardRef) -> ShardIndex:
     return index
 
 
-def restore_shard(store: Store, commit: Commit, rank: int, buffer: HostBuffer | None = None) -> RestoredShard:
+def restore_shard(store: Store, commit: Commit, rank: int, buffer: Buffer | None = None) -> RestoredShard:
     """Return what `rank` saved in the checkpoint `commit`.
 
     Raises:
@@ -69,7 +69,7 @@ def restore_shard(store: Store, commit: Commit, rank: int, buffer: HostBuffer | 
     if ref is None:
         raise CorruptCheckpoint(f"{commit.manifest} has no shard of rank {rank}")
     index = load_index(store, ref)
-    data = memoryview((buffer or HostBuffer()).reserve(index.size_bytes).data)
+    data = (buffer or HostBuffer()).reserve(index.size_bytes)
     _fetch(store, index, data)
     _check_tensors(index, data)
     return RestoredShard(manifest, index, data)
@@ -121,7 +121,7 @@ def verify(store: Store, commit: Commit, progress: Callable[[int], None] = lambd
     buffer = HostBuffer()
     for ref in manifest.shards:
         index = load_index(store, ref)
-        data = memoryview(buffer.reserve(index.size_bytes).data)
+        data = buffer.reserve(index.size_bytes)
         _fetch(store, index, data)
         _check_tensors(index, data)
         progress(ref.size_bytes)
@@ -158,8 +158,7 @@ def _fetch(store: Store, index: ShardIndex, target: memoryview) -> None:
     for chunk in index.chunks:
         jobs.append((position, chunk))
         position += chunk.size_bytes
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
-        list(pool.map(fetch, jobs))
+    parallel_map(fetch, jobs, CONCURRENCY)
 
 
 def _check_tensors(index: ShardIndex, data: memoryview) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +11,7 @@ from pydantic import Field
 from checkpoints.errors import ObjectMissing, UserError
 from checkpoints.manifest import Record, parse
 from checkpoints.names import check_run_name
+from checkpoints.parallel import parallel_map
 from checkpoints.store import Store, open_store
 from checkpoints.upload import put_once
 
@@ -106,8 +105,7 @@ def write_metrics(store: Store, attempt: int, rank: int, lines: list[dict[str, A
 def read_metrics(store: Store) -> list[StepMetrics]:
     """All metrics of a run: every step of every attempt, redone steps more than once, in order of attempt and step."""
     keys = [entry.key for entry in store.list("metrics")]
-    with ThreadPoolExecutor(16) as pool:
-        parts: Iterable[bytes] = list(pool.map(lambda key: store.get(key).data, keys))
+    parts = parallel_map(lambda key: store.get(key).data, keys, 16)
     found = []
     for key, data in zip(keys, parts, strict=True):
         attempt, rank = (int(part[1:]) for part in key.rsplit("/", 1)[-1].split("-")[:2])

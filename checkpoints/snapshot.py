@@ -2,75 +2,84 @@
 
 from __future__ import annotations
 
-import mmap
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
-import xxhash
-
-from checkpoints.manifest import TensorRecord
 from checkpoints.tree import Leaf, encode
 
 ALIGNMENT_BYTES = 64  # of each tensor in the stream, so that any dtype can be viewed in place
 
 
+class Buffer(Protocol):
+    """Reused host memory (`checkpoints.shm.SharedBuffer`, or a HostBuffer within one process)."""
+
+    def reserve(self, size_bytes: int) -> memoryview: ...
+
+
 class HostBuffer:
-    """Reused host memory. First touch of a fresh page costs about 15 times the copy itself (storage-facts), so the
-    buffer is touched once, when it grows, and kept."""
+    """Reused memory of this process."""
 
     def __init__(self) -> None:
-        self._memory: npt.NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
+        self._memory = bytearray()
 
-    def reserve(self, size_bytes: int) -> npt.NDArray[np.uint8]:
-        """Return the first `size_bytes` bytes of the buffer, grown if needed. Its old contents may be lost."""
-        if size_bytes > self._memory.size:
-            rounded = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-            self._memory = np.frombuffer(mmap.mmap(-1, rounded), dtype=np.uint8)
-            self._memory[:: mmap.PAGESIZE] = 0
-        return self._memory[:size_bytes]
+    def reserve(self, size_bytes: int) -> memoryview:
+        """The first `size_bytes` bytes, grown if needed. Old contents may be lost when it grows."""
+        if size_bytes > len(self._memory):
+            self._memory = bytearray(size_bytes)
+        return memoryview(self._memory)[:size_bytes]
+
+
+class TensorSpec(NamedTuple):
+    """Where a tensor lies in the stream; the manifest's `TensorRecord` without its hash."""
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size_bytes: int
 
 
 class Snapshot(NamedTuple):
-    """State trees as JSON and the bytes of their tensors. Valid until the buffer is used again."""
+    """State trees as JSON, and their tensors laid out in one stream. Valid until the buffer is used again."""
 
     trees: dict[str, Any]
-    tensors: tuple[TensorRecord, ...]
+    tensors: tuple[TensorSpec, ...]
     data: memoryview
 
     @classmethod
-    def take(cls, trees: dict[str, Any], buffer: HostBuffer) -> Snapshot:
-        """Copy `trees` (file name -> state tree, see `checkpoints.tree`) into `buffer`."""
+    def take(cls, trees: dict[str, Any], buffer: Buffer) -> Snapshot:
+        """Copy `trees` (file name -> state tree, see `checkpoints.tree`) into `buffer`, now."""
+        plan = Plan.of(trees)
+        return plan.copy(buffer.reserve(plan.size_bytes))
+
+
+class Plan(NamedTuple):
+    """A snapshot that is still to be copied: small values are encoded, tensors are references."""
+
+    trees: dict[str, Any]
+    tensors: tuple[TensorSpec, ...]
+    leaves: tuple[Leaf, ...]
+    size_bytes: int
+
+    @classmethod
+    def of(cls, trees: dict[str, Any]) -> Plan:
+        """Encode `trees` and lay their tensors out. Raises `TypeError` for what can't be stored."""
         leaves: list[Leaf] = []
         encoded = {name: encode(tree, name, leaves) for name, tree in trees.items()}
-        offsets, total = _layout(leaves)
-        memory = buffer.reserve(total)
-        records = []
-        for leaf, offset in zip(leaves, offsets, strict=True):
-            target = memory[offset : offset + leaf.array.nbytes]
-            target[:] = leaf.array
-            memory[offset + leaf.array.nbytes : offset + _padded(leaf.array.nbytes)] = 0
-            records.append(
-                TensorRecord(
-                    name=leaf.name,
-                    kind=leaf.kind,  # type: ignore[arg-type]  # checked by pydantic
-                    dtype=leaf.dtype,
-                    shape=leaf.shape,
-                    offset=offset,
-                    size_bytes=leaf.array.nbytes,
-                    xxh3=xxhash.xxh3_128_hexdigest(target.data),
-                )
-            )
-        return cls(encoded, tuple(records), memoryview(memory.data))
+        specs, position = [], 0
+        for leaf in leaves:
+            specs.append(TensorSpec(leaf.name, leaf.kind, leaf.dtype, leaf.shape, position, leaf.size_bytes))
+            position += _padded(leaf.size_bytes)
+        return cls(encoded, tuple(specs), tuple(leaves), position)
 
-
-def _layout(leaves: list[Leaf]) -> tuple[list[int], int]:
-    """Offsets of the leaves, each aligned, and the length of the stream."""
-    offsets, position = [], 0
-    for leaf in leaves:
-        offsets.append(position)
-        position += _padded(leaf.array.nbytes)
-    return offsets, position
+    def copy(self, target: memoryview) -> Snapshot:
+        """Copy every tensor. Until this returns, none of them may change."""
+        for leaf, spec in zip(self.leaves, self.tensors, strict=True):
+            end = spec.offset + spec.size_bytes
+            leaf.copy_to(target[spec.offset : end])
+            padding = _padded(spec.size_bytes) - spec.size_bytes
+            target[end : end + padding] = bytes(padding)
+        return Snapshot(self.trees, self.tensors, target)
 
 
 def _padded(size_bytes: int) -> int:

@@ -18,20 +18,34 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 _SAFE_INT = 1 << 53  # JSON readers other than Python's keep integers exactly up to here
 
 
 class Leaf(NamedTuple):
-    """A tensor as bytes."""
+    """A tensor that waits to be copied."""
 
     name: str
     kind: str
     dtype: str
     shape: tuple[int, ...]
-    array: npt.NDArray[np.uint8]
-    """The bytes, one-dimensional, a view of the tensor's memory where it is contiguous and on the host."""
+    size_bytes: int
+    source: Any
+    """The tensor itself: a reference, not a copy."""
+
+    def copy_to(self, target: memoryview) -> None:
+        """Write the tensor's bytes, C order, into `target` (exactly `size_bytes` long, aligned).
+
+        Copies straight from where the tensor is, strided or on a GPU. torch and numpy give the GIL away for that.
+        """
+        if not self.size_bytes:
+            return
+        if self.kind == "numpy":
+            np.frombuffer(target, dtype=self.source.dtype).reshape(self.shape)[...] = self.source
+        else:
+            torch = sys.modules["torch"]
+            view = torch.frombuffer(target, dtype=torch.uint8).view(self.source.dtype).reshape(self.shape)
+            view.copy_(self.source.detach(), non_blocking=False)
 
 
 LeafReader = Callable[[int], Any]
@@ -55,7 +69,9 @@ def encode(value: Any, name: str, leaves: list[Leaf]) -> Any:
     if isinstance(value, Mapping):
         return _encode_mapping(value, name, leaves)
     if isinstance(value, np.ndarray):
-        return _append(leaves, name, "numpy", value.dtype.str, value.shape, _numpy_bytes(value))
+        if value.dtype.hasobject:
+            raise TypeError(f"{name}: an object array can't go into a checkpoint")
+        return _append(leaves, name, "numpy", value.dtype.str, value)
     if isinstance(value, np.generic):
         return encode(value.item(), name, leaves)
     if (torch := sys.modules.get("torch")) is not None:
@@ -64,8 +80,7 @@ def encode(value: Any, name: str, leaves: list[Leaf]) -> Any:
         if isinstance(value, torch.dtype):
             return {"$dtype": _dtype_name(value)}
         if isinstance(value, torch.Tensor):
-            shape = tuple(value.shape)
-            return _append(leaves, name, "torch", _dtype_name(value.dtype), shape, _torch_bytes(value, torch))
+            return _append(leaves, name, "torch", _dtype_name(value.dtype), value)
     if isinstance(value, tuple):
         return {"$tuple": [encode(item, f"{name}/{i}", leaves) for i, item in enumerate(value)]}
     if isinstance(value, list):
@@ -115,27 +130,13 @@ def _decode_tagged(tag: str, content: Any, read: LeafReader) -> Any:
     raise ValueError(f"unknown tag {tag} in a checkpoint tree: written by a newer version?")
 
 
-def _append(
-    leaves: list[Leaf], name: str, kind: str, dtype: str, shape: tuple[int, ...], array: npt.NDArray[np.uint8]
-) -> Any:
-    leaves.append(Leaf(name, kind, dtype, shape, array))
+def _append(leaves: list[Leaf], name: str, kind: str, dtype: str, source: Any) -> Any:
+    leaves.append(Leaf(name, kind, dtype, tuple(source.shape), source.nbytes, source))
     return {"$tensor": len(leaves) - 1}
-
-
-def _numpy_bytes(value: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    if value.dtype.hasobject:
-        raise TypeError("an object array can't go into a checkpoint")
-    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
 def _dtype_name(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _torch_bytes(value: Any, torch: Any) -> npt.NDArray[np.uint8]:
-    flat = value.detach().to("cpu").contiguous().reshape(-1)
-    array: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy()
-    return array
 
 
 def tensor_from(kind: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> Any:

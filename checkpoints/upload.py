@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import uuid
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import crc32c
+import xxhash
 
 from checkpoints.errors import AlreadyExists
-from checkpoints.manifest import Chunk, ShardIndex, ShardRef, sha256
-from checkpoints.snapshot import Snapshot
+from checkpoints.manifest import Chunk, ShardIndex, ShardRef, TensorRecord, sha256
+from checkpoints.snapshot import Snapshot, TensorSpec
 from checkpoints.store import Buffer, Store
 
 CHUNK_BYTES = 64 << 20
 CONCURRENCY = 4
 
 
-def attempt_prefix(epoch: int, step: int) -> str:
-    """A data folder that no other attempt shares: a zombie's uploads can't touch its successor's."""
-    return f"data/e{epoch:06d}-s{step:08d}-{uuid.uuid4().hex[:12]}"
+def save_prefix(epoch: int, step: int, writer_id: str, number: int) -> str:
+    """The data folder of one save: every rank of the attempt computes the same, and no other attempt or save has it.
+
+    A zombie's uploads can't touch its successor's.
+    """
+    return f"data/e{epoch:06d}-s{step:08d}-{writer_id[:12]}-{number:04d}"
 
 
 def put_once(store: Store, key: str, data: Buffer) -> None:
@@ -45,26 +49,46 @@ def upload_shard(
 ) -> ShardRef:
     """Upload `snapshot` below `prefix` and return what the manifest needs to know of it.
 
-    Chunks are sent from the snapshot's memory, up to `concurrency` at once; checksums are computed on the way.
+    Chunks are sent from the snapshot's memory, up to `concurrency` at once; checksums are computed on the way. The name
+    of the index carries its hash and the shard's size, so that whoever commits learns both from a listing.
     Raises `StoreError` or `BucketUnusable`; what was uploaded until then is garbage that nothing refers to.
     """
 
     def send(position: int) -> Chunk:
         view = snapshot.data[position : position + chunk_bytes]
-        key = f"{prefix}/r{rank:05d}/c{position // chunk_bytes:05d}"
+        key = f"{_folder(prefix, rank)}/c{position // chunk_bytes:05d}"
         put_once(store, key, view)
         return Chunk(key=key, size_bytes=view.nbytes, crc32c=crc32c.crc32c(view))
 
+    def hashed(spec: TensorSpec) -> TensorRecord:
+        view = snapshot.data[spec.offset : spec.offset + spec.size_bytes]
+        return TensorRecord(**spec._asdict(), xxh3=xxhash.xxh3_128_hexdigest(view))
+
     with ThreadPoolExecutor(concurrency) as pool:
-        chunks = tuple(pool.map(send, range(0, snapshot.data.nbytes, chunk_bytes)))
-    index = ShardIndex(
-        rank=rank,
-        size_bytes=snapshot.data.nbytes,
-        chunks=chunks,
-        tensors=snapshot.tensors,
-        trees=snapshot.trees,
-    )
+        chunks = pool.map(send, range(0, snapshot.data.nbytes, chunk_bytes))
+        tensors = tuple(map(hashed, snapshot.tensors))  # in this thread, while the chunks are on their way
+        index = ShardIndex(
+            rank=rank, size_bytes=snapshot.data.nbytes, chunks=tuple(chunks), tensors=tensors, trees=snapshot.trees
+        )
     data = index.to_json()
-    key = f"{prefix}/r{rank:05d}/index.json"
+    digest = sha256(data)
+    key = f"{_folder(prefix, rank)}/index-{snapshot.data.nbytes}-{digest}.json"
     put_once(store, key, data)
-    return ShardRef(rank=rank, index=key, sha256=sha256(data), size_bytes=snapshot.data.nbytes)
+    return ShardRef(rank=rank, index=key, sha256=digest, size_bytes=snapshot.data.nbytes)
+
+
+def uploaded_shards(store: Store, prefix: str) -> list[ShardRef]:
+    """The shards below `prefix` that are uploaded whole, by rank: each rank's index comes last."""
+    found = (_INDEX.fullmatch(entry.key.removeprefix(f"{prefix}/")) for entry in store.list(prefix))
+    return [
+        ShardRef(rank=int(match[1]), index=f"{prefix}/{match[0]}", sha256=match[3], size_bytes=int(match[2]))
+        for match in found
+        if match
+    ]
+
+
+_INDEX = re.compile(r"r(\d{5})/index-(\d+)-([0-9a-f]{64})\.json")
+
+
+def _folder(prefix: str, rank: int) -> str:
+    return f"{prefix}/r{rank:05d}"

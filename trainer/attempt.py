@@ -20,14 +20,17 @@ from types import FrameType
 
 from checkpoints.errors import Fenced, NotusError
 from checkpoints.events import Diary
-from checkpoints.head import LEASE_S, Lease, Writer
+from checkpoints.head import LEASE_S, Lease, Writer, read_head
 from checkpoints.journal import Journal
 from checkpoints.run import HEARTBEAT_KEY, Heartbeat
+from checkpoints.shm import remove_shared, shared_name
 from checkpoints.store import Store
-from trainer.processes import adopt_orphans, die_with_parent, kill_descendants
+from checkpoints.uploader import DRAIN_S
+from trainer.processes import adopt_orphans, any_descendant, die_with_parent, kill_descendants
 from trainer.recipe import Recipe
 from trainer.scratch import Outcome, Scratch
 from trainer.stop import request_stop
+from trainer.tracking import mirror_tensorboard
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +78,11 @@ class Supervisor:
         """
         self._scratch.folder.mkdir(parents=True, exist_ok=True)
         writer = Writer(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), boot_id=boot_id())
+        before = read_head(self._store)
         self._lease = Lease.claim(self._store, writer, gone=gone)
         head = self._lease.head
+        if before is not None:
+            remove_shared(shared_name(before.writer.id))  # of a predecessor on this machine that was killed
         self._scratch.write_head(head)
         self._diary = Diary(self._store, head.epoch)
         self._diary.write("attempt_started", host=writer.host, processes=self._processes, recipe=self._recipe.name)
@@ -86,6 +92,7 @@ class Supervisor:
             outcome = self._supervise()
         finally:
             self._finish(outcome)
+            remove_shared(shared_name(writer.id))
         return outcome
 
     def _supervise(self) -> Outcome:
@@ -101,34 +108,36 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=lambda: die_with_parent(signal.SIGKILL),
             )
+        fenced = None
         try:
             fenced = self._watch(process)
         finally:
             process.kill()
             process.wait()  # before the others are reaped, or its exit code would be lost to them
+            if fenced is None:
+                self._drain_uploaders()
             kill_descendants()
         return fenced or self._outcome(process.returncode)
 
     def _watch(self, process: subprocess.Popen[bytes]) -> Outcome | None:
         """Wait for the ranks; beat, renew and mirror meanwhile. Returns an outcome only if we were fenced."""
-        next_beat = next_renewal = time.monotonic()
+        next_beat = self._next_renewal = time.monotonic()
         deadline = float("inf")
         while process.poll() is None:
             now = time.monotonic()
             try:
-                if now >= next_renewal:
-                    self._lease.renew()
-                    next_renewal = now + LEASE_S / 3
+                self._keep_lease()
                 if now >= next_beat:
                     self._beat()
                     self._journal.sync()
+                    mirror_tensorboard(self._store, self._scratch.tensorboard)
                     next_beat = now + HEARTBEAT_S
             except Fenced as error:
                 return Outcome(kind="fenced", message=error.message, hint=error.hint)
             except NotusError as error:
                 # The store may be back before the lease runs out; a save that fails for good ends the ranks.
                 logger.warning("the bucket does not answer: %s", error.message)
-                next_beat = next_renewal = now + HEARTBEAT_S
+                next_beat = self._next_renewal = now + HEARTBEAT_S
             if self._scratch.stop.exists() and deadline == float("inf"):
                 deadline = now + STOP_GRACE_S
                 self._diary.write("notice", kind="stop", step=self._scratch.read_progress().step)
@@ -140,6 +149,19 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 continue
         return None
+
+    def _drain_uploaders(self) -> None:
+        """Ranks that died may have left a whole snapshot behind: their uploaders finish and commit it."""
+        deadline = time.monotonic() + DRAIN_S
+        while time.monotonic() < deadline and any_descendant("checkpoints.uploader"):
+            self._keep_lease()
+            time.sleep(TICK_S / 5)
+
+    def _keep_lease(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_renewal:
+            self._lease.renew()
+            self._next_renewal = now + LEASE_S / 3
 
     def _outcome(self, returncode: int) -> Outcome:
         return combine_outcomes(
@@ -153,6 +175,7 @@ class Supervisor:
         progress = self._scratch.read_progress()
         try:
             self._journal.sync(whole=True)
+            mirror_tensorboard(self._store, self._scratch.tensorboard)
             self._diary.write(
                 "attempt_ended",
                 outcome=outcome.kind,
@@ -231,7 +254,7 @@ def rank_environment(
         "WANDB_RUN_ID": run,
         "WANDB_RESUME": "allow",
         "WANDB_DIR": str(scratch),
-        "TENSORBOARD_LOGGING_DIR": str(scratch / "tensorboard"),
+        "TENSORBOARD_LOGGING_DIR": str(Scratch(scratch).tensorboard),
         "NOTUS_RECIPE": recipe,
         "NOTUS_RUN": run,
         "NOTUS_BUCKET": bucket,

@@ -22,6 +22,15 @@ def die_with_parent(signum: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signum)
 
 
+def any_descendant(word: str) -> bool:
+    """Is there a living descendant with `word` on its command line?"""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if word in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
+
+
 def kill_descendants(pid: int | None = None, *, grace_s: float = 10.0) -> int:
     """SIGKILL every descendant of `pid` (default: of this process) and reap ours; returns how many there were."""
     try:

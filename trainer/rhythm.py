@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trainer.keeper import Pending
 from trainer.recipe import Saves
 from trainer.saving import Moment, save_reason
 from trainer.stop import StopRequest
@@ -30,12 +31,16 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
         device: torch.device,
         on_begin: Callable[[], None],
         on_step: Callable[[TrainerState], None],
+        poll: Callable[[], Pending],
+        on_failed_save: Callable[[], None],
     ) -> None:
         self._saves = saves
         self._stop = stop
         self._device = device
         self._on_begin = on_begin
         self._on_step = on_step
+        self._poll = poll
+        self._on_failed_save = on_failed_save
         self._saved_at = time.monotonic()
         self._moment = Moment(0, False, False, False, 0.0)
         self.reason = "interval"
@@ -78,13 +83,18 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
     def _agreed_moment(self, state: TrainerState) -> Moment:
         """The same on all ranks: clocks and signals differ between them."""
         minutes = (time.monotonic() - self._saved_at) / 60
-        local = torch.tensor([float(self._stop.pending()), minutes], dtype=torch.float64, device=self._device)
-        dist.all_reduce(local, op=dist.ReduceOp.MAX)
-        stopping, minutes = local.tolist()
+        pending = self._poll()
+        mine = [float(self._stop.pending()), minutes, float(pending.busy), float(pending.failed)]
+        agreed = torch.tensor(mine, dtype=torch.float64, device=self._device)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+        stopping, minutes, busy, failed = agreed.tolist()
+        if failed:
+            self._on_failed_save()
         return Moment(
             step=state.global_step,
             epoch_ended=float(state.epoch or 0.0).is_integer(),
             finished=state.global_step >= state.max_steps,
             stopping=bool(stopping),
             minutes_since_save=minutes,
+            busy=bool(busy) and not failed,
         )

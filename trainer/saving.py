@@ -15,6 +15,8 @@ class Moment(NamedTuple):
     finished: bool
     stopping: bool
     minutes_since_save: float
+    busy: bool = False
+    """The previous save is still on its way."""
 
 
 def save_reason(saves: Saves, moment: Moment) -> str:
@@ -25,6 +27,8 @@ def save_reason(saves: Saves, moment: Moment) -> str:
         return "stop"
     if moment.epoch_ended and saves.every_epoch:
         return "epoch"
+    if moment.busy:
+        return ""  # the next interval will do; a step may not wait for the network
     if saves.every_steps and moment.step % saves.every_steps == 0:
         return "interval"
     if saves.every_minutes and moment.minutes_since_save >= saves.every_minutes:

@@ -56,6 +56,10 @@ class Scratch:
         return self.folder / "stop"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    @property
     def work(self) -> Path:
         """For base models, engine files and exports of this attempt."""
         return self.folder / "work"

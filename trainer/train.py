@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -21,9 +20,12 @@ from checkpoints.errors import UserError
 from checkpoints.events import Diary
 from checkpoints.head import Head
 from checkpoints.run import write_metrics
+from checkpoints.shm import SharedBuffer, shared_folder, shared_name
 from checkpoints.store import Store
+from checkpoints.uploader import Setup
 from trainer import state as states
 from trainer.data import prepare
+from trainer.device_copy import copy_scope
 from trainer.dpo import NotusDPOTrainer
 from trainer.errors import HardwareError
 from trainer.export import export_model
@@ -36,7 +38,7 @@ from trainer.rhythm import Rhythm
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.settings import Device, choose_attention, dpo_arguments
 from trainer.stop import StopRequest
-from trainer.tracking import mirror_tensorboard, usable_trackers
+from trainer.tracking import usable_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class Attempt:
     def run(self, prefetch: Prefetch, shared_prefetch: Prefetch) -> Outcome:
         """Do the attempt; returns how it ended. Raises `NotusError`."""
         arguments = self._arguments()
-        self.keeper = Keeper(self.store, self.head, self.run_name, keep=self.recipe.saves.keep)
+        self.keeper = self._keeper()
         self._announce("preparing data")
         model_name = self._base_model()
         tokenizer = AutoTokenizer.from_pretrained(model_name, revision=self.recipe.model.revision)
@@ -78,6 +80,8 @@ class Attempt:
         resume_from = self._restore(prefetch, shared_prefetch)
         self.trainer.train(resume_from_checkpoint=resume_from)
         step = self.trainer.state.global_step
+        self.keeper.settle()
+        self.keeper.close()
         self._flush_metrics()
         if step < self.trainer.state.max_steps:
             return Outcome(kind="preempted", step=step)
@@ -88,10 +92,8 @@ class Attempt:
         self._announce("exporting")
         folder = self.scratch.work / "final"
         export_model(self.trainer, tokenizer, self.store, folder, self.diary)
-        if dist.get_rank() == 0:
-            if self.recipe.hub is not None:
-                push_model(self.recipe.hub, folder, self.diary)
-            self._mirror_tensorboard()
+        if dist.get_rank() == 0 and self.recipe.hub is not None:
+            push_model(self.recipe.hub, folder, self.diary)
 
     # --- building ---------------------------------------------------------------------------------
 
@@ -125,6 +127,20 @@ class Attempt:
             os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
             PartialState(cpu=False, backend="gloo")
             del os.environ["ACCELERATE_USE_DEEPSPEED"]
+
+    def _keeper(self) -> Keeper:
+        setup = Setup(
+            bucket=os.environ["NOTUS_BUCKET"],
+            run=self.run_name,
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            writer_id=self.head.writer.id,
+            epoch=self.head.epoch,
+            keep=self.recipe.saves.keep + 1,  # and one as the fallback
+        )
+        folder = shared_folder(shared_name(self.head.writer.id), fallback=self.scratch.work)
+        buffer = SharedBuffer(folder / f"r{setup.rank}")
+        return Keeper(self.store, self.head, setup, buffer, copy_scope(self.device))
 
     def _base_model(self) -> str:
         """The base model's hub name or folder; the built-in one is made here, once a machine."""
@@ -170,6 +186,8 @@ class Attempt:
             device=arguments.device,
             on_begin=self._on_train_begin,
             on_step=self._on_step,
+            poll=self.keeper.poll,
+            on_failed_save=self.keeper.resolve_failure,
         )
         self.trainer.add_callback(self.rhythm)
         self.trainer.save_state = self._save
@@ -214,23 +232,19 @@ class Attempt:
         return values[0]
 
     def _save(self) -> None:
+        """Start a save; wait for it only where nothing can be gained by going on."""
+        self.keeper.settle()
         self._announce("saving")
+        started = time.monotonic()
         trees = states.capture(self.trainer, self.engine, self.scratch.work / "engine", self.pairs.fingerprint)
-        self.keeper.save(
-            self.trainer.state.global_step,
-            trees,
-            reason=self.rhythm.reason,
-            fingerprint=self.fingerprint,
-            metrics=self.metrics,
-        )
-        self.metrics = []
-        if dist.get_rank() == 0:
-            self._mirror_tensorboard()
+        self.keeper.count_stall(time.monotonic() - started)
+        reason = self.rhythm.reason
+        step = self.trainer.state.global_step
+        if self.keeper.save(step, trees, reason=reason, fingerprint=self.fingerprint, metrics=self.metrics):
+            self.metrics = []
+        if reason in ("stop", "final"):
+            self.keeper.settle()
         self._announce("training")
-
-    def _mirror_tensorboard(self) -> None:
-        if "tensorboard" in self.recipe.tracking:
-            mirror_tensorboard(self.store, Path(os.environ["TENSORBOARD_LOGGING_DIR"]))
 
     def _flush_metrics(self) -> None:
         write_metrics(self.store, self.head.epoch, dist.get_rank(), self.metrics)
@@ -239,7 +253,8 @@ class Attempt:
     # --- during training --------------------------------------------------------------------------
 
     def _on_train_begin(self) -> None:
-        check_optimizer(self.trainer, self.recipe)
+        optimizer = check_optimizer(self.trainer, self.recipe)
+        optimizer.register_step_pre_hook(lambda *args: self.keeper.wait_copied())
         if self.resumed_trees is not None:
             states.restore_counters(self.trainer, self.resumed_trees["counters"])
             self.resumed_trees = None
@@ -265,6 +280,7 @@ class Attempt:
                 "losses_hex": [loss.hex() for loss in losses],
                 "learning_rate": self.trainer._get_learning_rate(),
                 "seconds": round(now - self.step_started, 4),
+                "stalled_s": round(self.keeper.take_stall_s(), 4),
             }
         )
         self.step_started = now
@@ -293,8 +309,8 @@ class Attempt:
         return any(answers)
 
 
-def check_optimizer(trainer: NotusDPOTrainer, recipe: Recipe) -> None:
-    """Make sure that the recipe's optimizer is the one that runs (see `zero_force_ds_cpu_optimizer`)."""
+def check_optimizer(trainer: NotusDPOTrainer, recipe: Recipe) -> torch.optim.Optimizer:
+    """Make sure that the recipe's optimizer is the one that runs (see `zero_force_ds_cpu_optimizer`); return it."""
     wanted = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}[recipe.training.optimizer]
     inner = trainer.optimizer
     while type(inner) is not wanted and hasattr(inner, "optimizer"):
@@ -305,3 +321,4 @@ def check_optimizer(trainer: NotusDPOTrainer, recipe: Recipe) -> None:
             "this is a fault of the installed accelerate or deepspeed; install the versions of constraints.txt",
         )
     logger.info("optimizer: torch.optim.%s", wanted.__name__)
+    return inner

@@ -78,7 +78,7 @@ def make_receipt(
     attempts = _attempts(events, now)
     kept = _kept_seconds(metrics, attempts)
     saves = [event for event in events if event.kind == "saved"]
-    saving_s = sum(float(event.data.get("stalled_s", 0.0)) for event in saves)
+    saving_s = sum(float(item.values.get("stalled_s", 0.0)) for item in metrics if item.rank == 0)
     wall_s = (attempts[-1].ended_at - attempts[0].started_at).total_seconds() if attempts else 0.0
     running_s = sum(attempt.seconds for attempt in attempts)
     startup_s = sum(attempt.startup_s for attempt in attempts)

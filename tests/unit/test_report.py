@@ -55,7 +55,17 @@ def event(at_s: float, kind: Any, attempt: int, **data: Any) -> Event:
 
 def metrics(attempt: int, steps: range, pace: float = 2.0) -> list[StepMetrics]:
     return [
-        StepMetrics(attempt, rank, step, {"step": step, "seconds": pace, "losses_hex": [float(step).hex()]})
+        StepMetrics(
+            attempt,
+            rank,
+            step,
+            {
+                "step": step,
+                "seconds": pace,
+                "stalled_s": 0.5 if step in (6, 9) else 0.0,
+                "losses_hex": [float(step).hex()],
+            },
+        )
         for step in steps
         for rank in (0, 1)
     ]
@@ -64,12 +74,12 @@ def metrics(attempt: int, steps: range, pace: float = 2.0) -> list[StepMetrics]:
 PREEMPTED_RUN = [
     event(0, "attempt_started", 1),
     event(20, "training", 1, step=1),
-    event(30, "saved", 1, step=5, stalled_s=0.5),
+    event(30, "saved", 1, step=5),
     event(40, "preempted", 1, step=9),
     event(60, "attempt_started", 2),
     event(65, "resumed", 2, step=5),
     event(75, "training", 2, step=6),
-    event(90, "saved", 2, step=12, stalled_s=0.5),
+    event(90, "saved", 2, step=12),
     event(95, "attempt_ended", 2, outcome="finished", step=12),
     event(95.5, "finished", 2, step=12),
 ]

@@ -21,7 +21,7 @@ from checkpoints.restore import differing_tensors, load_index, load_manifest, ne
 from checkpoints.retention import collect
 from checkpoints.snapshot import HostBuffer, Snapshot
 from checkpoints.store import Store
-from checkpoints.upload import attempt_prefix, upload_shard
+from checkpoints.upload import save_prefix, upload_shard
 
 RANKS = 2
 
@@ -39,7 +39,7 @@ class Run:
         self.lease = Lease.claim(self.store, Writer(id="w", host="h", pid=1), clock=self.clock)
 
     def save(self, step: int, keep: int = 3) -> Commit:
-        prefix = attempt_prefix(1, step)
+        prefix = save_prefix(1, step, "writer", step)
         shards = tuple(
             upload_shard(self.store, prefix, rank, Snapshot.take(state(step, rank), HostBuffer()), chunk_bytes=64)
             for rank in range(RANKS)

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpoints.shm import SharedBuffer, open_shared, shared_folder
 from checkpoints.snapshot import HostBuffer, Snapshot
 from checkpoints.tree import Leaf, decode, encode, tensor_from
 
@@ -40,10 +42,13 @@ trees = st.recursive(
 def through_json(value: Any) -> Any:
     leaves: list[Leaf] = []
     encoded = json.loads(json.dumps(encode(value, "root", leaves), allow_nan=False))
-    return decode(
-        encoded,
-        lambda i: tensor_from(leaves[i].kind, leaves[i].dtype, leaves[i].shape, memoryview(bytearray(leaves[i].array))),
-    )
+
+    def read(index: int) -> Any:
+        leaf, memory = leaves[index], memoryview(bytearray(leaves[index].size_bytes))
+        leaf.copy_to(memory)
+        return tensor_from(leaf.kind, leaf.dtype, leaf.shape, memory)
+
+    return decode(encoded, read)
 
 
 @given(trees)
@@ -116,10 +121,29 @@ def test_a_snapshot_is_a_copy_and_its_buffer_is_reused() -> None:
     before = bytes(snapshot.data)
     tensor.zero_()
     assert bytes(snapshot.data) == before
-    address = snapshot.data.obj.__array_interface__["data"][0]  # type: ignore[attr-defined]
     again = Snapshot.take({"state": {"w": tensor}}, buffer)
-    assert again.data.obj.__array_interface__["data"][0] == address  # type: ignore[attr-defined]
+    assert again.data.obj is snapshot.data.obj
     assert bytes(again.data) != before
+
+
+def test_shared_buffers_grow_and_are_seen_by_others(tmp_path: Path) -> None:
+    buffer = SharedBuffer(tmp_path / "r0")
+    small = buffer.reserve(10)
+    small[:] = b"0123456789"
+    assert bytes(open_shared(buffer.path, 10)) == b"0123456789"
+    large = buffer.reserve(100_000)
+    large[99_990:] = b"9876543210"
+    assert bytes(open_shared(buffer.path, 100_000)[99_990:]) == b"9876543210"
+    with pytest.raises(OSError, match="smaller than"):
+        open_shared(buffer.path, 10_000_000)
+    assert buffer.path.stat().st_mode & 0o077 == 0
+    buffer.unlink()
+    assert not buffer.path.exists()
+    assert bytes(large[99_990:]) == b"9876543210"
+
+
+def test_shared_memory_falls_back_where_it_is_small(tmp_path: Path) -> None:
+    assert shared_folder("notus-test", need_bytes=1 << 60, fallback=tmp_path) == tmp_path / "notus-test"
 
 
 def test_tensors_of_a_snapshot_are_aligned() -> None:

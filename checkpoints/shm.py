@@ -1,0 +1,91 @@
+"""Memory that two processes share: the trainer copies its state in, the uploader sends it from there.
+
+A file in /dev/shm: both processes map it, and a machine that restarts the run finds it by its name.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+SHM = Path("/dev/shm")  # noqa: S108  # shared memory is the point
+
+
+def shared_folder(name: str, need_bytes: int = 0, fallback: Path | None = None) -> Path:
+    """A private folder for shared buffers; in /dev/shm, or in `fallback` where that is missing or too small.
+
+    Containers often have a /dev/shm of 64 MiB. A file elsewhere works the same through the page cache, only that the
+    kernel may write it to disk.
+    """
+    root = SHM
+    if fallback is not None and not (SHM.is_dir() and shutil.disk_usage(SHM).free >= need_bytes):
+        root = fallback
+    folder = root / name
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def shared_name(writer_id: str) -> str:
+    """The folder's name of one attempt: unique, and known to its successor from HEAD."""
+    return f"notus-{writer_id}"
+
+
+def remove_shared(name: str) -> None:
+    """Give an attempt's shared memory back. Whoever still maps it keeps it until it ends."""
+    shutil.rmtree(SHM / name, ignore_errors=True)
+
+
+class SharedBuffer:
+    """One growing, reused buffer in a file.
+
+    The first touch of a fresh page costs some 15 times the copy itself (storage-facts): pages are touched once, when
+    the buffer grows, and kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._map: mmap.mmap | None = None
+
+    def reserve(self, size_bytes: int) -> memoryview:
+        """The first `size_bytes` bytes, writable, grown if needed. Old contents may be lost when it grows."""
+        if self._map is None or len(self._map) < size_bytes:
+            self._map = None  # views of the old mapping keep it alive until they are gone
+            rounded = max(1, -(-size_bytes // mmap.PAGESIZE)) * mmap.PAGESIZE
+            self._map = _map_file(self.path, rounded)
+            _touch(self._map)
+        return memoryview(self._map)[:size_bytes]
+
+    def unlink(self) -> None:
+        """Give the memory back once nobody maps it."""
+        self.path.unlink(missing_ok=True)
+
+
+def open_shared(path: Path, size_bytes: int) -> memoryview:
+    """Map an existing buffer for reading. Raises `OSError` if it is not there or smaller."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size < size_bytes:
+            raise OSError(f"{path} is smaller than {size_bytes} bytes")
+        if not size_bytes:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))[:size_bytes]
+
+
+def _map_file(path: Path, size_bytes: int) -> mmap.mmap:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if os.fstat(descriptor).st_size < size_bytes:
+            # posix_fallocate and not truncate: a full /dev/shm is an error here and not a SIGBUS in the copy
+            os.posix_fallocate(descriptor, 0, size_bytes)
+        return mmap.mmap(descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+
+
+def _touch(memory: mmap.mmap) -> None:
+    """Fault every page in, keeping what is there."""
+    pages = np.frombuffer(memory, dtype=np.uint8)[:: mmap.PAGESIZE]
+    pages |= 0

@@ -1,0 +1,300 @@
+"""The upload in a process of its own: it never holds the trainer's GIL, and outlives it just long enough.
+
+A rank's `UploaderClient` starts `python -m checkpoints.uploader`, tells it on stdin what to send (JSON lines) and hears
+on stdout what happened. The bytes are in a shared buffer. Rank 0's uploader also commits: it waits until every rank's
+index is in the store, then writes manifest and HEAD. So a save that was uploaded can still be committed when its ranks
+are dead.
+
+When stdin ends, the rank is gone: the uploader finishes what it has, for at most `drain_s`, and exits. It never lives
+on as an orphan: a watchdog thread ends it even if the store hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from checkpoints.errors import Fenced, NotusError, StoreError, UserError
+from checkpoints.events import Diary
+from checkpoints.head import Lease
+from checkpoints.manifest import Manifest
+from checkpoints.retention import collect
+from checkpoints.run import open_run, write_metrics
+from checkpoints.shm import open_shared
+from checkpoints.snapshot import Snapshot, TensorSpec
+from checkpoints.store import Store
+from checkpoints.upload import CHUNK_BYTES, CONCURRENCY, upload_shard, uploaded_shards
+
+DRAIN_S = 45.0
+"""How long an upload may go on after its rank's death. Below the lease: afterwards somebody else may hold the run."""
+_POLL_S = (0.02, 1.0)
+"""First and longest pause between two looks at whether the other ranks are done."""
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Setup(_Message):
+    """The first line to an uploader."""
+
+    bucket: str
+    run: str
+    rank: int
+    world_size: int
+    writer_id: str
+    epoch: int
+    keep: int
+    chunk_bytes: int = CHUNK_BYTES
+    concurrency: int = CONCURRENCY
+    drain_s: float = DRAIN_S
+
+
+class Job(_Message):
+    """One save of one rank."""
+
+    number: int
+    step: int
+    prefix: str
+    buffer: str
+    size_bytes: int
+    trees: dict[str, Any]
+    tensors: tuple[tuple[str, str, str, tuple[int, ...], int, int], ...]
+    metrics: tuple[dict[str, Any], ...] = ()
+    reason: str
+    fingerprint: dict[str, Any]
+
+
+class Abandon(_Message):
+    """Another rank failed in save `number`: don't wait for it."""
+
+    abandon: int
+
+
+class Done(_Message):
+    """What became of a job. Rank 0: committed. Other ranks: uploaded."""
+
+    number: int
+    step: int
+    error: Literal["", "fenced", "user_error", "failed", "abandoned"] = ""
+    message: str = ""
+    hint: str = ""
+    size_bytes: int = 0
+    upload_s: float = 0.0
+    commit_s: float = 0.0
+
+    def raise_error(self) -> None:
+        """Raise what the uploader met, as the error that it was."""
+        match self.error:
+            case "fenced":
+                raise Fenced(self.message, self.hint)
+            case "user_error":
+                raise UserError(self.message, self.hint)
+            case "failed" | "abandoned":
+                raise StoreError(self.message, self.hint)
+
+
+class UploaderClient:
+    """A rank's end. Not thread-safe, but for `submit`, which may be called from the thread that made the copy."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._results: queue.SimpleQueue[Done | None] = queue.SimpleQueue()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "checkpoints.uploader"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # a signal to the rank's group is not for the uploader
+        )
+        self._send(setup)
+        threading.Thread(target=self._listen, name="uploader-results", daemon=True).start()
+
+    def submit(self, job: Job) -> None:
+        """Hand over a snapshot. Its buffer must not change until the job's `Done` is here."""
+        self._send(job)
+
+    def abandon(self, number: int) -> None:
+        """Stop waiting for the other ranks of save `number`."""
+        self._send(Abandon(abandon=number))
+
+    def poll(self) -> Done | None:
+        """A result that is here already, or None. Raises `StoreError` if the uploader has died."""
+        with contextlib.suppress(queue.Empty):
+            return self._checked(self._results.get_nowait())
+        return None
+
+    def wait(self) -> Done:
+        """The next result, however long it takes. Raises `StoreError` if the uploader has died."""
+        return self._checked(self._results.get())
+
+    def close(self) -> None:
+        """Let it finish what it has, and reap it."""
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        self._process.wait()
+
+    def _send(self, message: BaseModel) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(message.model_dump_json().encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._dead() from error
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._results.put(Done.model_validate_json(line))
+        self._results.put(None)
+
+    def _checked(self, result: Done | None) -> Done:
+        if result is None:
+            self._results.put(None)
+            raise self._dead()
+        return result
+
+    def _dead(self) -> StoreError:
+        return StoreError(
+            f"the uploader process has died (exit code {self._process.poll()})",
+            "see the log of the attempt; out of memory kills like this",
+        )
+
+
+class Uploader:
+    """The process's end."""
+
+    def __init__(self, setup: Setup, store: Store, inbox: queue.SimpleQueue[Job | Abandon | None]) -> None:
+        self._setup = setup
+        self._store = store
+        self._inbox = inbox
+        self._lease: Lease | None = None
+        self._orphaned_at: float | None = None
+
+    def run(self) -> Iterator[Done]:
+        """Do jobs until the rank is gone."""
+        while self._orphaned_at is None and (message := self._inbox.get()) is not None:
+            if isinstance(message, Job):
+                yield self._do(message)
+
+    def _do(self, job: Job) -> Done:
+        try:
+            return self._upload_and_commit(job)
+        except Fenced as error:
+            kind: Any = "fenced"
+            failure: NotusError = error
+        except UserError as error:
+            kind, failure = "user_error", error
+        except NotusError as error:
+            kind, failure = "failed", error
+        except _Abandoned:
+            kind, failure = "abandoned", StoreError("another rank could not upload its part of the save")
+        return Done(number=job.number, step=job.step, error=kind, message=failure.message, hint=failure.hint)
+
+    def _upload_and_commit(self, job: Job) -> Done:
+        started = time.monotonic()
+        data = open_shared(Path(job.buffer), job.size_bytes)
+        snapshot = Snapshot(job.trees, tuple(TensorSpec(*spec) for spec in job.tensors), data)
+        setup = self._setup
+        # Before the index: no committed step may lack its metrics.
+        write_metrics(self._store, setup.epoch, setup.rank, list(job.metrics))
+        upload_shard(
+            self._store,
+            job.prefix,
+            setup.rank,
+            snapshot,
+            chunk_bytes=setup.chunk_bytes,
+            concurrency=setup.concurrency,
+        )
+        uploaded = time.monotonic()
+        if self._setup.rank == 0:
+            self._commit(job, uploaded - started)
+        return Done(
+            number=job.number,
+            step=job.step,
+            size_bytes=job.size_bytes,
+            upload_s=uploaded - started,
+            commit_s=time.monotonic() - uploaded,
+        )
+
+    def _commit(self, job: Job, upload_s: float) -> None:
+        setup, started = self._setup, time.monotonic()
+        lease = self._lease = self._lease or Lease.adopt(self._store, setup.writer_id, setup.epoch)
+        pause, longest = _POLL_S
+        while len(shards := uploaded_shards(self._store, job.prefix)) < setup.world_size:
+            self._check_abandoned(job)
+            time.sleep(pause)
+            pause = min(longest, pause * 1.5)
+        manifest = Manifest(
+            run=setup.run,
+            step=job.step,
+            epoch=setup.epoch,
+            world_size=setup.world_size,
+            created_at=datetime.now(UTC),
+            reason=job.reason,
+            fingerprint=job.fingerprint,
+            shards=tuple(shards),
+        )
+        lease.commit(manifest, keep=setup.keep)
+        Diary(self._store, setup.epoch).write(
+            "saved",
+            step=job.step,
+            reason=job.reason,
+            size_bytes=manifest.size_bytes,
+            upload_s=round(upload_s, 3),
+            commit_s=round(time.monotonic() - started, 3),
+        )
+        collect(self._store, lease, datetime.now(UTC))
+
+    def _check_abandoned(self, job: Job) -> None:
+        """While we wait for other ranks, look whether one of them has failed. A job can't arrive meanwhile: the rank
+        saves again only after this one's result."""
+        with contextlib.suppress(queue.Empty):
+            message = self._inbox.get_nowait()
+            if message is None:
+                self._orphaned_at = time.monotonic()
+            elif isinstance(message, Abandon) and message.abandon == job.number:
+                raise _Abandoned
+        if self._orphaned_at is not None and time.monotonic() > self._orphaned_at + self._setup.drain_s:
+            raise _Abandoned
+
+
+class _Abandoned(Exception):
+    """The save can't become whole any more."""
+
+
+def _read_inbox(inbox: queue.SimpleQueue[Job | Abandon | None], drain_s: float) -> None:
+    """Put stdin's messages into `inbox`; at its end start the clock that ends this process for good."""
+    for line in sys.stdin.buffer:
+        data = json.loads(line)
+        inbox.put(Abandon.model_validate(data) if "abandon" in data else Job.model_validate(data))
+    inbox.put(None)
+    time.sleep(drain_s)
+    os._exit(1)
+
+
+def main() -> None:
+    """The uploader process."""
+    setup = Setup.model_validate_json(sys.stdin.buffer.readline())
+    inbox: queue.SimpleQueue[Job | Abandon | None] = queue.SimpleQueue()
+    threading.Thread(target=_read_inbox, args=(inbox, setup.drain_s), daemon=True).start()
+    uploader = Uploader(setup, open_run(setup.bucket, setup.run), inbox)
+    for done in uploader.run():
+        with contextlib.suppress(BrokenPipeError):  # the rank is dead; the commit counts all the same
+            sys.stdout.write(done.model_dump_json() + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
