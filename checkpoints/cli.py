@@ -112,8 +112,14 @@ def _verify_all(store: Store, commits: Sequence[Commit]) -> dict[Commit, str]:
                 verify(store, commit, lambda size_bytes, task=task: progress.advance(task, size_bytes))  # type: ignore[misc]
                 results[commit] = ""
             except CorruptCheckpoint as error:
-                results[commit] = error.message
+                results[commit] = "" if _superseded(store, commit) else error.message
     return results
+
+
+def _superseded(store: Store, commit: Commit) -> bool:
+    """Has the run, which goes on while we read, replaced this checkpoint meanwhile?"""
+    head = read_head(store)
+    return head is not None and commit.manifest not in {known.manifest for known in head.commits}
 
 
 def _head(store: Store) -> Head:

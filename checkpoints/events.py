@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,10 +11,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from checkpoints.clock import Clock, SystemClock
+from checkpoints.errors import NotusError
 from checkpoints.manifest import Record, parse
 from checkpoints.parallel import parallel_map
 from checkpoints.store import Store
 from checkpoints.upload import put_once
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal[
     "planned",  # the launcher has chosen where to run
@@ -58,11 +62,18 @@ class Diary:
         self._attempt = attempt
         self._clock = clock or SystemClock()
 
-    def write(self, kind: Kind, **data: Any) -> Event:
+    def write(self, kind: Kind, /, **data: Any) -> Event:
         """Append an event; durable when this returns."""
         event = Event(time=self._clock.now(), id=uuid.uuid4().hex[:12], kind=kind, attempt=self._attempt, data=data)
         put_once(self._store, event.key, event.to_json())
         return event
+
+    def try_write(self, kind: Kind, /, **data: Any) -> None:
+        """`write`, where a missing line in the diary is better than what would be lost by an error."""
+        try:
+            self.write(kind, **data)
+        except NotusError as error:
+            logger.warning("could not note %r in the diary: %s", kind, error.message)
 
 
 def read_events(store: Store, wanted: Callable[[str], bool] = lambda key: True) -> list[Event]:

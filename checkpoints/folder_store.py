@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -97,6 +97,11 @@ class FolderStore:
             else:
                 with contextlib.suppress(FileNotFoundError):  # deleted while we list
                     yield Entry(key, path.stat().st_size)
+
+    def folders(self) -> Sequence[str]:
+        with self._errors(""):
+            found = self._root.iterdir() if self._root.is_dir() else ()
+            return sorted(path.name for path in found if path.is_dir() and not path.name.startswith("."))
 
     def delete(self, key: str) -> None:
         with self._errors(key):

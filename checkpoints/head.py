@@ -24,6 +24,7 @@ from checkpoints.upload import put_once
 
 HEAD_KEY = "HEAD"
 LEASE_S = 60.0
+CLAIM_POLL_S = 2.0
 
 
 class Writer(Record):
@@ -32,7 +33,7 @@ class Writer(Record):
     id: str = Field(description="unique for each attempt, given by nobody twice")
     host: str
     pid: int
-    boot_id: str = Field(default="", description="of the holder's kernel: tells a reboot from a running holder")
+    pid_scope: str = Field(default="", description="where `pid` means something: kernel boot and pid namespace")
 
 
 class Commit(Record):
@@ -161,18 +162,29 @@ class Lease:
         writer: Writer,
         *,
         gone: str = "",
+        wait_s: float = 0.0,
         clock: Clock | None = None,
         lease_s: float = LEASE_S,
     ) -> Lease:
-        """Become the writer of the run; raises `RunHeld` while another writer's lease runs (see `next_claim`)."""
+        """Become the writer of the run.
+
+        Waits up to `wait_s` for another writer's lease to run out, then raises `RunHeld` (see `next_claim`).
+        """
         clock = clock or SystemClock()
+        patience_ends = clock.now() + timedelta(seconds=wait_s)
         while True:
             try:
                 stored = store.get(HEAD_KEY)
             except ObjectMissing:
                 stored = None
             old = parse(Head, stored.data, f"{store.url}/{HEAD_KEY}") if stored else None
-            head = next_claim(old, writer, clock.now(), lease_s, gone)
+            try:
+                head = next_claim(old, writer, clock.now(), lease_s, gone)
+            except RunHeld:
+                if clock.now() >= patience_ends:
+                    raise
+                clock.sleep(CLAIM_POLL_S)
+                continue
             try:
                 if stored is None:
                     store.create(HEAD_KEY, head.to_json())
@@ -193,6 +205,12 @@ class Lease:
         if head is None or (head.writer.id, head.epoch) != (writer_id, epoch):
             raise _fenced(head, epoch)
         return cls(store, head, clock or SystemClock(), lease_s)
+
+    def check(self) -> None:
+        """Raise `Fenced` if the run belongs to somebody else; changes nothing."""
+        head = read_head(self._store)
+        if head is None or (head.writer.id, head.epoch) != (self.head.writer.id, self.head.epoch):
+            raise _fenced(head, self.head.epoch)
 
     def renew(self) -> None:
         """Extend the lease."""

@@ -25,6 +25,11 @@ def check_run_name(name: str) -> str:
     return name
 
 
+def is_run_name(name: str) -> bool:
+    """Could this be the name of a run?"""
+    return _RUN.fullmatch(name) is not None
+
+
 def check_key(key: str) -> str:
     """Return `key` if it is a safe relative object key, else raise `InvalidName`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,11 @@ class ObjectStore:
             ]
         yield from sorted(entries)
 
+    def folders(self) -> Sequence[str]:
+        with self._errors(""):
+            result = obstore.list_with_delimiter(self._store)
+        return sorted(prefix.strip("/").rsplit("/", 1)[-1] for prefix in result["common_prefixes"])
+
     def delete(self, key: str) -> None:
         with self._errors(key), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, key)
@@ -161,7 +166,7 @@ def _s3_store(bucket: str, prefix: str) -> S3Store:
     return S3Store(
         bucket,
         prefix=prefix or None,
-        region=session.region_name or "us-east-1",
+        region=os.environ.get("AWS_REGION") or session.region_name or "us-east-1",
         credential_provider=Boto3CredentialProvider(session),
         retry_config=_RETRY,
         client_options=client,

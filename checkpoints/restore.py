@@ -9,7 +9,7 @@ from typing import Any
 import crc32c
 import xxhash
 
-from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, ObjectMissing
+from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, NotExact, ObjectMissing
 from checkpoints.head import Commit
 from checkpoints.manifest import Chunk, Manifest, ShardIndex, ShardRef, parse, sha256
 from checkpoints.parallel import parallel_map
@@ -58,13 +58,21 @@ def load_index(store: Store, ref: ShardRef) -> ShardIndex:
     return index
 
 
-def restore_shard(store: Store, commit: Commit, rank: int, buffer: Buffer | None = None) -> RestoredShard:
+def restore_shard(
+    store: Store, commit: Commit, rank: int, buffer: Buffer | None = None, *, world_size: int | None = None
+) -> RestoredShard:
     """Return what `rank` saved in the checkpoint `commit`.
 
     Raises:
+        NotExact: it was saved by another number of processes than `world_size`.
         CorruptCheckpoint: an object is missing, cut, or differs from its checksum; names the object.
     """
     manifest = load_manifest(store, commit)
+    if world_size is not None and manifest.world_size != world_size:
+        raise NotExact(
+            f"the checkpoint of step {manifest.step} was saved by {manifest.world_size} processes, not {world_size}",
+            f"run with {manifest.world_size} processes (GPUs), or start a new run with another --name",
+        )
     ref = next((shard for shard in manifest.shards if shard.rank == rank), None)
     if ref is None:
         raise CorruptCheckpoint(f"{commit.manifest} has no shard of rank {rank}")

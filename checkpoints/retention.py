@@ -1,13 +1,23 @@
-"""Deleting old checkpoints: never before their tombstone has outlived every reader that may still use them."""
+"""Deleting what nobody needs: old checkpoints after their tombstone's time, and what crashed attempts left behind.
+
+HEAD does not fence deletes. They are safe because only what HEAD no longer names is deleted, and no later HEAD can name
+it again: data prefixes are unique to one save of one attempt, and an attempt of an older epoch can't commit any more.
+"""
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.head import Head, Lease, Tombstone
+from checkpoints.head import Commit, Head, Lease, Tombstone
+from checkpoints.parallel import parallel_map
 from checkpoints.restore import load_manifest
 from checkpoints.store import Store
+
+CONCURRENCY = 16
+_DATA = re.compile(r"(data/e(\d{6,})-[^/]+)/.+")
+_MANIFEST = re.compile(r"manifests/s\d{8,}-e(\d{6,})-[0-9a-f]+\.json")
 
 
 def expired(head: Head, now: datetime) -> tuple[Tombstone, ...]:
@@ -17,26 +27,53 @@ def expired(head: Head, now: datetime) -> tuple[Tombstone, ...]:
 
 
 def collect(store: Store, lease: Lease, now: datetime) -> int:
-    """Delete the objects of expired tombstones and forget them; returns how many checkpoints went.
-
-    HEAD does not fence deletes. They are safe because only what HEAD no longer names is deleted, and no later HEAD can
-    name it again: data prefixes are unique to one save.
-    """
+    """Delete the objects of expired tombstones and forget them; returns how many checkpoints went."""
     stones = expired(lease.head, now)
     for stone in stones:
-        _delete_checkpoint(store, stone)
+        prefix = _data_prefix(store, stone.commit)
+        if prefix is not None:  # else its data is found by `collect_orphans`, once the tombstone is gone
+            _delete(store, [entry.key for entry in store.list(prefix)])
+        store.delete(stone.commit.manifest)
     if stones:
         lease.drop_tombstones(stones)
     return len(stones)
 
 
-def _delete_checkpoint(store: Store, stone: Tombstone) -> None:
+def collect_orphans(store: Store, lease: Lease) -> int:
+    """Delete data and manifests of earlier attempts that HEAD does not name; returns how many objects went.
+
+    Uploads that a preemption cut short, and checkpoints that lost the race for HEAD. Needs no clock: an attempt of an
+    epoch below ours can't commit. Does nothing while a manifest that HEAD names can't be read: its data isn't known.
+    """
+    head = lease.head
+    named = [*head.commits, *(stone.commit for stone in head.tombstones)]
+    prefixes = [_data_prefix(store, commit) for commit in named]
+    if None in prefixes:
+        return 0
+    manifests = {commit.manifest for commit in named}
+    orphans = [
+        entry.key
+        for entry in store.list("data")
+        if (match := _DATA.fullmatch(entry.key)) and int(match[2]) < head.epoch and match[1] not in prefixes
+    ]
+    orphans += [
+        entry.key
+        for entry in store.list("manifests")
+        if (match := _MANIFEST.fullmatch(entry.key)) and int(match[1]) < head.epoch and entry.key not in manifests
+    ]
+    _delete(store, orphans)
+    return len(orphans)
+
+
+def _delete(store: Store, keys: list[str]) -> None:
+    parallel_map(store.delete, keys, CONCURRENCY)
+
+
+def _data_prefix(store: Store, commit: Commit) -> str | None:
+    """The data folder of a checkpoint, from its manifest; None if that can't be read."""
     try:
-        manifest = load_manifest(store, stone.commit)
+        manifest = load_manifest(store, commit)
     except CorruptCheckpoint:
-        store.delete(stone.commit.manifest)  # its data is an orphan now, for the garbage collector
-        return
-    for prefix in sorted({shard.index.rsplit("/", 1)[0] for shard in manifest.shards}):
-        for entry in list(store.list(prefix)):
-            store.delete(entry.key)
-    store.delete(stone.commit.manifest)
+        return None
+    match = _DATA.fullmatch(manifest.shards[0].index) if manifest.shards else None
+    return match[1] if match else None

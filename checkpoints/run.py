@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from checkpoints.errors import ObjectMissing, UserError
+from checkpoints.errors import CorruptCheckpoint, ObjectMissing, UserError
 from checkpoints.manifest import Record, parse
-from checkpoints.names import check_run_name
+from checkpoints.names import check_run_name, is_run_name
 from checkpoints.parallel import parallel_map
 from checkpoints.store import Store, open_store
 from checkpoints.upload import put_once
@@ -80,9 +80,19 @@ def read_heartbeat(store: Store) -> Heartbeat | None:
         return None
 
 
-def list_runs(bucket: Store) -> list[str]:
-    """Names of the runs in a bucket."""
-    return sorted({entry.key.split("/")[0] for entry in bucket.list("") if entry.key.endswith(f"/{RUN_KEY}")})
+def list_runs(bucket_url: str) -> list[str]:
+    """Names of the runs in a bucket. Looks at one level only: what else is in the bucket doesn't matter."""
+    names = [name for name in open_store(bucket_url).folders() if is_run_name(name)]
+    known = parallel_map(lambda name: read_run_if_valid(open_run(bucket_url, name)) is not None, names, 16)
+    return [name for name, is_run in zip(names, known, strict=True) if is_run]
+
+
+def read_run_if_valid(store: Store) -> RunRecord | None:
+    """run.json, or None where it is missing or something else's."""
+    try:
+        return read_run(store)
+    except CorruptCheckpoint:
+        return None
 
 
 class StepMetrics(NamedTuple):

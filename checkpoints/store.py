@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -62,6 +62,9 @@ class Store(Protocol):
 
     def list(self, prefix: str) -> Iterable[Entry]:
         """Yield the objects below the folder `prefix` ('' = all), in key order."""
+
+    def folders(self) -> Sequence[str]:
+        """Names of the folders at the top, sorted; cheap, however much is in them."""
 
     def delete(self, key: str) -> None:
         """Remove the object; removing a missing one is fine."""

@@ -30,7 +30,7 @@ from checkpoints.errors import Fenced, NotusError, StoreError, UserError
 from checkpoints.events import Diary
 from checkpoints.head import Lease
 from checkpoints.manifest import Manifest
-from checkpoints.retention import collect
+from checkpoints.retention import collect, collect_orphans
 from checkpoints.run import open_run, write_metrics
 from checkpoints.shm import open_shared
 from checkpoints.snapshot import Snapshot, TensorSpec
@@ -181,6 +181,7 @@ class Uploader:
         self._inbox = inbox
         self._lease: Lease | None = None
         self._orphaned_at: float | None = None
+        self._orphans_collected = False
 
     def run(self) -> Iterator[Done]:
         """Do jobs until the rank is gone."""
@@ -236,6 +237,8 @@ class Uploader:
             self._check_abandoned(job)
             time.sleep(pause)
             pause = min(longest, pause * 1.5)
+            if pause == longest:
+                lease.check()  # a successor deletes what a fenced attempt has uploaded: it would never be complete
         manifest = Manifest(
             run=setup.run,
             step=job.step,
@@ -247,7 +250,7 @@ class Uploader:
             shards=tuple(shards),
         )
         lease.commit(manifest, keep=setup.keep)
-        Diary(self._store, setup.epoch).write(
+        Diary(self._store, setup.epoch).try_write(
             "saved",
             step=job.step,
             reason=job.reason,
@@ -255,7 +258,19 @@ class Uploader:
             upload_s=round(upload_s, 3),
             commit_s=round(time.monotonic() - started, 3),
         )
-        collect(self._store, lease, datetime.now(UTC))
+        self._clean_up(lease)
+
+    def _clean_up(self, lease: Lease) -> None:
+        """Delete what is no longer needed. The save is durable already: a failed clean-up is for the next one."""
+        try:
+            collect(self._store, lease, datetime.now(UTC))
+            if not self._orphans_collected:
+                collect_orphans(self._store, lease)
+                self._orphans_collected = True
+        except Fenced:
+            raise
+        except NotusError as error:
+            sys.stderr.write(f"notus: could not delete old checkpoints: {error.message}\n")
 
     def _check_abandoned(self, job: Job) -> None:
         """While we wait for other ranks, look whether one of them has failed. A job can't arrive meanwhile: the rank

@@ -75,13 +75,12 @@ def launch(
         bucket=bucket,
         name=check_run_name(name) if name else None,
     )
-    if dry_run:
-        raise typer.Exit(story.plan_only(request, output))
     if clouds == (LOCAL,):
+        story.refuse_cloud_options(request, dry_run=dry_run)
         local = story.LocalOptions(preempt, preempt > 0 if compare is None else compare, seed, processes)
         raise typer.Exit(story.launch_local(request, local, output))
     story.refuse_local_options(preempt, compare, seed, processes)
-    raise typer.Exit(story.launch_cloud(request))
+    raise typer.Exit(story.plan_only(request, output) if dry_run else story.launch_cloud(request, output))
 
 
 @app.command()

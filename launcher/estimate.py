@@ -47,7 +47,7 @@ def estimate(*, price_usd_per_hour: float, work_h: float, hazard: Hazard, deadli
     cost: list[tuple[float, float]] = []
     for count, probability in preemption_counts(hazard, work_h):
         running_h = START_H + work_h + count * (hazard.lost_work_h + START_H)
-        finish.append((running_h + count * hazard.recovery_h, probability))
+        finish.append((running_h + count * hazard.waiting_h, probability))
         cost.append((running_h * price_usd_per_hour, probability))
     in_time = None
     if deadline_h is not None:

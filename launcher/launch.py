@@ -6,6 +6,7 @@ import json
 import secrets
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from checkpoints.names import check_run_name
 from checkpoints.run import open_run, read_metrics, register_run
 from checkpoints.store import Store, probe
 from launcher.errors import EXIT_STOPPED, RequestError, RunFailed
-from launcher.local import Ended, LocalBackend, LocalRun
+from launcher.local import Ended, LocalBackend, LocalRun, committed_step
 from launcher.offers import Offer, cheapest_by_kind, find_catalog, load_offers
 from launcher.options import default_bucket, home
 from launcher.plan import DryRun, dry_run, ladder, require_plan, wanted_gpus
@@ -24,11 +25,11 @@ from launcher.report.exact import compare_runs
 from launcher.report.receipt import Receipt, make_receipt
 from launcher.report.render import receipt_panel, show_dry_run
 from launcher.request import CLOUDS, LOCAL, LaunchRequest, Market, parse_gpus
-from launcher.sky.render import task_config, to_yaml
+from launcher.sky.render import needed_secrets, task_config, to_yaml
 from launcher.watch import watcher
 from trainer.main import default_processes, new_record
 from trainer.pairs import check_local
-from trainer.recipe import Recipe, load_recipe
+from trainer.recipe import Recipe, builtin_names, load_recipe
 
 
 def plan_only(request: LaunchRequest, output: str) -> int:
@@ -58,19 +59,46 @@ def render_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
     if plan is None:
         return ""
     rungs = ladder(plan, [other for other in result.plans if other.within_limits])
-    return to_yaml(task_config(recipe, rungs, run=request.name or recipe.name, bucket=request.bucket))
+    return to_yaml(
+        task_config(
+            recipe,
+            rungs,
+            run=request.name or recipe.name,
+            bucket=request.bucket,
+            recipe_argument=recipe_on_vm(request.recipe, Path.cwd()),
+        )
+    )
 
 
-def launch_cloud(request: LaunchRequest) -> int:
+def recipe_on_vm(name_or_path: str, workdir: Path) -> str:
+    """How the VM finds the recipe: by its name, or by its path in the working tree that SkyPilot sends.
+
+    Raises `RequestError` for a file outside of it.
+    """
+    if name_or_path in builtin_names():
+        return name_or_path
+    path, workdir = Path(name_or_path).resolve(), workdir.resolve()
+    if not path.is_relative_to(workdir):
+        raise RequestError(
+            f"the recipe {name_or_path} is outside of {workdir}, so it would not be on the machine",
+            "SkyPilot sends the current folder: put the recipe (and its data file) below it, or change into its folder",
+        )
+    return str(path.relative_to(workdir))
+
+
+def launch_cloud(request: LaunchRequest, output: str) -> int:
     """Plan, show the task, and say how to submit it. Submitting by ourselves comes with the SkyPilot issue."""
     recipe = load_recipe(request.recipe)
     check_local(recipe.dataset)
     result = plan_run(request, recipe)
     require_plan(result, request)
-    sys.stdout.write(render_task(request, recipe, result))
+    task = render_task(request, recipe, result)
+    sys.stdout.write(json.dumps({"started": False, "task": task}) + "\n" if output == "json" else task)
     raise RunFailed(
         f"nothing was started: this version plans a cloud run ({result.recommended}) but does not submit it yet",
-        "save the task above as task.yaml and run: sky jobs launch task.yaml --env NOTUS_BUCKET=... --secret HF_TOKEN",
+        "save the task above as task.yaml and run: sky jobs launch task.yaml "
+        + ("" if request.bucket else "--env NOTUS_BUCKET=... ")
+        + " ".join(f"--secret {name}" for name in needed_secrets(recipe, request.bucket)),
     )
 
 
@@ -104,9 +132,13 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
         say(f"it will be killed {run.preemptions} times (seed {run.seed})")
     ended = _run(run, recipe, store, label="run")
     if ended.outcome.kind != "finished":
-        say(f"stopped at step {ended.outcome.step}")
-        say(f"to go on: notus-launch --cloud local --recipe {request.recipe} --name {name} --bucket {bucket}")
-        return EXIT_STOPPED
+        saved = committed_step(store)
+        say(f"stopped; saved at step {saved}" if saved > 0 else "stopped before anything was saved")
+        say(
+            f"to go on: notus-launch --cloud local --recipe {request.recipe} --name {name} --bucket {bucket} "
+            f"--processes {run.processes}"
+        )
+        return EXIT_STOPPED if ended.outcome.kind == "preempted" else RunFailed.exit_code
     if options.compare:
         _compare_with_twin(run, recipe, store)
     show_receipt(read_receipt(store, name, recipe), output)
@@ -179,6 +211,24 @@ def choose_market(*, spot: bool, on_demand: bool, auto: bool) -> Market:
     if spot + on_demand + auto > 1:
         raise RequestError("--spot, --on-demand and --auto exclude each other", "give one of them, or none for --auto")
     return "spot" if spot else "on-demand" if on_demand else "auto"
+
+
+def refuse_cloud_options(request: LaunchRequest, *, dry_run: bool) -> None:
+    """Options that mean nothing on this machine; raises `RequestError`."""
+    given = {
+        "--dry-run": dry_run,
+        "--gpus": bool(request.gpus),
+        "--spot/--on-demand": request.market != "auto",
+        "--deadline": request.deadline_h is not None,
+        "--budget": request.budget_usd is not None,
+        "--hours": request.hours is not None,
+    }
+    useless = [name for name, is_given in given.items() if is_given]
+    if useless:
+        raise RequestError(
+            f"{', '.join(useless)} can't be used with --cloud local: this machine has no offers to choose from",
+            "leave it out, or name a cloud",
+        )
 
 
 def refuse_local_options(preempt: int, compare: bool | None, seed: int | None, processes: int | None) -> None:

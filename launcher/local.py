@@ -30,7 +30,7 @@ from checkpoints.head import Head, next_claim, read_head
 from checkpoints.journal import Journal
 from checkpoints.store import Store
 from launcher.errors import RunFailed
-from trainer.attempt import boot_id
+from trainer.attempt import pid_scope
 from trainer.processes import adopt_orphans, die_with_parent, kill_descendants
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.stop import request_stop
@@ -87,9 +87,9 @@ def preemption_points(count: int, seed: int) -> list[float]:
 def dead_holder(head: Head | None) -> str:
     """The id of HEAD's writer if it was a process of this machine that no longer lives; else ''.
 
-    Only a process of this boot can be judged; for any other holder the lease decides.
+    Only a process of this boot and pid namespace can be judged; for any other holder the lease decides.
     """
-    if head is None or not head.writer.boot_id or head.writer.boot_id != boot_id():
+    if head is None or not head.writer.pid_scope or head.writer.pid_scope != pid_scope():
         return ""
     return "" if psutil.pid_exists(head.writer.pid) else head.writer.id
 
@@ -122,7 +122,7 @@ class LocalBackend:
         with self._signals(), self._no_orphans():
             while True:
                 attempts += 1
-                before = _committed_step(self._store)
+                before = committed_step(self._store)
                 scratch = Scratch(self._scratch_root / f"attempt-{time.time_ns()}")
                 outcome = self._attempt(scratch, gone)
                 claimed = scratch.read_head()
@@ -130,7 +130,7 @@ class LocalBackend:
                 if outcome is not None and self._is_final(outcome):
                     self._clean(scratch)
                     return Ended(outcome=outcome, attempts=attempts)
-                fruitless = 0 if outcome is None or _committed_step(self._store) > before else fruitless + 1
+                fruitless = 0 if outcome is None or committed_step(self._store) > before else fruitless + 1
                 if fruitless >= MAX_FRUITLESS_FAILURES:
                     raise self._give_up(scratch, outcome)
                 self._clean(scratch)
@@ -190,26 +190,29 @@ class LocalBackend:
         run = self._run
         command = [sys.executable, "-m", "trainer.main", run.recipe, "--run", run.run, "--bucket", run.bucket]
         command += ["--processes", str(run.processes), "--scratch", str(scratch.folder), "--predecessor-gone", gone]
+        command.append("--no-wait")
         return command
 
     # --- after an attempt -------------------------------------------------------------------------
 
     def _is_final(self, outcome: Outcome) -> bool:
         """Does the run end here? Raises what the user has to fix."""
+        if outcome.kind == "finished":
+            return True
         if outcome.kind == "fenced":
             raise RunFailed(outcome.message, outcome.hint)
         if outcome.kind == "user_error":
             if self._claimed():  # else the run is somebody else's: its diary is none of our business
-                self._diary().write("failed", message=outcome.message)
+                self._diary().try_write("failed", message=outcome.message)
             raise UserError(outcome.message, outcome.hint)
         if self._stop_signals:
-            self._diary().write("stopped", step=outcome.step)
+            self._diary().try_write("stopped", step=committed_step(self._store))
             return True
-        return bool(outcome.kind == "finished")  # bool: mypy does not follow the trainer package
+        return False
 
     def _give_up(self, scratch: Scratch, outcome: Outcome | None) -> RunFailed:
         message = outcome.message if outcome else "the attempts ended without a word"
-        self._diary().write("failed", message=message)
+        self._diary().try_write("failed", message=message)
         return RunFailed(
             f"gave up after {MAX_FRUITLESS_FAILURES} attempts without progress: {message}",
             f"log: notus-launch logs {self._run.run}   (local copy: {scratch.log})",
@@ -266,7 +269,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _committed_step(store: Store) -> int:
+def committed_step(store: Store) -> int:
+    """The step that the next attempt resumes from; -1 before there is one, or where HEAD can't be read."""
     try:
         head = read_head(store)
     except NotusError:

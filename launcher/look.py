@@ -10,14 +10,15 @@ from datetime import UTC, datetime
 from rich.console import Console
 
 from checkpoints.clock import Clock, SystemClock
+from checkpoints.errors import CorruptCheckpoint
 from checkpoints.journal import read_journal
 from checkpoints.run import list_runs, open_run, read_run
-from checkpoints.store import Store, open_store
+from checkpoints.store import Store
 from launcher.errors import UnknownRun
 from launcher.launch import check_output, read_receipt, show_receipt
 from launcher.options import default_bucket
 from launcher.report.render import status_table
-from launcher.report.status import read_status
+from launcher.report.status import OVER, RunStatus, read_status
 from trainer.recipe import Recipe
 
 FOLLOW_EVERY_S = 2.0
@@ -28,14 +29,25 @@ def show_status(bucket: str | None, names: list[str] | None, output: str) -> Non
     check_output(output)
     url = bucket or default_bucket()
     now = datetime.now(UTC)
-    found = list_runs(open_store(url)) if names is None else names
-    statuses = [read_status(open_run(url, name), name, now) for name in found]
+    if names is None:
+        statuses = [_status_or_damage(url, name, now) for name in list_runs(url)]
+    else:
+        statuses = [read_status(open_run(url, name), name, now) for name in names]
     if output == "json":
         sys.stdout.write(json.dumps([status.model_dump(mode="json") for status in statuses], indent=2) + "\n")
     elif statuses:
         Console().print(status_table(statuses))
     else:
         sys.stderr.write(f"notus-launch: no runs in {url}\n")
+
+
+def _status_or_damage(url: str, name: str, now: datetime) -> RunStatus:
+    """One damaged run must not hide the others."""
+    try:
+        return read_status(open_run(url, name), name, now)
+    except CorruptCheckpoint as error:
+        sys.stderr.write(f"notus-launch: {name}: {error.message}\n")
+        return RunStatus.damaged(name)
 
 
 def show_report(bucket: str | None, name: str, output: str) -> None:
@@ -64,7 +76,7 @@ def log_stream(store: Store, name: str, attempt: int | None, *, follow: bool, cl
     """Yield log bytes; with `follow` until the run is over."""
     printed: dict[str, int] = {}
     while True:
-        over = read_status(store, name, clock.now()).state in ("finished", "failed", "stopped")
+        over = read_status(store, name, clock.now()).state in OVER
         for folder in sorted({entry.key.rsplit("/", 1)[0] for entry in store.list("logs")}):
             if attempt is not None and folder != f"logs/a{attempt:04d}":
                 continue

@@ -44,10 +44,15 @@ class Offer(BaseModel):
 
 
 class Catalog(NamedTuple):
-    """Where the prices come from."""
+    """Where the prices come from: the first folder that has a cloud's file."""
 
-    folder: Path
+    folders: tuple[Path, ...]
     source: str
+
+    def file(self, cloud: str) -> Path | None:
+        """The price list of a cloud."""
+        paths = (folder / cloud / "vms.csv" for folder in self.folders)
+        return next((path for path in paths if path.is_file()), None)
 
 
 class _Price(NamedTuple):
@@ -62,14 +67,19 @@ class _Price(NamedTuple):
 
 
 def find_catalog(environment: os._Environ[str] | dict[str, str] | None = None) -> Catalog:
-    """The user's SkyPilot catalog, or the snapshot of the package."""
+    """The user's SkyPilot catalog, and the snapshot of the package for clouds that it lacks.
+
+    SkyPilot fetches a cloud's prices when it first needs them, so a user's catalog is mostly incomplete.
+    """
     environment = os.environ if environment is None else environment
     root = Path(environment.get("SKY_RUNTIME_DIR") or environment.get("HOME") or "~").expanduser()
-    folder = root / ".sky" / "catalogs" / SCHEMA
-    if any(folder.glob("*/vms.csv")):
-        return Catalog(folder, f"SkyPilot catalog in {folder}")
+    users = root / ".sky" / "catalogs" / SCHEMA
     shipped = Path(str(files("launcher").joinpath("data", "catalogs", SCHEMA)))
-    return Catalog(shipped, f"the shipped price snapshot of {SNAPSHOT_DATE}")
+    found = sorted(path.parent.name for path in users.glob("*/vms.csv"))
+    snapshot = f"the shipped price snapshot of {SNAPSHOT_DATE}"
+    if not found:
+        return Catalog((shipped,), snapshot)
+    return Catalog((users, shipped), f"SkyPilot's catalog in {users} for {', '.join(found)}; else {snapshot}")
 
 
 def load_offers(catalog: Catalog, wanted: Sequence[Gpus], clouds: Iterable[str] = CLOUDS) -> list[Offer]:
@@ -80,8 +90,8 @@ def load_offers(catalog: Catalog, wanted: Sequence[Gpus], clouds: Iterable[str] 
     """
     offers: list[Offer] = []
     for cloud in clouds:
-        path = catalog.folder / cloud / "vms.csv"
-        if not path.is_file():
+        path = catalog.file(cloud)
+        if path is None:
             continue
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))

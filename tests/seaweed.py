@@ -72,6 +72,8 @@ def seaweed(folder: Path) -> Iterator[S3Server]:
         "-s3",
         f"-s3.config={config}",
         "-s3.autoCreateBucket=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
         "-volume.max=50",
         "-master.volumeSizeLimitMB=256",
         *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),

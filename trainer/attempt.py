@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -40,10 +40,11 @@ STOP_GRACE_S = 600.0
 """How long an attempt may take to save and end after a stop; a step of a 7B model and its save take far less."""
 
 
-def boot_id() -> str:
-    """Identifies the running kernel: a pid of another boot says nothing."""
+def pid_scope() -> str:
+    """Identifies where a pid means something: this boot of the kernel, and this container's pid namespace."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 
@@ -70,16 +71,16 @@ class Supervisor:
         self._scratch = scratch
         self._processes = processes
 
-    def run(self, *, gone: str = "") -> Outcome:
+    def run(self, *, gone: str = "", wait_s: float = 0.0) -> Outcome:
         """Run the attempt to its end and return how it ended.
 
         `gone` is the id of a predecessor that is known to be dead (see `checkpoints.head.next_claim`). Raises `RunHeld`
-        if somebody else holds the run, before any process is started.
+        if somebody else holds the run for longer than `wait_s`, before any process is started.
         """
         self._scratch.folder.mkdir(parents=True, exist_ok=True)
-        writer = Writer(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), boot_id=boot_id())
+        writer = Writer(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), pid_scope=pid_scope())
         before = read_head(self._store)
-        self._lease = Lease.claim(self._store, writer, gone=gone)
+        self._lease = Lease.claim(self._store, writer, gone=gone, wait_s=wait_s)
         head = self._lease.head
         if before is not None:
             remove_shared(shared_name(before.writer.id))  # of a predecessor on this machine that was killed
@@ -90,6 +91,7 @@ class Supervisor:
         outcome = Outcome(kind="failed", message="the attempt ended without an outcome")
         try:
             outcome = self._supervise()
+            outcome = outcome.model_copy(update={"progressed": self._has_committed()})
         finally:
             self._finish(outcome)
             remove_shared(shared_name(writer.id))
@@ -115,7 +117,7 @@ class Supervisor:
             process.kill()
             process.wait()  # before the others are reaped, or its exit code would be lost to them
             if fenced is None:
-                self._drain_uploaders()
+                self._best_effort("the last upload", self._drain_uploaders)
             kill_descendants()
         return fenced or self._outcome(process.returncode)
 
@@ -140,7 +142,7 @@ class Supervisor:
                 next_beat = self._next_renewal = now + HEARTBEAT_S
             if self._scratch.stop.exists() and deadline == float("inf"):
                 deadline = now + STOP_GRACE_S
-                self._diary.write("notice", kind="stop", step=self._scratch.read_progress().step)
+                self._diary.try_write("notice", source="stop", step=self._scratch.read_progress().step)
             if now > deadline:
                 logger.error("the ranks did not stop within %.0f s: killing them", STOP_GRACE_S)
                 return None
@@ -149,6 +151,13 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 continue
         return None
+
+    def _has_committed(self) -> bool:
+        try:
+            head = read_head(self._store)
+        except NotusError:
+            return False
+        return bool(head and head.commits and head.commits[0].epoch == self._lease.head.epoch)
 
     def _drain_uploaders(self) -> None:
         """Ranks that died may have left a whole snapshot behind: their uploaders finish and commit it."""
@@ -172,22 +181,21 @@ class Supervisor:
         )
 
     def _finish(self, outcome: Outcome) -> None:
-        progress = self._scratch.read_progress()
+        """Leave everything in the bucket that a successor or a person wants; each part on its own."""
+        step = max(outcome.step, self._scratch.read_progress().step)
+        self._best_effort("the log", lambda: self._journal.sync(whole=True))
+        self._best_effort("TensorBoard's files", lambda: mirror_tensorboard(self._store, self._scratch.tensorboard))
+        self._diary.try_write("attempt_ended", outcome=outcome.kind, step=step, message=outcome.message)
+        if outcome.kind == "finished":
+            self._diary.try_write("finished", step=outcome.step)
+        if outcome.kind != "fenced":
+            self._best_effort("the lease", self._lease.release)
+
+    def _best_effort(self, what: str, act: Callable[[], None]) -> None:
         try:
-            self._journal.sync(whole=True)
-            mirror_tensorboard(self._store, self._scratch.tensorboard)
-            self._diary.write(
-                "attempt_ended",
-                outcome=outcome.kind,
-                step=max(outcome.step, progress.step),
-                message=outcome.message,
-            )
-            if outcome.kind == "finished":
-                self._diary.write("finished", step=outcome.step)
-            if outcome.kind != "fenced":
-                self._lease.release()
+            act()
         except NotusError as error:
-            logger.warning("could not record the end of the attempt: %s", error.message)
+            logger.warning("could not leave %s in the bucket: %s", what, error.message)
 
     def _beat(self) -> None:
         progress = self._scratch.read_progress()
@@ -265,6 +273,9 @@ def rank_environment(
     return environment
 
 
-def gpus_here() -> int:
-    """How many NVIDIA GPUs this machine has, without importing torch."""
-    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()])
+def gpus_here(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> int:
+    """How many NVIDIA GPUs this process may use, without importing torch."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len([path for path in devices.glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()])

@@ -9,11 +9,14 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from trainer.errors import DataError
+from trainer.loading import blaming
 from trainer.pairs import (
     COLUMN_SETS,
+    common_prefix,
     find_columns,
     fingerprint_rows,
     fit_pair,
+    is_conversation,
     local_path,
     parquet_columns,
     read_jsonl,
@@ -72,36 +75,47 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
 def format_pair(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
     """Prompt, chosen and rejected as text: by the tokenizer's chat template, or plain with an end token.
 
+    A prompt that is a conversation keeps all its turns; an answer that is one gives its last turn.
+
     Raises:
         DataError: the template renders the prompt differently with and without an answer.
     """
-    texts = [text_of(row[column]) for column in COLUMN_SETS[0]]
+    prompt, *answers = (row[column] for column in COLUMN_SETS[0])
+    texts = [text_of(answer) for answer in answers]
     if not tokenizer.chat_template:
         end = tokenizer.eos_token or ""
-        return texts[0], texts[1] + end, texts[2] + end
-    turns = [{"role": "user", "content": texts[0]}]
-    prompt = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    answers = []
-    for text in texts[1:]:
+        return text_of(prompt), texts[0] + end, texts[1] + end
+    turns = list(prompt) if is_conversation(prompt) else [{"role": "user", "content": text_of(prompt)}]
+    rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    completions = []
+    for text in texts:
         conversation = [*turns, {"role": "assistant", "content": text}]
         whole = str(tokenizer.apply_chat_template(conversation, tokenize=False))
-        if not whole.startswith(prompt):
+        if not whole.startswith(rendered):
             raise DataError(
                 "the chat template renders the prompt differently with and without an answer",
                 "choose a model whose template puts the answer after the generation prompt",
             )
-        answers.append(whole[len(prompt) :])
-    return prompt, answers[0], answers[1]
+        completions.append(whole[len(rendered) :])
+    return rendered, completions[0], completions[1]
 
 
 def tokenise_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dpo: Dpo) -> dict[str, list[int]]:
-    """One row as `prompt_ids, chosen_ids, rejected_ids`, cut to length."""
+    """One row as `prompt_ids, chosen_ids, rejected_ids`, cut to length.
+
+    Prompt and answer are tokenised together, as inference sees them, and parted where the two pairs and the prompt
+    alone stop to agree: a tokenizer that marks the beginning of a text would otherwise start every answer with a token
+    that never follows a prompt.
+    """
     # The template has put the special tokens where they belong; adding them again would double the first one.
     special = not tokenizer.chat_template
-    prompt, chosen, rejected = format_pair(row, tokenizer)
-    prompt_ids = list(tokenizer(prompt, add_special_tokens=special)["input_ids"])
-    answers = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (chosen, rejected)]
-    return fit_pair(prompt_ids, *answers, dpo)._asdict()
+    prompt, *answers = format_pair(row, tokenizer)
+    alone, *together = (
+        list(tokenizer(text, add_special_tokens=special)["input_ids"])
+        for text in (prompt, *(prompt + answer for answer in answers))
+    )
+    length = min(common_prefix(alone, whole) for whole in together)
+    return fit_pair(alone[:length], together[0][length:], together[1][length:], dpo)._asdict()
 
 
 def _without_unusable(rows: datasets.Dataset, where: str) -> datasets.Dataset:
@@ -117,14 +131,8 @@ def _without_unusable(rows: datasets.Dataset, where: str) -> datasets.Dataset:
 def _load_rows(dataset: Dataset) -> datasets.Dataset:
     path = local_path(dataset)
     if path is None:
-        try:
+        with blaming("the data set", dataset.name, "dataset.name"):
             return datasets.load_dataset(dataset.name, split=dataset.split, revision=dataset.revision)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(
-                f"can't load the data set {dataset.name!r}: {first}",
-                "check the name and your connection (HF_TOKEN for a private set); local files end in .jsonl, .parquet",
-            ) from error
     if path.suffix == ".parquet":
         parquet_columns(path)  # raises for a file that is no parquet
         return datasets.Dataset.from_parquet(str(path))

@@ -35,6 +35,13 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
             self.micro_losses.append(loss.detach())
         return result
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The Trainer looks at max_steps only after a step: resumed at its end in mid-epoch, it would do one step more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.save_state()
 

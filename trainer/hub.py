@@ -18,8 +18,8 @@ def push_model(hub: Hub, folder: Path, diary: Diary) -> bool:
 
     A push that can't be done doesn't fail the run: the model is in the bucket, and the log says what is missing.
     """
+    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     if not os.environ.get("HF_TOKEN"):
         logger.warning("no HF_TOKEN: not pushed to %s (the model is in the bucket, in final/)", hub.repo)
@@ -30,7 +30,7 @@ def push_model(hub: Hub, folder: Path, diary: Diary) -> bool:
         commit = api.upload_folder(
             repo_id=hub.repo, folder_path=folder, commit_message="notus-launch", ignore_patterns=[PICKLED]
         )
-    except (HfHubHTTPError, OSError) as error:
+    except (httpx.HTTPError, OSError, ValueError) as error:
         logger.warning("not pushed to %s: %s (the model is in the bucket, in final/)", hub.repo, error)
         return False
     diary.write("pushed", repo=hub.repo, commit=commit.oid)

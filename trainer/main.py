@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from checkpoints.errors import NotusError, UserError
+from checkpoints.head import LEASE_S
 from checkpoints.run import RunRecord, open_run, register_run
 from checkpoints.store import probe
 from checkpoints.terminal import run_app
@@ -41,25 +42,43 @@ def train(
     predecessor_gone: Annotated[
         str, typer.Option(help="Id of a writer that is known to be dead: its lease is not waited for.")
     ] = "",
+    wait: Annotated[
+        bool, typer.Option(help="Wait for the lease of a predecessor that may be gone; --no-wait refuses at once.")
+    ] = True,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # run_app reads it
 ) -> None:
     """Run one attempt: resume from the newest good checkpoint, or start, and train until done or stopped.
 
-    Exit codes: 0 done, 1 failed, 2 your error, 75 preempted or stopped with the state saved.
+    Exit codes: 0 done; 1 failed; 2 your error; 75 start it again: preempted or stopped with the state saved, or crashed
+    after a save.
     """
     folder = Scratch(scratch or Path(tempfile.mkdtemp(prefix="notus-attempt-")))
     try:
-        outcome = _attempt(recipe, run, bucket, processes, folder, predecessor_gone)
+        outcome = _attempt(
+            recipe, run, bucket, processes, folder, predecessor_gone, wait_s=2 * LEASE_S if wait else 0.0
+        )
     except NotusError as error:
         kind = "user_error" if isinstance(error, UserError) else "failed"
         folder.write_result(Outcome(kind=kind, message=error.message, hint=error.hint))
         raise
     folder.write_result(outcome)
     _report(outcome, folder)
-    raise typer.Exit(EXIT_CODES[outcome.kind])
+    raise typer.Exit(exit_code(outcome))
 
 
-def _attempt(recipe: str, run: str, bucket: str, processes: int | None, scratch: Scratch, gone: str) -> Outcome:
+def exit_code(outcome: Outcome) -> int:
+    """0 done, 75 = start me again, 2 the user's error, 1 failed.
+
+    A crash after a save asks for another attempt: that one has less to do, so it can't go on for ever.
+    """
+    if outcome.kind == "failed" and outcome.progressed:
+        return EXIT_PREEMPTED
+    return EXIT_CODES[outcome.kind]
+
+
+def _attempt(
+    recipe: str, run: str, bucket: str, processes: int | None, scratch: Scratch, gone: str, *, wait_s: float
+) -> Outcome:
     """Check everything that can be checked without torch, then run the attempt."""
     settings = load_recipe(recipe)
     count = processes or default_processes(settings)
@@ -68,7 +87,7 @@ def _attempt(recipe: str, run: str, bucket: str, processes: int | None, scratch:
     probe(store)
     register_run(store, new_record(run, settings))
     supervisor = Supervisor(settings, recipe, run=run, bucket=bucket, store=store, scratch=scratch, processes=count)
-    return supervisor.run(gone=gone)
+    return supervisor.run(gone=gone, wait_s=wait_s)
 
 
 def default_processes(recipe: Recipe) -> int:

@@ -115,6 +115,16 @@ def fit_pair(prompt: list[int], chosen: list[int], rejected: list[int], dpo: Dpo
     return PairIds(prompt, chosen, rejected)
 
 
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many leading tokens agree."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def is_conversation(value: Any) -> bool:
+    """Is it a list of chat turns?"""
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
+
+
 def text_of(value: Any) -> str:
     """The text of a column: a string, or the last turn of a conversation; '' for anything else."""
     if isinstance(value, list) and value:

@@ -19,9 +19,10 @@ class _Result(NamedTuple):
 class Prefetch:
     """Fetches one rank's shard of the newest commit in a thread; older ones only when asked."""
 
-    def __init__(self, store: Store, head: Head, rank: int) -> None:
+    def __init__(self, store: Store, head: Head, rank: int, world_size: int) -> None:
         self._store = store
         self._rank = rank
+        self._world_size = world_size
         self._first = head.commits[0] if head.commits else None
         self._result: _Result | None = None
         self._thread = threading.Thread(target=self._fetch, name="prefetch", daemon=True)
@@ -31,7 +32,7 @@ class Prefetch:
     def load(self, commit: Commit) -> RestoredShard:
         """This rank's shard of `commit`; raises `CorruptCheckpoint` or what the store raised."""
         if commit != self._first:
-            return restore_shard(self._store, commit, self._rank)
+            return self._restore(commit)
         self._thread.join()
         result, self._result = self._result, None
         if result is None or result.shard is None:
@@ -41,6 +42,9 @@ class Prefetch:
     def _fetch(self) -> None:
         assert self._first is not None
         try:
-            self._result = _Result(restore_shard(self._store, self._first, self._rank), None)
+            self._result = _Result(self._restore(self._first), None)
         except BaseException as error:
             self._result = _Result(None, error)
+
+    def _restore(self, commit: Commit) -> RestoredShard:
+        return restore_shard(self._store, commit, self._rank, world_size=self._world_size)

@@ -166,8 +166,18 @@ class Recipe(Settings):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers: equal identities on equal hardware give equal losses, bit for bit."""
-        return self.model_dump(mode="json", include={"method", "model", "dataset", "dpo", "training", "zero", "lora"})
+        """What decides the numbers: equal identities on equal hardware give equal losses, bit for bit.
+
+        Where a local data file lies isn't part of it (it differs from machine to machine; the fingerprint of a
+        checkpoint has the hash of its rows), nor how many processes tokenise.
+        """
+        identity = self.model_dump(
+            mode="json", include={"method", "model", "dataset", "dpo", "training", "zero", "lora"}
+        )
+        del identity["dataset"]["workers"]
+        if Path(self.dataset.name).is_absolute():
+            identity["dataset"]["name"] = Path(self.dataset.name).name
+        return identity
 
 
 def builtin_names() -> list[str]:

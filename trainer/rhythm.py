@@ -30,7 +30,8 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
         *,
         device: torch.device,
         on_begin: Callable[[], None],
-        on_step: Callable[[TrainerState], None],
+        on_step_begin: Callable[[], None],
+        on_step_end: Callable[[TrainerState], None],
         poll: Callable[[], Pending],
         on_failed_save: Callable[[], None],
     ) -> None:
@@ -38,7 +39,8 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
         self._stop = stop
         self._device = device
         self._on_begin = on_begin
-        self._on_step = on_step
+        self._on_step_begin = on_step_begin
+        self._on_step_end = on_step_end
         self._poll = poll
         self._on_failed_save = on_failed_save
         self._saved_at = time.monotonic()
@@ -51,10 +53,15 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
     ) -> None:
         self._on_begin()
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._on_step_begin()
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        self._on_step(state)
+        self._on_step_end(state)
         self._moment = self._agreed_moment(state)
         self.stopping = self._moment.stopping
         if self.stopping:
@@ -68,7 +75,7 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
     ) -> TrainerControl:
         if self._moment.epoch_ended:
             self._request(control)
-        else:  # the Trainer also comes here when it stops in mid-epoch: all is saved, and no evaluation is due
+        elif self._moment.stopping:  # the Trainer also comes here when it stops in mid-epoch: no evaluation is due
             control.should_save = control.should_evaluate = control.should_log = False
         return control
 

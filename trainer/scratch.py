@@ -39,6 +39,8 @@ class Outcome(BaseModel):
     step: int = 0
     message: str = ""
     hint: str = ""
+    progressed: bool = False
+    """Has the attempt committed anything?"""
 
 
 class Scratch:

@@ -32,6 +32,7 @@ from trainer.export import export_model
 from trainer.fingerprint import check_fingerprint
 from trainer.hub import push_model
 from trainer.keeper import Keeper
+from trainer.loading import blaming
 from trainer.prefetch import Prefetch
 from trainer.recipe import BUILTIN, Recipe
 from trainer.rhythm import Rhythm
@@ -67,7 +68,8 @@ class Attempt:
         self.keeper = self._keeper()
         self._announce("preparing data")
         model_name = self._base_model()
-        tokenizer = AutoTokenizer.from_pretrained(model_name, revision=self.recipe.model.revision)
+        with blaming("the tokenizer of", self.recipe.model.name, "model.name"):
+            tokenizer = AutoTokenizer.from_pretrained(model_name, revision=self.recipe.model.revision)
         self.pairs = prepare(self.recipe, tokenizer)
         self.fingerprint = self._fingerprint()
         if self._should_stop():
@@ -83,10 +85,18 @@ class Attempt:
         self.keeper.settle()
         self.keeper.close()
         self._flush_metrics()
+        self._close_trackers()
         if step < self.trainer.state.max_steps:
             return Outcome(kind="preempted", step=step)
         self._finish(tokenizer)
         return Outcome(kind="finished", step=step)
+
+    def _close_trackers(self) -> None:
+        """The process ends without Python's exit handlers, so W&B has to be told."""
+        if dist.get_rank() == 0 and "wandb" in self.trainer.args.report_to:
+            import wandb
+
+            wandb.finish()
 
     def _finish(self, tokenizer: Any) -> None:
         self._announce("exporting")
@@ -103,6 +113,11 @@ class Attempt:
         if self.device == "cpu":
             torch.set_num_threads(1)
             self._configure_accelerate_on_cpu()
+        elif int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
+            raise HardwareError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} ranks, but torch sees {torch.cuda.device_count()} GPUs",
+                "set --processes, or look at CUDA_VISIBLE_DEVICES",
+            )
         flash = self.device == "cuda" and is_flash_attn_2_available()
         attention, why = choose_attention(self.recipe.model.attention, device=self.device, flash_installed=flash)
         logger.info("attention: %s (%s)", attention, why)
@@ -168,7 +183,7 @@ class Attempt:
             from trainer.lora import peft_settings
 
             peft_config = peft_settings(self.recipe.lora)
-        try:
+        with blaming("the model", self.recipe.model.name, "model.name"):
             self.trainer = NotusDPOTrainer(
                 model=model_name,
                 args=arguments,
@@ -177,15 +192,13 @@ class Attempt:
                 processing_class=tokenizer,
                 peft_config=peft_config,
             )
-        except OSError as error:
-            first = str(error).splitlines()[0]
-            raise UserError(f"can't load the model {model_name!r}: {first}", "check model.name and HF_TOKEN") from error
         self.rhythm = Rhythm(
             self.recipe.saves,
             self.stop,
             device=arguments.device,
             on_begin=self._on_train_begin,
-            on_step=self._on_step,
+            on_step_begin=self._on_step_begin,
+            on_step_end=self._on_step_end,
             poll=self.keeper.poll,
             on_failed_save=self.keeper.resolve_failure,
         )
@@ -259,11 +272,19 @@ class Attempt:
             states.restore_counters(self.trainer, self.resumed_trees["counters"])
             self.resumed_trees = None
         self.first_step = True
-        self.step_started = time.monotonic()
         self._announce("training")
 
-    def _on_step(self, state: TrainerState) -> None:
-        now = time.monotonic()
+    def _release_restored(self) -> None:
+        """The restored state has been copied to where it belongs: 7 GB a rank for a 7B model."""
+        self.trainer.resume = None
+        if self.engine is not None:
+            self.engine.restored = {}
+
+    def _on_step_begin(self) -> None:
+        self.step_started = time.monotonic()
+
+    def _on_step_end(self, state: TrainerState) -> None:
+        seconds = time.monotonic() - self.step_started
         losses = [loss.item() for loss in self.trainer.micro_losses]
         self.trainer.micro_losses = []
         if any(loss != loss for loss in losses):
@@ -279,15 +300,15 @@ class Attempt:
                 "loss": sum(losses) / len(losses),
                 "losses_hex": [loss.hex() for loss in losses],
                 "learning_rate": self.trainer._get_learning_rate(),
-                "seconds": round(now - self.step_started, 4),
+                "seconds": round(seconds, 4),
                 "stalled_s": round(self.keeper.take_stall_s(), 4),
             }
         )
-        self.step_started = now
         if self.first_step:
             self.first_step = False
+            self._release_restored()
             if dist.get_rank() == 0:
-                self.diary.write("training", step=state.global_step, total_steps=state.max_steps)
+                self.diary.try_write("training", step=state.global_step, total_steps=state.max_steps)
         self._announce("training")
 
     def _announce(self, phase: str) -> None:

@@ -67,8 +67,9 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     if head is None:
         raise UserError("this rank was started without a claim of the run", "start `notus-train RECIPE`")
     shared = 0 if recipe.method == "lora" else rank  # under DDP rank 0 saves the weights for all
-    prefetch = Prefetch(store, head, rank)
-    shared_prefetch = Prefetch(store, head, shared) if shared != rank else prefetch
+    world_size = int(os.environ["WORLD_SIZE"])
+    prefetch = Prefetch(store, head, rank, world_size)
+    shared_prefetch = Prefetch(store, head, shared, world_size) if shared != rank else prefetch
     if rank == 0:
         scratch.write_progress(Progress(phase="importing"))
     from trainer.train import Attempt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +24,7 @@ class AttemptLine(BaseModel):
     ended_at: datetime
     ended: str = Field(description="finished, preempted, failed, user_error, running, ...")
     from_step: int = Field(description="the step it resumed from, 0 = the start")
+    trained: bool = Field(description="did it get as far as a first step?")
     to_step: int = Field(description="the last step it did")
     redone_steps: int = Field(description="of its steps, how many a later attempt had to do again")
     startup_s: float = Field(description="from its start to the end of its first step")
@@ -84,8 +86,13 @@ def make_receipt(
     startup_s = sum(attempt.startup_s for attempt in attempts)
     redone_s = _redone_seconds(attempts, kept)
     # The first step of an attempt counts as start-up: it compiles, allocates and waits for the slowest rank.
-    useful_s = max(0.0, sum(kept.values()) - saving_s)
+    useful_s = sum(kept.values())
     waiting_s = max(0.0, wall_s - running_s)
+    recovering_s = sum(
+        (after.started_at - before.ended_at).total_seconds()
+        for before, after in pairwise(attempts)
+        if before.ended != "stopped"  # a pause that the user made is nobody's loss
+    )
     other_s = max(0.0, wall_s - useful_s - saving_s - startup_s - redone_s - waiting_s)
     later_startups_s = sum(attempt.startup_s for attempt in attempts[1:])
     compared = [event.data for event in events if event.kind == "compared"]
@@ -106,7 +113,7 @@ def make_receipt(
         redone_s=redone_s,
         waiting_s=waiting_s,
         other_s=other_s,
-        lost_to_preemptions_s=redone_s + waiting_s + later_startups_s,
+        lost_to_preemptions_s=redone_s + max(0.0, recovering_s) + later_startups_s,
         goodput=useful_s / wall_s if wall_s else 0.0,
         machine_hours=hours,
         costs=tuple(
@@ -137,7 +144,11 @@ def _attempts(events: Sequence[Event], now: datetime) -> list[AttemptLine]:
             ended_at = end.time
             ended = "preempted" if end.kind == "preempted" else str(end.data.get("outcome", "failed"))
         from_step = int(mine["resumed"].data["step"]) if "resumed" in mine else 0
-        steps = [int(event.data["step"]) for event in events if event.attempt == number and "step" in event.data]
+        steps = [
+            int(event.data["step"])
+            for event in events
+            if event.attempt == number and "step" in event.data and event.kind != "damaged"
+        ]
         training = mine.get("training")
         lines.append(
             AttemptLine(
@@ -146,14 +157,18 @@ def _attempts(events: Sequence[Event], now: datetime) -> list[AttemptLine]:
                 ended_at=ended_at,
                 ended="stopped" if ended == "preempted" and end is not None and end.kind == "attempt_ended" else ended,
                 from_step=from_step,
+                trained="training" in mine,
                 to_step=max([from_step, *steps]),
                 redone_steps=0,
                 startup_s=((training.time if training else ended_at) - started).total_seconds(),
             )
         )
-    for index, line in enumerate(lines[:-1]):
-        redone = max(0, line.to_step - max(lines[index + 1].from_step, line.from_step))
-        lines[index] = line.model_copy(update={"redone_steps": redone})
+    for index, line in enumerate(lines):
+        # An attempt that died before its first step says nothing about what it would have resumed from.
+        successor = next((later for later in lines[index + 1 :] if later.trained), None)
+        if successor is not None:
+            redone = max(0, line.to_step - max(successor.from_step, line.from_step))
+            lines[index] = line.model_copy(update={"redone_steps": redone})
     return lines
 
 

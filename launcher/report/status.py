@@ -12,11 +12,17 @@ from checkpoints.run import Heartbeat, read_heartbeat, read_run
 from checkpoints.store import Store
 from launcher.errors import UnknownRun
 
+ABANDONED_S = 1800.0
+"""A recovery takes minutes; after so long it is doubtful that anybody is trying."""
+
 SILENCE_S = 120.0
 """Without a heartbeat for so long, a running attempt is called silent: the machine may be gone."""
 
-_FINAL = {"finished": "finished", "failed": "failed", "stopped": "stopped"}
+_FINAL = frozenset({"finished", "failed", "stopped"})
 _STATE_EVENTS = frozenset({*_FINAL, "attempt_started", "preempted", "attempt_ended"})
+
+OVER = frozenset({"finished", "failed", "stopped", "damaged"})
+"""States in which nothing more happens by itself."""
 
 
 class RunStatus(BaseModel):
@@ -34,6 +40,22 @@ class RunStatus(BaseModel):
     saved_step: int | None
     loss: float | None
     silent_s: float | None
+
+    @classmethod
+    def damaged(cls, run: str) -> RunStatus:
+        """A run of which HEAD or the diary can't be read."""
+        return cls(
+            run=run,
+            recipe="",
+            state="damaged",
+            attempt=None,
+            phase=None,
+            step=0,
+            total_steps=0,
+            saved_step=None,
+            loss=None,
+            silent_s=None,
+        )
 
 
 def read_status(store: Store, name: str, now: datetime) -> RunStatus:
@@ -55,16 +77,7 @@ def derive_status(
     """Pure part of `read_status`."""
     last = next((event for event in reversed(events) if event.kind in _STATE_EVENTS), None)
     silent_s = max(0.0, (now - heartbeat.time).total_seconds()) if heartbeat else None
-    if last is None:
-        state = "waiting"
-    elif last.kind in _FINAL:
-        state = _FINAL[last.kind]
-    elif last.kind == "attempt_started":
-        state = "running" if silent_s is not None and silent_s < SILENCE_S else "silent"
-        if heartbeat is None or heartbeat.attempt != last.attempt:
-            state = "starting" if (now - last.time).total_seconds() < SILENCE_S else "silent"
-    else:
-        state = "recovering"
+    state = _state(last, heartbeat, silent_s, now)
     return RunStatus(
         run=name,
         recipe=recipe,
@@ -77,6 +90,21 @@ def derive_status(
         loss=heartbeat.loss if heartbeat else None,
         silent_s=silent_s,
     )
+
+
+def _state(last: Event | None, heartbeat: Heartbeat | None, silent_s: float | None, now: datetime) -> str:
+    if last is None:
+        return "waiting"
+    if last.kind in _FINAL:
+        return last.kind
+    if last.kind == "attempt_started":
+        if heartbeat is not None and heartbeat.attempt == last.attempt and silent_s is not None:
+            return "running" if silent_s < SILENCE_S else "silent"
+        return "starting" if (now - last.time).total_seconds() < SILENCE_S else "silent"
+    if last.kind == "attempt_ended" and last.data.get("outcome") == "user_error":
+        return "failed"  # never retried, whoever started it
+    # Another attempt is due. Nobody may be there to start it: after a while that is worth saying.
+    return "recovering" if (now - last.time).total_seconds() < ABANDONED_S else "waiting for a launcher"
 
 
 def _last_step(events: list[Event]) -> int:

@@ -71,12 +71,20 @@ def task_config(
             "NOTUS_BUCKET": bucket,
             "NOTUS_RUN": run,
             "NOTUS_RECIPE": recipe_argument or recipe.name,
+            **_s3_settings(bucket),
         },
         "secrets": dict.fromkeys(needed_secrets(recipe, bucket)),
         "workdir": ".",
         "setup": SETUP,
         "run": RUN,
     }
+
+
+def _s3_settings(bucket: str | None) -> dict[str, str]:
+    """Where an S3 bucket is: region, and the endpoint of R2, MinIO and others. Empty = AWS's own default."""
+    if bucket is not None and not bucket.startswith("s3://"):
+        return {}
+    return {"AWS_REGION": "", "AWS_ENDPOINT_URL": ""}
 
 
 def needed_secrets(recipe: Recipe, bucket: str | None) -> list[str]:

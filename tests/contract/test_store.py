@@ -75,6 +75,13 @@ def test_list_is_sorted_and_below_the_folder(store: Store) -> None:
     assert list(store.list("nothing")) == []
 
 
+def test_folders_are_those_at_the_top(store: Store) -> None:
+    assert store.folders() == []
+    for key in ("b/2", "b/c/3", "a/1", "file"):
+        store.put(key, b"x")
+    assert store.folders() == ["a", "b"]
+
+
 def test_put_file(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     path.write_bytes(bytes(range(256)) * 100_000)

@@ -42,7 +42,8 @@ class Launcher:
 
     def __init__(self, home: Path, environment: dict[str, str] | None = None) -> None:
         self.home = home
-        self.environment = {**os.environ, "NOTUS_HOME": str(home), **(environment or {})}
+        # The tests count on two ranks on the CPU, also on a machine with GPUs.
+        self.environment = {**os.environ, "NOTUS_HOME": str(home), "CUDA_VISIBLE_DEVICES": "", **(environment or {})}
 
     @property
     def bucket(self) -> str:

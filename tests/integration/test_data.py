@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainer.errors import DataError
+from trainer.errors import DataError, TrainingFailed
 from trainer.recipe import Recipe, load_recipe
 
 
@@ -54,6 +54,38 @@ def test_a_tokenizer_without_a_template_gets_plain_text_and_an_end(tokenizer: An
     path = write(tmp_path / "p.jsonl", [{"prompt": "Hi?", "chosen": " Yes", "rejected": " No"}])
     row = prepare(recipe_for(path), plain).train[0]
     assert plain.decode(row["prompt_ids"] + row["chosen_ids"]) == "Hi? Yes</s>"
+
+
+def test_prompt_and_answer_are_tokenised_together(tokenizer: Any, tmp_path: Path) -> None:
+    """As Llama-2 and Mistral do, this tokenizer marks the beginning of every text that it is given."""
+    import copy
+
+    from tokenizers import normalizers
+
+    from trainer.data import prepare
+
+    marking = copy.deepcopy(tokenizer)
+    marking.backend_tokenizer.normalizer = normalizers.Prepend("^")
+    path = write(tmp_path / "p.jsonl", [{"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."}])
+    row = prepare(recipe_for(path), marking).train[0]
+    assert marking.decode(row["prompt_ids"]).endswith("<|assistant|>\n")
+    assert marking.decode(row["chosen_ids"]).startswith("Yes.</s>")
+    assert marking.decode(row["rejected_ids"]).startswith("No.</s>")
+
+
+def test_a_conversation_keeps_all_its_turns(tokenizer: Any, tmp_path: Path) -> None:
+    from trainer.data import prepare
+
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "And?"},
+    ]
+    answers = [[{"role": "assistant", "content": text}] for text in ("Good.", "Bad.")]
+    path = write(tmp_path / "p.jsonl", [{"prompt": turns, "chosen": answers[0], "rejected": answers[1]}])
+    row = prepare(recipe_for(path), tokenizer).train[0]
+    assert tokenizer.decode(row["prompt_ids"]).startswith("<|user|>\nHi</s>\n<|assistant|>\nHello</s>\n<|user|>\nAnd?")
+    assert tokenizer.decode(row["chosen_ids"]) == "Good.</s>\n"
 
 
 def test_jsonl_parquet_and_both_column_sets_give_the_same(tokenizer: Any, tmp_path: Path) -> None:
@@ -113,12 +145,12 @@ def test_too_many_held_out_rows(tokenizer: Any, tmp_path: Path, count: int) -> N
         prepare(recipe_for(write(tmp_path / "p.jsonl", rows), eval_rows=4), tokenizer)
 
 
-def test_a_hub_set_that_cannot_be_had_is_named(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_is_not_the_users_error(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets.config
 
     from trainer.data import prepare
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match="can't load the data set 'argilla/no-such-set'"):
+    with pytest.raises(TrainingFailed, match="can't load the data set 'argilla/no-such-set'"):
         prepare(recipe_for(Path("argilla/no-such-set")), tokenizer)

@@ -61,6 +61,40 @@ def test_second_launcher_ctrl_c_damage_and_resume(launcher: Launcher, reference:
     assert again.receipt()["steps"] == 24
 
 
+def test_accumulation_remainder_and_the_end_in_mid_epoch(launcher: Launcher) -> None:
+    """24 micro-steps an epoch in steps of 5, the last of 4; the end at step 8 of 10. Steps slower than the supervisor's
+    tick, so a stop goes all the way through it."""
+    launcher.home.mkdir()
+    tiny = (Path(__file__).parents[2] / "trainer/recipes/tiny-dpo.yaml").read_text()
+    recipe = launcher.home / "mine.yaml"
+    recipe.write_text(
+        tiny.replace("per_device_batch: 4", "per_device_batch: 2\n  accumulation: 5\n  max_steps: 8").replace(
+            "every_steps: 5", "every_steps: 2"
+        )
+    )
+    arguments = launcher.local(str(recipe), "--name", "run")
+    process = launcher.start(*arguments)
+    wait_for(lambda: launcher.progress_step("run") >= 3, "step 3")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    store = open_run(launcher.bucket, "run")
+    events = read_events(store)
+    assert [e.data["outcome"] for e in events if e.kind == "attempt_ended"] == ["preempted"]
+    assert [e.data["source"] for e in events if e.kind == "notice"] == ["stop"]
+
+    assert launcher.run(*arguments).receipt()["steps"] == 8
+    launcher.run(*launcher.local(str(recipe), "--name", "twin")).receipt()
+    assert_bit_exact(store, open_run(launcher.bucket, "twin"))
+
+    # killed between the last save and the export: the next attempt exports and trains no step more
+    assert launcher.run(*arguments).receipt()["steps"] == 8
+    head = read_head(store)
+    assert head is not None
+    assert head.commits[0].step == 8
+    assert_bit_exact(store, open_run(launcher.bucket, "twin"))
+
+
 def test_a_launcher_that_is_killed_leaves_nothing_behind(launcher: Launcher) -> None:
     process = launcher.start(*launcher.local("tiny-dpo", "--name", "orphan"))
     wait_for(lambda: launcher.progress_step("orphan") >= 6, "step 6")

@@ -27,7 +27,7 @@ from checkpoints.errors import AlreadyExists, Conflict, CorruptCheckpoint, Fence
 from checkpoints.head import Head, Lease, Writer, read_head
 from checkpoints.manifest import Manifest
 from checkpoints.restore import restore_shard
-from checkpoints.retention import collect
+from checkpoints.retention import collect, collect_orphans
 from checkpoints.snapshot import HostBuffer, Snapshot
 from checkpoints.store import Entry, Store, Stored, open_store
 from checkpoints.upload import save_prefix, upload_shard, uploaded_shards
@@ -36,6 +36,12 @@ from tests.seaweed import S3Server
 SCHEDULES = int(os.environ.get("NOTUS_SCHEDULES", "10000"))
 RANKS = 2
 KEEP = 2
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greenlets can't change threads."""
+    monkeypatch.setattr("checkpoints.retention.CONCURRENCY", 1)
 
 
 class DictStore:
@@ -230,7 +236,9 @@ class Attempt:
             snapshot = Snapshot.take(content(step, rank), HostBuffer())
             upload_shard(self.store, prefix, rank, snapshot, concurrency=1)
         shards = uploaded_shards(self.store, prefix)
-        assert len(shards) == RANKS
+        if len(shards) < RANKS:
+            lease.check()  # a successor has collected them: then we are fenced
+            raise AssertionError("shards of a living attempt were deleted")
         manifest = Manifest(
             run="r",
             step=step,
@@ -248,6 +256,8 @@ class Attempt:
         assert newest.commits[0].step >= step, "an acknowledged commit is gone"
         if self.world.random.random() < 0.6:
             collect(self.store, lease, self.clock.now())
+        if self.world.random.random() < 0.4:
+            collect_orphans(self.store, lease)
 
 
 def run_schedule(store: Any, seed: int) -> World:

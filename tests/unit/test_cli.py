@@ -15,6 +15,7 @@ from launcher import cli
 def launch(*arguments: str, monkeypatch: pytest.MonkeyPatch, home: Path) -> int:
     monkeypatch.setenv("NOTUS_HOME", str(home))
     monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # on a machine with GPUs a test must not launch a 7B run
     monkeypatch.setattr(sys, "argv", ["notus-launch", *arguments])
     with pytest.raises(SystemExit) as caught:
         cli.main()
@@ -36,6 +37,8 @@ def launch(*arguments: str, monkeypatch: pytest.MonkeyPatch, home: Path) -> int:
         (("--cloud", "local", "--recipe", "tiny-dpo", "--bucket", "/no/such/folder"), 2, "does not exist"),
         (("--preempt", "2"), 2, "work with --cloud local only"),
         (("-o", "xml"), 2, "use text or json"),
+        (("--cloud", "local", "--dry-run", "--budget", "5"), 2, "--dry-run, --budget can't be used with --cloud local"),
+        (("--recipe", "/tmp/x/mine.yaml", "--cloud", "gcp"), 2, "no recipe file"),
         (("--dry-run", "--budget", "1"), 3, "no plan keeps a budget of $1.00"),
         (("status", "nothing"), 2, "there is no run 'nothing'"),
         (("logs", "nothing"), 2, "there is no run 'nothing'"),
@@ -117,3 +120,22 @@ def test_notus_train_under_torchrun_explains_itself() -> None:
     )
     assert done.returncode == 2
     assert "starts torchrun itself" in done.stderr
+
+
+def test_the_vm_finds_the_recipe_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A copied recipe keeps its old name: the VM must run the copy all the same."""
+    original = (Path(__file__).parents[2] / "trainer/recipes/notus-7b-dpo.yaml").read_text()
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/mine.yaml").write_text(original)
+    monkeypatch.chdir(tmp_path)
+    assert launch("--recipe", "recipes/mine.yaml", "--cloud", "gcp", monkeypatch=monkeypatch, home=tmp_path) == 1
+    captured = capsys.readouterr()
+    assert "NOTUS_RECIPE: recipes/mine.yaml" in captured.out
+    for secret in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+        assert f"--secret {secret}" in captured.err
+    monkeypatch.chdir(tmp_path / "recipes")
+    (tmp_path / "outside.yaml").write_text(original)
+    assert launch("--recipe", "../outside.yaml", "--cloud", "gcp", monkeypatch=monkeypatch, home=tmp_path) == 2
+    assert "would not be on the machine" in capsys.readouterr().err

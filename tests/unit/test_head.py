@@ -62,6 +62,17 @@ def test_a_successor_takes_over(how: str) -> None:
     assert new.head.epoch == 2
 
 
+def test_a_successor_can_wait_for_the_lease() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    Lease.claim(store, writer("a"), clock=clock)
+    started = clock.now()
+    new = Lease.claim(store, writer("b"), clock=clock, wait_s=2 * LEASE_S)
+    assert new.head.epoch == 2
+    assert LEASE_S <= (clock.now() - started).total_seconds() < LEASE_S + 5
+    with pytest.raises(RunHeld):
+        Lease.claim(store, writer("c"), clock=clock, wait_s=LEASE_S / 2)
+
+
 def test_renewals_keep_the_run() -> None:
     store, clock = ObjectStore.memory(), FakeClock()
     lease = Lease.claim(store, writer("a"), clock=clock)

@@ -157,3 +157,16 @@ def test_identity_holds_what_decides_the_numbers() -> None:
     other = recipe.model_copy(update={"description": "x", "tracking": ("wandb",)})
     assert other.identity == recipe.identity
     assert "saves" not in recipe.identity
+
+
+def test_where_a_data_file_lies_is_not_part_of_the_identity(tmp_path: Path) -> None:
+    identities = []
+    for home in ("gcpuser", "ubuntu"):
+        folder = tmp_path / home
+        folder.mkdir()
+        (folder / "pairs.jsonl").write_text("{}\n")
+        path = write(folder, ("name: builtin:tiny-preferences", "name: pairs.jsonl\n  workers: 3"))
+        identities.append(load_recipe(path).identity)
+    assert identities[0] == identities[1]
+    assert identities[0]["dataset"]["name"] == "pairs.jsonl"
+    assert "workers" not in identities[0]["dataset"]

@@ -94,11 +94,12 @@ def test_a_preempted_run_in_figures() -> None:
     assert receipt.wall_s == 95
     assert receipt.startup_s == 20 + 15
     assert receipt.waiting_s == 20
-    # 4 kept steps of attempt 1 and 6 of attempt 2 after each one's first, 2 s each, minus the saves
-    assert receipt.useful_s == pytest.approx(10 * 2.0 - 1.0)
+    # 4 kept steps of attempt 1 and 6 of attempt 2 after each one's first, 2 s each
+    assert receipt.useful_s == pytest.approx(10 * 2.0)
+    assert receipt.saving_s == pytest.approx(2 * 0.5)
     assert receipt.redone_s == pytest.approx(4 * 2.0)
     assert receipt.lost_to_preemptions_s == pytest.approx(8 + 20 + 15)
-    assert receipt.goodput == pytest.approx(19 / 95)
+    assert receipt.goodput == pytest.approx(20 / 95)
     assert receipt.costs[0].cost_usd == pytest.approx(75 / 3600 * 18.0)
     parts = (
         receipt.useful_s,
@@ -109,6 +110,34 @@ def test_a_preempted_run_in_figures() -> None:
         receipt.other_s,
     )
     assert sum(parts) == pytest.approx(receipt.wall_s)
+
+
+def test_an_attempt_that_dies_before_its_first_step_loses_no_steps_of_its_predecessor() -> None:
+    shifted = [e.model_copy(update={"attempt": 3}) if e.attempt == 2 else e for e in PREEMPTED_RUN]
+    died = [event(45, "attempt_started", 2), event(50, "attempt_ended", 2, outcome="failed", step=0)]
+    events = sorted([*shifted, *died], key=lambda e: e.time)
+    receipt = make_receipt("r", events, PREEMPTED_METRICS, [], START)
+    assert [line.redone_steps for line in receipt.attempts] == [4, 0, 0]
+
+
+def test_a_damaged_checkpoint_is_not_a_step_that_was_done() -> None:
+    events = sorted([*PREEMPTED_RUN, event(64, "damaged", 2, step=99)], key=lambda e: e.time)
+    receipt = make_receipt("r", events, PREEMPTED_METRICS, [], START)
+    assert receipt.attempts[-1].to_step == 12
+    assert receipt.damaged_checkpoints == 1
+
+
+def test_a_pause_of_the_user_is_not_lost_to_preemptions() -> None:
+    stopped = [
+        event(0, "attempt_started", 1),
+        event(20, "training", 1, step=1),
+        event(40, "attempt_ended", 1, outcome="preempted", step=5),
+        event(41, "stopped", 1, step=5),
+    ]
+    later = [e.model_copy(update={"time": e.time + timedelta(days=2)}) for e in PREEMPTED_RUN if e.attempt == 2]
+    receipt = make_receipt("r", [*stopped, *later], PREEMPTED_METRICS, [], START)
+    assert receipt.waiting_s > 100_000
+    assert receipt.lost_to_preemptions_s < 100
 
 
 def test_an_uninterrupted_run_loses_nothing() -> None:
@@ -172,6 +201,7 @@ def heartbeat(at_s: float, attempt: int, step: int) -> Heartbeat:
         (3, heartbeat(30, 1, 5), 500, "silent"),
         (4, heartbeat(39, 1, 9), 45, "recovering"),
         (5, heartbeat(39, 1, 9), 61, "starting"),
+        (4, heartbeat(39, 1, 9), 5000, "waiting for a launcher"),
         (10, heartbeat(94, 2, 12), 1000, "finished"),
     ],
 )
@@ -200,9 +230,12 @@ def test_launching_the_same_name_again_goes_on_with_the_run() -> None:
 def test_runs_are_listed_and_unknown_ones_named(tmp_path: Any) -> None:
     for name in ("b", "a"):
         register_run(open_run(str(tmp_path), name), record())
-    from checkpoints.store import open_store
-
-    assert list_runs(open_store(str(tmp_path))) == ["a", "b"]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "other" / "c").mkdir(parents=True)
+    (tmp_path / "other" / "c" / "run.json").write_text("{}")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "run.json").write_text('{"mine": 1}')
+    assert list_runs(str(tmp_path)) == ["a", "b"]
     with pytest.raises(UnknownRun, match="there is no run 'c'"):
         read_status(open_run(str(tmp_path), "c"), "c", START)
 
@@ -276,12 +309,12 @@ def test_preemptions_are_spread_over_the_run() -> None:
 
 
 def test_only_a_dead_process_of_this_boot_is_known_to_be_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.local.boot_id", lambda: "this-boot")
+    monkeypatch.setattr("launcher.local.pid_scope", lambda: "this-boot")
     monkeypatch.setattr("launcher.local.psutil.pid_exists", lambda pid: pid == 1)
 
     def head(pid: int, boot: str) -> Any:
         store = ObjectStore.memory()
-        return Lease.claim(store, Writer(id="w", host="h", pid=pid, boot_id=boot)).head
+        return Lease.claim(store, Writer(id="w", host="h", pid=pid, pid_scope=boot)).head
 
     assert dead_holder(None) == ""
     assert dead_holder(head(1, "this-boot")) == ""

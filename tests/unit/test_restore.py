@@ -12,13 +12,13 @@ import torch
 
 from checkpoints import cli
 from checkpoints.clock import FakeClock
-from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint
+from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, NotExact
 from checkpoints.folder_store import FolderStore
 from checkpoints.head import Commit, Lease, Writer
 from checkpoints.manifest import Manifest
 from checkpoints.object_store import ObjectStore
 from checkpoints.restore import differing_tensors, load_index, load_manifest, newest_good, restore_shard, verify
-from checkpoints.retention import collect
+from checkpoints.retention import collect, collect_orphans
 from checkpoints.snapshot import HostBuffer, Snapshot
 from checkpoints.store import Store
 from checkpoints.upload import save_prefix, upload_shard
@@ -139,6 +139,13 @@ def test_a_run_with_only_damaged_checkpoints_refuses_to_start_anew(run: Run) -> 
         newest_good(run.lease.head.commits, lambda c: restore_shard(run.store, c, 0))
 
 
+def test_another_number_of_processes_is_not_called_damage(run: Run) -> None:
+    commit = run.save(5)
+    with pytest.raises(NotExact, match="saved by 2 processes, not 4") as caught:
+        restore_shard(run.store, commit, 3, world_size=4)
+    assert "run with 2 processes" in caught.value.hint
+
+
 def test_a_run_without_checkpoints_starts(run: Run) -> None:
     assert newest_good((), lambda c: restore_shard(run.store, c, 0)) == (None, [])
 
@@ -155,6 +162,29 @@ def test_retention_deletes_only_what_head_has_forgotten_long_ago(run: Run) -> No
         assert verify(run.store, commit)
     assert run.lease.head.tombstones == ()
     assert collect(run.store, run.lease, run.clock.now()) == 0
+
+
+def test_what_a_crashed_attempt_left_is_collected_by_its_successor(run: Run) -> None:
+    good = run.save(5)
+    snapshot = Snapshot.take(state(9, 0), HostBuffer())
+    upload_shard(run.store, save_prefix(1, 9, "writer", 9), 0, snapshot, chunk_bytes=64)  # rank 1 never came
+    run.store.put("manifests/s00000009-e000001-00ff.json", b"{}")  # lost the race for HEAD
+    assert collect_orphans(run.store, run.lease) == 0, "they may be this attempt's own, on their way"
+    successor = Lease.claim(run.store, Writer(id="w2", host="h", pid=2), clock=run.clock, gone="w")
+    before = {entry.key for entry in run.store.list("")}
+    gone = collect_orphans(run.store, successor)
+    left = {entry.key for entry in run.store.list("")}
+    assert gone == len(before - left) > 3
+    assert not any("s00000009" in key for key in left)
+    assert verify(run.store, good).step == 5
+
+
+def test_orphans_stay_while_a_manifest_is_unreadable(run: Run) -> None:
+    commit = run.save(5)
+    run.store.put(commit.manifest, b"damaged")
+    successor = Lease.claim(run.store, Writer(id="w2", host="h", pid=2), clock=run.clock, gone="w")
+    assert collect_orphans(run.store, successor) == 0
+    assert [entry.key for entry in run.store.list("data")] != []
 
 
 def test_shards_are_compared_by_their_hashes(run: Run) -> None:

@@ -10,15 +10,16 @@ from typing import Any, ClassVar
 
 import pytest
 
-from checkpoints.errors import NotExact
+from checkpoints.errors import NotExact, UserError
 from checkpoints.events import Diary, read_events
 from checkpoints.head import Head, Writer
 from checkpoints.object_store import ObjectStore
-from trainer.attempt import combine_outcomes, rank_environment
-from trainer.errors import HardwareError
+from trainer.attempt import combine_outcomes, gpus_here, rank_environment
+from trainer.errors import HardwareError, TrainingFailed
 from trainer.fingerprint import check_fingerprint
 from trainer.hub import push_model
-from trainer.main import default_processes
+from trainer.loading import blame
+from trainer.main import default_processes, exit_code
 from trainer.recipe import Hub, Saves, load_recipe
 from trainer.saving import Moment, save_reason
 from trainer.scratch import Outcome, Progress, Scratch
@@ -245,3 +246,43 @@ def test_a_failed_push_does_not_fail_the_run(
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     assert not push_model(Hub(repo="me/model"), tmp_path, Diary(ObjectStore.memory(), 1))
     assert "not pushed to me/model: no route" in caplog.text
+
+
+def test_gpus_are_counted_as_cuda_would(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert gpus_here({}, tmp_path) == 2
+    assert gpus_here({"CUDA_VISIBLE_DEVICES": "1"}, tmp_path) == 1
+    assert gpus_here({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == 0
+    assert gpus_here({"CUDA_VISIBLE_DEVICES": "-1"}, tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        (Outcome(kind="finished"), 0),
+        (Outcome(kind="preempted"), 75),
+        (Outcome(kind="failed"), 1),
+        (Outcome(kind="failed", progressed=True), 75),
+        (Outcome(kind="fenced", progressed=True), 1),
+        (Outcome(kind="user_error", progressed=True), 2),
+    ],
+)
+def test_exit_codes(outcome: Outcome, code: int) -> None:
+    assert exit_code(outcome) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (FileNotFoundError("Dataset 'x' doesn't exist on the Hub or cannot be accessed."), UserError),
+        (OSError("x is not a local folder and is not a valid model identifier"), UserError),
+        (ValueError("Unknown split 'trian'. Should be one of ['train']."), UserError),
+        (ConnectionError("Couldn't reach 'x' on the Hub"), TrainingFailed),
+        (OSError("We couldn't connect to the Hub to load the files"), TrainingFailed),
+        (OSError("503 Server Error: Service Temporarily Unavailable"), TrainingFailed),
+        (OSError(28, "No space left on device"), TrainingFailed),
+    ],
+)
+def test_whose_fault_a_failed_load_is(error: Exception, kind: type[Exception]) -> None:
+    assert type(blame(error, "the model", "x", "model.name")) is kind
