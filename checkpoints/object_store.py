@@ -152,6 +152,11 @@ def _s3_store(bucket: str, prefix: str) -> S3Store:
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
 
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+        if (
+            os.environ.get(name) == ""
+        ):  # a task file's way to say "AWS's own"; obstore and boto3 would take it literally
+            del os.environ[name]
     session = boto3.Session()
     if session.get_credentials() is None:
         raise BucketUnusable(f"no credentials for s3://{bucket}", _CREDENTIALS_HINT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,26 @@ from checkpoints.folder_store import FolderStore
 from checkpoints.object_store import ObjectStore
 from checkpoints.store import Store, open_store, probe
 from checkpoints.upload import put_once
+from tests.gcs_fake import fake_gcs
 from tests.seaweed import S3Server
 
 
-@pytest.fixture(params=["memory", "folder", "s3"])
+@pytest.fixture(scope="module")
+def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with fake_gcs(tmp_path_factory.mktemp("gcs"), "notus-test") as environment:
+        yield environment
+
+
+@pytest.fixture(params=["memory", "folder", "s3", "gcs"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "memory":
         return ObjectStore.memory()
     if request.param == "folder":
         return FolderStore(tmp_path, "run")
+    if request.param == "gcs":
+        for name, value in request.getfixturevalue("gcs").items():
+            request.getfixturevalue("monkeypatch").setenv(name, value)
+        return open_store("gs://notus-test/prefix", f"run-{uuid.uuid4().hex[:8]}")
     request.getfixturevalue("s3_environment")
     return open_store("s3://notus-test/prefix", f"run-{uuid.uuid4().hex[:8]}")
 
@@ -127,8 +139,12 @@ def test_probe_leaves_nothing(store: Store) -> None:
     assert list(store.list("")) == []
 
 
-def test_a_missing_bucket_is_named(tmp_path: Path, s3_environment: S3Server) -> None:
-    for url in (str(tmp_path / "nowhere"), "s3://no-such-bucket/x"):
+def test_a_missing_bucket_is_named(
+    tmp_path: Path, s3_environment: S3Server, gcs: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in gcs.items():
+        monkeypatch.setenv(name, value)
+    for url in (str(tmp_path / "nowhere"), "s3://no-such-bucket/x", "gs://no-such-bucket/x"):
         with pytest.raises(BucketUnusable, match="does not exist") as caught:
             probe(open_store(url, "run"))
         assert caught.value.exit_code == 2
