@@ -26,6 +26,7 @@ Kind = Literal[
     "resumed",  # state is restored (step, from which checkpoint, seconds)
     "damaged",  # a checkpoint failed verification and was passed over
     "training",  # the first step of this attempt is done: the start-up ends here
+    "evaluated",  # step and metrics
     "saved",  # a checkpoint is committed (step, bytes, seconds)
     "notice",  # a preemption was announced, or the user asked to stop
     "exported",  # the model is in final/

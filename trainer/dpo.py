@@ -9,6 +9,7 @@ import torch
 from trl import DPOTrainer
 
 from trainer import state as states
+from trainer.rhythm import EvaluationStopped
 
 
 class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
@@ -20,6 +21,8 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
     resume: dict[str, Any] | None = None
     save_state: Callable[[], None]
     """Makes the state of this moment durable."""
+    announce: Callable[[str], None]
+    """Says what this rank is doing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.micro_losses: list[torch.Tensor] = []
@@ -34,6 +37,25 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
             loss = result[0] if isinstance(result, tuple) else result
             self.micro_losses.append(loss.detach())
         return result
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate without touching the training: save first if a save is wanted, and put the generators back.
+
+        An evaluation draws from torch's generator; left alone, a run that evaluates after a resume would go on with
+        other dropout masks than one that did before.
+        """
+        if self.control.should_save:
+            self._save_checkpoint(self.model, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self.announce("evaluating")
+        generators = states.capture_rng()
+        try:
+            return super()._evaluate(*args, **kwargs)
+        except EvaluationStopped:
+            return {}
+        finally:
+            states.restore_rng(generators)
+            self.announce("training")
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # The Trainer looks at max_steps only after a step: resumed at its end in mid-epoch, it would do one step more.

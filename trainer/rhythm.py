@@ -1,4 +1,4 @@
-"""When to save and when to stop, decided once a step by all ranks together."""
+"""When to save and when to stop, decided by all ranks together: at each step and at each batch of an evaluation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import IntervalStrategy, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainer.keeper import Pending
 from trainer.recipe import Saves
@@ -16,11 +16,16 @@ from trainer.saving import Moment, save_reason
 from trainer.stop import StopRequest
 
 
+class EvaluationStopped(Exception):
+    """A stop was asked for in the middle of an evaluation. Raised on every rank at the same batch."""
+
+
 class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no types that mypy follows here
     """Turns `save_reason` into the Trainer's control flags.
 
-    At the last step of an epoch the save waits for `on_epoch_end`: the evaluation comes first and draws from the random
-    generators, so a state saved before it would resume with other dropout masks.
+    A state is saved *before* an evaluation that is due, and says so (`evaluation_due`): a run that is stopped in the
+    evaluation loses no step, and the attempt that resumes evaluates first. Evaluations leave the random generators as
+    they found them (`NotusDPOTrainer._evaluate`), so neither order changes the training.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
         on_begin: Callable[[], None],
         on_step_begin: Callable[[], None],
         on_step_end: Callable[[TrainerState], None],
+        on_evaluated: Callable[[TrainerState, dict[str, float]], None],
         poll: Callable[[], Pending],
         on_failed_save: Callable[[], None],
     ) -> None:
@@ -41,12 +47,13 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
         self._on_begin = on_begin
         self._on_step_begin = on_step_begin
         self._on_step_end = on_step_end
+        self._on_evaluated = on_evaluated
         self._poll = poll
         self._on_failed_save = on_failed_save
         self._saved_at = time.monotonic()
-        self._moment = Moment(0, False, False, False, 0.0)
         self.reason = "interval"
         self.stopping = False
+        self.evaluation_due = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -62,32 +69,45 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         self._on_step_end(state)
-        self._moment = self._agreed_moment(state)
-        self.stopping = self._moment.stopping
-        if self.stopping:
-            control.should_training_stop = True
-        if not self._moment.epoch_ended:
-            self._request(control)
+        epoch_ended = float(state.epoch or 0.0).is_integer()
+        by_epoch = args.eval_strategy == IntervalStrategy.EPOCH
+        self.evaluation_due = control.should_evaluate or (by_epoch and epoch_ended)
+        moment = self._agreed_moment(state, epoch_ended=epoch_ended)
+        if reason := save_reason(self._saves, moment):
+            self.reason = reason
+            control.should_save = True
+        if moment.stopping:
+            self._stop_now(control)
         return control
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        stopping = torch.tensor(float(self._stop.pending()), device=self._device)
+        dist.all_reduce(stopping, op=dist.ReduceOp.MAX)
+        if stopping.item():
+            self._stop_now(control)
+            raise EvaluationStopped
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if self._moment.epoch_ended:
-            self._request(control)
-        elif self._moment.stopping:  # the Trainer also comes here when it stops in mid-epoch: no evaluation is due
+        if self.stopping:  # the Trainer also comes here when it stops; the next attempt evaluates
             control.should_save = control.should_evaluate = control.should_log = False
         return control
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._on_evaluated(state, kwargs.get("metrics") or {})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._saved_at = time.monotonic()
 
-    def _request(self, control: TrainerControl) -> None:
-        if reason := save_reason(self._saves, self._moment):
-            self.reason = reason
-            control.should_save = True
+    def _stop_now(self, control: TrainerControl) -> None:
+        self.stopping = True
+        control.should_training_stop = True
+        control.should_evaluate = False
 
-    def _agreed_moment(self, state: TrainerState) -> Moment:
+    def _agreed_moment(self, state: TrainerState, *, epoch_ended: bool) -> Moment:
         """The same on all ranks: clocks and signals differ between them."""
         minutes = (time.monotonic() - self._saved_at) / 60
         pending = self._poll()
@@ -99,7 +119,8 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
             self._on_failed_save()
         return Moment(
             step=state.global_step,
-            epoch_ended=float(state.epoch or 0.0).is_integer(),
+            epoch_ended=epoch_ended,
+            evaluation_due=self.evaluation_due,
             finished=state.global_step >= state.max_steps,
             stopping=bool(stopping),
             minutes_since_save=minutes,

@@ -15,6 +15,7 @@ class Moment(NamedTuple):
     finished: bool
     stopping: bool
     minutes_since_save: float
+    evaluation_due: bool = False
     busy: bool = False
     """The previous save is still on its way."""
 
@@ -29,6 +30,8 @@ def save_reason(saves: Saves, moment: Moment) -> str:
         return "epoch"
     if moment.busy:
         return ""  # the next interval will do; a step may not wait for the network
+    if moment.evaluation_due:
+        return "evaluation"  # it takes minutes in which a preemption would cost all since the last save
     if saves.every_steps and moment.step % saves.every_steps == 0:
         return "interval"
     if saves.every_minutes and moment.minutes_since_save >= saves.every_minutes:

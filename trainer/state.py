@@ -31,14 +31,19 @@ COMPARED_TREES = ("scheduler", "rng", "counters", "cursor", "optimizer")
 """Trees that have to be equal in two exact runs; the others hold times and paths."""
 
 
-def capture(trainer: NotusDPOTrainer, engine: BucketEngine | None, scratch: Path, dataset: str) -> dict[str, Any]:
-    """The state of this rank after an optimizer step. Collective. Tensors are references, not copies."""
+def capture(
+    trainer: NotusDPOTrainer, engine: BucketEngine | None, scratch: Path, dataset: str, *, evaluation_due: bool
+) -> dict[str, Any]:
+    """The state of this rank after an optimizer step. Collective. Tensors are references, not copies.
+
+    `evaluation_due`: the evaluation of this step comes after this state, so a resume has to make up for it.
+    """
     trainer.store_flos()
     trees: dict[str, Any] = {
         "rng": capture_rng(),
         "scheduler": trainer.lr_scheduler.state_dict(),
         "counters": _capture_counters(trainer),
-        "cursor": _capture_cursor(trainer, dataset),
+        "cursor": {**_capture_cursor(trainer, dataset), "evaluation_due": evaluation_due},
     }
     if trainer.args.process_index == 0:
         trees["trainer"] = json.loads(json.dumps(dataclasses.asdict(trainer.state)))

@@ -86,7 +86,7 @@ class Attempt:
         self.keeper.close()
         self._flush_metrics()
         self._close_trackers()
-        if step < self.trainer.state.max_steps:
+        if self.rhythm.stopping or step < self.trainer.state.max_steps:
             return Outcome(kind="preempted", step=step)
         self._finish(tokenizer)
         return Outcome(kind="finished", step=step)
@@ -199,11 +199,13 @@ class Attempt:
             on_begin=self._on_train_begin,
             on_step_begin=self._on_step_begin,
             on_step_end=self._on_step_end,
+            on_evaluated=self._on_evaluated,
             poll=self.keeper.poll,
             on_failed_save=self.keeper.resolve_failure,
         )
         self.trainer.add_callback(self.rhythm)
         self.trainer.save_state = self._save
+        self.trainer.announce = self._announce
 
     def _fingerprint(self) -> dict[str, Any]:
         """What has to be equal for an exact resume, by name."""
@@ -249,7 +251,13 @@ class Attempt:
         self.keeper.settle()
         self._announce("saving")
         started = time.monotonic()
-        trees = states.capture(self.trainer, self.engine, self.scratch.work / "engine", self.pairs.fingerprint)
+        trees = states.capture(
+            self.trainer,
+            self.engine,
+            self.scratch.work / "engine",
+            self.pairs.fingerprint,
+            evaluation_due=self.rhythm.evaluation_due,
+        )
         self.keeper.count_stall(time.monotonic() - started)
         reason = self.rhythm.reason
         step = self.trainer.state.global_step
@@ -270,6 +278,7 @@ class Attempt:
         optimizer.register_step_pre_hook(lambda *args: self.keeper.wait_copied())
         if self.resumed_trees is not None:
             states.restore_counters(self.trainer, self.resumed_trees["counters"])
+            self.trainer.args.eval_on_start = self.resumed_trees["cursor"]["evaluation_due"]
             self.resumed_trees = None
         self.first_step = True
         self._announce("training")
@@ -310,6 +319,11 @@ class Attempt:
             if dist.get_rank() == 0:
                 self.diary.try_write("training", step=state.global_step, total_steps=state.max_steps)
         self._announce("training")
+
+    def _on_evaluated(self, state: TrainerState, metrics: dict[str, float]) -> None:
+        if dist.get_rank() == 0:
+            numbers = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
+            self.diary.try_write("evaluated", step=state.global_step, metrics=numbers)
 
     def _announce(self, phase: str) -> None:
         if dist.get_rank() == 0:

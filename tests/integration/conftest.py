@@ -20,6 +20,7 @@ from checkpoints.manifest import ShardIndex
 from checkpoints.restore import load_manifest, restore_shard
 from checkpoints.run import open_run, read_metrics
 from checkpoints.store import Store
+from trainer.scratch import Progress, Scratch
 
 START_S = 240.0
 """More than a start ever takes, the first one's compiling included."""
@@ -73,16 +74,14 @@ class Launcher:
     def _command(self, arguments: tuple[str, ...]) -> list[str]:
         return [sys.executable, "-m", "launcher.cli", *arguments]
 
+    def progress(self, run: str) -> Progress:
+        """Where the newest attempt of a run is, from its scratch folder."""
+        folders = sorted((self.home / "scratch" / run).glob("attempt-*"))
+        return Scratch(folders[-1]).read_progress() if folders else Progress(phase="")
+
     def progress_step(self, run: str) -> int:
-        """The newest step of a running attempt, from its scratch folder."""
-        files = list((self.home / "scratch" / run).glob("attempt-*/progress.json"))
-        steps = []
-        for path in files:
-            try:
-                steps.append(json.loads(path.read_text())["step"])
-            except (FileNotFoundError, ValueError):
-                continue
-        return max(steps, default=0)
+        """The newest step of a running attempt."""
+        return self.progress(run).step
 
     def processes(self) -> list[psutil.Process]:
         """All living processes of this launcher's attempts."""

@@ -37,7 +37,7 @@ def test_second_launcher_ctrl_c_damage_and_resume(launcher: Launcher, reference:
     head = read_head(store)
     assert head is not None
     stopped_at = head.commits[0]
-    assert load_manifest(store, stopped_at).reason in ("stop", "epoch")
+    assert load_manifest(store, stopped_at).reason in ("stop", "epoch", "evaluation")
     assert f"stopped at step {stopped_at.step}" in err
 
     # one flipped byte in the newest checkpoint, on rank 1 only: all ranks go back to the one before
@@ -93,6 +93,39 @@ def test_accumulation_remainder_and_the_end_in_mid_epoch(launcher: Launcher) -> 
     assert head is not None
     assert head.commits[0].step == 8
     assert_bit_exact(store, open_run(launcher.bucket, "twin"))
+
+
+def test_stopped_in_the_middle_of_an_evaluation(launcher: Launcher) -> None:
+    """LoRA with dropout: a generator that is one draw off would show in every later loss."""
+    launcher.home.mkdir()
+    tiny = (Path(__file__).parents[2] / "trainer/recipes/tiny-dpo-lora.yaml").read_text()
+    recipe = launcher.home / "mine.yaml"
+    recipe.write_text(
+        tiny.replace("eval_rows: 16", "eval_rows: 64").replace("per_device_eval_batch: 4", "per_device_eval_batch: 1")
+    )
+    arguments = launcher.local(str(recipe), "--name", "run")
+    process = launcher.start(*arguments)
+    wait_for(lambda: launcher.progress("run").phase == "evaluating", "an evaluation")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    store = open_run(launcher.bucket, "run")
+    events = read_events(store)
+    assert not [event for event in events if event.kind == "evaluated"], "the stop came after the evaluation"
+    head = read_head(store)
+    assert head is not None
+    assert load_manifest(store, head.commits[0]).reason == "epoch"
+
+    launcher.run(*arguments).receipt()
+    launcher.run(*launcher.local(str(recipe), "--name", "twin")).receipt()
+    twin = open_run(launcher.bucket, "twin")
+    assert_bit_exact(store, twin)
+    evaluations = [
+        [(e.data["step"], e.data["metrics"]["eval_loss"]) for e in read_events(run) if e.kind == "evaluated"]
+        for run in (store, twin)
+    ]
+    assert len(evaluations[0]) == 2
+    assert evaluations[0] == evaluations[1]
 
 
 def test_a_launcher_that_is_killed_leaves_nothing_behind(launcher: Launcher) -> None:
