@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import crc32c
@@ -46,15 +47,18 @@ def upload_shard(
     *,
     chunk_bytes: int = CHUNK_BYTES,
     concurrency: int = CONCURRENCY,
+    before_chunk: Callable[[], None] = lambda: None,
 ) -> ShardRef:
     """Upload `snapshot` below `prefix` and return what the manifest needs to know of it.
 
     Chunks are sent from the snapshot's memory, up to `concurrency` at once; checksums are computed on the way. The name
     of the index carries its hash and the shard's size, so that whoever commits learns both from a listing.
+    `before_chunk` is called before each chunk and may raise, to give up.
     Raises `StoreError` or `BucketUnusable`; what was uploaded until then is garbage that nothing refers to.
     """
 
     def send(position: int) -> Chunk:
+        before_chunk()
         view = snapshot.data[position : position + chunk_bytes]
         key = f"{_folder(prefix, rank)}/c{position // chunk_bytes:05d}"
         put_once(store, key, view)

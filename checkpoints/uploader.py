@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +78,7 @@ class Job(_Message):
 
 
 class Abandon(_Message):
-    """Another rank failed in save `number`: don't wait for it."""
+    """Give save `number` up: another rank failed, or there is no time for it."""
 
     abandon: int
 
@@ -125,7 +125,7 @@ class UploaderClient:
         self._send(job)
 
     def abandon(self, number: int) -> None:
-        """Stop waiting for the other ranks of save `number`."""
+        """Give save `number` up; its `Done` says so."""
         self._send(Abandon(abandon=number))
 
     def poll(self) -> Done | None:
@@ -175,19 +175,17 @@ class UploaderClient:
 class Uploader:
     """The process's end."""
 
-    def __init__(self, setup: Setup, store: Store, inbox: queue.SimpleQueue[Job | Abandon | None]) -> None:
+    def __init__(self, setup: Setup, store: Store, inbox: Inbox) -> None:
         self._setup = setup
         self._store = store
         self._inbox = inbox
         self._lease: Lease | None = None
-        self._orphaned_at: float | None = None
         self._orphans_collected = False
 
     def run(self) -> Iterator[Done]:
         """Do jobs until the rank is gone."""
-        while self._orphaned_at is None and (message := self._inbox.get()) is not None:
-            if isinstance(message, Job):
-                yield self._do(message)
+        while (job := self._inbox.jobs.get()) is not None:
+            yield self._do(job)
 
     def _do(self, job: Job) -> Done:
         try:
@@ -217,6 +215,7 @@ class Uploader:
             snapshot,
             chunk_bytes=setup.chunk_bytes,
             concurrency=setup.concurrency,
+            before_chunk=lambda: self._check_abandoned(job),
         )
         uploaded = time.monotonic()
         if self._setup.rank == 0:
@@ -273,15 +272,10 @@ class Uploader:
             sys.stderr.write(f"notus: could not delete old checkpoints: {error.message}\n")
 
     def _check_abandoned(self, job: Job) -> None:
-        """While we wait for other ranks, look whether one of them has failed. A job can't arrive meanwhile: the rank
-        saves again only after this one's result."""
-        with contextlib.suppress(queue.Empty):
-            message = self._inbox.get_nowait()
-            if message is None:
-                self._orphaned_at = time.monotonic()
-            elif isinstance(message, Abandon) and message.abandon == job.number:
-                raise _Abandoned
-        if self._orphaned_at is not None and time.monotonic() > self._orphaned_at + self._setup.drain_s:
+        """Raise `_Abandoned` if the rank gave the save up, or has been dead for too long."""
+        orphaned_at = self._inbox.ended_at
+        too_late = orphaned_at is not None and time.monotonic() > orphaned_at + self._setup.drain_s
+        if too_late or job.number in self._inbox.abandoned:
             raise _Abandoned
 
 
@@ -289,21 +283,38 @@ class _Abandoned(Exception):
     """The save can't become whole any more."""
 
 
-def _read_inbox(inbox: queue.SimpleQueue[Job | Abandon | None], drain_s: float) -> None:
-    """Put stdin's messages into `inbox`; at its end start the clock that ends this process for good."""
-    for line in sys.stdin.buffer:
-        data = json.loads(line)
-        inbox.put(Abandon.model_validate(data) if "abandon" in data else Job.model_validate(data))
-    inbox.put(None)
-    time.sleep(drain_s)
-    os._exit(1)
+class Inbox:
+    """What the rank has said. A thread of its own reads, so that a message is heard in the middle of an upload."""
+
+    def __init__(self, lines: Iterable[bytes], drain_s: float) -> None:
+        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.abandoned: set[int] = set()
+        self.ended_at: float | None = None
+        self._lines = lines
+        self._drain_s = drain_s
+
+    def start(self) -> None:
+        threading.Thread(target=self._read, name="inbox", daemon=True).start()
+
+    def _read(self) -> None:
+        """At the end of stdin start the clock that ends this process for good."""
+        for line in self._lines:
+            data = json.loads(line)
+            if "abandon" in data:
+                self.abandoned.add(Abandon.model_validate(data).abandon)
+            else:
+                self.jobs.put(Job.model_validate(data))
+        self.ended_at = time.monotonic()
+        self.jobs.put(None)
+        time.sleep(self._drain_s)
+        os._exit(1)
 
 
 def main() -> None:
     """The uploader process."""
     setup = Setup.model_validate_json(sys.stdin.buffer.readline())
-    inbox: queue.SimpleQueue[Job | Abandon | None] = queue.SimpleQueue()
-    threading.Thread(target=_read_inbox, args=(inbox, setup.drain_s), daemon=True).start()
+    inbox = Inbox(sys.stdin.buffer, setup.drain_s)
+    inbox.start()
     uploader = Uploader(setup, open_run(setup.bucket, setup.run), inbox)
     for done in uploader.run():
         with contextlib.suppress(BrokenPipeError):  # the rank is dead; the commit counts all the same

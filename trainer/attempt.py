@@ -5,6 +5,7 @@ Imports no torch: the supervisor stays responsive while the ranks compute, and r
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -26,10 +27,11 @@ from checkpoints.run import HEARTBEAT_KEY, Heartbeat
 from checkpoints.shm import remove_shared, shared_name
 from checkpoints.store import Store
 from checkpoints.uploader import DRAIN_S
+from trainer.notice import AwsMetadata, FileNotice, GcpMetadata, Notice, NoticePoller, NoticeSource
 from trainer.processes import adopt_orphans, any_descendant, die_with_parent, kill_descendants
 from trainer.recipe import Recipe
 from trainer.scratch import Outcome, Scratch
-from trainer.stop import request_stop
+from trainer.stop import read_stop, request_stop
 from trainer.tracking import mirror_tensorboard
 
 logger = logging.getLogger(__name__)
@@ -111,9 +113,12 @@ class Supervisor:
                 preexec_fn=lambda: die_with_parent(signal.SIGKILL),
             )
         fenced = None
+        poller = NoticePoller(notice_sources(os.environ, self._scratch.folder), self._on_notice)
+        poller.start()
         try:
             fenced = self._watch(process)
         finally:
+            poller.stop()
             process.kill()
             process.wait()  # before the others are reaped, or its exit code would be lost to them
             if fenced is None:
@@ -140,9 +145,14 @@ class Supervisor:
                 # The store may be back before the lease runs out; a save that fails for good ends the ranks.
                 logger.warning("the bucket does not answer: %s", error.message)
                 next_beat = self._next_renewal = now + HEARTBEAT_S
-            if self._scratch.stop.exists() and deadline == float("inf"):
+            if deadline == float("inf") and (stop := read_stop(self._scratch.stop)) is not None:
                 deadline = now + STOP_GRACE_S
-                self._diary.try_write("notice", source="stop", step=self._scratch.read_progress().step)
+                self._diary.try_write(
+                    "notice",
+                    source=stop.source,
+                    deadline=stop.deadline.isoformat() if stop.deadline else None,
+                    step=self._scratch.read_progress().step,
+                )
             if now > deadline:
                 logger.error("the ranks did not stop within %.0f s: killing them", STOP_GRACE_S)
                 return None
@@ -203,7 +213,11 @@ class Supervisor:
         self._store.put(HEARTBEAT_KEY, heartbeat.to_json())
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        request_stop(self._scratch.stop)
+        request_stop(self._scratch.stop, signal.Signals(signum).name)
+
+    def _on_notice(self, notice: Notice) -> None:
+        logger.warning("preemption notice from %s, deadline %s", notice.source, notice.deadline)
+        request_stop(self._scratch.stop, notice.source, notice.deadline)
 
     def _command(self) -> list[str]:
         return [
@@ -246,6 +260,23 @@ def combine_outcomes(outcomes: Mapping[int, Outcome], *, processes: int, step: i
         hint = "see `notus-launch logs`" + ("; the kernel kills like this when memory runs out" if silent else "")
         return Outcome(kind="failed", step=step, message="; ".join(failed), hint=hint)
     return outcomes[0]
+
+
+def notice_sources(environment: Mapping[str, str], scratch: Path) -> list[NoticeSource]:
+    """Whom to ask for a notice: the metadata server of the cloud that SkyPilot says we are in, and a file.
+
+    Nobody is asked where SkyPilot didn't start us: a laptop has no metadata server, and its network isn't ours.
+    """
+    sources: list[NoticeSource] = [FileNotice(Path(environment.get("NOTUS_NOTICE_FILE") or scratch / "notice"))]
+    try:
+        cloud = str(json.loads(environment.get("SKYPILOT_CLUSTER_INFO", "{}")).get("cloud", "")).lower()
+    except (ValueError, AttributeError):
+        cloud = ""
+    if cloud == "gcp":
+        sources.append(GcpMetadata())
+    elif cloud == "aws":
+        sources.append(AwsMetadata())
+    return sources
 
 
 def rank_environment(

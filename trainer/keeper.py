@@ -29,6 +29,7 @@ from checkpoints.snapshot import Plan
 from checkpoints.store import Store
 from checkpoints.upload import save_prefix
 from checkpoints.uploader import Done, Job, Setup, UploaderClient
+from trainer.emergency import Choice, Situation, choose, worst
 from trainer.prefetch import Prefetch
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 MAX_FAILED_SAVES = 5
 """So many saves in a row may fail before the run does: training without a memory is not worth its price."""
 SETTLE_POLL_S = 0.01
+SMOOTHING = 0.3
 
 
 class Pending(NamedTuple):
@@ -45,8 +47,18 @@ class Pending(NamedTuple):
     failed: bool
 
 
+class SaveCosts(NamedTuple):
+    """Measured."""
+
+    stall_s: float
+    """Training stands still."""
+    upload_s: float
+    """Beside the training."""
+
+
 class Keeper:
-    """Saves and restores this rank's state. Collective: `restore`, `settle`, `resolve_failure`."""
+    """Saves and restores this rank's state. Collective: `restore`, `settle`, `resolve_failure`,
+    `give_up`, `choose`."""
 
     def __init__(
         self,
@@ -70,6 +82,12 @@ class Keeper:
         self._number = 0
         self._newest = -1
         self._stall_s = 0.0
+        self._stall_of_save_s = 0.0
+        self._mean_stall_s = 0.0
+        self._copy_s = 0.0
+        self._last_size_bytes = 0
+        self._submitted_at = 0.0
+        self._bytes_per_second: float | None = None
 
     def restore(self, prefetch: Prefetch) -> RestoredShard | None:
         """The newest checkpoint that is good on every rank, or None for a run without one.
@@ -128,9 +146,10 @@ class Keeper:
             fingerprint=fingerprint,
         )
         self._in_flight = self._number
+        self._last_size_bytes = plan.size_bytes
         self._copying = threading.Thread(target=self._copy, args=(plan, job), name="snapshot", daemon=True)
         self._copying.start()
-        self._stall_s += time.monotonic() - started
+        self.count_stall(time.monotonic() - started)
         return True
 
     def wait_copied(self) -> None:
@@ -140,9 +159,38 @@ class Keeper:
         started = time.monotonic()
         self._copying.join()
         self._copying = None
-        self._stall_s += time.monotonic() - started
+        self.count_stall(time.monotonic() - started)
         if self._copy_error is not None:
             raise self._copy_error
+
+    def give_up(self) -> None:
+        """Drop the save in flight, on every rank: there is no time for it. The previous checkpoint stays the newest."""
+        self.wait_copied()
+        if self._in_flight is not None:
+            self._uploader.abandon(self._in_flight)
+            done = self._uploader.wait()
+            self._in_flight = None
+            if done.error:
+                self._newest = -1
+        self._failure = None
+
+    def choose(self, seconds_left: float | None) -> Choice:
+        """Agree on what to do in the time that is left."""
+        size_bytes = float(self._last_size_bytes)
+        rate = self._bytes_per_second
+        in_flight = 0.0
+        if self.poll().busy:
+            sent = (time.monotonic() - self._submitted_at) * (rate or 0.0)
+            in_flight = max(0.0, size_bytes - sent)
+        mine = Situation(seconds_left, self._copy_s, size_bytes, in_flight, rate)
+        return choose(worst(self._gather(mine)))
+
+    @property
+    def costs(self) -> SaveCosts | None:
+        """What the saves of this rank cost, smoothed; None before the first one is done."""
+        if self._bytes_per_second is None:
+            return None
+        return SaveCosts(stall_s=self._mean_stall_s, upload_s=self._last_size_bytes / self._bytes_per_second)
 
     def take_stall_s(self) -> float:
         """Seconds that training stood still for saving since the last call."""
@@ -150,8 +198,9 @@ class Keeper:
         return stall_s
 
     def count_stall(self, seconds: float) -> None:
-        """Add time that the caller spent on a save, capturing the state for example."""
+        """Add time that training stood still for the save in flight, the capture of the state for example."""
         self._stall_s += seconds
+        self._stall_of_save_s += seconds
 
     def poll(self) -> Pending:
         """Look what the uploader has said, without waiting."""
@@ -203,8 +252,11 @@ class Keeper:
     def _copy(self, plan: Plan, job: Job) -> None:
         """In the snapshot thread: copy, then tell the uploader."""
         try:
+            started = time.monotonic()
             with self._copy_scope():
                 plan.copy(self._buffer.reserve(plan.size_bytes))
+            self._submitted_at = time.monotonic()
+            self._copy_s = self._submitted_at - started
             self._uploader.submit(job)
         except BaseException as error:
             self._copy_error = error
@@ -215,6 +267,19 @@ class Keeper:
             self._failure = done
         else:
             self._failures_in_a_row = 0
+            self._measure(done)
+
+    def _measure(self, done: Done) -> None:
+        """Smooth over a few saves: one slow upload is no new bandwidth."""
+        rate = done.size_bytes / max(done.upload_s, 1e-3)
+        old = self._bytes_per_second
+        self._bytes_per_second = rate if old is None else (1 - SMOOTHING) * old + SMOOTHING * rate
+        self._mean_stall_s = (
+            self._stall_of_save_s
+            if old is None
+            else (1 - SMOOTHING) * self._mean_stall_s + SMOOTHING * self._stall_of_save_s
+        )
+        self._stall_of_save_s = 0.0
 
     def _agree_on_failure(self) -> NotusError | None:
         """Gather all ranks' failures; leave no rank waiting; return the worst, the same on every rank."""

@@ -115,8 +115,18 @@ class Saves(Settings):
 
     every_steps: PositiveInt | None = Field(default=None)
     every_minutes: float | None = Field(default=None, gt=0, description="of wall time, agreed between the ranks")
+    auto: bool = Field(
+        default=False,
+        description="choose the minutes from what a save costs here and how often machines are taken away",
+    )
     every_epoch: bool = Field(default=True)
     keep: PositiveInt = Field(default=1, description="newest checkpoints kept; one more stays as the fallback")
+
+    @model_validator(mode="after")
+    def _one_clock(self) -> Saves:
+        if self.auto and self.every_minutes:
+            raise ValueError("choose every_minutes or auto, not both")
+        return self
 
 
 class Hardware(Settings):

@@ -38,6 +38,7 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
         on_step_begin: Callable[[], None],
         on_step_end: Callable[[TrainerState], None],
         on_evaluated: Callable[[TrainerState, dict[str, float]], None],
+        interval_minutes: Callable[[], float | None],
         poll: Callable[[], Pending],
         on_failed_save: Callable[[], None],
     ) -> None:
@@ -48,6 +49,7 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
         self._on_step_begin = on_step_begin
         self._on_step_end = on_step_end
         self._on_evaluated = on_evaluated
+        self._interval_minutes = interval_minutes
         self._poll = poll
         self._on_failed_save = on_failed_save
         self._saved_at = time.monotonic()
@@ -109,12 +111,13 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
 
     def _agreed_moment(self, state: TrainerState, *, epoch_ended: bool) -> Moment:
         """The same on all ranks: clocks and signals differ between them."""
-        minutes = (time.monotonic() - self._saved_at) / 60
+        minutes, interval = (time.monotonic() - self._saved_at) / 60, self._interval_minutes()
+        over = interval is not None and minutes >= interval
         pending = self._poll()
-        mine = [float(self._stop.pending()), minutes, float(pending.busy), float(pending.failed)]
-        agreed = torch.tensor(mine, dtype=torch.float64, device=self._device)
+        mine = [float(flag) for flag in (self._stop.pending(), over, pending.busy, pending.failed)]
+        agreed = torch.tensor(mine, device=self._device)
         dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
-        stopping, minutes, busy, failed = agreed.tolist()
+        stopping, over, busy, failed = (bool(flag) for flag in agreed.tolist())
         if failed:
             self._on_failed_save()
         return Moment(
@@ -122,7 +125,7 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
             epoch_ended=epoch_ended,
             evaluation_due=self.evaluation_due,
             finished=state.global_step >= state.max_steps,
-            stopping=bool(stopping),
-            minutes_since_save=minutes,
-            busy=bool(busy) and not failed,
+            stopping=stopping,
+            interval_over=over,
+            busy=busy and not failed,
         )

@@ -14,7 +14,8 @@ class Moment(NamedTuple):
     epoch_ended: bool
     finished: bool
     stopping: bool
-    minutes_since_save: float
+    interval_over: bool
+    """By the clock (`every_minutes`, `auto`), on any rank."""
     evaluation_due: bool = False
     busy: bool = False
     """The previous save is still on its way."""
@@ -34,6 +35,6 @@ def save_reason(saves: Saves, moment: Moment) -> str:
         return "evaluation"  # it takes minutes in which a preemption would cost all since the last save
     if saves.every_steps and moment.step % saves.every_steps == 0:
         return "interval"
-    if saves.every_minutes and moment.minutes_since_save >= saves.every_minutes:
+    if moment.interval_over:
         return "interval"
     return ""

@@ -6,10 +6,25 @@ step, and a rank acts only on the agreed value.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Stop(BaseModel):
+    """A wish to stop, as it stands in the stop file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    deadline: datetime | None = None
+    """When the machine will be gone; None = nobody is in a hurry."""
 
 
 class StopRequest:
@@ -30,7 +45,30 @@ class StopRequest:
         """What this rank knows. Not yet agreed."""
         return self._signalled.is_set() or self._path.exists()
 
+    def seconds_left(self) -> float | None:
+        """Until the machine is gone; None if nobody is in a hurry, or nobody said."""
+        stop = read_stop(self._path)
+        if stop is None or stop.deadline is None:
+            return None
+        return (stop.deadline - datetime.now(UTC)).total_seconds()
 
-def request_stop(path: Path) -> None:
-    """Ask the attempt that watches `path` to save and stop."""
-    path.touch()
+
+def request_stop(path: Path, source: str = "user", deadline: datetime | None = None) -> None:
+    """Ask the attempt that watches `path` to save and stop. The first one to ask is the one that counts."""
+    with contextlib.suppress(FileExistsError):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(Stop(source=source, deadline=deadline).model_dump_json())
+        try:
+            os.link(temporary, path)
+        finally:
+            temporary.unlink()
+
+
+def read_stop(path: Path) -> Stop | None:
+    """The wish, or None."""
+    try:
+        return Stop.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        return Stop(source="file")  # somebody touched it by hand

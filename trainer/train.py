@@ -31,6 +31,7 @@ from trainer.errors import HardwareError
 from trainer.export import export_model
 from trainer.fingerprint import check_fingerprint
 from trainer.hub import push_model
+from trainer.interval import auto_interval_minutes
 from trainer.keeper import Keeper
 from trainer.loading import blaming
 from trainer.prefetch import Prefetch
@@ -42,6 +43,10 @@ from trainer.stop import StopRequest
 from trainer.tracking import usable_trackers
 
 logger = logging.getLogger(__name__)
+
+FIRST_SAVE_MINUTES = 2.0
+ASSUMED_HOURS_TO_PREEMPTION = 6.0
+"""Of a spot node, until the planner hands over what it knows of the place."""
 
 
 class Attempt:
@@ -200,6 +205,7 @@ class Attempt:
             on_step_begin=self._on_step_begin,
             on_step_end=self._on_step_end,
             on_evaluated=self._on_evaluated,
+            interval_minutes=self._interval_minutes,
             poll=self.keeper.poll,
             on_failed_save=self.keeper.resolve_failure,
         )
@@ -248,6 +254,9 @@ class Attempt:
 
     def _save(self) -> None:
         """Start a save; wait for it only where nothing can be gained by going on."""
+        reason = self.rhythm.reason
+        if reason == "stop" and not self._emergency():
+            return
         self.keeper.settle()
         self._announce("saving")
         started = time.monotonic()
@@ -259,13 +268,30 @@ class Attempt:
             evaluation_due=self.rhythm.evaluation_due,
         )
         self.keeper.count_stall(time.monotonic() - started)
-        reason = self.rhythm.reason
         step = self.trainer.state.global_step
         if self.keeper.save(step, trees, reason=reason, fingerprint=self.fingerprint, metrics=self.metrics):
             self.metrics = []
         if reason in ("stop", "final"):
             self.keeper.settle()
         self._announce("training")
+
+    def _emergency(self) -> bool:
+        """Decide together what fits into the time that is left; True = save the newest step."""
+        choice = self.keeper.choose(self.stop.seconds_left())
+        logger.info("stopping: %s", choice)
+        if choice in ("save now", "leave"):
+            self.keeper.give_up()
+        return choice in ("finish, then save", "save now")
+
+    def _interval_minutes(self) -> float | None:
+        """By the clock: what the recipe says, or what the saves so far suggest; None = not by the clock."""
+        saves = self.recipe.saves
+        if not saves.auto:
+            return saves.every_minutes
+        if self.keeper.costs is None:
+            return FIRST_SAVE_MINUTES  # soon: it is also the measurement
+        hours = float(os.environ.get("NOTUS_HOURS_TO_PREEMPTION") or ASSUMED_HOURS_TO_PREEMPTION)
+        return auto_interval_minutes(**self.keeper.costs._asdict(), mean_time_to_preemption_s=hours * 3600)
 
     def _flush_metrics(self) -> None:
         write_metrics(self.store, self.head.epoch, dist.get_rank(), self.metrics)

@@ -38,7 +38,7 @@ def test_second_launcher_ctrl_c_damage_and_resume(launcher: Launcher, reference:
     assert head is not None
     stopped_at = head.commits[0]
     assert load_manifest(store, stopped_at).reason in ("stop", "epoch", "evaluation")
-    assert f"stopped at step {stopped_at.step}" in err
+    assert f"stopped; saved at step {stopped_at.step}" in err
 
     # one flipped byte in the newest checkpoint, on rank 1 only: all ranks go back to the one before
     chunk = load_index(store, load_manifest(store, stopped_at).shards[1]).chunks[0]

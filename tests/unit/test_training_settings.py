@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -29,7 +30,7 @@ from trainer.tracking import usable_trackers
 
 
 def moment(**changes: Any) -> Moment:
-    return Moment(step=7, epoch_ended=False, finished=False, stopping=False, minutes_since_save=1.0)._replace(**changes)
+    return Moment(step=7, epoch_ended=False, finished=False, stopping=False, interval_over=False)._replace(**changes)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +48,8 @@ def moment(**changes: Any) -> Moment:
         ({"evaluation_due": True, "busy": True}, Saves(), ""),
         ({"epoch_ended": True, "busy": True}, Saves(), "epoch"),
         ({"stopping": True, "busy": True}, Saves(), "stop"),
-        ({"minutes_since_save": 10.0}, Saves(every_minutes=10), "interval"),
-        ({"minutes_since_save": 9.9}, Saves(every_minutes=10), ""),
+        ({"interval_over": True}, Saves(), "interval"),
+        ({"interval_over": True, "busy": True}, Saves(), ""),
         ({"step": 10, "epoch_ended": True}, Saves(every_steps=5, every_epoch=False), "interval"),
     ],
 )
@@ -179,8 +180,13 @@ def test_scratch_tells_what_was_told(tmp_path: Path) -> None:
 def test_a_stop_is_seen_by_all_who_look(tmp_path: Path) -> None:
     request = StopRequest(tmp_path / "stop")
     assert not request.pending()
-    request_stop(tmp_path / "stop")
+    assert request.seconds_left() is None
+    request_stop(tmp_path / "stop", "gcp", datetime.now(UTC) + timedelta(seconds=30))
+    request_stop(tmp_path / "stop", "user")  # the first one counts: its deadline must not be forgotten
     assert request.pending()
+    assert 25 < (request.seconds_left() or 0) <= 30
+    (tmp_path / "by-hand").touch()
+    assert StopRequest(tmp_path / "by-hand").seconds_left() is None
 
 
 DONE = Outcome(kind="finished", step=24)

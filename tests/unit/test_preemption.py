@@ -1,0 +1,159 @@
+"""Notices, the last seconds, and how often to save: the decisions."""
+
+from __future__ import annotations
+
+import math
+import random
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.attempt import notice_sources
+from trainer.emergency import COMMIT_S, SAFETY, Situation, choose, worst
+from trainer.interval import auto_interval_minutes, best_interval_s
+from trainer.notice import MAX_SILENT_POLLS, FileNotice, Notice, NoticePoller
+
+GB = 1e9
+
+
+def situation(
+    left: float | None, *, size: float = 7 * GB, in_flight: float = 0.0, rate: float | None = GB
+) -> Situation:
+    return Situation(left, copy_s=0.5, snapshot_bytes=size, in_flight_bytes=in_flight, bytes_per_second=rate)
+
+
+@pytest.mark.parametrize(
+    ("case", "choice"),
+    [
+        (situation(None, in_flight=7 * GB), "finish, then save"),
+        (situation(25.0), "finish, then save"),  # nothing in flight: 0.5 + 8.4 + 1.5 s
+        (situation(25.0, in_flight=7 * GB), "finish, then save"),
+        (situation(15.0, in_flight=7 * GB), "save now"),
+        (situation(10.0, in_flight=2 * GB), "finish"),
+        (situation(3.0, in_flight=7 * GB), "leave"),
+        (situation(3.0), "leave"),
+        (situation(3.0, rate=None), "save now"),
+        (situation(3.0, size=0.2 * GB), "finish, then save"),  # LoRA always fits
+    ],
+)
+def test_the_last_seconds(case: Situation, choice: str) -> None:
+    assert choose(case) == choice
+
+
+@given(st.floats(0, 60), st.floats(0, 5), st.floats(1e6, 1e11), st.floats(0, 1e11), st.floats(1e7, 1e10))
+def test_what_is_chosen_fits(left: float, copy_s: float, size: float, in_flight: float, rate: float) -> None:
+    choice = choose(Situation(left, copy_s, size, in_flight, rate))
+    save = copy_s + size * SAFETY / rate + COMMIT_S
+    finish = in_flight * SAFETY / rate + COMMIT_S if in_flight else 0.0
+    needed = {"finish, then save": finish + save, "save now": save, "finish": finish, "leave": 0.0}[choice]
+    assert needed <= left + 1e-6
+    if choice == "leave":
+        assert save > left
+        assert not in_flight or finish > left
+
+
+def test_the_slowest_rank_counts() -> None:
+    ranks = [situation(20.0, rate=2 * GB), situation(None, size=8 * GB, in_flight=GB), situation(25.0, rate=None)]
+    assert worst(ranks) == Situation(20.0, 0.5, 8 * GB, GB, GB)
+
+
+def lost_share(interval_s: float, stall_s: float, mean_s: float, generator: random.Random) -> float:
+    """Simulate: share of the time that saving and redoing take, with exponential failures."""
+    useful = wall = 0.0
+    while useful < 200 * mean_s:
+        until = generator.expovariate(1 / mean_s)
+        cycles = math.floor(until / (interval_s + stall_s))
+        useful += cycles * interval_s
+        wall += until
+    return 1 - useful / wall
+
+
+@pytest.mark.parametrize(("stall_s", "hours"), [(0.5, 6.0), (5.0, 2.0), (60.0, 1.0)])
+def test_the_interval_is_within_two_percent_of_the_best_in_hindsight(stall_s: float, hours: float) -> None:
+    mean_s = hours * 3600
+    chosen = best_interval_s(stall_s=stall_s, mean_time_to_preemption_s=mean_s)
+
+    def useful_share(interval_s: float) -> float:
+        return 1 - lost_share(interval_s, stall_s, mean_s, random.Random(7))
+
+    best = max(useful_share(chosen * factor) for factor in (0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 4.0))
+    assert useful_share(chosen) >= best * 0.98
+
+
+def test_daly_s_formula_in_its_limits() -> None:
+    assert best_interval_s(stall_s=1e-4, mean_time_to_preemption_s=1e4) == pytest.approx(math.sqrt(2), rel=1e-2)
+    assert best_interval_s(stall_s=100, mean_time_to_preemption_s=10) == 10
+
+
+def test_auto_keeps_the_network_half_idle_and_saves_neither_madly_nor_never() -> None:
+    mean_s = 6 * 3600.0
+    assert auto_interval_minutes(stall_s=0.5, upload_s=300, mean_time_to_preemption_s=mean_s) == 10
+    assert auto_interval_minutes(stall_s=0.0, upload_s=0.1, mean_time_to_preemption_s=mean_s) == 0.5
+    assert auto_interval_minutes(stall_s=600, upload_s=1, mean_time_to_preemption_s=1e9) == 60
+
+
+def test_a_file_is_a_notice(tmp_path: Path) -> None:
+    source = FileNotice(tmp_path / "notice")
+    assert source.poll() is None
+    (tmp_path / "notice").write_text("")
+    assert source.poll() == Notice("file", None)
+    (tmp_path / "notice").write_text('{"seconds": 30}')
+    notice = source.poll()
+    assert notice is not None
+    assert notice.deadline is not None
+    assert 25 < (notice.deadline - datetime.now(UTC)).total_seconds() <= 30
+
+
+class Silent:
+    name = "silent"
+    asked = 0
+
+    def poll(self) -> Notice | None:
+        self.asked += 1
+        raise OSError("no route to host")
+
+
+class Flaky:
+    """Answers, then fails for a while, then announces."""
+
+    name = "flaky"
+
+    def __init__(self) -> None:
+        self.answers: list[Notice | Exception | None] = [
+            None,
+            *[OSError()] * (MAX_SILENT_POLLS + 3),
+            Notice("flaky", None),
+        ]
+
+    def poll(self) -> Notice | None:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_a_source_that_never_answers_is_left_alone_and_one_that_did_is_not() -> None:
+    silent, flaky = Silent(), Flaky()
+    poller = NoticePoller([silent, flaky], lambda notice: None)
+    rounds = [poller.ask_all() for _ in range(MAX_SILENT_POLLS + 5)]
+    assert silent.asked == MAX_SILENT_POLLS
+    assert rounds[-1] == Notice("flaky", None)
+    assert rounds[:-1] == [None] * (MAX_SILENT_POLLS + 4)
+
+
+@pytest.mark.parametrize(
+    ("info", "names"),
+    [
+        ('{"cloud": "GCP", "region": "us-central1"}', ["file", "gcp"]),
+        ('{"cloud": "AWS"}', ["file", "aws"]),
+        ('{"cloud": "Lambda"}', ["file"]),
+        ("not json", ["file"]),
+        ("", ["file"]),
+    ],
+)
+def test_only_the_cloud_that_we_are_in_is_asked(info: str, names: list[str], tmp_path: Path) -> None:
+    environment = {"SKYPILOT_CLUSTER_INFO": info} if info else {}
+    assert [source.name for source in notice_sources(environment, tmp_path)] == names

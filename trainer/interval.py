@@ -1,0 +1,36 @@
+"""How often to save, from what a save costs and how often the machine is taken away. Pure."""
+
+from __future__ import annotations
+
+import math
+
+MIN_MINUTES = 0.5
+MAX_MINUTES = 60.0
+
+
+def best_interval_s(*, stall_s: float, mean_time_to_preemption_s: float) -> float:
+    """Seconds of training between two saves that lose the least time on average.
+
+    J. W. Young (1974), "A first order approximation to the optimum checkpoint interval", with the higher-order terms of
+    J. T. Daly (2006), "A higher order estimate of the optimum checkpoint interval for restart dumps", eq. 37. With
+    stall d and mean time between failures M:
+
+        sqrt(2 d M) (1 + 1/3 sqrt(d / 2M) + 1/9 (d / 2M)) - d    for d < 2M, else M
+
+    `stall_s` is what training stands still for a save, not the upload, which runs beside it.
+    """
+    d, m = stall_s, mean_time_to_preemption_s
+    if d >= 2 * m:
+        return m
+    x = d / (2 * m)
+    return math.sqrt(2 * d * m) * (1 + math.sqrt(x) / 3 + x / 9) - d
+
+
+def auto_interval_minutes(*, stall_s: float, upload_s: float, mean_time_to_preemption_s: float) -> float:
+    """The interval for `saves.auto`: the best one, but never so short that saves queue up behind each other.
+
+    An upload slows the training a little and holds the network; it may use at most half of the time. The optimum is
+    flat: twice the best interval loses a quarter more of what is little.
+    """
+    best_s = best_interval_s(stall_s=max(stall_s, 0.01), mean_time_to_preemption_s=mean_time_to_preemption_s)
+    return min(MAX_MINUTES, max(MIN_MINUTES, best_s / 60, 2 * upload_s / 60))
