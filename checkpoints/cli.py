@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
 import sys
-from collections.abc import Sequence
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing, UserError
-from checkpoints.head import Commit, Head, read_head
+from checkpoints.head import Commit, Head, Lease, Writer, pin, read_head
 from checkpoints.manifest import Manifest
-from checkpoints.restore import load_index, load_manifest, verify
+from checkpoints.pull import pull
+from checkpoints.restore import load_index, load_manifest, restore_shard, verify
+from checkpoints.retention import collect, collect_orphans
+from checkpoints.shm import SharedBuffer
 from checkpoints.store import Store, open_store
 from checkpoints.terminal import run_app
 
@@ -26,6 +36,7 @@ app = typer.Typer(
 )
 
 UrlArgument = Annotated[str, typer.Argument(help="The run's folder in the bucket.")]
+FolderArgument = Annotated[Path, typer.Argument(help="Local folder, created.")]
 StepOption = Annotated[int | None, typer.Option("--step", help="Which checkpoint. Default: the newest.")]
 OutputOption = Annotated[str, typer.Option("--output", "-o", help="text or json.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
@@ -98,18 +109,101 @@ def verify_checkpoints(
         raise typer.Exit(1)
 
 
-def _verify_all(store: Store, commits: Sequence[Commit]) -> dict[Commit, str]:
-    """Commit -> fault, '' = good; with a progress bar on a terminal."""
+@app.command("pull")
+def pull_checkpoint(
+    url: UrlArgument,
+    folder: FolderArgument,
+    step: StepOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Copy a checkpoint to the local disk, verified. The folder can be read like the bucket."""
+    store = open_store(url)
+    head = _head(store)
+    commit = _choose(head, step)
+    with _bar(f"step {commit.step}", commit.size_bytes) as advance:
+        pull(store, head, commit, folder, advance)
+    sys.stdout.write(f"step {commit.step} is in {folder}\n")
+
+
+@app.command("export")
+def export_checkpoint(
+    url: UrlArgument,
+    folder: FolderArgument,
+    step: StepOption = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    debug: DebugOption = False,
+) -> None:
+    """Make a Hugging Face folder of a full (ZeRO-3) checkpoint. Needs no GPU, but disk space for a copy of it."""
+    from checkpoints.export import export
+    from checkpoints.gather import Zero3State
+
+    if dtype not in ("bfloat16", "float32"):
+        raise UserError(f"--dtype {dtype!r} is not known", "use bfloat16 or float32")
+    store = open_store(url)
+    commit = _choose(_head(store), step)
+    manifest = load_manifest(store, commit)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
+        shards = []
+        with _bar("reading", manifest.size_bytes) as advance:
+            for ref in manifest.shards:  # into files: the kernel may drop what isn't needed, as it can't with memory
+                shards.append(restore_shard(store, commit, ref.rank, SharedBuffer(Path(temporary) / f"r{ref.rank}")))
+                advance(ref.size_bytes)
+        state = Zero3State(shards)
+        total = sum(part.numel for part in state.partitions) * (2 if dtype == "bfloat16" else 4)
+        with _bar("writing", total) as advance:
+            export(store, state, folder, dtype=dtype, progress=advance)  # type: ignore[arg-type]
+    sys.stdout.write(f"the model of step {commit.step} is in {folder}\n")
+
+
+@app.command("gc")
+def collect_garbage(url: UrlArgument, debug: DebugOption = False) -> None:
+    """Delete what no checkpoint needs: expired ones, and what crashed attempts left. Only while nobody trains."""
+    store = open_store(url)
+    _head(store)
+    writer = Writer(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid())
+    lease = Lease.claim(store, writer)
+    try:
+        expired = collect(store, lease, datetime.now(UTC))
+        orphans = collect_orphans(store, lease)
+    finally:
+        lease.release()
+    sys.stdout.write(f"deleted {expired} expired checkpoints and {orphans} orphaned objects\n")
+
+
+@app.command("pin")
+def pin_checkpoint(
+    url: UrlArgument,
+    step: Annotated[int, typer.Option("--step", help="Which checkpoint.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Let it go again.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Keep a checkpoint for good, also while the run goes on."""
+    store = open_store(url)
+    commit = _choose(_head(store), step)
+    pin(store, commit.step, pinned=not remove)
+    sys.stdout.write(f"step {commit.step} is {'no longer pinned' if remove else 'pinned'}\n")
+
+
+@contextlib.contextmanager
+def _bar(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    results: dict[Commit, str] = {}
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        for commit in commits:
-            task = progress.add_task(f"step {commit.step}", total=commit.size_bytes)
+        task = progress.add_task(label, total=total_bytes)
+        yield lambda size_bytes: progress.advance(task, size_bytes)
+
+
+def _verify_all(store: Store, commits: Sequence[Commit]) -> dict[Commit, str]:
+    """Commit -> fault, '' = good; with a progress bar on a terminal."""
+    results: dict[Commit, str] = {}
+    for commit in commits:
+        with _bar(f"step {commit.step}", commit.size_bytes) as advance:
             try:
-                verify(store, commit, lambda size_bytes, task=task: progress.advance(task, size_bytes))  # type: ignore[misc]
+                verify(store, commit, advance)
                 results[commit] = ""
             except CorruptCheckpoint as error:
                 results[commit] = "" if _superseded(store, commit) else error.message
@@ -157,7 +251,14 @@ def _row(store: Store, commit: Commit) -> dict[str, Any]:
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     saved_at = str(row["committed_at"])[:19].replace("T", " ")
     ranks = str(row["world_size"] or "?")
-    return str(row["step"]), str(row["epoch"]), _size(row["size_bytes"]), saved_at, row["reason"], ranks
+    return (
+        f"{row['step']}{' (pinned)' if row['pinned'] else ''}",
+        str(row["epoch"]),
+        _size(row["size_bytes"]),
+        saved_at,
+        row["reason"],
+        ranks,
+    )
 
 
 def _show(manifest: Manifest, commit: Commit) -> None:

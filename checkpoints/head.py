@@ -45,6 +45,7 @@ class Commit(Record):
     sha256: Sha256
     size_bytes: int = Field(ge=0)
     committed_at: datetime
+    pinned: bool = Field(default=False, description="a person wants to keep it")
 
 
 class Tombstone(Record):
@@ -101,9 +102,12 @@ def next_renewal(head: Head, now: datetime, lease_s: float) -> Head:
     return head.model_copy(update={"nonce": uuid.uuid4().hex, "lease_until": now + timedelta(seconds=lease_s)})
 
 
-def next_commit(head: Head, commit: Commit, now: datetime, lease_s: float, keep: int) -> Head:
-    """The HEAD after `commit`: it comes first, the oldest beyond `keep` become tombstones.
+def next_commit(
+    head: Head, commit: Commit, now: datetime, lease_s: float, keep: int, keep_every: int | None = None
+) -> Head:
+    """The HEAD after `commit`: it comes first, the older ones that nobody wants become tombstones.
 
+    Kept are the newest `keep`, the pinned ones, and those at multiples of `keep_every` steps.
     A commit of a step that is not newer than the newest replaces nothing and is refused with `StoreError`: steps
     never go backwards.
     """
@@ -114,10 +118,21 @@ def next_commit(head: Head, commit: Commit, now: datetime, lease_s: float, keep:
     commits = (commit, *head.commits)
     # Twice the lease: a reader that started from the old HEAD has long read its manifest by then.
     until = now + timedelta(seconds=2 * LEASE_S)
-    buried = tuple(Tombstone(commit=old, until=until) for old in commits[keep:])
-    return next_renewal(head, now, lease_s).model_copy(
-        update={"commits": commits[:keep], "tombstones": (*head.tombstones, *buried)}
+    kept = tuple(
+        known
+        for age, known in enumerate(commits)
+        if age < keep or known.pinned or (keep_every is not None and known.step % keep_every == 0)
     )
+    buried = tuple(Tombstone(commit=old, until=until) for old in commits if old not in kept)
+    return next_renewal(head, now, lease_s).model_copy(
+        update={"commits": kept, "tombstones": (*head.tombstones, *buried)}
+    )
+
+
+def next_pin(head: Head, step: int, *, pinned: bool) -> Head:
+    """The HEAD in which the checkpoint of `step` is pinned, or no longer is. Epoch, holder and lease stay."""
+    commits = tuple(c.model_copy(update={"pinned": pinned}) if c.step == step else c for c in head.commits)
+    return head.model_copy(update={"nonce": uuid.uuid4().hex, "commits": commits})
 
 
 def next_discard(head: Head, damaged: Sequence[Commit], now: datetime, lease_s: float) -> Head:
@@ -141,6 +156,20 @@ def read_head(store: Store) -> Head | None:
         return parse(Head, store.get(HEAD_KEY).data, f"{store.url}/{HEAD_KEY}")
     except ObjectMissing:
         return None
+
+
+def pin(store: Store, step: int, *, pinned: bool = True) -> None:
+    """Pin the checkpoint of `step`, or let it go. Needs no lease: a running writer keeps what it finds in HEAD."""
+    while True:
+        stored = store.get(HEAD_KEY)
+        head = parse(Head, stored.data, f"{store.url}/{HEAD_KEY}")
+        wanted = next_pin(head, step, pinned=pinned)
+        try:
+            store.swap(HEAD_KEY, wanted.to_json(), stored.token)
+            return
+        except Conflict:
+            if _is_ours(store, wanted):
+                return
 
 
 class Lease:
@@ -220,8 +249,8 @@ class Lease:
         """Give the lease back, so that a successor need not wait."""
         self._update(lambda head: next_renewal(head, self._clock.now(), 0.0))
 
-    def commit(self, manifest: Manifest, *, keep: int) -> Commit:
-        """Write the manifest and make it the newest checkpoint, keeping the `keep` newest ones in HEAD.
+    def commit(self, manifest: Manifest, *, keep: int, keep_every: int | None = None) -> Commit:
+        """Write the manifest and make it the newest checkpoint; what else HEAD keeps: see `next_commit`.
 
         When this returns, the checkpoint is durable and every reader sees it. When it raises, the previous one
         still is the newest.
@@ -238,7 +267,7 @@ class Lease:
             size_bytes=manifest.size_bytes,
             committed_at=self._clock.now(),
         )
-        self._update(lambda head: next_commit(head, commit, self._clock.now(), self._lease_s, keep))
+        self._update(lambda head: next_commit(head, commit, self._clock.now(), self._lease_s, keep, keep_every))
         return commit
 
     def discard(self, damaged: Sequence[Commit]) -> None:

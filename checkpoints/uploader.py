@@ -57,6 +57,7 @@ class Setup(_Message):
     writer_id: str
     epoch: int
     keep: int
+    keep_every: int | None = None
     chunk_bytes: int = CHUNK_BYTES
     concurrency: int = CONCURRENCY
     drain_s: float = DRAIN_S
@@ -248,7 +249,7 @@ class Uploader:
             fingerprint=job.fingerprint,
             shards=tuple(shards),
         )
-        lease.commit(manifest, keep=setup.keep)
+        lease.commit(manifest, keep=setup.keep, keep_every=setup.keep_every)
         Diary(self._store, setup.epoch).try_write(
             "saved",
             step=job.step,

@@ -88,7 +88,7 @@ def _cli_page() -> str:
     commands = [
         ("notus-launch", launch_app, ["", "status", "runs", "logs", "report"]),
         ("notus-train", train_app, [""]),
-        ("notus-ckpt", ckpt_app, ["", "ls", "show", "verify"]),
+        ("notus-ckpt", ckpt_app, ["", "ls", "show", "verify", "pull", "export", "pin", "gc"]),
     ]
     for name, app, subcommands in commands:
         for subcommand in subcommands:

@@ -121,6 +121,9 @@ class Saves(Settings):
     )
     every_epoch: bool = Field(default=True)
     keep: PositiveInt = Field(default=1, description="newest checkpoints kept; one more stays as the fallback")
+    keep_every_steps: PositiveInt | None = Field(
+        default=None, description="also keep the checkpoints at multiples of so many steps, for good"
+    )
 
     @model_validator(mode="after")
     def _one_clock(self) -> Saves:

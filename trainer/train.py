@@ -19,6 +19,7 @@ from trl import DPOConfig
 from checkpoints.errors import UserError
 from checkpoints.events import Diary
 from checkpoints.head import Head
+from checkpoints.pull import MODEL_FOLDER
 from checkpoints.run import write_metrics
 from checkpoints.shm import SharedBuffer, shared_folder, shared_name
 from checkpoints.store import Store
@@ -83,6 +84,7 @@ class Attempt:
         self._build(arguments, model_name, tokenizer)
         if self._should_stop():
             return Outcome(kind="preempted", message="")
+        self._keep_model_files(tokenizer)
         self._announce("restoring")
         resume_from = self._restore(prefetch, shared_prefetch)
         self.trainer.train(resume_from_checkpoint=resume_from)
@@ -157,6 +159,7 @@ class Attempt:
             writer_id=self.head.writer.id,
             epoch=self.head.epoch,
             keep=self.recipe.saves.keep + 1,  # and one as the fallback
+            keep_every=self.recipe.saves.keep_every_steps,
         )
         folder = shared_folder(shared_name(self.head.writer.id), fallback=self.scratch.work)
         buffer = SharedBuffer(folder / f"r{setup.rank}")
@@ -212,6 +215,18 @@ class Attempt:
         self.trainer.add_callback(self.rhythm)
         self.trainer.save_state = self._save
         self.trainer.announce = self._announce
+
+    def _keep_model_files(self, tokenizer: Any) -> None:
+        """Config and tokenizer into `model/`, once a run: what a checkpoint's weights need to become a model."""
+        if dist.get_rank() != 0 or self.head.commits:
+            return
+        folder = self.scratch.work / "model"
+        tokenizer.save_pretrained(folder)
+        self.trainer.model.config.save_pretrained(folder)
+        if self.trainer.model.generation_config is not None:
+            self.trainer.model.generation_config.save_pretrained(folder)
+        for path in folder.iterdir():
+            self.store.put_file(f"{MODEL_FOLDER}/{path.name}", path)
 
     def _fingerprint(self) -> dict[str, Any]:
         """What has to be equal for an exact resume, by name."""

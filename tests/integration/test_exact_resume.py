@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,36 @@ def test_the_exported_model_loads(reference: Store) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("hello", return_tensors="pt")
     assert model(**ids).logits.shape[-1] == len(tokenizer)
+
+
+def test_a_checkpoint_exports_to_the_very_model_that_deepspeed_gathers(
+    reference: Store, launcher: Launcher, tmp_path: Path
+) -> None:
+    """The bf16 weights are not stored: this shows that they are the rounded masters, against DeepSpeed's own gather."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    run = reference.url.removeprefix("file://")
+    command = [sys.executable, "-m", "checkpoints.cli", "export", run, str(tmp_path / "model")]
+    subprocess.run(command, check=True, capture_output=True)
+    ours, theirs = load_file(tmp_path / "model/model.safetensors"), load_file(f"{run}/final/model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype
+        assert ours[name].equal(tensor), name
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert model.config.num_hidden_layers == 2
+
+    pulled = subprocess.run(
+        [sys.executable, "-m", "checkpoints.cli", "pull", run, str(tmp_path / "pulled")],
+        check=True,
+        capture_output=True,
+    )
+    assert b"step 24 is in" in pulled.stdout
+    again = [sys.executable, "-m", "checkpoints.cli", "export", str(tmp_path / "pulled"), str(tmp_path / "again")]
+    subprocess.run(again, check=True, capture_output=True)
+    exported = (tmp_path / "again/model.safetensors").read_bytes()
+    assert exported == (tmp_path / "model/model.safetensors").read_bytes()
 
 
 def test_on_s3(

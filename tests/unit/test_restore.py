@@ -248,6 +248,56 @@ def test_verify_names_the_damage_and_fails(
     assert second == "step 5: good (512 B)"
 
 
+def test_pull_takes_one_checkpoint_and_goes_on_where_it_stopped(
+    folder_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder_run.store.put("model/config.json", b"{}")
+    target = tmp_path / "pulled"
+    for _ in range(2):
+        assert ckpt("pull", folder_run.store.url, str(target), "--step", "5", monkeypatch=monkeypatch) == 0
+        chunk = next(entry.key for entry in FolderStore(target).list("data") if "/c" in entry.key)
+        (target / chunk).write_bytes(b"cut")  # an interrupted copy: the second round makes it good
+    assert ckpt("pull", folder_run.store.url, str(target), "--step", "5", monkeypatch=monkeypatch) == 0
+    assert ckpt("verify", str(target), monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "step 5: good (512 B)"
+    assert (target / "model/config.json").read_bytes() == b"{}"
+    assert ckpt("pull", folder_run.store.url, str(target), "--step", "10", monkeypatch=monkeypatch) == 0
+    assert [entry.key for entry in FolderStore(target).list("model")] == ["model/config.json"]
+
+
+def test_pinned_checkpoints_stay(folder_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ckpt("pin", folder_run.store.url, "--step", "5", monkeypatch=monkeypatch) == 0
+    for step in (15, 20, 25):
+        folder_run.save(step, keep=2)
+    assert [commit.step for commit in folder_run.lease.head.commits] == [25, 20, 5]
+    assert ckpt("pin", folder_run.store.url, "--step", "5", "--remove", monkeypatch=monkeypatch) == 0
+    folder_run.save(30, keep=2)
+    assert [commit.step for commit in folder_run.lease.head.commits] == [30, 25]
+
+
+def test_every_nth_checkpoint_stays(run: Run) -> None:
+    for step in range(1, 13):
+        commit = run.lease.commit(load_manifest(run.store, run.save(step * 10, keep=100)), keep=100)
+        assert commit.step == step * 10
+    manifest = load_manifest(run.store, run.lease.head.commits[0]).model_copy(update={"step": 125})
+    run.lease.commit(manifest, keep=2, keep_every=50)
+    assert [commit.step for commit in run.lease.head.commits] == [125, 120, 100, 50]
+
+
+def test_gc_cleans_up_only_where_nobody_trains(
+    folder_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = folder_run.store.url
+    folder_run.store.put("data/e000000-s00000003-x/r00000/c00000", b"left behind")
+    held = Lease.claim(folder_run.store, Writer(id="alive", host="h", pid=1), gone="w")
+    assert ckpt("gc", url, monkeypatch=monkeypatch) == 2
+    assert "the run is held by attempt 2" in capsys.readouterr().err
+    held.release()
+    assert ckpt("gc", url, monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out == "deleted 0 expired checkpoints and 1 orphaned objects\n"
+    assert ckpt("verify", url, monkeypatch=monkeypatch) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,0 +1,45 @@
+"""Whole tensors out of partitions, and rounding, against torch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checkpoints.gather import gather_partition, partition_map, to_bfloat16
+
+shapes = st.lists(st.lists(st.integers(1, 7), max_size=3).map(tuple), min_size=1, max_size=6)
+
+
+@given(st.lists(shapes, min_size=1, max_size=3), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_what_was_cut_is_put_together(groups: list[list[tuple[int, ...]]], world_size: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    named = [{f"g{g}.p{i}": shape for i, shape in enumerate(group)} for g, group in enumerate(groups)]
+    values = {
+        name: generator.standard_normal(shape).astype(np.float32) for group in named for name, shape in group.items()
+    }
+    flats: list[list[np.ndarray]] = []  # group -> rank -> flat, as DeepSpeed lays them out
+    for group in named:
+        pieces: list[list[np.ndarray]] = [[] for _ in range(world_size)]
+        for name in group:
+            length = math.ceil(values[name].size / world_size)
+            padded = np.zeros(length * world_size, dtype=np.float32)
+            padded[: values[name].size] = values[name].reshape(-1)
+            for rank in range(world_size):
+                pieces[rank].append(padded[rank * length : (rank + 1) * length])
+        flats.append([np.concatenate(rank) for rank in pieces])
+    for part in partition_map(named, world_size):
+        assert np.array_equal(gather_partition(part, flats[part.group]), values[part.name])
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=50))
+def test_rounding_is_torch_s(values: list[float]) -> None:
+    array = np.array(values, dtype=np.float32)
+    theirs = torch.from_numpy(array.copy()).to(torch.bfloat16)
+    ours = torch.from_numpy(to_bfloat16(array).copy()).view(torch.bfloat16)
+    assert torch.equal(torch.isnan(ours), torch.isnan(theirs))
+    good = ~torch.isnan(theirs)
+    assert torch.equal(ours[good].view(torch.int16), theirs[good].view(torch.int16))
