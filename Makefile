@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test test-unit check format sky-tasks docs clean
+.PHONY: help setup demo test test-unit check format bench sky-tasks docs clean
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -40,6 +40,9 @@ check: $(READY) ## ruff, mypy, import-linter
 format: $(READY) ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+bench: $(READY) ## Measure the checkpoint engine against memcpy and raw sockets; prints JSON
+	@$(BIN)/python -m tests.bench.checkpoints
 
 sky-tasks: $(READY) ## Write sky_tasks/ anew from the recipes
 	@$(BIN)/python -m launcher.sky.tasks sky_tasks

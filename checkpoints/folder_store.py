@@ -16,7 +16,7 @@ from urllib.parse import quote
 import xxhash
 
 from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, StoreError
-from checkpoints.store import Buffer, Entry, Stored
+from checkpoints.store import PIECE_BYTES, Buffer, Entry, Seen, Stored, ignore
 
 _HINTS = {
     errno.ENOSPC: (
@@ -55,6 +55,14 @@ class FolderStore:
     def get_range(self, key: str, start: int, length: int) -> memoryview:
         with self._errors(key), (self._root / key).open("rb") as file:
             return memoryview(os.pread(file.fileno(), length, start))
+
+    def read_into(self, key: str, target: memoryview, seen: Seen = ignore) -> int:
+        with self._errors(key), (self._root / key).open("rb", buffering=0) as file:
+            position = 0
+            while position < len(target) and (count := file.readinto(target[position : position + PIECE_BYTES])):
+                seen(target[position : position + count])
+                position += count
+            return os.fstat(file.fileno()).st_size
 
     def create(self, key: str, data: Buffer) -> str:
         with self._errors(key), self._temporary(data) as temporary:

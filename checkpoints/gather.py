@@ -2,8 +2,8 @@
 
 DeepSpeed 0.19.8 stage 3 cuts every parameter of `n` elements into `ceil(n / world size)` a rank (the last one padded)
 and lays the pieces of a sub-group out one after the other in one flat fp32 tensor a rank. The order is that of
-`param_shapes`, which each rank's checkpoint has. (`zero_to_fp32.py`, the recovery script that DeepSpeed ships, reads its
-own files the same way.)
+`param_shapes`, which each rank's checkpoint has. (`zero_to_fp32.py`, the recovery script that DeepSpeed ships, reads
+its own files the same way.)
 """
 
 from __future__ import annotations

@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
 from checkpoints.errors import BucketUnusable, StoreError, UserError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+PIECE_BYTES = 4 << 20
+"""Read at once. Smaller pieces would stay in a core's own cache until they are checked, but threads then fight for the GIL:
+256 KiB cost 2.7 times the CPU of raw range GETs, 4 MiB 1.4, 64 MiB 1.6 (make bench, 4 connections)."""
+
+Seen: TypeAlias = Callable[[memoryview], None]
+
+
+def ignore(piece: memoryview) -> None:
+    """Nobody wants to see the pieces."""
 
 
 class Stored(NamedTuple):
@@ -47,6 +56,16 @@ class Store(Protocol):
 
     def get_range(self, key: str, start: int, length: int) -> memoryview:
         """Return up to `length` bytes from `start`; fewer only at the end. Raises `ObjectMissing`."""
+
+    def read_into(self, key: str, target: memoryview, seen: Seen = ignore) -> int:
+        """Fill `target` from the start of the object, as far as it goes.
+
+        Straight into that memory where the store can. `seen` is called with the pieces of `target` in order as they
+        arrive: for a checksum on the way. If a piece has to be read
+        again, from another connection, the object is read from its start and `seen` gets an empty piece first.
+
+        Returns the object's size; if it is larger than `target`, any number that is larger. Raises `ObjectMissing`.
+        """
 
     def create(self, key: str, data: Buffer) -> str:
         """Write a new object and return its token; raises `AlreadyExists`."""

@@ -50,6 +50,26 @@ def test_what_was_written_is_read(store: Store) -> None:
     assert bytes(store.get_range("empty", 0, 1)) == b""
 
 
+def test_read_into_fills_memory_that_is_there(store: Store) -> None:
+    data = bytes(range(256)) * 1000
+    store.put("data/c0", data)
+    for length in (len(data), 1000):
+        memory = bytearray(length + 10)
+        size = store.read_into("data/c0", memoryview(memory)[:length])
+        assert bytes(memory) == data[:length] + bytes(10)
+        assert size == len(data) if length == len(data) else size > length
+    longer = bytearray(len(data) + 5)
+    pieces: list[bytes] = []
+    assert store.read_into("data/c0", memoryview(longer), lambda piece: pieces.append(bytes(piece))) == len(data)
+    last_start = max((i for i, piece in enumerate(pieces) if not piece), default=-1)
+    assert b"".join(pieces[last_start + 1 :]) == data
+    assert bytes(longer) == data + bytes(5)
+    store.put("empty", b"")
+    assert store.read_into("empty", memoryview(bytearray(3))) == 0
+    with pytest.raises(ObjectMissing, match="no/such"):
+        store.read_into("no/such", memoryview(bytearray(3)))
+
+
 def test_create_is_once(store: Store) -> None:
     store.create("key", b"first")
     with pytest.raises(AlreadyExists):

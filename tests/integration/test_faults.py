@@ -81,7 +81,7 @@ def test_accumulation_remainder_and_the_end_in_mid_epoch(launcher: Launcher) -> 
     store = open_run(launcher.bucket, "run")
     events = read_events(store)
     assert [e.data["outcome"] for e in events if e.kind == "attempt_ended"] == ["preempted"]
-    assert [e.data["source"] for e in events if e.kind == "notice"] == ["stop"]
+    assert [e.data["source"] for e in events if e.kind == "notice"] == ["user"]
 
     assert launcher.run(*arguments).receipt()["steps"] == 8
     launcher.run(*launcher.local(str(recipe), "--name", "twin")).receipt()

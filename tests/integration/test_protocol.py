@@ -29,7 +29,7 @@ from checkpoints.manifest import Manifest
 from checkpoints.restore import restore_shard
 from checkpoints.retention import collect, collect_orphans
 from checkpoints.snapshot import HostBuffer, Snapshot
-from checkpoints.store import Entry, Store, Stored, open_store
+from checkpoints.store import Entry, Seen, Store, Stored, open_store
 from checkpoints.upload import save_prefix, upload_shard, uploaded_shards
 from tests.seaweed import S3Server
 
@@ -61,6 +61,12 @@ class DictStore:
 
     def get_range(self, key: str, start: int, length: int) -> memoryview:
         return memoryview(self.get(key).data)[start : start + length]
+
+    def read_into(self, key: str, target: memoryview, seen: Seen) -> int:
+        data = self.get(key).data
+        target[: len(data)] = data[: len(target)]
+        seen(target[: len(data)])
+        return len(data)
 
     def create(self, key: str, data: Any) -> str:
         if key in self.objects:

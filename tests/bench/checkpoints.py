@@ -1,0 +1,374 @@
+"""The checkpoint engine against the physical limit: `make bench` prints one JSON object.
+
+Each figure is the median of several rounds, and a ratio to a reference that is measured in the same round: a warm memcpy of
+the same bytes, a raw socket to the same sink. CPU seconds where wall time is noisy. No figure is asserted here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from checkpoints.head import Lease, Writer
+from checkpoints.manifest import Chunk, Manifest, ShardIndex, ShardRef, sha256
+from checkpoints.restore import _fetch
+from checkpoints.run import open_run
+from checkpoints.shm import SharedBuffer, shared_folder
+from checkpoints.snapshot import HostBuffer, Plan, Snapshot
+from checkpoints.store import Store, open_store
+from checkpoints.upload import CHUNK_BYTES, upload_shard, uploaded_shards
+from checkpoints.uploader import Setup
+from tests.seaweed import seaweed
+from trainer.keeper import Keeper
+
+MIB = 1 << 20
+STATE_BYTES = 512 * MIB
+TENSORS = 64
+CONNECTIONS = 4
+
+
+class Cost:
+    """Wall and CPU seconds of a block."""
+
+    def __enter__(self) -> Cost:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.wall = time.perf_counter() - self._wall
+        self.cpu = time.process_time() - self._cpu
+
+
+def measured(block: Callable[[], Any]) -> Cost:
+    with Cost() as cost:
+        block()
+    return cost
+
+
+def median(values: list[float]) -> float:
+    return round(statistics.median(values), 3)
+
+
+def state(size_bytes: int = STATE_BYTES) -> dict[str, torch.Tensor]:
+    numel = size_bytes // 4 // TENSORS
+    return {f"t{i}": torch.full((numel,), float(i)) for i in range(TENSORS)}
+
+
+class Memcpy:
+    """A warm copy of every tensor into memory that was touched before."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.sources = [tensor.numpy() for tensor in tensors.values()]
+        self.targets = [np.empty_like(source) for source in self.sources]
+        self.copy()
+
+    def copy(self) -> None:
+        for source, target in zip(self.sources, self.targets, strict=True):
+            np.copyto(target, source)
+
+
+def bench_snapshot(rounds: int = 9) -> dict[str, float]:
+    """CPU time of a snapshot / CPU time of a warm memcpy; peers beside it."""
+    tensors = state()
+    memcpy = Memcpy(tensors)
+    buffer = SharedBuffer(shared_folder("notus-bench") / "snapshot")
+    Snapshot.take({"s": tensors}, buffer)
+    ratios, clones, saves = [], [], []
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        for _ in range(rounds):
+            reference = measured(memcpy.copy).cpu
+            ratios.append(measured(lambda: Snapshot.take({"s": tensors}, buffer)).cpu / reference)
+            clones.append(measured(lambda: [tensor.clone() for tensor in tensors.values()]).cpu / reference)
+            saves.append(measured(lambda: torch.save(tensors, f"{folder}/x")).cpu / reference)
+    buffer.unlink()
+    return {
+        "snapshot_cpu_to_memcpy": median(ratios),
+        "peer_clone_cpu_to_memcpy": median(clones),
+        "peer_torch_save_cpu_to_memcpy": median(saves),
+    }
+
+
+def bench_dcp(rounds: int = 5) -> dict[str, float]:
+    """How long torch DCP's async_save blocks / wall time of a warm memcpy."""
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+
+    tensors = state()
+    memcpy = Memcpy(tensors)
+    dist.init_process_group("gloo", init_method="tcp://127.0.0.1:29517", rank=0, world_size=1)
+    blocked = []
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        for index in range(rounds):
+            reference = measured(memcpy.copy).wall
+            started = time.perf_counter()
+            future = dcp.async_save({"s": tensors}, checkpoint_id=f"{folder}/{index % 2}")
+            blocked.append((time.perf_counter() - started) / reference)
+            future.result()
+    dist.destroy_process_group()
+    return {"peer_dcp_async_save_blocks_to_memcpy": median(blocked)}
+
+
+@contextlib.contextmanager
+def keeper_on(bucket: Path, tensors_bytes: int) -> Iterator[Keeper]:
+    run = f"bench-{uuid.uuid4().hex[:8]}"
+    store = open_run(str(bucket), run)
+    head = Lease.claim(store, Writer(id=uuid.uuid4().hex, host="bench", pid=os.getpid()), lease_s=3600).head
+    setup = Setup(bucket=str(bucket), run=run, rank=0, world_size=1, writer_id=head.writer.id, epoch=head.epoch, keep=1)
+    buffer = SharedBuffer(shared_folder(f"notus-{run}") / "r0")
+    buffer.reserve(tensors_bytes + 4096)
+    keeper = Keeper(store, head, setup, buffer)
+    yield keeper
+    keeper.close()
+
+
+def bench_training(rounds: int = 5, steps: int = 6) -> dict[str, float]:
+    """Visible stall of a save / warm memcpy, and the slowdown of training while uploads run."""
+    tensors = state()
+    memcpy = Memcpy(tensors)
+    matrix = torch.randn(1024, 1024)
+    stalls, slowdowns = [], []
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, keeper_on(Path(folder), STATE_BYTES) as keeper:
+        copy_s = statistics.median(measured(memcpy.copy).wall for _ in range(5))
+
+        def step() -> None:  # forward and backward take at least twice the memcpy; then the optimizer step
+            until = time.perf_counter() + 2.5 * copy_s
+            while time.perf_counter() < until:
+                torch.mm(matrix, matrix)
+            keeper.wait_copied()
+            for tensor in tensors.values():
+                tensor[0] += 1
+
+        def work() -> float:  # the same arithmetic, timed: what an upload takes away
+            return measured(lambda: [torch.mm(matrix, matrix) for _ in range(60)]).wall
+
+        for number in range(1, rounds + 1):
+            alone = work()
+            keeper.take_stall_s()
+            keeper.save(number, {"s": tensors}, reason="interval", fingerprint={}, metrics=[])
+            step()
+            stalls.append(keeper.take_stall_s() / copy_s)
+            beside = work()
+            slowdowns.append(beside / alone - 1)
+            while keeper.poll().busy:
+                time.sleep(0.01)
+    return {"stall_to_memcpy": median(stalls), "slowdown_while_uploading": median(slowdowns)}
+
+
+@contextlib.contextmanager
+def sink(folder: Path, bytes_per_second: float = 0) -> Iterator[int]:
+    """The C sink on loopback; yields its port."""
+    binary = folder / "sink"
+    source = Path(__file__).with_name("sink.c")
+    subprocess.run(["gcc", "-O2", "-pthread", str(source), "-o", str(binary)], check=True)
+    port_file = folder / f"port-{uuid.uuid4().hex}"
+    process = subprocess.Popen([str(binary), str(port_file), str(bytes_per_second)])
+    while not port_file.exists() or not port_file.read_text().endswith("\n"):
+        time.sleep(0.02)
+    try:
+        yield int(port_file.read_text())
+    finally:
+        process.kill()
+        process.wait()
+
+
+def sink_store(port: int) -> Store:
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "bench",
+        "AWS_SECRET_ACCESS_KEY": "bench",
+        "AWS_REGION": "us-east-1",
+    }
+    return open_store("s3://bench/x")
+
+
+def raw_put(port: int, data: memoryview) -> None:
+    """PUTs of the same chunks over plain sockets, as many connections."""
+
+    def send(position: int) -> None:
+        view = data[position : position + CHUNK_BYTES]
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(f"PUT /x/{position} HTTP/1.1\r\nContent-Length: {view.nbytes}\r\n\r\n".encode())
+            connection.sendall(view)
+            connection.recv(4096)
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        list(pool.map(send, range(0, data.nbytes, CHUNK_BYTES)))
+
+
+def raw_get(port: int, target: memoryview) -> None:
+    """Range GETs over plain sockets, received into place."""
+
+    def receive(position: int) -> None:
+        view = target[position : position + CHUNK_BYTES]
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(f"GET /x HTTP/1.1\r\nRange: bytes=0-{view.nbytes - 1}\r\n\r\n".encode())
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += connection.recv(4096)
+            rest = head.split(b"\r\n\r\n", 1)[1]
+            view[: len(rest)] = rest
+            got = len(rest)
+            while got < view.nbytes:
+                got += connection.recv_into(view[got:])
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        list(pool.map(receive, range(0, target.nbytes, CHUNK_BYTES)))
+
+
+def bench_transfer(folder: Path, rounds: int = 7) -> dict[str, float]:
+    """Upload and restore through the product's code / raw sockets to the same sink."""
+    snapshot = Snapshot.take({"s": state()}, HostBuffer())
+    up_speed, up_cpu, down_speed, down_cpu, naive_cpu = [], [], [], [], []
+    with sink(folder) as port:
+        store = sink_store(port)
+        index = served_index(port, snapshot.data.nbytes)
+        target = HostBuffer().reserve(index.size_bytes)
+        target[:] = bytes(index.size_bytes)
+
+        for number in range(rounds):
+            raw = measured(lambda: raw_put(port, snapshot.data))
+            ours = measured(lambda n=number: upload_shard(store, f"data/{n}", 0, snapshot, concurrency=CONNECTIONS))
+            up_speed.append(raw.wall / ours.wall)
+            up_cpu.append(ours.cpu / raw.cpu)
+            raw = measured(lambda: raw_get(port, target))
+            ours = measured(lambda: _fetch(store, index, target))
+            down_speed.append(raw.wall / ours.wall)
+            down_cpu.append(ours.cpu / raw.cpu)
+            naive = measured(lambda: [store.get_range(chunk.key, 0, chunk.size_bytes) for chunk in index.chunks])
+            naive_cpu.append(naive.cpu / raw.cpu)
+    return {
+        "upload_speed_to_raw": median(up_speed),
+        "upload_cpu_to_raw": median(up_cpu),
+        "restore_speed_to_raw": median(down_speed),
+        "restore_cpu_to_raw": median(down_cpu),
+        "peer_obstore_get_range_cpu_to_raw": median(naive_cpu),
+    }
+
+
+def served_index(port: int, size_bytes: int) -> ShardIndex:
+    """A shard index of what the sink serves: its first bytes, whatever the key."""
+    import crc32c
+    import xxhash
+
+    from checkpoints.manifest import TensorRecord
+
+    served = bytearray(CHUNK_BYTES)
+    raw_get(port, memoryview(served))
+    size_bytes -= size_bytes % CHUNK_BYTES
+    checksum, whole = crc32c.crc32c(served), xxhash.xxh3_128()
+    for _ in range(size_bytes // CHUNK_BYTES):
+        whole.update(served)
+    tensor = TensorRecord(
+        name="t",
+        kind="torch",
+        dtype="uint8",
+        shape=(size_bytes,),
+        offset=0,
+        size_bytes=size_bytes,
+        xxh3=whole.hexdigest(),
+    )
+    chunks = tuple(
+        Chunk(key=f"c{i}", size_bytes=CHUNK_BYTES, crc32c=checksum) for i in range(size_bytes // CHUNK_BYTES)
+    )
+    return ShardIndex(rank=0, size_bytes=size_bytes, chunks=chunks, tensors=(tensor,), trees={})
+
+
+def bench_emergency(folder: Path, rounds: int = 3) -> dict[str, float]:
+    """Time of an upload through a narrow link / bytes through bandwidth."""
+    bandwidth, size_bytes = 100e6, 256 * MIB
+    snapshot = Snapshot.take({"s": state(size_bytes)}, HostBuffer())
+    ratios = []
+    with sink(folder, bandwidth) as port:
+        store = sink_store(port)
+        for number in range(rounds):
+            cost = measured(lambda n=number: upload_shard(store, f"data/{n}", 0, snapshot))
+            ratios.append(cost.wall / (snapshot.data.nbytes / bandwidth))
+    return {"emergency_upload_to_bytes_per_bandwidth": median(ratios)}
+
+
+def bench_commit(folder: Path) -> dict[str, Any]:
+    """Listing, manifest and HEAD for many simulated ranks on a real S3 server, 98 chunks each."""
+    times: dict[str, float] = {}
+    with seaweed(folder) as server:
+        os.environ |= server.environment()
+        server.client().create_bucket(Bucket="bench")
+        for ranks in (64, 256, 1024):
+            store = open_store("s3://bench/commit", f"r{ranks}")
+            lease = Lease.claim(store, Writer(id=uuid.uuid4().hex, host="bench", pid=1), lease_s=3600)
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(lambda rank, s=store: put_index(s, "data/x", rank), range(ranks)))
+            started = time.perf_counter()
+            shards = uploaded_shards(store, "data/x")
+            assert len(shards) == ranks
+            lease.commit(manifest_of(shards, ranks), keep=2)
+            times[f"{ranks}_ranks_s"] = round(time.perf_counter() - started, 3)
+    return {"commit": times}
+
+
+def put_index(store: Store, prefix: str, rank: int) -> None:
+    chunks = tuple(Chunk(key=f"{prefix}/r{rank:05d}/c{i:05d}", size_bytes=CHUNK_BYTES, crc32c=i) for i in range(98))
+    data = ShardIndex(rank=rank, size_bytes=98 * CHUNK_BYTES, chunks=chunks, tensors=(), trees={}).to_json()
+    store.create(f"{prefix}/r{rank:05d}/index-{98 * CHUNK_BYTES}-{sha256(data)}.json", data)
+
+
+def manifest_of(shards: list[ShardRef], ranks: int) -> Manifest:
+    return Manifest(
+        run="bench",
+        step=1,
+        epoch=1,
+        world_size=ranks,
+        created_at=datetime.now(UTC),
+        reason="interval",
+        fingerprint={},
+        shards=tuple(shards),
+    )
+
+
+def bench_plan_memory() -> dict[str, float]:
+    """Bytes that a snapshot needs beside the state: the buffer / the state's own size."""
+    plan = Plan.of({"s": state()})
+    return {"buffer_to_state": round(plan.size_bytes / STATE_BYTES, 4)}
+
+
+def main() -> None:
+    torch.set_num_threads(1)  # as each rank of the trainer does on a CPU
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "weed").mkdir()
+        results: dict[str, Any] = {
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+            "state_mib": STATE_BYTES // MIB,
+        }
+        for bench in (
+            bench_snapshot,
+            bench_dcp,
+            bench_training,
+            lambda: bench_transfer(folder),
+            lambda: bench_emergency(folder),
+            lambda: bench_commit(folder / "weed"),
+            bench_plan_memory,
+        ):
+            results |= bench()
+            sys.stderr.write(f"bench: {list(results)[-1]} done\n")
+    sys.stdout.write(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
