@@ -15,8 +15,8 @@ from checkpoints.errors import BucketUnusable, StoreError, UserError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 PIECE_BYTES = 4 << 20
-"""Read at once. Smaller pieces would stay in a core's own cache until they are checked, but threads then fight for the GIL:
-256 KiB cost 2.7 times the CPU of raw range GETs, 4 MiB 1.4, 64 MiB 1.6 (make bench, 4 connections)."""
+"""Read at once. Smaller pieces would stay in a core's own cache until they are checked, but threads then fight for the
+GIL: 256 KiB cost 2.7 times the CPU of raw range GETs, 4 MiB 1.4, 64 MiB 1.6 (make bench, 4 connections)."""
 
 Seen: TypeAlias = Callable[[memoryview], None]
 

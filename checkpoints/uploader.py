@@ -318,9 +318,15 @@ def main() -> None:
     inbox.start()
     uploader = Uploader(setup, open_run(setup.bucket, setup.run), inbox)
     for done in uploader.run():
-        with contextlib.suppress(BrokenPipeError):  # the rank is dead; the commit counts all the same
-            sys.stdout.write(done.model_dump_json() + "\n")
-            sys.stdout.flush()
+        _say(done)
+
+
+def _say(done: Done) -> None:
+    try:
+        sys.stdout.write(done.model_dump_json() + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the rank is dead; the commit counts all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from checkpoints.events import Diary
 from checkpoints.head import Head
 from checkpoints.pull import MODEL_FOLDER
 from checkpoints.run import write_metrics
+from checkpoints.saver import Saver
 from checkpoints.shm import SharedBuffer, shared_folder, shared_name
 from checkpoints.store import Store
 from checkpoints.uploader import Setup
@@ -90,7 +91,7 @@ class Attempt:
         self.trainer.train(resume_from_checkpoint=resume_from)
         step = self.trainer.state.global_step
         self.keeper.settle()
-        self.keeper.close()
+        self.keeper.saver.close()
         self._flush_metrics()
         self._close_trackers()
         if self.rhythm.stopping or step < self.trainer.state.max_steps:
@@ -163,7 +164,7 @@ class Attempt:
         )
         folder = shared_folder(shared_name(self.head.writer.id), fallback=self.scratch.work)
         buffer = SharedBuffer(folder / f"r{setup.rank}")
-        return Keeper(self.store, self.head, setup, buffer, copy_scope(self.device))
+        return Keeper(self.store, self.head, setup, Saver(setup, buffer, copy_scope(self.device)))
 
     def _base_model(self) -> str:
         """The base model's hub name or folder; the built-in one is made here, once a machine."""
@@ -272,7 +273,7 @@ class Attempt:
         reason = self.rhythm.reason
         if reason == "stop" and not self._emergency():
             return
-        self.keeper.settle()
+        self.keeper.settle(tolerant=True)  # the one before
         self._announce("saving")
         started = time.monotonic()
         trees = states.capture(
@@ -282,9 +283,9 @@ class Attempt:
             self.pairs.fingerprint,
             evaluation_due=self.rhythm.evaluation_due,
         )
-        self.keeper.count_stall(time.monotonic() - started)
+        self.keeper.saver.count_stall(time.monotonic() - started)
         step = self.trainer.state.global_step
-        if self.keeper.save(step, trees, reason=reason, fingerprint=self.fingerprint, metrics=self.metrics):
+        if self.keeper.saver.save(step, trees, reason=reason, fingerprint=self.fingerprint, metrics=self.metrics):
             self.metrics = []
         if reason in ("stop", "final"):
             self.keeper.settle()
@@ -303,10 +304,13 @@ class Attempt:
         saves = self.recipe.saves
         if not saves.auto:
             return saves.every_minutes
-        if self.keeper.costs is None:
+        costs = self.keeper.saver.costs
+        if costs is None:
             return FIRST_SAVE_MINUTES  # soon: it is also the measurement
         hours = float(os.environ.get("NOTUS_HOURS_TO_PREEMPTION") or ASSUMED_HOURS_TO_PREEMPTION)
-        return auto_interval_minutes(**self.keeper.costs._asdict(), mean_time_to_preemption_s=hours * 3600)
+        return auto_interval_minutes(
+            stall_s=costs.stall_s, upload_s=costs.upload_s, mean_time_to_preemption_s=hours * 3600
+        )
 
     def _flush_metrics(self) -> None:
         write_metrics(self.store, self.head.epoch, dist.get_rank(), self.metrics)
@@ -316,7 +320,7 @@ class Attempt:
 
     def _on_train_begin(self) -> None:
         optimizer = check_optimizer(self.trainer, self.recipe)
-        optimizer.register_step_pre_hook(lambda *args: self.keeper.wait_copied())
+        optimizer.register_step_pre_hook(lambda *args: self.keeper.saver.wait_copied())
         if self.resumed_trees is not None:
             states.restore_counters(self.trainer, self.resumed_trees["counters"])
             self.trainer.args.eval_on_start = self.resumed_trees["cursor"]["evaluation_due"]
@@ -351,7 +355,7 @@ class Attempt:
                 "losses_hex": [loss.hex() for loss in losses],
                 "learning_rate": self.trainer._get_learning_rate(),
                 "seconds": round(seconds, 4),
-                "stalled_s": round(self.keeper.take_stall_s(), 4),
+                "stalled_s": round(self.keeper.saver.take_stall_s(), 4),
             }
         )
         if self.first_step:

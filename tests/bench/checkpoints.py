@@ -30,13 +30,13 @@ from checkpoints.head import Lease, Writer
 from checkpoints.manifest import Chunk, Manifest, ShardIndex, ShardRef, sha256
 from checkpoints.restore import _fetch
 from checkpoints.run import open_run
+from checkpoints.saver import Saver
 from checkpoints.shm import SharedBuffer, shared_folder
 from checkpoints.snapshot import HostBuffer, Plan, Snapshot
 from checkpoints.store import Store, open_store
 from checkpoints.upload import CHUNK_BYTES, upload_shard, uploaded_shards
 from checkpoints.uploader import Setup
 from tests.seaweed import seaweed
-from trainer.keeper import Keeper
 
 MIB = 1 << 20
 STATE_BYTES = 512 * MIB
@@ -126,16 +126,16 @@ def bench_dcp(rounds: int = 5) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def keeper_on(bucket: Path, tensors_bytes: int) -> Iterator[Keeper]:
+def saver_on(bucket: Path, tensors_bytes: int) -> Iterator[Saver]:
     run = f"bench-{uuid.uuid4().hex[:8]}"
     store = open_run(str(bucket), run)
     head = Lease.claim(store, Writer(id=uuid.uuid4().hex, host="bench", pid=os.getpid()), lease_s=3600).head
     setup = Setup(bucket=str(bucket), run=run, rank=0, world_size=1, writer_id=head.writer.id, epoch=head.epoch, keep=1)
     buffer = SharedBuffer(shared_folder(f"notus-{run}") / "r0")
     buffer.reserve(tensors_bytes + 4096)
-    keeper = Keeper(store, head, setup, buffer)
-    yield keeper
-    keeper.close()
+    saver = Saver(setup, buffer)
+    yield saver
+    saver.close()
 
 
 def bench_training(rounds: int = 5, steps: int = 6) -> dict[str, float]:
@@ -144,14 +144,14 @@ def bench_training(rounds: int = 5, steps: int = 6) -> dict[str, float]:
     memcpy = Memcpy(tensors)
     matrix = torch.randn(1024, 1024)
     stalls, slowdowns = [], []
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, keeper_on(Path(folder), STATE_BYTES) as keeper:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, saver_on(Path(folder), STATE_BYTES) as saver:
         copy_s = statistics.median(measured(memcpy.copy).wall for _ in range(5))
 
         def step() -> None:  # forward and backward take at least twice the memcpy; then the optimizer step
             until = time.perf_counter() + 2.5 * copy_s
             while time.perf_counter() < until:
                 torch.mm(matrix, matrix)
-            keeper.wait_copied()
+            saver.wait_copied()
             for tensor in tensors.values():
                 tensor[0] += 1
 
@@ -160,13 +160,13 @@ def bench_training(rounds: int = 5, steps: int = 6) -> dict[str, float]:
 
         for number in range(1, rounds + 1):
             alone = work()
-            keeper.take_stall_s()
-            keeper.save(number, {"s": tensors}, reason="interval", fingerprint={}, metrics=[])
+            saver.take_stall_s()
+            saver.save(number, {"s": tensors})
             step()
-            stalls.append(keeper.take_stall_s() / copy_s)
+            stalls.append(saver.take_stall_s() / copy_s)
             beside = work()
             slowdowns.append(beside / alone - 1)
-            while keeper.poll().busy:
+            while saver.poll():
                 time.sleep(0.01)
     return {"stall_to_memcpy": median(stalls), "slowdown_while_uploading": median(slowdowns)}
 

@@ -1,0 +1,156 @@
+"""Exact resume for any training loop in one process: claim, restore, save, in a dozen lines.
+
+    with Checkpointer("s3://bucket/prefix", "my-run") as checkpoints:
+        saved = checkpoints.restore()
+        if saved is not None:
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+        for step in range(checkpoints.step + 1, steps + 1):
+            loss = forward_and_backward(...)
+            checkpoints.wait_copied()  # the last save's copy ran beside forward and backward
+            optimizer.step()
+            if step % 10 == 0:
+                checkpoints.save(step, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+
+A runnable example: docs/examples/plain_loop.py. What to put into the state is the loop's business: without the
+generators' states and the position in the data a resume isn't exact. Several ranks: see `trainer.keeper` for what they
+must agree on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from checkpoints.errors import Fenced, NotusError, UserError
+from checkpoints.head import LEASE_S, Lease, Writer
+from checkpoints.names import check_run_name
+from checkpoints.restore import newest_good, restore_shard
+from checkpoints.run import open_run
+from checkpoints.saver import Saver
+from checkpoints.shm import SharedBuffer, remove_shared, shared_folder, shared_name
+from checkpoints.store import probe
+from checkpoints.uploader import Setup
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpointer:
+    """The state of one process's training in a bucket. Use it as a context manager.
+
+    Keeps the lease of the run in a thread; if another process takes the run over, the next call raises `Fenced`.
+
+    Args:
+        bucket: s3://..., gs://... or a folder that exists.
+        run: name of the run in it; the same name goes on with that run.
+        keep: newest checkpoints kept; one more stays as the fallback.
+        wait_s: how long to wait for a predecessor that may be dead (its lease runs for 60 s).
+        predecessor_gone: id of a writer that is known to be dead: its lease is not waited for.
+    """
+
+    def __init__(
+        self, bucket: str, run: str, *, keep: int = 1, wait_s: float = 2 * LEASE_S, predecessor_gone: str = ""
+    ) -> None:
+        self._store = open_run(bucket, check_run_name(run))
+        probe(self._store)
+        writer = Writer(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid())
+        self._lease = Lease.claim(self._store, writer, wait_s=wait_s, gone=predecessor_gone)
+        head = self._lease.head
+        setup = Setup(
+            bucket=bucket, run=run, rank=0, world_size=1, writer_id=writer.id, epoch=head.epoch, keep=keep + 1
+        )
+        self._shared = shared_name(writer.id)
+        self._saver = Saver(setup, SharedBuffer(shared_folder(self._shared) / "r0"))
+        self._fenced: Fenced | None = None
+        self._ended = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._renewing.start()
+        self.step = 0
+        """Of the restored state; 0 before."""
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def restore(self) -> dict[str, Any] | None:
+        """The newest good state as it was saved, or None for a new run. Tensors are views of one buffer.
+
+        Damaged checkpoints are passed over with a warning. Raises `NoGoodCheckpoint` if all are damaged.
+        """
+        shard, damaged = newest_good(self._lease.head.commits, lambda commit: restore_shard(self._store, commit, 0))
+        for commit, fault in damaged:
+            logger.warning("checkpoint of step %d is damaged and passed over: %s", commit.step, fault)
+        if damaged:
+            self._lease.discard([commit for commit, _ in damaged])
+        if shard is None:
+            return None
+        self.step = self._saver.newest_step = shard.manifest.step
+        return shard.trees()
+
+    def save(self, step: int, state: Mapping[str, Any], *, wait: bool = False) -> bool:
+        """Start to save; returns whether it was started (not if the last save is still on its way).
+
+        `wait`: until it is committed, the last save before it too. Raises `Fenced`, `UserError`, or with `wait` a
+        `StoreError`; without it, a save that failed is a warning at the next call.
+        """
+        self._check()
+        if wait:
+            self._saver.wait()
+            self._check()
+        if self._saver.poll() or not self._saver.save(step, state):
+            return False
+        if wait:
+            self._saver.wait()
+            failure = self._saver.failure
+            self._check()
+            if failure is not None:
+                failure.raise_error()
+        return True
+
+    def wait_copied(self) -> None:
+        """Call it before anything changes the tensors that were saved."""
+        self._saver.wait_copied()
+
+    def close(self) -> None:
+        """Finish the save on its way, and give the run back."""
+        self._saver.wait()
+        self._saver.close()
+        self._ended.set()
+        self._renewing.join()
+        remove_shared(self._shared)
+        if self._fenced is None:
+            self._lease.release()
+
+    def _check(self) -> None:
+        self._saver.poll()
+        if self._fenced is not None:
+            raise self._fenced
+        failure, self._saver.failure = self._saver.failure, None
+        if failure is None:
+            return
+        try:
+            failure.raise_error()
+        except (Fenced, UserError):
+            raise
+        except NotusError as error:
+            logger.warning("the save of step %d failed: %s", failure.step, error.message)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(LEASE_S / 3):
+            try:
+                self._lease.renew()
+            except Fenced as error:
+                self._fenced = error
+                return
+            except NotusError as error:
+                logger.warning("the bucket does not answer: %s", error.message)

@@ -1,0 +1,208 @@
+"""One rank's saves: copied beside the training, uploaded and committed by another process. No collective calls.
+
+    save()          encodes small values, starts the copy of the tensors in a thread, and returns
+    wait_copied()   before the tensors change: parameters and optimizer state don't until the next optimizer.step()
+    poll()          now and then: what did the uploader process say?
+    wait()          until the save in flight is decided
+
+One save is in flight at a time, so one buffer is enough. Nothing here waits for the network, except `wait`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from checkpoints.shm import SharedBuffer
+from checkpoints.snapshot import Plan
+from checkpoints.upload import save_prefix
+from checkpoints.uploader import Done, Job, Setup, UploaderClient
+
+SMOOTHING = 0.3
+"""Weight of the newest save in the measured costs: one slow upload is no new bandwidth."""
+
+
+class SaveCosts(NamedTuple):
+    """What the saves of this rank cost, measured and smoothed."""
+
+    stall_s: float
+    """Training stands still."""
+    copy_s: float
+    """For the snapshot, beside the training."""
+    size_bytes: int
+    bytes_per_second: float
+    """Of the uploads."""
+
+    @property
+    def upload_s(self) -> float:
+        return self.size_bytes / self.bytes_per_second
+
+
+class Saver:
+    """Saves this rank's state. Not thread-safe."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        buffer: SharedBuffer,
+        copy_scope: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        """`copy_scope` surrounds the copy in its thread (a CUDA stream of its own, for example)."""
+        self._setup = setup
+        self._buffer = buffer
+        self._copy_scope = copy_scope
+        self._uploader = UploaderClient(setup)
+        self._copying: threading.Thread | None = None
+        self._copy_error: BaseException | None = None
+        self._in_flight: Job | None = None
+        self._number = 0
+        self._stall_s = self._stall_of_save_s = 0.0
+        self._copy_s = self._submitted_at = 0.0
+        self.failure: Done | None = None
+        """The last save, if it failed; whoever handles it sets it back to None."""
+        self.newest_step = -1
+        """The newest step that is saved or on its way."""
+        self.costs: SaveCosts | None = None
+        """None before the first save is done."""
+
+    @property
+    def busy(self) -> bool:
+        """Is a save on its way, as far as `poll` knows?"""
+        return self._in_flight is not None
+
+    def save(
+        self,
+        step: int,
+        trees: Mapping[str, Any],
+        *,
+        reason: str = "interval",
+        fingerprint: Mapping[str, Any] | None = None,
+        metrics: Sequence[dict[str, Any]] = (),
+    ) -> bool:
+        """Start to save the state of `step`; False if it is saved already, or a newer one.
+
+        Args:
+            trees: file name -> nested dicts, lists and tuples of numbers, strings and tensors. No tensor in it may
+                change before `wait_copied` returns.
+            metrics: lines for the run's metrics, durable before the commit.
+
+        Raises:
+            TypeError: something in `trees` isn't plain data.
+            RuntimeError: a save is in flight: `poll` or `wait` first.
+        """
+        if step <= self.newest_step:
+            return False
+        if self._in_flight is not None:
+            raise RuntimeError("a save is in flight: wait for it, or poll until it is done")
+        started = time.monotonic()
+        plan = Plan.of(dict(trees))
+        self._number += 1
+        self.newest_step = step
+        self._in_flight = Job(
+            number=self._number,
+            step=step,
+            prefix=save_prefix(self._setup.epoch, step, self._setup.writer_id, self._number),
+            buffer=str(self._buffer.path),
+            size_bytes=plan.size_bytes,
+            trees=plan.trees,
+            tensors=plan.tensors,
+            metrics=tuple(metrics),
+            reason=reason,
+            fingerprint=dict(fingerprint or {}),
+        )
+        self._copying = threading.Thread(target=self._copy, args=(plan, self._in_flight), name="snapshot", daemon=True)
+        self._copying.start()
+        self.count_stall(time.monotonic() - started)
+        return True
+
+    def wait_copied(self) -> None:
+        """Wait until the snapshot is complete. Call it before anything changes the tensors."""
+        if self._copying is None:
+            return
+        started = time.monotonic()
+        self._copying.join()
+        self._copying = None
+        self.count_stall(time.monotonic() - started)
+        if self._copy_error is not None:
+            raise self._copy_error
+
+    def poll(self) -> bool:
+        """Hear what the uploader has said, without waiting; returns `busy`. See `failure`."""
+        if self._in_flight is not None and (done := self._uploader.poll()) is not None:
+            self._note(done)
+        return self.busy
+
+    def wait(self) -> None:
+        """Wait until the save in flight is decided. See `failure`."""
+        self.wait_copied()
+        if self._in_flight is not None:
+            self._note(self._uploader.wait())
+
+    def give_up(self) -> None:
+        """Drop the save in flight. The previous checkpoint stays the newest."""
+        self.wait_copied()
+        if self._in_flight is not None:
+            self._uploader.abandon(self._in_flight.number)
+            self._note(self._uploader.wait())
+        self.failure = None
+
+    def in_flight_bytes(self) -> float:
+        """An estimate of what is still to be uploaded."""
+        if self._in_flight is None:
+            return 0.0
+        sent = (time.monotonic() - self._submitted_at) * (self.costs.bytes_per_second if self.costs else 0.0)
+        return max(0.0, self._in_flight.size_bytes - sent)
+
+    def take_stall_s(self) -> float:
+        """Seconds that training stood still for saving since the last call."""
+        stall_s, self._stall_s = self._stall_s, 0.0
+        return stall_s
+
+    def count_stall(self, seconds: float) -> None:
+        """Add time that training stood still for the save in flight, the capture of the state for example."""
+        self._stall_s += seconds
+        self._stall_of_save_s += seconds
+
+    def close(self) -> None:
+        """Let the uploader end, and give the shared memory back."""
+        self._uploader.close()
+        self._buffer.unlink()
+
+    def _copy(self, plan: Plan, job: Job) -> None:
+        """In the snapshot thread: copy, then tell the uploader."""
+        try:
+            started = time.monotonic()
+            with self._copy_scope():
+                plan.copy(self._buffer.reserve(plan.size_bytes))
+            self._submitted_at = time.monotonic()
+            self._copy_s = self._submitted_at - started
+            self._uploader.submit(job)
+        except BaseException as error:
+            self._copy_error = error
+
+    def _note(self, done: Done) -> None:
+        self._in_flight = None
+        if done.error:
+            self.failure = done
+            self.newest_step = -1  # the step isn't saved after all
+        else:
+            self._measure(done)
+
+    def _measure(self, done: Done) -> None:
+        stall_s, self._stall_of_save_s = self._stall_of_save_s, 0.0
+        new = SaveCosts(stall_s, self._copy_s, done.size_bytes, done.size_bytes / max(done.upload_s, 1e-3))
+        if self.costs is not None:
+            old = self.costs
+            new = new._replace(
+                stall_s=_smooth(old.stall_s, new.stall_s),
+                bytes_per_second=_smooth(old.bytes_per_second, new.bytes_per_second),
+            )
+        self.costs = new
+
+
+def _smooth(old: float, new: float) -> float:
+    return (1 - SMOOTHING) * old + SMOOTHING * new
