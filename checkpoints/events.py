@@ -11,8 +11,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from checkpoints.clock import Clock, SystemClock
+from checkpoints.confirm import read_record
 from checkpoints.errors import NotusError
-from checkpoints.manifest import Record, parse
+from checkpoints.manifest import Record
 from checkpoints.parallel import parallel_map
 from checkpoints.store import Store
 from checkpoints.upload import put_once
@@ -80,5 +81,5 @@ class Diary:
 def read_events(store: Store, wanted: Callable[[str], bool] = lambda key: True) -> list[Event]:
     """All events of a run in time order."""
     keys = [entry.key for entry in store.list("events") if wanted(entry.key)]
-    events = parallel_map(lambda key: parse(Event, store.get(key).data, f"{store.url}/{key}"), keys, 16)
+    events = parallel_map(lambda key: read_record(store, key, Event), keys, 16)
     return sorted(events, key=lambda event: (event.time, event.id))

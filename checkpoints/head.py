@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import Field
 
 from checkpoints.clock import Clock, SystemClock
+from checkpoints.confirm import confirmed
 from checkpoints.errors import AlreadyExists, Conflict, Fenced, ObjectMissing, RunHeld, StoreError
 from checkpoints.manifest import Key, Manifest, Record, Sha256, manifest_key, parse, sha256
 from checkpoints.store import Store
@@ -151,21 +152,32 @@ def next_discard(head: Head, damaged: Sequence[Commit], now: datetime, lease_s: 
 
 
 def read_head(store: Store) -> Head | None:
-    """Return HEAD, or None for a run that nobody has claimed. Raises `CorruptCheckpoint` if it can't be parsed."""
-    try:
-        return parse(Head, store.get(HEAD_KEY).data, f"{store.url}/{HEAD_KEY}")
-    except ObjectMissing:
-        return None
+    """Return HEAD, or None for a run that nobody has claimed. Raises `CorruptCheckpoint` if it is damaged."""
+    return _read(store)[0]
+
+
+def _read(store: Store) -> tuple[Head | None, str]:
+    """HEAD and its token."""
+
+    def read() -> tuple[Head | None, str]:
+        try:
+            stored = store.get(HEAD_KEY)
+        except ObjectMissing:
+            return None, ""
+        return parse(Head, stored.data, f"{store.url}/{HEAD_KEY}"), stored.token
+
+    return confirmed(read)
 
 
 def pin(store: Store, step: int, *, pinned: bool = True) -> None:
     """Pin the checkpoint of `step`, or let it go. Needs no lease: a running writer keeps what it finds in HEAD."""
     while True:
-        stored = store.get(HEAD_KEY)
-        head = parse(Head, stored.data, f"{store.url}/{HEAD_KEY}")
+        head, token = _read(store)
+        if head is None:
+            raise ObjectMissing(f"{store.url}/{HEAD_KEY} does not exist")
         wanted = next_pin(head, step, pinned=pinned)
         try:
-            store.swap(HEAD_KEY, wanted.to_json(), stored.token)
+            store.swap(HEAD_KEY, wanted.to_json(), token)
             return
         except Conflict:
             if _is_ours(store, wanted):
@@ -202,11 +214,7 @@ class Lease:
         clock = clock or SystemClock()
         patience_ends = clock.now() + timedelta(seconds=wait_s)
         while True:
-            try:
-                stored = store.get(HEAD_KEY)
-            except ObjectMissing:
-                stored = None
-            old = parse(Head, stored.data, f"{store.url}/{HEAD_KEY}") if stored else None
+            old, token = _read(store)
             try:
                 head = next_claim(old, writer, clock.now(), lease_s, gone)
             except RunHeld:
@@ -215,10 +223,10 @@ class Lease:
                 clock.sleep(CLAIM_POLL_S)
                 continue
             try:
-                if stored is None:
+                if old is None:
                     store.create(HEAD_KEY, head.to_json())
                 else:
-                    store.swap(HEAD_KEY, head.to_json(), stored.token)
+                    store.swap(HEAD_KEY, head.to_json(), token)
             except (AlreadyExists, Conflict):
                 if _is_ours(store, head):
                     return cls(store, head, clock, lease_s)
@@ -289,16 +297,14 @@ class Lease:
         """Swap HEAD to `change(HEAD)`. Two processes of one attempt write here (lease, commit): a lost race between
         them is tried again, a newer epoch raises `Fenced`."""
         while True:
-            try:
-                stored = self._store.get(HEAD_KEY)
-            except ObjectMissing:
-                raise _fenced(None, self.head.epoch) from None
-            current = parse(Head, stored.data, f"{self._store.url}/{HEAD_KEY}")
+            current, token = _read(self._store)
+            if current is None:
+                raise _fenced(None, self.head.epoch)
             if (current.writer.id, current.epoch) != (self.head.writer.id, self.head.epoch):
                 raise _fenced(current, self.head.epoch)
             wanted = change(current)
             try:
-                self._store.swap(HEAD_KEY, wanted.to_json(), stored.token)
+                self._store.swap(HEAD_KEY, wanted.to_json(), token)
             except (Conflict, ObjectMissing):
                 if not _is_ours(self._store, wanted):
                     continue

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import obstore
+import stamina
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
@@ -33,6 +34,15 @@ _RETRY: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
 SIGNED_FOR = timedelta(minutes=10)
 
 logger = logging.getLogger(__name__)
+
+
+class _Transient(StoreError):
+    """Worth another try: a broken connection, an answer that makes no sense."""
+
+
+# obstore itself retries 5xx, but not a connection that breaks under a conditional write or a delete: it can't know
+# whether the deed was done. Our callers can (nonces, same bytes), so here everything is tried again.
+_retried = stamina.retry(on=_Transient, attempts=6, timeout=120, wait_initial=0.1, wait_max=5.0)
 
 
 class ObjectStore:
@@ -69,11 +79,13 @@ class ObjectStore:
     def url(self) -> str:
         return self._url
 
+    @_retried
     def get(self, key: str) -> Stored:
         with self._errors(key):
             result = obstore.get(self._store, key)
             return Stored(bytes(result.bytes()), self._token(result.meta))
 
+    @_retried
     def get_range(self, key: str, start: int, length: int) -> memoryview:
         with self._errors(key):
             try:
@@ -100,37 +112,42 @@ class ObjectStore:
         seen(target[: data.nbytes])
         return data.nbytes
 
+    @_retried
     def create(self, key: str, data: Buffer) -> str:
         with self._errors(key):
             return self._token(obstore.put(self._store, key, data, mode="create", use_multipart=False))
 
+    @_retried
     def swap(self, key: str, data: Buffer, token: str) -> str:
         expected: Any = {self._token_field: token}
         with self._errors(key):
             return self._token(obstore.put(self._store, key, data, mode=expected, use_multipart=False))
 
+    @_retried
     def put(self, key: str, data: Buffer) -> None:
         with self._errors(key):
             obstore.put(self._store, key, data)
 
+    @_retried
     def put_file(self, key: str, path: Path) -> None:
         with self._errors(key):
             obstore.put(self._store, key, path, chunk_size=16 << 20)
 
     def list(self, prefix: str) -> Iterator[Entry]:
+        yield from self._list(prefix)
+
+    @_retried
+    def _list(self, prefix: str) -> Sequence[Entry]:
         with self._errors(prefix):
-            entries = [
-                Entry(meta["path"], meta["size"])
-                for batch in obstore.list(self._store, prefix or None)
-                for meta in batch
-            ]
-        yield from sorted(entries)
+            batches = obstore.list(self._store, prefix or None)
+            return sorted(Entry(meta["path"], meta["size"]) for batch in batches for meta in batch)
 
     def folders(self) -> Sequence[str]:
         with self._errors(""):
             result = obstore.list_with_delimiter(self._store)
         return sorted(prefix.strip("/").rsplit("/", 1)[-1] for prefix in result["common_prefixes"])
 
+    @_retried
     def delete(self, key: str) -> None:
         with self._errors(key), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, key)
@@ -166,7 +183,7 @@ class ObjectStore:
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
             raise BucketUnusable(f"{self._url} refuses access: {_first_line(error)}", _CREDENTIALS_HINT) from error
         except (BaseError, OSError) as error:
-            raise StoreError(f"{where}: {_first_line(error)}") from error
+            raise _Transient(f"{where}: {_first_line(error)}") from error
 
 
 _CREDENTIALS_HINT = (

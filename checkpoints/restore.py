@@ -9,6 +9,7 @@ from typing import Any
 import crc32c
 import xxhash
 
+from checkpoints.confirm import confirmed
 from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, NotExact, ObjectMissing
 from checkpoints.head import Commit
 from checkpoints.manifest import Chunk, Manifest, ShardIndex, ShardRef, parse, sha256
@@ -136,36 +137,37 @@ def verify(store: Store, commit: Commit, progress: Callable[[int], None] = lambd
 
 
 def _read(store: Store, key: str, digest: str) -> bytes:
-    try:
-        data = store.get(key).data
-    except ObjectMissing as error:
-        raise CorruptCheckpoint(f"{store.url}/{key} is missing") from error
-    if sha256(data) != digest:
-        raise CorruptCheckpoint(f"{store.url}/{key} differs from its sha256")
-    return data
+    def read() -> bytes:
+        try:
+            data = store.get(key).data
+        except ObjectMissing as error:
+            raise CorruptCheckpoint(f"{store.url}/{key} is missing") from error
+        if sha256(data) != digest:
+            raise CorruptCheckpoint(f"{store.url}/{key} differs from its sha256")
+        return data
+
+    return confirmed(read)
 
 
 def _fetch(store: Store, index: ShardIndex, target: memoryview) -> None:
     """Read all chunks into `target`, in parallel, checking each."""
-
-    def fetch(job: tuple[int, Chunk]) -> None:
-        position, chunk = job
-        view = target[position : position + chunk.size_bytes]
-        checksum = _Crc32c()
-        try:
-            size_bytes = store.read_into(chunk.key, view, checksum.add)
-        except ObjectMissing as error:
-            raise CorruptCheckpoint(f"{store.url}/{chunk.key} is missing") from error
-        if size_bytes != chunk.size_bytes:  # an object that has grown is damaged too
-            raise CorruptCheckpoint(f"{store.url}/{chunk.key} has {size_bytes} bytes instead of {chunk.size_bytes}")
-        if checksum.value != chunk.crc32c:
-            raise CorruptCheckpoint(f"{store.url}/{chunk.key} differs from its CRC32C")
-
     jobs, position = [], 0
     for chunk in index.chunks:
-        jobs.append((position, chunk))
+        jobs.append((chunk, target[position : position + chunk.size_bytes]))
         position += chunk.size_bytes
-    parallel_map(fetch, jobs, CONCURRENCY)
+    parallel_map(lambda job: confirmed(lambda: _fetch_chunk(store, *job)), jobs, CONCURRENCY)
+
+
+def _fetch_chunk(store: Store, chunk: Chunk, view: memoryview) -> None:
+    checksum = _Crc32c()
+    try:
+        size_bytes = store.read_into(chunk.key, view, checksum.add)
+    except ObjectMissing as error:
+        raise CorruptCheckpoint(f"{store.url}/{chunk.key} is missing") from error
+    if size_bytes != chunk.size_bytes:  # an object that has grown is damaged too
+        raise CorruptCheckpoint(f"{store.url}/{chunk.key} has {size_bytes} bytes instead of {chunk.size_bytes}")
+    if checksum.value != chunk.crc32c:
+        raise CorruptCheckpoint(f"{store.url}/{chunk.key} differs from its CRC32C")
 
 
 class _Crc32c:

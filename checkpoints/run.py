@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from checkpoints.confirm import confirmed, read_record
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing, UserError
-from checkpoints.manifest import Record, parse
+from checkpoints.manifest import CHECK, Record, checksum
 from checkpoints.names import check_run_name, is_run_name
 from checkpoints.parallel import parallel_map
 from checkpoints.store import Store, open_store
@@ -67,7 +68,7 @@ def register_run(store: Store, record: RunRecord) -> RunRecord:
 def read_run(store: Store) -> RunRecord | None:
     """run.json, or None."""
     try:
-        return parse(RunRecord, store.get(RUN_KEY).data, f"{store.url}/{RUN_KEY}")
+        return read_record(store, RUN_KEY, RunRecord)
     except ObjectMissing:
         return None
 
@@ -75,7 +76,7 @@ def read_run(store: Store) -> RunRecord | None:
 def read_heartbeat(store: Store) -> Heartbeat | None:
     """The newest heartbeat, or None."""
     try:
-        return parse(Heartbeat, store.get(HEARTBEAT_KEY).data, f"{store.url}/{HEARTBEAT_KEY}")
+        return read_record(store, HEARTBEAT_KEY, Heartbeat)
     except ObjectMissing:
         return None
 
@@ -109,18 +110,29 @@ def write_metrics(store: Store, attempt: int, rank: int, lines: list[dict[str, A
     if lines:
         first, last = lines[0]["step"], lines[-1]["step"]
         key = f"metrics/a{attempt:04d}-r{rank:05d}-s{first:08d}-{last:08d}.jsonl"
-        store.put(key, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        store.put(key, "".join(json.dumps(line) + "\n" for line in (*lines, {CHECK: checksum(lines)})).encode())
 
 
 def read_metrics(store: Store) -> list[StepMetrics]:
     """All metrics of a run: every step of every attempt, redone steps more than once, in order of attempt and step."""
     keys = [entry.key for entry in store.list("metrics")]
-    parts = parallel_map(lambda key: store.get(key).data, keys, 16)
+    parts = parallel_map(lambda key: confirmed(lambda: _read_lines(store, key)), keys, 16)
     found = []
-    for key, data in zip(keys, parts, strict=True):
+    for key, lines in zip(keys, parts, strict=True):
         attempt, rank = (int(part[1:]) for part in key.rsplit("/", 1)[-1].split("-")[:2])
-        found += [StepMetrics(attempt, rank, line["step"], line) for line in map(json.loads, data.splitlines())]
+        found += [StepMetrics(attempt, rank, line["step"], line) for line in lines]
     return sorted(found, key=lambda item: (item.attempt, item.step, item.rank))
+
+
+def _read_lines(store: Store, key: str) -> list[dict[str, Any]]:
+    try:
+        *lines, last = [json.loads(line) for line in store.get(key).data.splitlines()]
+        good = last[CHECK] == checksum(lines)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpoint(f"{store.url}/{key} is not a file of metrics") from error
+    if not good:
+        raise CorruptCheckpoint(f"{store.url}/{key} differs from its checksum")
+    return lines
 
 
 def _first_difference(old: Any, new: Any, path: str = "") -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import ssl
 import threading
+import weakref
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -23,11 +24,13 @@ class UnexpectedAnswer(OSError):
 
 
 class SignedReader:
-    """Keeps a connection for each thread and host."""
+    """Keeps idle connections for the next read, and closes them when it is collected."""
 
     def __init__(self, sign: Callable[[str], str]) -> None:
         self._sign = sign
-        self._local = threading.local()
+        self._idle: list[tuple[str, http.client.HTTPConnection]] = []
+        self._lock = threading.Lock()
+        weakref.finalize(self, _close_all, self._idle)
 
     def read_into(self, key: str, target: memoryview, seen: Seen) -> int:
         """Fill `target` from the start of the object, as far as it goes; return the object's size.
@@ -38,39 +41,38 @@ class SignedReader:
             FileNotFoundError: 404.
             OSError: anything else that isn't a plain answer; try another way.
         """
-        url = self._sign(key)
-        parts = urlsplit(url)
-        connection = self._connection(parts.scheme, parts.netloc)
+        parts = urlsplit(self._sign(key))
+        host = f"{parts.scheme}://{parts.netloc}"
+        connection = self._take(host) or _connect(parts.scheme, parts.netloc)
         try:
             connection.request("GET", f"{parts.path}?{parts.query}", headers={"Range": f"bytes=0-{len(target) - 1}"})
-            return _receive(connection.getresponse(), target, key, seen)
-        except (OSError, http.client.HTTPException) as error:
-            self._drop(parts.scheme, parts.netloc)
-            if isinstance(error, OSError):
-                raise
-            raise UnexpectedAnswer(f"{key}: {error}") from error
-
-    def _connection(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
-        connections = self._connections()
-        if (scheme, netloc) not in connections:
-            if scheme == "https":
-                context = ssl.create_default_context()
-                connections[scheme, netloc] = http.client.HTTPSConnection(netloc, timeout=TIMEOUT_S, context=context)
-            else:
-                connections[scheme, netloc] = http.client.HTTPConnection(netloc, timeout=TIMEOUT_S)
-        return connections[scheme, netloc]
-
-    def _connections(self) -> dict[tuple[str, str], http.client.HTTPConnection]:
-        """Of this thread."""
-        if not hasattr(self._local, "connections"):
-            self._local.connections = {}
-        connections: dict[tuple[str, str], http.client.HTTPConnection] = self._local.connections
-        return connections
-
-    def _drop(self, scheme: str, netloc: str) -> None:
-        connection = self._connections().pop((scheme, netloc), None)
-        if connection is not None:
+            size_bytes = _receive(connection.getresponse(), target, key, seen)
+        except BaseException as error:
             connection.close()
+            if isinstance(error, http.client.HTTPException):
+                raise UnexpectedAnswer(f"{key}: {error}") from error
+            raise
+        with self._lock:
+            self._idle.append((host, connection))
+        return size_bytes
+
+    def _take(self, host: str) -> http.client.HTTPConnection | None:
+        with self._lock:
+            for index, (known, _) in enumerate(self._idle):
+                if known == host:
+                    return self._idle.pop(index)[1]
+        return None
+
+
+def _connect(scheme: str, netloc: str) -> http.client.HTTPConnection:
+    if scheme == "https":
+        return http.client.HTTPSConnection(netloc, timeout=TIMEOUT_S, context=ssl.create_default_context())
+    return http.client.HTTPConnection(netloc, timeout=TIMEOUT_S)
+
+
+def _close_all(idle: list[tuple[str, http.client.HTTPConnection]]) -> None:
+    for _, connection in idle:
+        connection.close()
 
 
 def _receive(answer: http.client.HTTPResponse, target: memoryview, key: str, seen: Seen) -> int:

@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from checkpoints.head import Head
+from checkpoints.manifest import parse
 
 
 class Progress(BaseModel):
@@ -72,7 +73,7 @@ class Scratch:
     def read_head(self) -> Head | None:
         """The claim of this attempt, or None before there is one."""
         try:
-            return Head.model_validate_json((self.folder / "attempt.json").read_bytes())
+            return parse(Head, (self.folder / "attempt.json").read_bytes(), "attempt.json")
         except FileNotFoundError:
             return None
 

@@ -12,6 +12,7 @@ import pytest
 
 from checkpoints.run import open_run
 from checkpoints.store import Store
+from tests.faulty_proxy import faulty_proxy
 from tests.integration.conftest import Launcher, assert_bit_exact, wait_for
 from tests.seaweed import S3Server
 
@@ -102,6 +103,21 @@ def test_on_s3(
     assert "=== attempt 2" in logs.out
     resumed_from = receipt["attempts"][1]["from_step"]
     assert (f"resuming from step {resumed_from}" if resumed_from else "no checkpoint yet") in logs.out.split("=== ")[2]
+
+
+def test_on_an_s3_that_misbehaves(
+    launcher: Launcher, s3_server: S3Server, seed: int, reference: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of ten requests fail: 500, 503, resets before and after the deed, stalls, cut and wrong bytes."""
+    with faulty_proxy(s3_server.endpoint, share=0.3, seed=seed) as proxy:
+        launcher.environment |= s3_server.environment() | {"AWS_ENDPOINT_URL": proxy.url}
+        arguments = ("--bucket", "s3://notus-test/faulty", "--preempt", "1", "--no-compare", "--seed", str(seed))
+        done = launcher.run(*launcher.local("tiny-dpo", "--name", "faulty", *arguments))
+        assert done.code == 0, done.err
+        assert min(proxy.done[fault] for fault in ("500", "503", "reset before", "reset after", "cut")) > 3, proxy.done
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    assert_bit_exact(open_run("s3://notus-test/faulty", "faulty"), reference)
 
 
 def test_one_rank_dies(launcher: Launcher, reference: Store, seed: int) -> None:

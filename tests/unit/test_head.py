@@ -156,6 +156,30 @@ def test_a_damaged_head_is_named() -> None:
         read_head(store)
 
 
+def test_every_flipped_byte_of_head_is_noticed() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    lease = Lease.claim(store, writer("a"), clock=clock)
+    lease.commit(manifest(5, 1, clock), keep=2)
+    data = store.get(HEAD_KEY).data
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x04
+        store.put(HEAD_KEY, bytes(damaged))
+        with pytest.raises(CorruptCheckpoint):
+            read_head(store)
+
+
+def test_wrong_bytes_on_the_way_are_read_again() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    Lease.claim(store, writer("a"), clock=clock)
+    good = store.get(HEAD_KEY)
+    answers = [good._replace(data=good.data[:-2]), good._replace(data=b"x" + good.data[1:]), good]
+    store.get = lambda key: answers.pop(0)  # type: ignore[method-assign]
+    head = read_head(store)
+    assert head is not None
+    assert head.writer.id == "a"
+
+
 class FlakyStore:
     """A store whose conditional writes lose their reply, before or after they happened, as told by `faults`."""
 

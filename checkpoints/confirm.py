@@ -1,0 +1,30 @@
+"""Damage is believed only when it is seen several times: it may have happened on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from checkpoints.errors import CorruptCheckpoint
+from checkpoints.manifest import Record, parse
+from checkpoints.store import Store
+
+READ_ATTEMPTS = 4
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Record)
+
+
+def confirmed(read: Callable[[], T]) -> T:
+    """`read()`, again while it raises `CorruptCheckpoint`, a few times."""
+    for _ in range(READ_ATTEMPTS - 1):
+        try:
+            return read()
+        except CorruptCheckpoint:
+            continue
+    return read()
+
+
+def read_record(store: Store, key: str, record: type[R]) -> R:
+    """Read and parse one record; raises `ObjectMissing` or `CorruptCheckpoint`."""
+    return confirmed(lambda: parse(record, store.get(key).data, f"{store.url}/{key}"))
