@@ -89,3 +89,12 @@ def test_fifty_kills(tmp_path: Path, truth: dict[int, str]) -> None:
     while any_descendant("checkpoints.uploader"):
         assert time.monotonic() < deadline, "an uploader lives on as an orphan"
         time.sleep(0.1)
+
+
+def test_the_example_of_the_docs_runs_and_resumes(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "docs/examples/plain_loop.py"
+    command = [sys.executable, str(example), str(tmp_path), "example"]
+    first = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    again = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(first) == 61
+    assert again == first[-1:], "a finished run has nothing to do, and the same weights"
