@@ -19,6 +19,7 @@ must agree on.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -122,14 +123,18 @@ class Checkpointer:
         self._saver.wait_copied()
 
     def close(self) -> None:
-        """Finish the save on its way, and give the run back."""
-        self._saver.wait()
-        self._saver.close()
-        self._ended.set()
-        self._renewing.join()
-        remove_shared(self._shared)
-        if self._fenced is None:
-            self._lease.release()
+        """Finish the save on its way, and give the run back, also after an error."""
+        try:
+            self._saver.wait()
+            if self._saver.failure is not None:
+                logger.warning("the last save failed: %s", self._saver.failure.message)
+            self._saver.close()
+        finally:
+            self._ended.set()
+            self._renewing.join()
+            remove_shared(self._shared)
+            with contextlib.suppress(Fenced):
+                self._lease.release()
 
     def _check(self) -> None:
         self._saver.poll()

@@ -180,7 +180,7 @@ class Saver:
                 plan.copy(self._buffer.reserve(plan.size_bytes))
             self._submitted_at = time.monotonic()
             self._copy_s = self._submitted_at - started
-            self._uploader.submit(job)
+            self._uploader.submit(job.model_copy(update={"buffer": str(self._buffer.path)}))  # it may have moved
         except BaseException as error:
             self._copy_error = error
 

@@ -5,9 +5,11 @@ A file in /dev/shm: both processes map it, and a machine that restarts the run f
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +17,9 @@ import numpy as np
 SHM = Path("/dev/shm")  # noqa: S108  # shared memory is the point
 
 
-def shared_folder(name: str, need_bytes: int = 0, fallback: Path | None = None) -> Path:
-    """A private folder for shared buffers; in /dev/shm, or in `fallback` where that is missing or too small.
-
-    Containers often have a /dev/shm of 64 MiB. A file elsewhere works the same through the page cache, only that the
-    kernel may write it to disk.
-    """
-    root = SHM
-    if fallback is not None and not (SHM.is_dir() and shutil.disk_usage(SHM).free >= need_bytes):
-        root = fallback
-    folder = root / name
+def shared_folder(name: str) -> Path:
+    """A private folder for shared buffers in /dev/shm, or in the temporary folder where there is none."""
+    folder = (SHM if SHM.is_dir() else Path(tempfile.gettempdir())) / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
@@ -44,10 +39,14 @@ class SharedBuffer:
 
     The first touch of a fresh page costs some 15 times the copy itself (storage-facts): pages are touched once, when
     the buffer grows, and kept.
+
+    Containers often have a /dev/shm of 64 MiB. Where it is too small the buffer moves to `fallback`: a file elsewhere
+    works the same through the page cache, only that the kernel may write it to disk. `path` says where it is.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fallback: Path | None = None) -> None:
         self.path = path
+        self._fallback = fallback
         self._map: mmap.mmap | None = None
 
     def reserve(self, size_bytes: int) -> memoryview:
@@ -55,9 +54,19 @@ class SharedBuffer:
         if self._map is None or len(self._map) < size_bytes:
             self._map = None  # views of the old mapping keep it alive until they are gone
             rounded = max(1, -(-size_bytes // mmap.PAGESIZE)) * mmap.PAGESIZE
-            self._map = _map_file(self.path, rounded)
+            self._map = self._grow(rounded)
             _touch(self._map)
         return memoryview(self._map)[:size_bytes]
+
+    def _grow(self, size_bytes: int) -> mmap.mmap:
+        try:
+            return _map_file(self.path, size_bytes)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or self._fallback is None:
+                raise
+            self.unlink()
+            self.path, self._fallback = self._fallback, None
+            return _map_file(self.path, size_bytes)
 
     def unlink(self) -> None:
         """Give the memory back once nobody maps it."""

@@ -37,7 +37,7 @@ from checkpoints.snapshot import Snapshot, TensorSpec
 from checkpoints.store import Store
 from checkpoints.upload import CHUNK_BYTES, CONCURRENCY, upload_shard, uploaded_shards
 
-DRAIN_S = 45.0
+DRAIN_S = 20.0
 """How long an upload may go on after its rank's death. Below the lease: afterwards somebody else may hold the run."""
 _POLL_S = (0.02, 1.0)
 """First and longest pause between two looks at whether the other ranks are done."""

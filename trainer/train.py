@@ -162,8 +162,8 @@ class Attempt:
             keep=self.recipe.saves.keep + 1,  # and one as the fallback
             keep_every=self.recipe.saves.keep_every_steps,
         )
-        folder = shared_folder(shared_name(self.head.writer.id), fallback=self.scratch.work)
-        buffer = SharedBuffer(folder / f"r{setup.rank}")
+        folder = shared_folder(shared_name(self.head.writer.id))
+        buffer = SharedBuffer(folder / f"r{setup.rank}", fallback=self.scratch.work / f"shared-r{setup.rank}")
         return Keeper(self.store, self.head, setup, Saver(setup, buffer, copy_scope(self.device)))
 
     def _base_model(self) -> str:

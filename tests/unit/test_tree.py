@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import random
 from collections import OrderedDict
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoints.shm import SharedBuffer, open_shared, shared_folder
+from checkpoints.shm import SharedBuffer, open_shared
 from checkpoints.snapshot import HostBuffer, Snapshot
 from checkpoints.tree import Leaf, decode, encode, tensor_from
 
@@ -142,8 +144,24 @@ def test_shared_buffers_grow_and_are_seen_by_others(tmp_path: Path) -> None:
     assert bytes(large[99_990:]) == b"9876543210"
 
 
-def test_shared_memory_falls_back_where_it_is_small(tmp_path: Path) -> None:
-    assert shared_folder("notus-test", need_bytes=1 << 60, fallback=tmp_path) == tmp_path / "notus-test"
+def test_shared_memory_falls_back_where_it_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = tmp_path / "shm" / "r0"
+    full.parent.mkdir()
+    real = os.posix_fallocate
+
+    def fallocate(descriptor: int, offset: int, length: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    buffer = SharedBuffer(full, fallback=tmp_path / "elsewhere")
+    buffer.reserve(10_000)[:3] = b"abc"
+    assert buffer.path == tmp_path / "elsewhere"
+    assert bytes(open_shared(buffer.path, 3)) == b"abc"
+    assert not full.exists()
+    with pytest.raises(OSError, match="No space left"):
+        SharedBuffer(full).reserve(10_000)
 
 
 def test_tensors_of_a_snapshot_are_aligned() -> None:
