@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Any
 
 from checkpoints.errors import Fenced, NotusError, UserError
-from checkpoints.head import LEASE_S, Lease, Writer
+from checkpoints.head import LEASE_S, Lease, Writer, read_head
 from checkpoints.names import check_run_name
 from checkpoints.restore import newest_good, restore_shard
 from checkpoints.run import open_run
@@ -61,7 +61,10 @@ class Checkpointer:
         self._store = open_run(bucket, check_run_name(run))
         probe(self._store)
         writer = Writer(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid())
+        before = read_head(self._store)
         self._lease = Lease.claim(self._store, writer, wait_s=wait_s, gone=predecessor_gone)
+        if before is not None:
+            remove_shared(shared_name(before.writer.id))  # of a predecessor on this machine that was killed
         head = self._lease.head
         setup = Setup(
             bucket=bucket, run=run, rank=0, world_size=1, writer_id=writer.id, epoch=head.epoch, keep=keep + 1

@@ -204,7 +204,10 @@ class Uploader:
 
     def _upload_and_commit(self, job: Job) -> Done:
         started = time.monotonic()
-        data = open_shared(Path(job.buffer), job.size_bytes)
+        try:
+            data = open_shared(Path(job.buffer), job.size_bytes)
+        except OSError as error:  # a successor on this machine has cleaned up after us
+            raise StoreError(f"the snapshot of step {job.step} is gone: {error}") from error
         snapshot = Snapshot(job.trees, tuple(TensorSpec(*spec) for spec in job.tensors), data)
         setup = self._setup
         # Before the index: no committed step may lack its metrics.

@@ -56,6 +56,7 @@ def test_fifty_kills(tmp_path: Path, truth: dict[int, str]) -> None:
     print(f"seed of the kills: {seed}")  # noqa: T201
     generator = random.Random(seed)
     kills = runs = resumed_later = 0
+    before = set(Path("/dev/shm").glob("notus-*"))
     while kills < KILLS:
         runs += 1
         run, finished = f"killed-{runs}", False
@@ -85,6 +86,8 @@ def test_fifty_kills(tmp_path: Path, truth: dict[int, str]) -> None:
         for commit in head.commits:
             verify(store, commit)
     assert resumed_later > KILLS / 4, "the kills must hit runs that had saved something"
+    left = [folder for folder in Path("/dev/shm").glob("notus-*") if folder not in before]
+    assert left == [], "shared memory of dead attempts is left behind"
     deadline = time.monotonic() + 60
     while any_descendant("checkpoints.uploader"):
         assert time.monotonic() < deadline, "an uploader lives on as an orphan"
