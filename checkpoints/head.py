@@ -18,7 +18,7 @@ from pydantic import Field
 
 from checkpoints.clock import Clock, SystemClock
 from checkpoints.confirm import confirmed
-from checkpoints.errors import AlreadyExists, Conflict, Fenced, ObjectMissing, RunHeld, StoreError
+from checkpoints.errors import AlreadyExists, Conflict, Fenced, ObjectMissing, RunHeld, StoreError, UserError
 from checkpoints.manifest import Key, Manifest, Record, Sha256, manifest_key, parse, sha256
 from checkpoints.store import Store
 from checkpoints.upload import put_once
@@ -175,6 +175,8 @@ def pin(store: Store, step: int, *, pinned: bool = True) -> None:
         head, token = _read(store)
         if head is None:
             raise ObjectMissing(f"{store.url}/{HEAD_KEY} does not exist")
+        if step not in {commit.step for commit in head.commits}:
+            raise UserError(f"there is no checkpoint of step {step} any more", "see `notus-ckpt ls`")
         wanted = next_pin(head, step, pinned=pinned)
         try:
             store.swap(HEAD_KEY, wanted.to_json(), token)

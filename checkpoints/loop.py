@@ -19,13 +19,14 @@ must agree on.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
+import tempfile
 import threading
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -70,7 +71,12 @@ class Checkpointer:
             bucket=bucket, run=run, rank=0, world_size=1, writer_id=writer.id, epoch=head.epoch, keep=keep + 1
         )
         self._shared = shared_name(writer.id)
-        self._saver = Saver(setup, SharedBuffer(shared_folder(self._shared) / "r0"))
+        self._saver = Saver(
+            setup,
+            SharedBuffer(
+                shared_folder(self._shared) / "r0", fallback=Path(tempfile.gettempdir()) / f"{self._shared}-r0"
+            ),
+        )
         self._fenced: Fenced | None = None
         self._ended = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -84,7 +90,12 @@ class Checkpointer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except NotusError as failure:
+            if error is None:
+                raise
+            logger.warning("while closing: %s", failure.message)  # the first error is the one to see
 
     def restore(self) -> dict[str, Any] | None:
         """The newest good state as it was saved, or None for a new run. Tensors are views of one buffer.
@@ -126,18 +137,23 @@ class Checkpointer:
         self._saver.wait_copied()
 
     def close(self) -> None:
-        """Finish the save on its way, and give the run back, also after an error."""
+        """Finish the save on its way, and give the run back.
+
+        Raises what the last save met: `Fenced`, `UserError`, `StoreError`. Everything is given back all the same.
+        """
         try:
             self._saver.wait()
             if self._saver.failure is not None:
-                logger.warning("the last save failed: %s", self._saver.failure.message)
-            self._saver.close()
+                self._saver.failure.raise_error()
         finally:
             self._ended.set()
             self._renewing.join()
+            self._saver.close()
             remove_shared(self._shared)
-            with contextlib.suppress(Fenced):
+            try:
                 self._lease.release()
+            except NotusError as error:
+                logger.warning("could not give the lease back: %s", error.message)
 
     def _check(self) -> None:
         self._saver.poll()

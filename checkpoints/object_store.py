@@ -142,6 +142,7 @@ class ObjectStore:
             batches = obstore.list(self._store, prefix or None)
             return sorted(Entry(meta["path"], meta["size"]) for batch in batches for meta in batch)
 
+    @_retried
     def folders(self) -> Sequence[str]:
         with self._errors(""):
             result = obstore.list_with_delimiter(self._store)

@@ -127,8 +127,11 @@ class Saver:
         self._copying.join()
         self._copying = None
         self.count_stall(time.monotonic() - started)
-        if self._copy_error is not None:
-            raise self._copy_error
+        error, self._copy_error = self._copy_error, None
+        if error is not None:
+            self._in_flight = None  # the uploader never heard of it: nobody would answer
+            self.newest_step = -1
+            raise error
 
     def poll(self) -> bool:
         """Hear what the uploader has said, without waiting; returns `busy`. See `failure`."""

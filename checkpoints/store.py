@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
-from checkpoints.errors import BucketUnusable, StoreError, UserError
+from checkpoints.errors import BucketUnusable, ObjectMissing, UserError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 PIECE_BYTES = 4 << 20
@@ -116,15 +116,13 @@ def open_store(url: str, prefix: str = "") -> Store:
 def probe(store: Store) -> None:
     """Write, read and delete one small object, so that a wrong bucket fails before it costs money.
 
-    Raises `BucketUnusable` with the reason.
+    Raises `BucketUnusable` with the reason, or `StoreError` where the store does not answer: that may pass.
     """
     key, payload = f"probe-{uuid.uuid4().hex}", os.urandom(16)
     try:
-        store.create(key, payload)
+        store.put(key, payload)  # not `create`: a retry that meets its own success is no fault of the bucket
         if all(store.get(key).data != payload for _ in range(4)):  # once may be the network's fault
             raise BucketUnusable(f"{store.url} gave back other bytes than were written to it")
         store.delete(key)
-    except BucketUnusable:
-        raise
-    except StoreError as error:
+    except ObjectMissing as error:
         raise BucketUnusable(f"{store.url} can't be used: {error.message}", error.hint) from error

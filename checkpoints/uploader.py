@@ -302,16 +302,23 @@ class Inbox:
 
     def _read(self) -> None:
         """At the end of stdin start the clock that ends this process for good."""
-        for line in self._lines:
-            data = json.loads(line)
-            if "abandon" in data:
-                self.abandoned.add(Abandon.model_validate(data).abandon)
-            else:
-                self.jobs.put(Job.model_validate(data))
-        self.ended_at = time.monotonic()
-        self.jobs.put(None)
+        try:
+            for line in self._lines:
+                self._take(line)
+        except ValueError:
+            pass  # the rank was killed in the middle of a line: its last words don't count
+        finally:
+            self.ended_at = time.monotonic()
+            self.jobs.put(None)
         time.sleep(self._drain_s)
         os._exit(1)
+
+    def _take(self, line: bytes) -> None:
+        data = json.loads(line)
+        if "abandon" in data:
+            self.abandoned.add(Abandon.model_validate(data).abandon)
+        else:
+            self.jobs.put(Job.model_validate(data))
 
 
 def main() -> None:

@@ -122,7 +122,7 @@ class Supervisor:
             process.kill()
             process.wait()  # before the others are reaped, or its exit code would be lost to them
             if fenced is None:
-                self._best_effort("the last upload", self._drain_uploaders)
+                fenced = self._drain_uploaders()
             kill_descendants()
         return fenced or self._outcome(process.returncode)
 
@@ -169,12 +169,22 @@ class Supervisor:
             return False
         return bool(head and head.commits and head.commits[0].epoch == self._lease.head.epoch)
 
-    def _drain_uploaders(self) -> None:
-        """Ranks that died may have left a whole snapshot behind: their uploaders finish and commit it."""
+    def _drain_uploaders(self) -> Outcome | None:
+        """Ranks that died may have left a whole snapshot behind: their uploaders finish and commit it.
+
+        Returns an outcome only if we were fenced meanwhile.
+        """
         deadline = time.monotonic() + DRAIN_S
         while time.monotonic() < deadline and any_descendant("checkpoints.uploader"):
-            self._keep_lease()
+            try:
+                self._keep_lease()
+            except Fenced as error:
+                return Outcome(kind="fenced", message=error.message, hint=error.hint)
+            except NotusError as error:  # the store may be back before the lease runs out
+                logger.warning("the bucket does not answer: %s", error.message)
+                self._next_renewal = time.monotonic() + HEARTBEAT_S
             time.sleep(TICK_S / 5)
+        return None
 
     def _keep_lease(self) -> None:
         now = time.monotonic()

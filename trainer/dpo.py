@@ -58,8 +58,9 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
             self.announce("training")
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The Trainer looks at max_steps only after a step: resumed at its end in mid-epoch, it would do one step more.
-        if self.state.global_step >= self.state.max_steps:
+        # The Trainer looks at max_steps and at a stop only after a step: resumed at its end in mid-epoch, or stopped in
+        # the evaluation that a resume makes up for, it would do one step more.
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)

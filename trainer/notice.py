@@ -103,8 +103,11 @@ class FileNotice:
             text = self._path.read_text()
         except FileNotFoundError:
             return None
-        seconds = json.loads(text).get("seconds") if text.strip() else None
-        return Notice(self.name, datetime.now(UTC) + timedelta(seconds=seconds) if seconds is not None else None)
+        try:
+            deadline = datetime.now(UTC) + timedelta(seconds=float(json.loads(text)["seconds"]))
+        except (ValueError, TypeError, KeyError, OverflowError):
+            deadline = None  # a notice without a time, or with one that we can't read, is a notice all the same
+        return Notice(self.name, deadline)
 
 
 class NoticePoller:

@@ -6,10 +6,9 @@ step, and a rank acts only on the agreed value.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import threading
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -54,14 +53,17 @@ class StopRequest:
 
 
 def request_stop(path: Path, source: str = "user", deadline: datetime | None = None) -> None:
-    """Ask the attempt that watches `path` to save and stop. The first one to ask is the one that counts."""
-    with contextlib.suppress(FileExistsError):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(Stop(source=source, deadline=deadline).model_dump_json())
-        try:
-            os.link(temporary, path)
-        finally:
-            temporary.unlink()
+    """Ask the attempt that watches `path` to save and stop.
+
+    The first one to ask is the one that counts, unless a later one knows of an earlier end: a SIGTERM without a deadline must
+    not hide a notice of 30 s. Safe in a signal handler and from several threads.
+    """
+    known = read_stop(path)
+    if known is not None and (deadline is None or (known.deadline is not None and known.deadline <= deadline)):
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary.write_text(Stop(source=source, deadline=deadline).model_dump_json())
+    temporary.replace(path)
 
 
 def read_stop(path: Path) -> Stop | None:
