@@ -8,10 +8,11 @@ from pathlib import Path
 
 import crc32c
 
+from checkpoints.confirm import confirmed
 from checkpoints.errors import AlreadyExists, CorruptCheckpoint, ObjectMissing, UserError
 from checkpoints.folder_store import FolderStore
 from checkpoints.head import HEAD_KEY, Commit, Head
-from checkpoints.manifest import Chunk
+from checkpoints.manifest import Chunk, sha256
 from checkpoints.parallel import parallel_map
 from checkpoints.restore import load_index, load_manifest
 from checkpoints.run import RUN_KEY
@@ -37,14 +38,14 @@ def pull(
     folder.mkdir(parents=True, exist_ok=True)
     target = FolderStore(folder)
     manifest = load_manifest(store, commit)
-    _copy(store, target, commit.manifest)
+    _copy(store, target, commit.manifest, commit.sha256)
     for ref in manifest.shards:
         index = load_index(store, ref)
-        _copy(store, target, ref.index)
+        _copy(store, target, ref.index, ref.sha256)
 
         def fetch(chunk: Chunk) -> None:
             if not _is_good(target, chunk):
-                target.put(chunk.key, _verified(store, chunk))
+                target.put(chunk.key, confirmed(lambda: _verified(store, chunk)))
             progress(chunk.size_bytes)
 
         parallel_map(fetch, index.chunks, CONCURRENCY)
@@ -58,9 +59,17 @@ def pull(
     return target
 
 
-def _copy(store: Store, target: FolderStore, key: str) -> None:
+def _copy(store: Store, target: FolderStore, key: str, digest: str = "") -> None:
+    """Copy one small object; with `digest`, only if these very bytes have that SHA-256."""
+
+    def read() -> bytes:
+        data = store.get(key).data
+        if digest and sha256(data) != digest:
+            raise CorruptCheckpoint(f"{store.url}/{key} differs from its sha256")
+        return data
+
     try:
-        put_once(target, key, store.get(key).data)
+        put_once(target, key, confirmed(read))
     except ObjectMissing:
         if key != RUN_KEY:  # a run that was made without the trainer has none
             raise

@@ -66,6 +66,10 @@ class Saver:
         """The last save, if it failed; whoever handles it sets it back to None."""
         self.newest_step = -1
         """The newest step that is saved or on its way."""
+        self.done_count = 0
+        """How many saves have succeeded."""
+        self.undelivered: list[dict[str, Any]] = []
+        """Metrics lines that no successful save has taken along yet: they go with the next one."""
         self.costs: SaveCosts | None = None
         """None before the first save is done."""
 
@@ -88,7 +92,7 @@ class Saver:
         Args:
             trees: file name -> nested dicts, lists and tuples of numbers, strings and tensors. No tensor in it may
                 change before `wait_copied` returns.
-            metrics: lines for the run's metrics, durable before the commit.
+            metrics: lines for the run's metrics, durable before the commit; after a failed save they go with the next.
 
         Raises:
             TypeError: something in `trees` isn't plain data.
@@ -100,6 +104,7 @@ class Saver:
             raise RuntimeError("a save is in flight: wait for it, or poll until it is done")
         started = time.monotonic()
         plan = Plan.of(dict(trees))
+        self.undelivered += metrics
         self._number += 1
         self.newest_step = step
         self._in_flight = Job(
@@ -110,7 +115,7 @@ class Saver:
             size_bytes=plan.size_bytes,
             trees=plan.trees,
             tensors=plan.tensors,
-            metrics=tuple(metrics),
+            metrics=tuple(self.undelivered),
             reason=reason,
             fingerprint=dict(fingerprint or {}),
         )
@@ -188,11 +193,13 @@ class Saver:
             self._copy_error = error
 
     def _note(self, done: Done) -> None:
-        self._in_flight = None
+        job, self._in_flight = self._in_flight, None
         if done.error:
             self.failure = done
             self.newest_step = -1  # the step isn't saved after all
         else:
+            self.done_count += 1
+            del self.undelivered[: len(job.metrics) if job else 0]
             self._measure(done)
 
     def _measure(self, done: Done) -> None:

@@ -119,7 +119,8 @@ class UploaderClient:
             start_new_session=True,  # a signal to the rank's group is not for the uploader
         )
         self._send(setup)
-        threading.Thread(target=self._listen, name="uploader-results", daemon=True).start()
+        self._listening = threading.Thread(target=self._listen, name="uploader-results", daemon=True)
+        self._listening.start()
 
     def submit(self, job: Job) -> None:
         """Hand over a snapshot. Its buffer must not change until the job's `Done` is here."""
@@ -145,6 +146,9 @@ class UploaderClient:
             assert self._process.stdin is not None
             self._process.stdin.close()
         self._process.wait()
+        self._listening.join()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def _send(self, message: BaseModel) -> None:
         assert self._process.stdin is not None

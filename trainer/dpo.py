@@ -52,6 +52,10 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         try:
             return super()._evaluate(*args, **kwargs)
         except EvaluationStopped:
+            # The save before this evaluation is skipped while an upload is on its way: make up for it.
+            self._metrics["eval"].clear()
+            states.restore_rng(generators)
+            self._save_checkpoint(self.model, None)
             return {}
         finally:
             states.restore_rng(generators)

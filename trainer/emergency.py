@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 Choice = Literal["finish, then save", "save now", "finish", "leave"]
@@ -10,53 +11,63 @@ COMMIT_S = 1.5
 """For the index, the manifest and HEAD after the last chunk: a handful of small requests one after the other."""
 SAFETY = 1.2
 """Bandwidth measured in peace is not the bandwidth of an emergency."""
+STUCK_BYTES = 4 * (64 << 20)
+"""Chunks that are being sent when an upload is given up can't be called back: as many as are sent at once."""
 
 
-class Situation(NamedTuple):
-    """What a rank knows when it hears that the machine goes. Of all ranks, the slowest counts."""
+class Needed(NamedTuple):
+    """Seconds that a rank needs, by its own size and its own bandwidth."""
 
-    seconds_left: float | None
-    """None = nobody is in a hurry."""
-    copy_s: float
-    """For the snapshot itself."""
-    snapshot_bytes: float
-    in_flight_bytes: float
-    """Not yet uploaded of the save that is on its way; 0 = none is."""
-    bytes_per_second: float | None
-    """Measured in earlier saves; None = there was none yet."""
+    save_s: float
+    """For a save of the newest step."""
+    finish_s: float | None
+    """For the save on its way; None = none is."""
+    give_up_s: float
+    """Until an upload on its way has let go of the network and the buffer."""
 
 
-def choose(situation: Situation) -> Choice:
-    """What fits into the time that is left.
+def needed(
+    *, copy_s: float, snapshot_bytes: float, busy: bool, in_flight_bytes: float, bytes_per_second: float
+) -> Needed:
+    """Estimate.
+
+    `busy` and not `in_flight_bytes` says whether a save is on its way: one that is slower than expected has no bytes
+    left by the estimate, and still is not committed.
+    """
+    rate = bytes_per_second / SAFETY
+    return Needed(
+        save_s=copy_s + snapshot_bytes / rate + COMMIT_S,
+        finish_s=in_flight_bytes / rate + COMMIT_S if busy else None,
+        give_up_s=min(in_flight_bytes, STUCK_BYTES) / rate if busy else 0.0,
+    )
+
+
+def choose(seconds_left: float | None, ranks: Sequence[Needed | None]) -> Choice:
+    """What fits into the time that is left; of all ranks, the slowest counts.
+
+    Each rank's seconds come from its own figures: under LoRA rank 0 has all the bytes and the others a few kB, whose
+    "bandwidth" is mostly latency.
 
     Best is to finish the upload on its way and then save the newest step; then the newest step alone, which gives up
     the upload on its way; then that upload alone. If nothing fits, the last commit stays valid, and it is better not
     to start: a save that is cut short is only garbage.
+
+    `seconds_left` None: nobody is in a hurry. A rank that has never completed a save is None: then there is nothing to
+    judge by, and nothing to lose.
     """
-    if situation.seconds_left is None:
+    if seconds_left is None:
         return "finish, then save"
-    if situation.bytes_per_second is None:
-        return "save now"  # nothing to judge by, and nothing to lose: no save was ever completed
-    rate = situation.bytes_per_second / SAFETY
-    save_s = situation.copy_s + situation.snapshot_bytes / rate + COMMIT_S
-    finish_s = situation.in_flight_bytes / rate + COMMIT_S if situation.in_flight_bytes else 0.0
-    if finish_s + save_s <= situation.seconds_left:
-        return "finish, then save"
-    if save_s <= situation.seconds_left:
+    known = [rank for rank in ranks if rank is not None]
+    if len(known) < len(ranks):
         return "save now"
-    if situation.in_flight_bytes and finish_s <= situation.seconds_left:
+    save_s = max(rank.save_s for rank in known)
+    give_up_s = max(rank.give_up_s for rank in known)
+    finishing = [rank.finish_s for rank in known if rank.finish_s is not None]
+    finish_s = max(finishing) if finishing else 0.0
+    if finish_s + save_s <= seconds_left:
+        return "finish, then save"
+    if give_up_s + save_s <= seconds_left:
+        return "save now"
+    if finishing and finish_s <= seconds_left:
         return "finish"
     return "leave"
-
-
-def worst(situations: list[Situation]) -> Situation:
-    """The slowest of each figure: one rank that is late makes the whole save late."""
-    left = [s.seconds_left for s in situations if s.seconds_left is not None]
-    rates = [s.bytes_per_second for s in situations if s.bytes_per_second is not None]
-    return Situation(
-        seconds_left=min(left) if left else None,
-        copy_s=max(s.copy_s for s in situations),
-        snapshot_bytes=max(s.snapshot_bytes for s in situations),
-        in_flight_bytes=max(s.in_flight_bytes for s in situations),
-        bytes_per_second=min(rates) if rates else None,
-    )

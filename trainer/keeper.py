@@ -18,7 +18,7 @@ from checkpoints.restore import RestoredShard, newest_good
 from checkpoints.saver import Saver
 from checkpoints.store import Store
 from checkpoints.uploader import Done, Setup
-from trainer.emergency import Choice, Situation, choose, worst
+from trainer.emergency import Choice, Needed, choose, needed
 from trainer.prefetch import Prefetch
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class Keeper:
         self._head = head
         self._setup = setup
         self._failures_in_a_row = 0
+        self._commits_seen = 0
         self.saver = saver
 
     def restore(self, prefetch: Prefetch) -> RestoredShard | None:
@@ -121,22 +122,26 @@ class Keeper:
 
     def choose(self, seconds_left: float | None) -> Choice:
         """Agree on what to do in the time that is left."""
-        self.saver.poll()
-        costs = self.saver.costs
-        mine = Situation(
-            seconds_left=seconds_left,
-            copy_s=costs.copy_s if costs else 0.0,
-            snapshot_bytes=float(costs.size_bytes) if costs else 0.0,
+        busy, costs = self.saver.poll(), self.saver.costs
+        mine = costs and needed(
+            copy_s=costs.copy_s,
+            snapshot_bytes=costs.size_bytes,
+            busy=busy,
             in_flight_bytes=self.saver.in_flight_bytes(),
-            bytes_per_second=costs.bytes_per_second if costs else None,
+            bytes_per_second=costs.bytes_per_second,
         )
-        return choose(worst(self._gather(mine)))
+        ranks: list[tuple[float | None, Needed | None]] = self._gather((seconds_left, mine))
+        left = [seconds for seconds, _ in ranks if seconds is not None]
+        return choose(min(left) if left else None, [rank for _, rank in ranks])
 
     def _agree_on_failure(self) -> NotusError | None:
         """Gather all ranks' failures; leave no rank waiting; return the worst, the same on every rank."""
-        failures = [failure for failure in self._gather(self.saver.failure) if failure is not None]
+        answers: list[tuple[Done | None, int]] = self._gather((self.saver.failure, self.saver.done_count))
+        commits = answers[0][1]  # what rank 0 calls done is committed
+        if commits > self._commits_seen:  # the only thing that ends a row of failures
+            self._commits_seen, self._failures_in_a_row = commits, 0
+        failures = [failure for failure, _ in answers if failure is not None]
         if not failures:
-            self._failures_in_a_row = 0
             return None
         self.give_up()
         self._failures_in_a_row += 1

@@ -75,11 +75,11 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
         by_epoch = args.eval_strategy == IntervalStrategy.EPOCH
         self.evaluation_due = control.should_evaluate or (by_epoch and epoch_ended)
         moment = self._agreed_moment(state, epoch_ended=epoch_ended)
+        if moment.stopping:
+            self._stop_now(control)
         if reason := save_reason(self._saves, moment):
             self.reason = reason
             control.should_save = True
-        if moment.stopping:
-            self._stop_now(control)
         return control
 
     def on_prediction_step(
@@ -106,6 +106,7 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]  # transformers has no type
 
     def _stop_now(self, control: TrainerControl) -> None:
         self.stopping = True
+        self.reason = "stop"
         control.should_training_stop = True
         control.should_evaluate = False
 

@@ -132,7 +132,7 @@ def _capture_counters(trainer: NotusDPOTrainer) -> dict[str, Any]:
         "total_loss": trainer._total_loss_scalar,
         "last_logged_step": trainer._globalstep_last_logged,
         "running_loss": trainer._tr_loss.clone(),  # it grows at the next micro-step, beside the copy
-        "metrics": {mode: dict(metrics) for mode, metrics in trainer._metrics.items()},
+        "metrics": {"train": dict(trainer._metrics["train"])},
     }
 
 

@@ -55,8 +55,8 @@ class StopRequest:
 def request_stop(path: Path, source: str = "user", deadline: datetime | None = None) -> None:
     """Ask the attempt that watches `path` to save and stop.
 
-    The first one to ask is the one that counts, unless a later one knows of an earlier end: a SIGTERM without a deadline must
-    not hide a notice of 30 s. Safe in a signal handler and from several threads.
+    The first one to ask counts, unless a later one knows of an earlier end: a SIGTERM without a deadline
+    must not hide a notice of 30 s. Safe in a signal handler and from several threads.
     """
     known = read_stop(path)
     if known is not None and (deadline is None or (known.deadline is not None and known.deadline <= deadline)):

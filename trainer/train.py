@@ -313,7 +313,9 @@ class Attempt:
         )
 
     def _flush_metrics(self) -> None:
-        write_metrics(self.store, self.head.epoch, dist.get_rank(), self.metrics)
+        lines = [*self.keeper.saver.undelivered, *self.metrics]
+        write_metrics(self.store, self.head.epoch, dist.get_rank(), lines)
+        self.keeper.saver.undelivered = []
         self.metrics = []
 
     # --- during training --------------------------------------------------------------------------

@@ -12,15 +12,16 @@ import torch
 
 from checkpoints import cli
 from checkpoints.clock import FakeClock
-from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, NotExact
+from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, NotExact, UserError
 from checkpoints.folder_store import FolderStore
-from checkpoints.head import Commit, Lease, Writer
+from checkpoints.head import Commit, Lease, Writer, pin
 from checkpoints.manifest import Manifest
 from checkpoints.object_store import ObjectStore
+from checkpoints.pull import pull
 from checkpoints.restore import differing_tensors, load_index, load_manifest, newest_good, restore_shard, verify
 from checkpoints.retention import collect, collect_orphans
 from checkpoints.snapshot import HostBuffer, Snapshot
-from checkpoints.store import Store
+from checkpoints.store import Store, Stored
 from checkpoints.upload import save_prefix, upload_shard
 
 RANKS = 2
@@ -273,6 +274,28 @@ def test_pinned_checkpoints_stay(folder_run: Run, monkeypatch: pytest.MonkeyPatc
     assert ckpt("pin", folder_run.store.url, "--step", "5", "--remove", monkeypatch=monkeypatch) == 0
     folder_run.save(30, keep=2)
     assert [commit.step for commit in folder_run.lease.head.commits] == [30, 25]
+
+
+def test_a_step_that_is_gone_cannot_be_pinned(run: Run) -> None:
+    run.save(5)
+    with pytest.raises(UserError, match="no checkpoint of step 99 any more"):
+        pin(run.store, 99)
+
+
+def test_pull_keeps_only_what_it_has_checked(folder_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte flips on the way, now and then: what is on the disk must be good all the same."""
+    real, calls = folder_run.store.get, iter(range(10**6))
+
+    def flaky(key: str) -> Stored:
+        stored = real(key)
+        if key.endswith(".json") and next(calls) % 2:
+            return stored._replace(data=stored.data[:-3] + b"?" + stored.data[-2:])
+        return stored
+
+    head = folder_run.lease.head
+    monkeypatch.setattr(folder_run.store, "get", flaky)
+    target = pull(folder_run.store, head, head.commits[0], tmp_path / "pulled")
+    assert verify(target, head.commits[0]).step == 10
 
 
 def test_every_nth_checkpoint_stays(run: Run) -> None:

@@ -181,9 +181,12 @@ def test_a_stop_is_seen_by_all_who_look(tmp_path: Path) -> None:
     request = StopRequest(tmp_path / "stop")
     assert not request.pending()
     assert request.seconds_left() is None
-    request_stop(tmp_path / "stop", "gcp", datetime.now(UTC) + timedelta(seconds=30))
-    request_stop(tmp_path / "stop", "user")  # the first one counts: its deadline must not be forgotten
+    request_stop(tmp_path / "stop", "SIGTERM")
     assert request.pending()
+    assert request.seconds_left() is None
+    request_stop(tmp_path / "stop", "gcp", datetime.now(UTC) + timedelta(seconds=30))  # knows more: an end
+    request_stop(tmp_path / "stop", "user")  # neither this one nor a later end may hide it
+    request_stop(tmp_path / "stop", "aws", datetime.now(UTC) + timedelta(seconds=90))
     assert 25 < (request.seconds_left() or 0) <= 30
     (tmp_path / "by-hand").touch()
     assert StopRequest(tmp_path / "by-hand").seconds_left() is None

@@ -1,0 +1,173 @@
+"""Saves that go wrong, with a real uploader process: nothing hangs, nothing is silently lost."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from checkpoints.errors import StoreError, UserError
+from checkpoints.head import Lease, Writer, read_head
+from checkpoints.loop import Checkpointer
+from checkpoints.run import open_run, read_metrics
+from checkpoints.saver import Saver
+from checkpoints.shm import SharedBuffer
+from checkpoints.snapshot import Plan
+from checkpoints.store import Store, probe
+from checkpoints.uploader import Done, Inbox, Setup
+from trainer.keeper import MAX_FAILED_SAVES, Keeper
+
+STATE = {"s": {"w": np.arange(1000)}}
+
+
+def break_bucket(run: Path) -> None:
+    """Make every write of data fail: a file where a folder has to be."""
+    (run / "data").write_text("in the way")
+
+
+@pytest.mark.timeout(60)
+def test_a_copy_that_fails_raises_and_gives_the_run_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Plan, target: memoryview) -> None:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(Plan, "copy", fail)
+    with pytest.raises(RuntimeError, match="CUDA error"), Checkpointer(str(tmp_path), "run") as checkpoints:
+        checkpoints.save(1, STATE)
+    head = read_head(open_run(str(tmp_path), "run"))
+    assert head is not None
+    assert not head.held(datetime.now(UTC))
+
+
+@pytest.mark.timeout(60)
+def test_a_last_save_that_failed_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError), Checkpointer(str(tmp_path), "run") as checkpoints:
+        checkpoints.save(1, STATE, wait=True)
+        for path in sorted((tmp_path / "run/data").rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        (tmp_path / "run/data").rmdir()
+        break_bucket(tmp_path / "run")
+        checkpoints.save(2, STATE)
+    head = read_head(open_run(str(tmp_path), "run"))
+    assert head is not None
+    assert head.commits[0].step == 1
+    assert not head.held(datetime.now(UTC))
+
+
+@pytest.mark.timeout(60)
+def test_the_first_error_is_the_one_to_see(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="mine"), Checkpointer(str(tmp_path), "run") as checkpoints:
+        break_bucket(tmp_path / "run")
+        checkpoints.save(1, STATE)
+        raise KeyError("mine")
+
+
+@pytest.fixture
+def saver(tmp_path: Path) -> Iterator[tuple[Saver, Path]]:
+    store = open_run(str(tmp_path), "run")
+    head = Lease.claim(store, Writer(id=uuid.uuid4().hex, host="h", pid=os.getpid())).head
+    setup = Setup(
+        bucket=str(tmp_path), run="run", rank=0, world_size=1, writer_id=head.writer.id, epoch=head.epoch, keep=2
+    )
+    made = Saver(setup, SharedBuffer(tmp_path / "buffer"))
+    yield made, tmp_path / "run"
+    made.close()
+
+
+@pytest.mark.timeout(60)
+def test_metrics_of_a_failed_save_go_with_the_next(saver: tuple[Saver, Path]) -> None:
+    saving, run = saver
+    (run / "metrics").write_text("in the way")
+    assert saving.save(2, STATE, metrics=[{"step": 1}, {"step": 2}])
+    saving.wait()
+    assert saving.failure is not None
+    assert saving.failure.error in ("failed", "user_error")
+    saving.failure = None
+    (run / "metrics").unlink()
+    assert saving.save(3, STATE, metrics=[{"step": 3}])
+    saving.wait()
+    assert saving.failure is None
+    assert saving.undelivered == []
+    assert [line.step for line in read_metrics(open_run(str(run.parent), "run"))] == [1, 2, 3]
+
+
+@pytest.mark.timeout(60)
+def test_a_rank_killed_in_the_middle_of_a_line_still_ends_its_uploader() -> None:
+    inbox = Inbox([b'{"abandon": 7}\n', b'{"number": 8, "step": 1'], drain_s=3600)
+    inbox.start()
+    assert inbox.jobs.get(timeout=10) is None
+    assert inbox.ended_at is not None
+    assert inbox.abandoned == {7}
+
+
+class FailingSaver:
+    """A saver whose saves fail as told."""
+
+    def __init__(self) -> None:
+        self.failure: Done | None = None
+        self.done_count = 0
+        self.newest_step = -1
+
+    def finish(self, good: bool) -> None:
+        self.done_count += good
+        self.failure = None if good else Done(number=1, step=1, error="failed", message="no connection")
+
+    def wait_copied(self) -> None: ...
+
+    def poll(self) -> bool:
+        return False
+
+    def count_stall(self, seconds: float) -> None: ...
+
+    def give_up(self) -> None:
+        self.failure = None
+
+
+@pytest.fixture
+def keeper(monkeypatch: pytest.MonkeyPatch) -> tuple[Keeper, FailingSaver]:
+    saving = FailingSaver()
+    setup = Setup(bucket="b", run="r", rank=0, world_size=1, writer_id="w", epoch=1, keep=2)
+    made = Keeper(None, None, setup, saving)  # type: ignore[arg-type]
+    monkeypatch.setattr(made, "_gather", lambda value: [value])
+    return made, saving
+
+
+def test_saves_that_fail_in_a_row_end_the_run_also_when_the_step_end_finds_them(
+    keeper: tuple[Keeper, FailingSaver],
+) -> None:
+    keeping, saving = keeper
+    for _ in range(MAX_FAILED_SAVES - 1):
+        saving.finish(good=False)
+        keeping.resolve_failure()  # at the end of a step
+        keeping.settle(tolerant=True)  # before the next save: finds nothing, and that is no success
+    saving.finish(good=False)
+    with pytest.raises(StoreError, match="no connection"):
+        keeping.resolve_failure()
+
+
+def test_a_commit_ends_the_row(keeper: tuple[Keeper, FailingSaver]) -> None:
+    keeping, saving = keeper
+    for _ in range(3 * MAX_FAILED_SAVES):
+        saving.finish(good=False)
+        keeping.resolve_failure()
+        saving.finish(good=True)
+        keeping.settle(tolerant=True)
+
+
+class Unreachable:
+    url = "s3://b"
+
+    def put(self, key: str, data: Any) -> None:
+        raise StoreError("503")
+
+
+def test_a_store_that_does_not_answer_is_not_the_users_error() -> None:
+    store: Store = Unreachable()  # type: ignore[assignment]
+    with pytest.raises(StoreError, match="503") as caught:
+        probe(store)
+    assert caught.value.exit_code == 1
