@@ -7,9 +7,7 @@ from typing import TypeVar
 
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.manifest import Record, parse
-from checkpoints.store import Store
-
-READ_ATTEMPTS = 4
+from checkpoints.store import READ_ATTEMPTS, Store
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)

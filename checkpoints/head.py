@@ -240,16 +240,12 @@ class Lease:
         cls, store: Store, writer_id: str, epoch: int, *, clock: Clock | None = None, lease_s: float = LEASE_S
     ) -> Lease:
         """Use, in another process, the claim that the attempt's supervisor made; raises `Fenced` if it is lost."""
-        head = read_head(store)
-        if head is None or (head.writer.id, head.epoch) != (writer_id, epoch):
-            raise _fenced(head, epoch)
+        head, _ = _current(store, writer_id, epoch)
         return cls(store, head, clock or SystemClock(), lease_s)
 
     def check(self) -> None:
         """Raise `Fenced` if the run belongs to somebody else; changes nothing."""
-        head = read_head(self._store)
-        if head is None or (head.writer.id, head.epoch) != (self.head.writer.id, self.head.epoch):
-            raise _fenced(head, self.head.epoch)
+        _current(self._store, self.head.writer.id, self.head.epoch)
 
     def renew(self) -> None:
         """Extend the lease."""
@@ -299,11 +295,7 @@ class Lease:
         """Swap HEAD to `change(HEAD)`. Two processes of one attempt write here (lease, commit): a lost race between
         them is tried again, a newer epoch raises `Fenced`."""
         while True:
-            current, token = _read(self._store)
-            if current is None:
-                raise _fenced(None, self.head.epoch)
-            if (current.writer.id, current.epoch) != (self.head.writer.id, self.head.epoch):
-                raise _fenced(current, self.head.epoch)
+            current, token = _current(self._store, self.head.writer.id, self.head.epoch)
             wanted = change(current)
             try:
                 self._store.swap(HEAD_KEY, wanted.to_json(), token)
@@ -312,6 +304,14 @@ class Lease:
                     continue
             self.head = wanted
             return
+
+
+def _current(store: Store, writer_id: str, epoch: int) -> tuple[Head, str]:
+    """HEAD and its token, while it belongs to this writer; else raises `Fenced`."""
+    head, token = _read(store)
+    if head is None or (head.writer.id, head.epoch) != (writer_id, epoch):
+        raise _fenced(head, epoch)
+    return head, token
 
 
 def _is_ours(store: Store, wanted: Head) -> bool:

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-import crc32c
-
 from checkpoints.confirm import confirmed
 from checkpoints.errors import AlreadyExists, CorruptCheckpoint, ObjectMissing, UserError
 from checkpoints.folder_store import FolderStore
 from checkpoints.head import HEAD_KEY, Commit, Head
 from checkpoints.manifest import Chunk, sha256
 from checkpoints.parallel import parallel_map
-from checkpoints.restore import load_index, load_manifest
+from checkpoints.restore import fetch_chunk, load_index, load_manifest
 from checkpoints.run import RUN_KEY
 from checkpoints.store import Store
 from checkpoints.upload import put_once
@@ -78,12 +76,9 @@ def _copy(store: Store, target: FolderStore, key: str, digest: str = "") -> None
 
 
 def _verified(store: Store, chunk: Chunk) -> memoryview:
-    try:
-        data = store.get_range(chunk.key, 0, chunk.size_bytes + 1)
-    except ObjectMissing as error:
-        raise CorruptCheckpoint(f"{store.url}/{chunk.key} is missing") from error
-    if data.nbytes != chunk.size_bytes or crc32c.crc32c(data) != chunk.crc32c:
-        raise CorruptCheckpoint(f"{store.url}/{chunk.key} differs from its checksum")
+    """The bytes of a chunk; raises `CorruptCheckpoint`."""
+    data = memoryview(bytearray(chunk.size_bytes))
+    fetch_chunk(store, chunk, data)
     return data
 
 

@@ -155,10 +155,11 @@ def _fetch(store: Store, index: ShardIndex, target: memoryview) -> None:
     for chunk in index.chunks:
         jobs.append((chunk, target[position : position + chunk.size_bytes]))
         position += chunk.size_bytes
-    parallel_map(lambda job: confirmed(lambda: _fetch_chunk(store, *job)), jobs, CONCURRENCY)
+    parallel_map(lambda job: confirmed(lambda: fetch_chunk(store, *job)), jobs, CONCURRENCY)
 
 
-def _fetch_chunk(store: Store, chunk: Chunk, view: memoryview) -> None:
+def fetch_chunk(store: Store, chunk: Chunk, view: memoryview) -> None:
+    """Fill `view` with a chunk (exactly its size), verified; raises `CorruptCheckpoint`."""
     checksum = _Crc32c()
     try:
         size_bytes = store.read_into(chunk.key, view, checksum.add)

@@ -17,9 +17,13 @@ import numpy as np
 SHM = Path("/dev/shm")  # noqa: S108  # shared memory is the point
 
 
+def _root() -> Path:
+    return SHM if SHM.is_dir() else Path(tempfile.gettempdir())
+
+
 def shared_folder(name: str) -> Path:
     """A private folder for shared buffers in /dev/shm, or in the temporary folder where there is none."""
-    folder = (SHM if SHM.is_dir() else Path(tempfile.gettempdir())) / name
+    folder = _root() / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
@@ -31,7 +35,7 @@ def shared_name(writer_id: str) -> str:
 
 def remove_shared(name: str) -> None:
     """Give an attempt's shared memory back. Whoever still maps it keeps it until it ends."""
-    shutil.rmtree(SHM / name, ignore_errors=True)
+    shutil.rmtree(_root() / name, ignore_errors=True)
 
 
 class SharedBuffer:

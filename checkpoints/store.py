@@ -18,6 +18,9 @@ PIECE_BYTES = 4 << 20
 """Read at once. Smaller pieces would stay in a core's own cache until they are checked, but threads then fight for the
 GIL: 256 KiB cost 2.7 times the CPU of raw range GETs, 4 MiB 1.4, 64 MiB 1.6 (make bench, 4 connections)."""
 
+READ_ATTEMPTS = 4
+"""Bytes that look wrong so many times are wrong: once may be the network's fault."""
+
 Seen: TypeAlias = Callable[[memoryview], None]
 
 
@@ -113,6 +116,11 @@ def open_store(url: str, prefix: str = "") -> Store:
     )
 
 
+def holds(store: Store, key: str, data: Buffer) -> bool:
+    """Does the object have these very bytes? Raises `ObjectMissing`."""
+    return any(store.get(key).data == data for _ in range(READ_ATTEMPTS))
+
+
 def probe(store: Store) -> None:
     """Write, read and delete one small object, so that a wrong bucket fails before it costs money.
 
@@ -121,7 +129,7 @@ def probe(store: Store) -> None:
     key, payload = f"probe-{uuid.uuid4().hex}", os.urandom(16)
     try:
         store.put(key, payload)  # not `create`: a retry that meets its own success is no fault of the bucket
-        if all(store.get(key).data != payload for _ in range(4)):  # once may be the network's fault
+        if not holds(store, key, payload):
             raise BucketUnusable(f"{store.url} gave back other bytes than were written to it")
         store.delete(key)
     except ObjectMissing as error:

@@ -94,7 +94,6 @@ class Done(_Message):
     hint: str = ""
     size_bytes: int = 0
     upload_s: float = 0.0
-    commit_s: float = 0.0
 
     def raise_error(self) -> None:
         """Raise what the uploader met, as the error that it was."""
@@ -195,16 +194,10 @@ class Uploader:
     def _do(self, job: Job) -> Done:
         try:
             return self._upload_and_commit(job)
-        except Fenced as error:
-            kind: Any = "fenced"
-            failure: NotusError = error
-        except UserError as error:
-            kind, failure = "user_error", error
-        except NotusError as error:
-            kind, failure = "failed", error
         except _Abandoned:
-            kind, failure = "abandoned", StoreError("another rank could not upload its part of the save")
-        return Done(number=job.number, step=job.step, error=kind, message=failure.message, hint=failure.hint)
+            return Done(number=job.number, step=job.step, error="abandoned", message="the save was given up")
+        except NotusError as error:
+            return Done(number=job.number, step=job.step, error=_kind(error), message=error.message, hint=error.hint)
 
     def _upload_and_commit(self, job: Job) -> Done:
         started = time.monotonic()
@@ -233,7 +226,6 @@ class Uploader:
             step=job.step,
             size_bytes=job.size_bytes,
             upload_s=uploaded - started,
-            commit_s=time.monotonic() - uploaded,
         )
 
     def _commit(self, job: Job, upload_s: float) -> None:
@@ -285,6 +277,16 @@ class Uploader:
         too_late = orphaned_at is not None and time.monotonic() > orphaned_at + self._setup.drain_s
         if too_late or job.number in self._inbox.abandoned:
             raise _Abandoned
+
+
+def _kind(error: NotusError) -> Literal["fenced", "user_error", "failed"]:
+    match error:
+        case Fenced():
+            return "fenced"
+        case UserError():
+            return "user_error"
+        case _:
+            return "failed"
 
 
 class _Abandoned(Exception):

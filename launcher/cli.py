@@ -58,28 +58,28 @@ def launch(
         return
     from checkpoints.names import check_run_name
     from launcher import launch as story
-    from launcher.request import LOCAL, LaunchRequest, check_market, parse_clouds, parse_deadline, parse_gpus
+    from launcher import request as asked
 
-    story.check_output(output)
-    market = story.choose_market(spot=spot, on_demand=on_demand, auto=auto)
-    clouds = parse_clouds(cloud or [])
-    check_market(clouds, market)
-    request = LaunchRequest(
+    asked.check_output(output)
+    market = asked.choose_market(spot=spot, on_demand=on_demand, auto=auto)
+    clouds = asked.parse_clouds(cloud or [])
+    asked.check_market(clouds, market)
+    request = asked.LaunchRequest(
         recipe=recipe,
         clouds=clouds,
-        gpus=tuple(parse_gpus(text) for text in gpus or []),
+        gpus=tuple(asked.parse_gpus(text) for text in gpus or []),
         market=market,
-        deadline_h=parse_deadline(deadline, datetime.now(UTC)) if deadline else None,
+        deadline_h=asked.parse_deadline(deadline, datetime.now(UTC)) if deadline else None,
         budget_usd=budget,
         hours=hours,
         bucket=bucket,
         name=check_run_name(name) if name else None,
     )
-    if clouds == (LOCAL,):
-        story.refuse_cloud_options(request, dry_run=dry_run)
+    if clouds == (asked.LOCAL,):
+        asked.refuse_cloud_options(request, dry_run=dry_run)
         local = story.LocalOptions(preempt, preempt > 0 if compare is None else compare, seed, processes)
         raise typer.Exit(story.launch_local(request, local, output))
-    story.refuse_local_options(preempt, compare, seed, processes)
+    asked.refuse_local_options(preempt, compare, seed, processes)
     raise typer.Exit(story.plan_only(request, output) if dry_run else story.launch_cloud(request, output))
 
 

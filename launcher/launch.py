@@ -17,19 +17,20 @@ from checkpoints.names import check_run_name
 from checkpoints.run import open_run, read_metrics, register_run
 from checkpoints.store import Store, probe
 from launcher.errors import EXIT_STOPPED, RequestError, RunFailed
-from launcher.local import Ended, LocalBackend, LocalRun, committed_step
+from launcher.local import LocalBackend, LocalRun, committed_step
 from launcher.offers import Offer, cheapest_by_kind, find_catalog, load_offers
 from launcher.options import default_bucket, home
 from launcher.plan import DryRun, dry_run, ladder, require_plan, wanted_gpus
 from launcher.report.exact import compare_runs
 from launcher.report.receipt import Receipt, make_receipt
 from launcher.report.render import receipt_panel, show_dry_run
-from launcher.request import CLOUDS, LOCAL, LaunchRequest, Market, parse_gpus
+from launcher.request import CLOUDS, LaunchRequest, parse_gpus
 from launcher.sky.render import needed_secrets, task_config, to_yaml
 from launcher.watch import watcher
 from trainer.main import default_processes, new_record
 from trainer.pairs import check_local
 from trainer.recipe import Recipe, builtin_names, load_recipe
+from trainer.scratch import Outcome
 
 
 def plan_only(request: LaunchRequest, output: str) -> int:
@@ -48,8 +49,7 @@ def plan_only(request: LaunchRequest, output: str) -> int:
 def plan_run(request: LaunchRequest, recipe: Recipe) -> DryRun:
     """Compare the plans for a request."""
     catalog = find_catalog()
-    clouds = [cloud for cloud in request.clouds if cloud != LOCAL] or list(CLOUDS)
-    offers = load_offers(catalog, wanted_gpus(request, recipe), clouds)
+    offers = load_offers(catalog, wanted_gpus(request, recipe), request.clouds or tuple(CLOUDS))
     return dry_run(request, recipe, offers, catalog.source)
 
 
@@ -130,15 +130,15 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     say(f"run {name} in {store.url}")
     if run.preemptions:
         say(f"it will be killed {run.preemptions} times (seed {run.seed})")
-    ended = _run(run, recipe, store, label="run")
-    if ended.outcome.kind != "finished":
+    outcome = _run(run, recipe, store, label="run")
+    if outcome.kind != "finished":
         saved = committed_step(store)
         say(f"stopped; saved at step {saved}" if saved > 0 else "stopped before anything was saved")
         say(
             f"to go on: notus-launch --cloud local --recipe {request.recipe} --name {name} --bucket {bucket} "
             f"--processes {run.processes}"
         )
-        return EXIT_STOPPED if ended.outcome.kind == "preempted" else RunFailed.exit_code
+        return EXIT_STOPPED if outcome.kind == "preempted" else RunFailed.exit_code
     if options.compare:
         _compare_with_twin(run, recipe, store)
     show_receipt(read_receipt(store, name, recipe), output)
@@ -146,7 +146,7 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     return 0
 
 
-def _run(run: LocalRun, recipe: Recipe, store: Store, *, label: str) -> Ended:
+def _run(run: LocalRun, recipe: Recipe, store: Store, *, label: str) -> Outcome:
     register_run(store, new_record(run.run, recipe))
     with watcher(label) as watching:
         return LocalBackend(run, store, home() / "scratch" / run.run, watching).run()
@@ -158,8 +158,8 @@ def _compare_with_twin(run: LocalRun, recipe: Recipe, store: Store) -> None:
     twin_store = open_run(run.bucket, name)
     say(f"now the same run without preemptions, to compare: {name}")
     twin = run.model_copy(update={"run": name, "preemptions": 0})
-    ended = _run(twin, recipe, twin_store, label="twin")
-    if ended.outcome.kind != "finished":
+    outcome = _run(twin, recipe, twin_store, label="twin")
+    if outcome.kind != "finished":
         say("the comparison was stopped; the run itself is complete")
         return
     result = compare_runs(store, twin_store)
@@ -204,44 +204,3 @@ def new_name(recipe: Recipe) -> str:
 def say(text: str) -> None:
     """A line of the story, to stderr."""
     sys.stderr.write(f"notus-launch: {text}\n")
-
-
-def choose_market(*, spot: bool, on_demand: bool, auto: bool) -> Market:
-    """One of three flags; raises `RequestError` for two."""
-    if spot + on_demand + auto > 1:
-        raise RequestError("--spot, --on-demand and --auto exclude each other", "give one of them, or none for --auto")
-    return "spot" if spot else "on-demand" if on_demand else "auto"
-
-
-def refuse_cloud_options(request: LaunchRequest, *, dry_run: bool) -> None:
-    """Options that mean nothing on this machine; raises `RequestError`."""
-    given = {
-        "--dry-run": dry_run,
-        "--gpus": bool(request.gpus),
-        "--spot/--on-demand": request.market != "auto",
-        "--deadline": request.deadline_h is not None,
-        "--budget": request.budget_usd is not None,
-        "--hours": request.hours is not None,
-    }
-    useless = [name for name, is_given in given.items() if is_given]
-    if useless:
-        raise RequestError(
-            f"{', '.join(useless)} can't be used with --cloud local: this machine has no offers to choose from",
-            "leave it out, or name a cloud",
-        )
-
-
-def refuse_local_options(preempt: int, compare: bool | None, seed: int | None, processes: int | None) -> None:
-    """Options that only `--cloud local` knows; raises `RequestError`."""
-    if preempt or not (compare is seed is processes is None):
-        raise RequestError(
-            "--preempt, --compare, --seed and --processes work with --cloud local only",
-            "add --cloud local, or leave them out",
-        )
-
-
-def check_output(output: str) -> str:
-    """`text` or `json`; raises `RequestError`."""
-    if output not in ("text", "json"):
-        raise RequestError(f"--output {output!r} is not known", "use text or json")
-    return output

@@ -68,15 +68,6 @@ class Watcher(Protocol):
     def stopping(self) -> None: ...
 
 
-class Ended(BaseModel):
-    """How the run ended."""
-
-    model_config = ConfigDict(frozen=True)
-
-    outcome: Outcome
-    attempts: int
-
-
 def preemption_points(count: int, seed: int) -> list[float]:
     """Where to preempt, as shares of the run: one random point in each of `count` equal parts, so that several
     preemptions never fall into the same second."""
@@ -106,8 +97,8 @@ class LocalBackend:
         self._stop_signals = 0
         self._scratch: Scratch | None = None
 
-    def run(self) -> Ended:
-        """Supervise attempts until the run is finished, stopped or given up.
+    def run(self) -> Outcome:
+        """Supervise attempts until the run is finished, stopped or given up; returns how the last one ended.
 
         Raises:
             RunHeld: another launcher or machine has it.
@@ -118,10 +109,9 @@ class LocalBackend:
         gone = dead_holder(head)
         if head is not None and not gone:
             self._refuse_if_held(head)
-        fruitless, attempts = 0, 0
+        fruitless = 0
         with self._signals(), self._no_orphans():
             while True:
-                attempts += 1
                 before = committed_step(self._store)
                 scratch = Scratch(self._scratch_root / f"attempt-{time.time_ns()}")
                 outcome = self._attempt(scratch, gone)
@@ -129,7 +119,7 @@ class LocalBackend:
                 gone = claimed.writer.id if claimed else gone
                 if outcome is not None and self._is_final(outcome):
                     self._clean(scratch)
-                    return Ended(outcome=outcome, attempts=attempts)
+                    return outcome
                 fruitless = 0 if outcome is None or committed_step(self._store) > before else fruitless + 1
                 if fruitless >= MAX_FRUITLESS_FAILURES:
                     raise self._give_up(scratch, outcome)

@@ -15,10 +15,11 @@ from checkpoints.journal import read_journal
 from checkpoints.run import list_runs, open_run, read_run
 from checkpoints.store import Store
 from launcher.errors import UnknownRun
-from launcher.launch import check_output, read_receipt, show_receipt
+from launcher.launch import read_receipt, show_receipt
 from launcher.options import default_bucket
 from launcher.report.render import status_table
 from launcher.report.status import OVER, RunStatus, read_status
+from launcher.request import check_output
 from trainer.recipe import Recipe
 
 FOLLOW_EVERY_S = 2.0

@@ -22,19 +22,17 @@ class CloudTraits(NamedTuple):
     name: str
     label: str
     has_spot: bool
-    has_notice: bool
-    """Announces a preemption to the VM."""
 
 
 CLOUDS = {
     traits.name: traits
     for traits in (
-        CloudTraits("gcp", "GCP", has_spot=True, has_notice=True),
-        CloudTraits("lambda", "Lambda", has_spot=False, has_notice=False),
-        CloudTraits("aws", "AWS", has_spot=True, has_notice=True),
-        CloudTraits("runpod", "RunPod", has_spot=False, has_notice=False),
-        CloudTraits("nebius", "Nebius", has_spot=True, has_notice=False),
-        CloudTraits("vast", "Vast", has_spot=False, has_notice=False),
+        CloudTraits("gcp", "GCP", has_spot=True),
+        CloudTraits("lambda", "Lambda", has_spot=False),
+        CloudTraits("aws", "AWS", has_spot=True),
+        CloudTraits("runpod", "RunPod", has_spot=False),
+        CloudTraits("nebius", "Nebius", has_spot=True),
+        CloudTraits("vast", "Vast", has_spot=False),
     )
 }
 """Lambda has no spot, no stop and no notice (skypilot-facts). RunPod's and Vast's spot columns of the catalog equal the
@@ -127,6 +125,47 @@ def check_market(clouds: Sequence[str], market: Market) -> None:
                 f"{CLOUDS[name].label} has no spot machines",
                 f"use --on-demand with it, or a cloud that has spot: {spot}",
             )
+
+
+def choose_market(*, spot: bool, on_demand: bool, auto: bool) -> Market:
+    """One of three flags; raises `RequestError` for two."""
+    if spot + on_demand + auto > 1:
+        raise RequestError("--spot, --on-demand and --auto exclude each other", "give one of them, or none for --auto")
+    return "spot" if spot else "on-demand" if on_demand else "auto"
+
+
+def refuse_cloud_options(request: LaunchRequest, *, dry_run: bool) -> None:
+    """Options that mean nothing on this machine; raises `RequestError`."""
+    given = {
+        "--dry-run": dry_run,
+        "--gpus": bool(request.gpus),
+        "--spot/--on-demand": request.market != "auto",
+        "--deadline": request.deadline_h is not None,
+        "--budget": request.budget_usd is not None,
+        "--hours": request.hours is not None,
+    }
+    useless = [name for name, is_given in given.items() if is_given]
+    if useless:
+        raise RequestError(
+            f"{', '.join(useless)} can't be used with --cloud local: this machine has no offers to choose from",
+            "leave it out, or name a cloud",
+        )
+
+
+def refuse_local_options(preempt: int, compare: bool | None, seed: int | None, processes: int | None) -> None:
+    """Options that only `--cloud local` knows; raises `RequestError`."""
+    if preempt or not (compare is seed is processes is None):
+        raise RequestError(
+            "--preempt, --compare, --seed and --processes work with --cloud local only",
+            "add --cloud local, or leave them out",
+        )
+
+
+def check_output(output: str) -> str:
+    """`text` or `json`; raises `RequestError`."""
+    if output not in ("text", "json"):
+        raise RequestError(f"--output {output!r} is not known", "use text or json")
+    return output
 
 
 def _did_you_mean(given: str, known: Sequence[str] | dict[str, int]) -> str:

@@ -10,28 +10,21 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import urlsplit
 
+from tests.loopback import LoopbackServer, QuietHandler
 
-class FaultyProxy(ThreadingHTTPServer):
+
+class FaultyProxy(LoopbackServer):
     """`share` of the requests go wrong, one of the ways in `_FAULTS`. Counts what it did."""
 
-    daemon_threads = True
-
     def __init__(self, target: str, share: float, seed: int) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.target = urlsplit(target).netloc
         self.share = share
         self.random = random.Random(seed)
         self.lock = threading.Lock()
         self.done: Counter[str] = Counter()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
     def fate(self) -> str:
         with self.lock:
@@ -44,26 +37,8 @@ _FAULTS = ("500", "503", "reset before", "reset after", "stall", "cut", "wrong b
 """`reset after`: the request was carried out and its reply is lost."""
 
 
-@contextlib.contextmanager
-def faulty_proxy(target: str, share: float, seed: int) -> Iterator[FaultyProxy]:
-    """Run it."""
-    server = FaultyProxy(target, share, seed)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: FaultyProxy
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args: Any) -> None:
-        pass
 
     def handle_one_request(self) -> None:
         with contextlib.suppress(ConnectionError, BrokenPipeError):

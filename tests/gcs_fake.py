@@ -11,59 +11,42 @@ import re
 import threading
 from collections.abc import Iterator
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+from tests.loopback import LoopbackServer, QuietHandler, serving
 
-class FakeGcs(ThreadingHTTPServer):
+
+class FakeGcs(LoopbackServer):
     """Objects of any number of buckets, in memory. A request to a bucket that was not created answers 404."""
 
-    daemon_threads = True
-
     def __init__(self, buckets: tuple[str, ...]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.lock = threading.Lock()
         self.objects: dict[str, dict[str, tuple[bytes, int]]] = {bucket: {} for bucket in buckets}
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.generation = 1000
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
 
 @contextlib.contextmanager
 def fake_gcs(folder: Path, *buckets: str) -> Iterator[dict[str, str]]:
     """Run it; yields the environment with which a GCS client finds it."""
-    server = FakeGcs(buckets)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    key = folder / "service-account.json"
-    account = {
-        "gcs_base_url": server.url,
-        "disable_oauth": True,
-        "client_email": "",
-        "private_key": "",
-        "private_key_id": "",
-    }
-    key.write_text(json.dumps(account))
-    try:
+    with serving(FakeGcs(buckets)) as server:
+        key = folder / "service-account.json"
+        account = {
+            "gcs_base_url": server.url,
+            "disable_oauth": True,
+            "client_email": "",
+            "private_key": "",
+            "private_key_id": "",
+        }
+        key.write_text(json.dumps(account))
         yield {"GOOGLE_SERVICE_ACCOUNT": str(key)}
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: FakeGcs
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args: Any) -> None:
-        pass
 
     def do_PUT(self) -> None:
         bucket, key, query = self._target()

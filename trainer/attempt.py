@@ -30,9 +30,9 @@ from checkpoints.uploader import DRAIN_S
 from trainer.notice import AwsMetadata, FileNotice, GcpMetadata, Notice, NoticePoller, NoticeSource
 from trainer.processes import adopt_orphans, any_descendant, die_with_parent, kill_descendants
 from trainer.recipe import Recipe
-from trainer.scratch import Outcome, Scratch
+from trainer.scratch import BEFORE_TRAINING, Outcome, Scratch
 from trainer.stop import read_stop, request_stop
-from trainer.tracking import mirror_tensorboard
+from trainer.tracking import TensorBoardMirror
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class Supervisor:
         self._diary = Diary(self._store, head.epoch)
         self._diary.write("attempt_started", host=writer.host, processes=self._processes, recipe=self._recipe.name)
         self._journal = Journal(self._store, f"logs/a{head.epoch:04d}", self._scratch.log)
+        self._tensorboard = TensorBoardMirror(self._store, self._scratch.tensorboard)
         outcome = Outcome(kind="failed", message="the attempt ended without an outcome")
         try:
             outcome = self._supervise()
@@ -112,22 +113,25 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=lambda: die_with_parent(signal.SIGKILL),
             )
-        fenced = None
+        decided = None
         poller = NoticePoller(notice_sources(os.environ, self._scratch.folder), self._on_notice)
         poller.start()
         try:
-            fenced = self._watch(process)
+            decided = self._watch(process)
         finally:
             poller.stop()
             process.kill()
             process.wait()  # before the others are reaped, or its exit code would be lost to them
-            if fenced is None:
-                fenced = self._drain_uploaders()
+            if decided is None:
+                decided = self._drain_uploaders()
             kill_descendants()
-        return fenced or self._outcome(process.returncode)
+        return decided or self._outcome(process.returncode)
 
     def _watch(self, process: subprocess.Popen[bytes]) -> Outcome | None:
-        """Wait for the ranks; beat, renew and mirror meanwhile. Returns an outcome only if we were fenced."""
+        """Wait for the ranks; beat, renew and mirror meanwhile.
+
+        Returns an outcome only if it isn't for the ranks to say: we were fenced, or stopped before the first step.
+        """
         next_beat = self._next_renewal = time.monotonic()
         deadline = float("inf")
         while process.poll() is None:
@@ -137,7 +141,7 @@ class Supervisor:
                 if now >= next_beat:
                     self._beat()
                     self._journal.sync()
-                    mirror_tensorboard(self._store, self._scratch.tensorboard)
+                    self._tensorboard.sync()
                     next_beat = now + HEARTBEAT_S
             except Fenced as error:
                 return Outcome(kind="fenced", message=error.message, hint=error.hint)
@@ -153,6 +157,9 @@ class Supervisor:
                     deadline=stop.deadline.isoformat() if stop.deadline else None,
                     step=self._scratch.read_progress().step,
                 )
+                if self._scratch.read_progress().phase in BEFORE_TRAINING:
+                    # Nothing to save yet; the ranks would hear of it only after minutes of tokenising or loading.
+                    return Outcome(kind="preempted", step=self._resumed_step())
             if now > deadline:
                 logger.error("the ranks did not stop within %.0f s: killing them", STOP_GRACE_S)
                 return None
@@ -161,6 +168,10 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 continue
         return None
+
+    def _resumed_step(self) -> int:
+        commits = self._lease.head.commits
+        return commits[0].step if commits else 0
 
     def _has_committed(self) -> bool:
         try:
@@ -204,7 +215,7 @@ class Supervisor:
         """Leave everything in the bucket that a successor or a person wants; each part on its own."""
         step = max(outcome.step, self._scratch.read_progress().step)
         self._best_effort("the log", lambda: self._journal.sync(whole=True))
-        self._best_effort("TensorBoard's files", lambda: mirror_tensorboard(self._store, self._scratch.tensorboard))
+        self._best_effort("TensorBoard's files", self._tensorboard.sync)
         self._diary.try_write("attempt_ended", outcome=outcome.kind, step=step, message=outcome.message)
         if outcome.kind == "finished":
             self._diary.try_write("finished", step=outcome.step)

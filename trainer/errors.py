@@ -5,7 +5,7 @@ NotusError
 |   +-- RecipeError          a wrong key, type or value in a recipe: file, line, key, nearest valid key
 |   +-- DataError            a data set that can't be trained on
 |   +-- HardwareError        the machine lacks what the recipe needs
-+-- TrainingFailed           the ranks ended without an outcome of their own
++-- TrainingFailed           a rank crashed, or the Hub did not answer: the next attempt may not see it
 Preempted                    not an error: the state is saved, exit code 75
 """
 
@@ -29,4 +29,4 @@ class HardwareError(UserError):
 
 
 class TrainingFailed(NotusError):
-    """A rank crashed; the log of the attempt says why."""
+    """This attempt can't go on and another one may: a rank crashed, or the Hub did not answer."""

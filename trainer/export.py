@@ -12,7 +12,9 @@ import xxhash
 from checkpoints.errors import NotusError
 from checkpoints.events import Diary
 from checkpoints.names import check_key
+from checkpoints.pull import MODEL_FOLDER
 from checkpoints.store import Store
+from trainer.collective import from_rank_0
 
 if TYPE_CHECKING:
     from trainer.dpo import NotusDPOTrainer
@@ -41,12 +43,20 @@ def export_model(trainer: NotusDPOTrainer, tokenizer: Any, store: Store, folder:
             }
             diary.write("exported", files=files)
             logger.info("exported %d files to %s/%s", len(files), store.url, FINAL)
-        except NotusError as failure:
-            error = failure
-    errors = [error]
-    dist.broadcast_object_list(errors, src=0)
-    if errors[0] is not None:
-        raise errors[0]
+        except NotusError as caught:
+            error = caught
+    if (failure := from_rank_0(error)) is not None:
+        raise failure
+
+
+def keep_model_files(trainer: NotusDPOTrainer, tokenizer: Any, store: Store, folder: Path) -> None:
+    """Config and tokenizer into `model/`, once a run: what a checkpoint's weights need to become a model."""
+    tokenizer.save_pretrained(folder)
+    trainer.model.config.save_pretrained(folder)
+    if trainer.model.generation_config is not None:
+        trainer.model.generation_config.save_pretrained(folder)
+    for path in folder.iterdir():
+        store.put_file(f"{MODEL_FOLDER}/{path.name}", path)
 
 
 def _put(store: Store, path: Path) -> str:

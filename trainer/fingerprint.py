@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import version
 from typing import Any
 
 from checkpoints.errors import NotExact
+from trainer.recipe import Recipe
 
 logger = logging.getLogger(__name__)
+
+
+LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft")
+
+
+def fingerprint(recipe: Recipe, *, world_size: int, device: str, attention: str, dataset: str) -> dict[str, Any]:
+    """What has to be equal for an exact resume, by name."""
+    return {
+        "recipe": recipe.identity,
+        "world_size": world_size,
+        "device": device,
+        "attention": attention,
+        "dataset": dataset,
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
 
 
 def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> None:

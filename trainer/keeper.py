@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, NamedTuple
-
-import torch.distributed as dist
+from typing import NamedTuple
 
 from checkpoints.errors import Fenced, NotusError, StoreError, UserError
 from checkpoints.events import Diary
@@ -18,6 +16,7 @@ from checkpoints.restore import RestoredShard, newest_good
 from checkpoints.saver import Saver
 from checkpoints.store import Store
 from checkpoints.uploader import Done, Setup
+from trainer.collective import gather
 from trainer.emergency import Choice, Needed, choose, needed
 from trainer.prefetch import Prefetch
 
@@ -89,7 +88,7 @@ class Keeper:
         # Together and in small steps: rank 0 commits only when all have uploaded, so a rank that failed has to be
         # heard while rank 0 still waits.
         while True:
-            pending = self._gather(self.poll())
+            pending = gather(self.poll())
             if any(rank.failed for rank in pending) or not any(rank.busy for rank in pending):
                 break
             time.sleep(SETTLE_POLL_S)
@@ -130,13 +129,13 @@ class Keeper:
             in_flight_bytes=self.saver.in_flight_bytes(),
             bytes_per_second=costs.bytes_per_second,
         )
-        ranks: list[tuple[float | None, Needed | None]] = self._gather((seconds_left, mine))
+        ranks: list[tuple[float | None, Needed | None]] = gather((seconds_left, mine))
         left = [seconds for seconds, _ in ranks if seconds is not None]
         return choose(min(left) if left else None, [rank for _, rank in ranks])
 
     def _agree_on_failure(self) -> NotusError | None:
         """Gather all ranks' failures; leave no rank waiting; return the worst, the same on every rank."""
-        answers: list[tuple[Done | None, int]] = self._gather((self.saver.failure, self.saver.done_count))
+        answers: list[tuple[Done | None, int]] = gather((self.saver.failure, self.saver.done_count))
         commits = answers[0][1]  # what rank 0 calls done is committed
         if commits > self._commits_seen:  # the only thing that ends a row of failures
             self._commits_seen, self._failures_in_a_row = commits, 0
@@ -149,12 +148,7 @@ class Keeper:
         return _as_error(min(failures, key=lambda failure: order.index(failure.error)))
 
     def _gather_faults(self, fault: str) -> list[str]:
-        return [f"rank {rank}: {text}" for rank, text in enumerate(self._gather(fault)) if text]
-
-    def _gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self._setup.world_size
-        dist.all_gather_object(values, value)
-        return values
+        return [f"rank {rank}: {text}" for rank, text in enumerate(gather(fault)) if text]
 
 
 def _as_error(done: Done) -> NotusError:

@@ -16,7 +16,7 @@ from checkpoints.errors import NotusError, UserError
 from checkpoints.head import LEASE_S
 from checkpoints.run import RunRecord, open_run, register_run
 from checkpoints.store import probe
-from checkpoints.terminal import run_app
+from checkpoints.terminal import run_app, show_error
 from trainer.attempt import Supervisor, gpus_here
 from trainer.errors import EXIT_PREEMPTED, HardwareError
 from trainer.pairs import check_local
@@ -136,7 +136,7 @@ def main() -> None:
 
 def _under_torchrun() -> int:
     error = UserError("notus-train starts torchrun itself", "run `notus-train RECIPE ...` without torchrun")
-    sys.stderr.write(f"notus-train: {error.message}\n  {error.hint}\n")
+    show_error(error, "notus-train")
     return error.exit_code
 
 

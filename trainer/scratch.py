@@ -19,13 +19,29 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from checkpoints.head import Head
 from checkpoints.manifest import parse
 
+Phase = Literal[
+    "starting",
+    "importing",
+    "preparing data",
+    "loading the model",
+    "restoring",
+    "training",
+    "saving",
+    "evaluating",
+    "exporting",
+]
+BEFORE_TRAINING: frozenset[Phase] = frozenset(
+    ("starting", "importing", "preparing data", "loading the model", "restoring")
+)
+"""An attempt has nothing of its own to save yet."""
+
 
 class Progress(BaseModel):
     """Where rank 0 is."""
 
     model_config = ConfigDict(frozen=True)
 
-    phase: str
+    phase: Phase
     step: int = 0
     total_steps: int = 0
     loss: float | None = None

@@ -63,13 +63,7 @@ def dpo_arguments(
     The Trainer's own saving is off: `trainer.keeper` saves, at the steps that `Saves` names.
     """
     training = recipe.training
-    if training.eval_every_steps:
-        evaluation: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": training.eval_every_steps}
-    else:
-        evaluation = {"eval_strategy": "epoch" if training.eval_every_epoch else "no"}
-    if not recipe.dataset.eval_rows:
-        evaluation = {"eval_strategy": "no"}
-    arguments: dict[str, Any] = {
+    return {
         "output_dir": str(output),
         "run_name": run,
         "model_init_kwargs": {
@@ -106,14 +100,25 @@ def dpo_arguments(
         "disable_tqdm": True,
         "use_cpu": device == "cpu",
         "push_to_hub": False,
-        **evaluation,
+        **_evaluation(recipe),
+        **_parallel(recipe, device),
     }
+
+
+def _evaluation(recipe: Recipe) -> dict[str, Any]:
+    training = recipe.training
+    if not recipe.dataset.eval_rows:
+        return {"eval_strategy": "no"}
+    if training.eval_every_steps:
+        return {"eval_strategy": "steps", "eval_steps": training.eval_every_steps}
+    return {"eval_strategy": "epoch" if training.eval_every_epoch else "no"}
+
+
+def _parallel(recipe: Recipe, device: Device) -> dict[str, Any]:
+    """ZeRO-3 under DeepSpeed, or DDP."""
     if recipe.zero is not None:
-        arguments["deepspeed"] = deepspeed_config(recipe.zero, device=device)
-        if device == "cpu":
-            arguments["accelerator_config"] = {"use_configured_state": True}
-    else:
-        arguments["ddp_find_unused_parameters"] = False
-        if device == "cpu":
-            arguments["ddp_backend"] = "gloo"
-    return arguments
+        # On a CPU the process group is there already (`Attempt._configure_accelerate_on_cpu`).
+        accelerator = {"accelerator_config": {"use_configured_state": True}} if device == "cpu" else {}
+        return {"deepspeed": deepspeed_config(recipe.zero, device=device), **accelerator}
+    backend = {"ddp_backend": "gloo"} if device == "cpu" else {}
+    return {"ddp_find_unused_parameters": False, **backend}

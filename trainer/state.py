@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from trainer.deepspeed_engine import BucketEngine
     from trainer.dpo import NotusDPOTrainer
 
-COMPARED_TREES = ("scheduler", "rng", "counters", "cursor", "optimizer")
-"""Trees that have to be equal in two exact runs; the others hold times and paths."""
-
 
 def capture(
     trainer: NotusDPOTrainer, engine: BucketEngine | None, scratch: Path, dataset: str, *, evaluation_due: bool

@@ -22,10 +22,21 @@ def usable_trackers(recipe: Recipe, environment: Mapping[str, str]) -> list[str]
     return trackers
 
 
-def mirror_tensorboard(store: Store, folder: Path) -> None:
-    """Put TensorBoard's event files into the bucket: a VM's disk is gone with the VM.
+class TensorBoardMirror:
+    """Puts TensorBoard's event files into the bucket: a VM's disk is gone with the VM.
 
     Each attempt writes files of its own; TensorBoard shows a folder of them as one curve.
     """
-    for path in sorted(folder.rglob("*tfevents*")):
-        store.put_file(f"tensorboard/{path.name}", path)
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self._store = store
+        self._folder = folder
+        self._sent: dict[Path, int] = {}
+
+    def sync(self) -> None:
+        """Send the files that have grown."""
+        for path in sorted(self._folder.rglob("*tfevents*")):
+            size_bytes = path.stat().st_size
+            if self._sent.get(path) != size_bytes:
+                self._store.put_file(f"tensorboard/{path.name}", path)
+                self._sent[path] = size_bytes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from importlib.metadata import version
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,27 +18,28 @@ from trl import DPOConfig
 from checkpoints.errors import UserError
 from checkpoints.events import Diary
 from checkpoints.head import Head
-from checkpoints.pull import MODEL_FOLDER
 from checkpoints.run import write_metrics
 from checkpoints.saver import Saver
 from checkpoints.shm import SharedBuffer, shared_folder, shared_name
 from checkpoints.store import Store
 from checkpoints.uploader import Setup
 from trainer import state as states
+from trainer.collective import from_rank_0
 from trainer.data import prepare
 from trainer.device_copy import copy_scope
 from trainer.dpo import NotusDPOTrainer
 from trainer.errors import HardwareError
-from trainer.export import export_model
-from trainer.fingerprint import check_fingerprint
+from trainer.export import export_model, keep_model_files
+from trainer.fingerprint import check_fingerprint, fingerprint
 from trainer.hub import push_model
 from trainer.interval import auto_interval_minutes
 from trainer.keeper import Keeper
 from trainer.loading import blaming
+from trainer.optimizer import check_optimizer
 from trainer.prefetch import Prefetch
 from trainer.recipe import BUILTIN, Recipe
 from trainer.rhythm import Rhythm
-from trainer.scratch import Outcome, Progress, Scratch
+from trainer.scratch import Outcome, Phase, Progress, Scratch
 from trainer.settings import Device, choose_attention, dpo_arguments
 from trainer.stop import StopRequest
 from trainer.tracking import usable_trackers
@@ -67,7 +67,6 @@ class Attempt:
         self.diary = Diary(store, head.epoch)
         self.metrics: list[dict[str, Any]] = []
         self.step_started = time.monotonic()
-        self.resumed_trees: dict[str, Any] | None = None
 
     def run(self, prefetch: Prefetch, shared_prefetch: Prefetch) -> Outcome:
         """Do the attempt; returns how it ended. Raises `NotusError`."""
@@ -78,14 +77,17 @@ class Attempt:
         with blaming("the tokenizer of", self.recipe.model.name, "model.name"):
             tokenizer = AutoTokenizer.from_pretrained(model_name, revision=self.recipe.model.revision)
         self.pairs = prepare(self.recipe, tokenizer)
-        self.fingerprint = self._fingerprint()
-        if self._should_stop():
-            return Outcome(kind="preempted", message="")
+        self.fingerprint = fingerprint(
+            self.recipe,
+            world_size=dist.get_world_size(),
+            device=self.device if self.device == "cpu" else torch.cuda.get_device_name(),
+            attention=self.attention,
+            dataset=self.pairs.fingerprint,
+        )
         self._announce("loading the model")
         self._build(arguments, model_name, tokenizer)
-        if self._should_stop():
-            return Outcome(kind="preempted", message="")
-        self._keep_model_files(tokenizer)
+        if dist.get_rank() == 0 and not self.head.commits:
+            keep_model_files(self.trainer, tokenizer, self.store, self.scratch.work / "model")
         self._announce("restoring")
         resume_from = self._restore(prefetch, shared_prefetch)
         self.trainer.train(resume_from_checkpoint=resume_from)
@@ -217,30 +219,6 @@ class Attempt:
         self.trainer.save_state = self._save
         self.trainer.announce = self._announce
 
-    def _keep_model_files(self, tokenizer: Any) -> None:
-        """Config and tokenizer into `model/`, once a run: what a checkpoint's weights need to become a model."""
-        if dist.get_rank() != 0 or self.head.commits:
-            return
-        folder = self.scratch.work / "model"
-        tokenizer.save_pretrained(folder)
-        self.trainer.model.config.save_pretrained(folder)
-        if self.trainer.model.generation_config is not None:
-            self.trainer.model.generation_config.save_pretrained(folder)
-        for path in folder.iterdir():
-            self.store.put_file(f"{MODEL_FOLDER}/{path.name}", path)
-
-    def _fingerprint(self) -> dict[str, Any]:
-        """What has to be equal for an exact resume, by name."""
-        libraries = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft")
-        return {
-            "recipe": self.recipe.identity,
-            "world_size": dist.get_world_size(),
-            "device": self.device if self.device == "cpu" else torch.cuda.get_device_name(),
-            "attention": self.attention,
-            "dataset": self.pairs.fingerprint,
-            "versions": {name: version(name) for name in libraries},
-        }
-
     # --- saving and resuming ----------------------------------------------------------------------
 
     def _restore(self, prefetch: Prefetch, shared_prefetch: Prefetch) -> str | None:
@@ -255,18 +233,12 @@ class Attempt:
         trees = shard.trees()
         if shared_prefetch is not prefetch:
             trees = {**shared_prefetch.load(commit).trees(), **trees}
-        trees["trainer"] = self._trainer_tree(trees)
+        trees["trainer"] = from_rank_0(trees.get("trainer"))  # rank 0 saves it for all
         states.check_cursor(self.trainer, trees["cursor"], self.pairs.fingerprint)
-        self.resumed_trees = self.trainer.resume = trees
+        self.trainer.resume = trees
         logger.info("resuming from step %d, saved by attempt %d", manifest.step, manifest.epoch)
         folder = self.scratch.work / f"resume-r{dist.get_rank()}"
         return str(states.stage(trees, self.engine, folder))
-
-    def _trainer_tree(self, trees: dict[str, Any]) -> Any:
-        """Rank 0 saves the Trainer's state for all."""
-        values = [trees.get("trainer")]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
 
     def _save(self) -> None:
         """Start a save; wait for it only where nothing can be gained by going on."""
@@ -323,10 +295,9 @@ class Attempt:
     def _on_train_begin(self) -> None:
         optimizer = check_optimizer(self.trainer, self.recipe)
         optimizer.register_step_pre_hook(lambda *args: self.keeper.saver.wait_copied())
-        if self.resumed_trees is not None:
-            states.restore_counters(self.trainer, self.resumed_trees["counters"])
-            self.trainer.args.eval_on_start = self.resumed_trees["cursor"]["evaluation_due"]
-            self.resumed_trees = None
+        if (resumed := self.trainer.resume) is not None:
+            states.restore_counters(self.trainer, resumed["counters"])
+            self.trainer.args.eval_on_start = resumed["cursor"]["evaluation_due"]
         self.first_step = True
         self._announce("training")
 
@@ -372,7 +343,7 @@ class Attempt:
             numbers = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
             self.diary.try_write("evaluated", step=state.global_step, metrics=numbers)
 
-    def _announce(self, phase: str) -> None:
+    def _announce(self, phase: Phase) -> None:
         if dist.get_rank() == 0:
             state = self.trainer.state if hasattr(self, "trainer") else None
             self.scratch.write_progress(
@@ -383,24 +354,3 @@ class Attempt:
                     loss=self.metrics[-1]["loss"] if self.metrics else None,
                 )
             )
-
-    def _should_stop(self) -> bool:
-        """A stop asked for before the first step: agreed between the ranks, nothing to save."""
-        answers: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(answers, self.stop.pending())
-        return any(answers)
-
-
-def check_optimizer(trainer: NotusDPOTrainer, recipe: Recipe) -> torch.optim.Optimizer:
-    """Make sure that the recipe's optimizer is the one that runs (see `zero_force_ds_cpu_optimizer`); return it."""
-    wanted = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}[recipe.training.optimizer]
-    inner = trainer.optimizer
-    while type(inner) is not wanted and hasattr(inner, "optimizer"):
-        inner = inner.optimizer
-    if type(inner) is not wanted:
-        raise HardwareError(
-            f"the recipe asks for {wanted.__name__}, but {type(inner).__name__} would run",
-            "this is a fault of the installed accelerate or deepspeed; install the versions of constraints.txt",
-        )
-    logger.info("optimizer: torch.optim.%s", wanted.__name__)
-    return inner

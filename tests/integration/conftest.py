@@ -77,7 +77,7 @@ class Launcher:
     def progress(self, run: str) -> Progress:
         """Where the newest attempt of a run is, from its scratch folder."""
         folders = sorted((self.home / "scratch" / run).glob("attempt-*"))
-        return Scratch(folders[-1]).read_progress() if folders else Progress(phase="")
+        return Scratch(folders[-1]).read_progress() if folders else Progress(phase="starting")
 
     def progress_step(self, run: str) -> int:
         """The newest step of a running attempt."""

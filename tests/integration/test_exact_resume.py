@@ -12,8 +12,9 @@ import pytest
 
 from checkpoints.run import open_run
 from checkpoints.store import Store
-from tests.faulty_proxy import faulty_proxy
+from tests.faulty_proxy import FaultyProxy
 from tests.integration.conftest import Launcher, assert_bit_exact, wait_for
+from tests.loopback import serving
 from tests.seaweed import S3Server
 
 STEPS_PER_EPOCH = 12
@@ -109,7 +110,7 @@ def test_on_an_s3_that_misbehaves(
     launcher: Launcher, s3_server: S3Server, seed: int, reference: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three of ten requests fail: 500, 503, resets before and after the deed, stalls, cut and wrong bytes."""
-    with faulty_proxy(s3_server.endpoint, share=0.3, seed=seed) as proxy:
+    with serving(FaultyProxy(s3_server.endpoint, share=0.3, seed=seed)) as proxy:
         launcher.environment |= s3_server.environment() | {"AWS_ENDPOINT_URL": proxy.url}
         arguments = ("--bucket", "s3://notus-test/faulty", "--preempt", "1", "--no-compare", "--seed", str(seed))
         done = launcher.run(*launcher.local("tiny-dpo", "--name", "faulty", *arguments))

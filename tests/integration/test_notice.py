@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,27 +14,22 @@ from checkpoints.restore import load_manifest
 from checkpoints.run import open_run
 from checkpoints.store import Store
 from tests.integration.conftest import Launcher, assert_bit_exact, wait_for
+from tests.loopback import LoopbackServer, QuietHandler, serving
 from trainer.notice import AwsMetadata, GcpMetadata
+from trainer.scratch import Progress
 
 
-class Metadata(ThreadingHTTPServer):
+class Metadata(LoopbackServer):
     """Both clouds' paths; `preempted` decides what it says."""
 
     preempted = False
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        super().__init__(_Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: Metadata
-
-    def log_message(self, *args: Any) -> None:
-        pass
 
     def do_PUT(self) -> None:
         assert self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
@@ -64,13 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def metadata() -> Iterator[Metadata]:
-    server = Metadata()
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Metadata()) as server:
+        yield server
 
 
 def test_gcp(metadata: Metadata) -> None:
@@ -95,15 +81,20 @@ def test_nobody_there() -> None:
         GcpMetadata("http://127.0.0.1:9").poll()
 
 
-def test_a_notice_saves_in_time_and_the_run_goes_on(launcher: Launcher, reference: Store) -> None:
-    """As on a VM: nobody but the notice stops the attempt, and it exits to be started again at once."""
+def run_with_notice(launcher: Launcher, moment: Callable[[Progress], bool], seconds: float) -> Store:
+    """Run tiny-dpo to its end, with a notice of so many seconds at a moment of its first attempt."""
     process = launcher.start(*launcher.local("tiny-dpo", "--name", "noticed"))
-    wait_for(lambda: launcher.progress_step("noticed") >= 2, "step 2")
+    wait_for(lambda: moment(launcher.progress("noticed")), "the moment of the notice")
     attempt = next((launcher.home / "scratch" / "noticed").glob("attempt-*"))
-    (attempt / "notice").write_text(json.dumps({"seconds": 20}))
+    (attempt / "notice").write_text(json.dumps({"seconds": seconds}))
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    store = open_run(launcher.bucket, "noticed")
+    return open_run(launcher.bucket, "noticed")
+
+
+def test_a_notice_saves_in_time_and_the_run_goes_on(launcher: Launcher, reference: Store) -> None:
+    """As on a VM: nobody but the notice stops the attempt, and it exits to be started again at once."""
+    store = run_with_notice(launcher, lambda progress: progress.step >= 2, seconds=20)
     events = read_events(store)
     notices = [event for event in events if event.kind == "notice"]
     ended = [event.data["outcome"] for event in events if event.kind == "attempt_ended"]
@@ -116,17 +107,20 @@ def test_a_notice_saves_in_time_and_the_run_goes_on(launcher: Launcher, referenc
     assert_bit_exact(store, reference)
 
 
-def test_a_deadline_too_near_leaves_the_last_commit(launcher: Launcher, tmp_path: Path) -> None:
+def test_a_deadline_too_near_leaves_the_last_commit(launcher: Launcher) -> None:
     """A bucket so slow that nothing fits: the newest periodic save stays, and nothing half-written is left in HEAD."""
-    process = launcher.start(*launcher.local("tiny-dpo", "--name", "late"))
-    wait_for(lambda: launcher.progress_step("late") >= 6, "step 6, after the first save")
-    attempt = next((launcher.home / "scratch" / "late").glob("attempt-*"))
-    (attempt / "notice").write_text(json.dumps({"seconds": 0.5}))
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    store = open_run(launcher.bucket, "late")
+    store = run_with_notice(launcher, lambda progress: progress.step >= 6, seconds=0.5)  # after the first save
     stops = [e for e in read_events(store) if e.kind == "saved" and e.data["reason"] == "stop"]
     assert stops == []
     head = read_head(store)
     assert head is not None
     assert load_manifest(store, head.commits[0]).reason == "final"
+
+
+def test_a_notice_before_the_first_step_ends_the_attempt_at_once(launcher: Launcher) -> None:
+    """Nobody waits for minutes of tokenising and loading: there is nothing to save."""
+    store = run_with_notice(launcher, lambda progress: progress.phase == "importing", seconds=20)
+    events = read_events(store)
+    ended = [(event.data["outcome"], event.data["step"]) for event in events if event.kind == "attempt_ended"]
+    assert ended == [("preempted", 0), ("finished", 24)]
+    assert [event.attempt for event in events if event.kind == "training"] == [2]

@@ -133,7 +133,7 @@ def keeper(monkeypatch: pytest.MonkeyPatch) -> tuple[Keeper, FailingSaver]:
     saving = FailingSaver()
     setup = Setup(bucket="b", run="r", rank=0, world_size=1, writer_id="w", epoch=1, keep=2)
     made = Keeper(None, None, setup, saving)  # type: ignore[arg-type]
-    monkeypatch.setattr(made, "_gather", lambda value: [value])
+    monkeypatch.setattr("trainer.keeper.gather", lambda value: [value])
     return made, saving
 
 
@@ -157,6 +157,7 @@ def test_a_commit_ends_the_row(keeper: tuple[Keeper, FailingSaver]) -> None:
         keeping.resolve_failure()
         saving.finish(good=True)
         keeping.settle(tolerant=True)
+    assert saving.done_count == 3 * MAX_FAILED_SAVES
 
 
 class Unreachable:
