@@ -31,7 +31,7 @@ CLAIM_POLL_S = 2.0
 class Writer(Record):
     """Who holds the run."""
 
-    id: str = Field(description="unique for each attempt, given by nobody twice")
+    id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$", description="unique for each attempt, given by nobody twice")
     host: str
     pid: int
     pid_scope: str = Field(default="", description="where `pid` means something: kernel boot and pid namespace")

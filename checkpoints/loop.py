@@ -36,7 +36,7 @@ from checkpoints.names import check_run_name
 from checkpoints.restore import newest_good, restore_shard
 from checkpoints.run import open_run
 from checkpoints.saver import Saver
-from checkpoints.shm import SharedBuffer, remove_shared, shared_folder, shared_name
+from checkpoints.shm import RunMemory, SharedBuffer
 from checkpoints.store import probe
 from checkpoints.uploader import Setup
 
@@ -64,18 +64,16 @@ class Checkpointer:
         writer = Writer(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid())
         before = read_head(self._store)
         self._lease = Lease.claim(self._store, writer, wait_s=wait_s, gone=predecessor_gone)
-        if before is not None:
-            remove_shared(shared_name(before.writer.id))  # of a predecessor on this machine that was killed
+        self._predecessor = before.writer.id if before else ""
+        self._memory = RunMemory(self._store.url)
+        self._memory.remove(keep=(self._predecessor, writer.id))
         head = self._lease.head
         setup = Setup(
             bucket=bucket, run=run, rank=0, world_size=1, writer_id=writer.id, epoch=head.epoch, keep=keep + 1
         )
-        self._shared = shared_name(writer.id)
+        folder = self._memory.folder(writer.id)
         self._saver = Saver(
-            setup,
-            SharedBuffer(
-                shared_folder(self._shared) / "r0", fallback=Path(tempfile.gettempdir()) / f"{self._shared}-r0"
-            ),
+            setup, SharedBuffer(folder / "r0", fallback=Path(tempfile.gettempdir()) / f"{folder.name}-r0")
         )
         self._fenced: Fenced | None = None
         self._ended = threading.Event()
@@ -102,7 +100,11 @@ class Checkpointer:
 
         Damaged checkpoints are passed over with a warning. Raises `NoGoodCheckpoint` if all are damaged.
         """
-        shard, damaged = newest_good(self._lease.head.commits, lambda commit: restore_shard(self._store, commit, 0))
+        local = self._memory.snapshot(self._predecessor, 0) if self._predecessor else None
+        shard, damaged = newest_good(
+            self._lease.head.commits, lambda commit: restore_shard(self._store, commit, 0, local=local)
+        )
+        self._memory.remove(keep=(self._lease.head.writer.id,))
         for commit, fault in damaged:
             logger.warning("checkpoint of step %d is damaged and passed over: %s", commit.step, fault)
         if damaged:
@@ -149,7 +151,7 @@ class Checkpointer:
             self._ended.set()
             self._renewing.join()
             self._saver.close()
-            remove_shared(self._shared)
+            self._memory.remove()
             try:
                 self._lease.release()
             except NotusError as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import crc32c
@@ -14,11 +16,14 @@ from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, NotExact, Ob
 from checkpoints.head import Commit
 from checkpoints.manifest import Chunk, Manifest, ShardIndex, ShardRef, parse, sha256
 from checkpoints.parallel import parallel_map
+from checkpoints.shm import open_shared
 from checkpoints.snapshot import Buffer, HostBuffer
 from checkpoints.store import Store
 from checkpoints.tree import decode, tensor_from
 
 CONCURRENCY = 4
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,18 @@ def load_index(store: Store, ref: ShardRef) -> ShardIndex:
 
 
 def restore_shard(
-    store: Store, commit: Commit, rank: int, buffer: Buffer | None = None, *, world_size: int | None = None
+    store: Store,
+    commit: Commit,
+    rank: int,
+    buffer: Buffer | None = None,
+    *,
+    world_size: int | None = None,
+    local: Path | None = None,
 ) -> RestoredShard:
     """Return what `rank` saved in the checkpoint `commit`.
+
+    `local` is a snapshot that a predecessor may have left in this machine's memory (`shm.RunMemory.snapshot`). It is
+    used only if it is this very checkpoint, by every hash; else the store is read.
 
     Raises:
         NotExact: it was saved by another number of processes than `world_size`.
@@ -79,7 +93,8 @@ def restore_shard(
         raise CorruptCheckpoint(f"{commit.manifest} has no shard of rank {rank}")
     index = load_index(store, ref)
     data = (buffer or HostBuffer()).reserve(index.size_bytes)
-    _fetch(store, index, data)  # each chunk against its CRC32C; `verify` also compares each tensor's xxh3
+    if local is None or not _take_local(index, data, local):
+        _fetch(store, index, data)  # each chunk against its CRC32C; `verify` also compares each tensor's xxh3
     return RestoredShard(manifest, index, data)
 
 
@@ -151,11 +166,39 @@ def _read(store: Store, key: str, digest: str) -> bytes:
 
 def _fetch(store: Store, index: ShardIndex, target: memoryview) -> None:
     """Read all chunks into `target`, in parallel, checking each."""
-    jobs, position = [], 0
-    for chunk in index.chunks:
-        jobs.append((chunk, target[position : position + chunk.size_bytes]))
-        position += chunk.size_bytes
+    jobs = [job for _, job in _jobs(index, target)]
     parallel_map(lambda job: confirmed(lambda: fetch_chunk(store, *job)), jobs, CONCURRENCY)
+
+
+def _jobs(index: ShardIndex, target: memoryview) -> Iterator[tuple[int, tuple[Chunk, memoryview]]]:
+    """Position, and each chunk with its part of `target`."""
+    position = 0
+    for chunk in index.chunks:
+        yield position, (chunk, target[position : position + chunk.size_bytes])
+        position += chunk.size_bytes
+
+
+def _take_local(index: ShardIndex, target: memoryview, local: Path) -> bool:
+    """Copy a local snapshot into `target`; returns whether it is what `index` names.
+
+    Checked after the copy and not before: a zombie on this machine may still write to its buffer.
+    """
+
+    def take(job: tuple[Chunk, memoryview, memoryview]) -> None:
+        chunk, view, source = job
+        view[:] = source
+        if crc32c.crc32c(view) != chunk.crc32c:
+            raise CorruptCheckpoint(f"{local} holds another step")
+
+    try:
+        source = open_shared(local, index.size_bytes)
+        parallel_map(take, [(*job, source[at : at + len(job[1])]) for at, job in _jobs(index, target)], CONCURRENCY)
+        _check_tensors(index, target)
+    except (OSError, CorruptCheckpoint) as error:
+        logger.info("not restored from this machine's memory: %s", error)
+        return False
+    logger.info("restored from this machine's memory: %s", local)
+    return True
 
 
 def fetch_chunk(store: Store, chunk: Chunk, view: memoryview) -> None:

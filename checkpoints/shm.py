@@ -10,32 +10,48 @@ import mmap
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 SHM = Path("/dev/shm")  # noqa: S108  # shared memory is the point
 
 
-def _root() -> Path:
-    return SHM if SHM.is_dir() else Path(tempfile.gettempdir())
+class RunMemory:
+    """The shared buffers of one run on this machine: a folder for each writer, a file in it for each rank.
 
+    In /dev/shm, or in the temporary folder where there is none. A process that is killed leaves its folder behind: its
+    successor may restore from it, and has to remove it.
+    """
 
-def shared_folder(name: str) -> Path:
-    """A private folder for shared buffers in /dev/shm, or in the temporary folder where there is none."""
-    folder = _root() / name
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
+    def __init__(self, run_url: str) -> None:
+        self._root = SHM if SHM.is_dir() else Path(tempfile.gettempdir())
+        self._prefix = f"notus-{xxhash.xxh3_64_hexdigest(run_url.encode())}-"
 
+    def folder(self, writer_id: str) -> Path:
+        """The private folder of a writer, created."""
+        folder = self._folder(writer_id)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
 
-def shared_name(writer_id: str) -> str:
-    """The folder's name of one attempt: unique, and known to its successor from HEAD."""
-    return f"notus-{writer_id}"
+    def snapshot(self, writer_id: str, rank: int) -> Path:
+        """Where a rank of that writer has its buffer; nothing is created."""
+        return self._folder(writer_id) / f"r{rank}"
 
+    def remove(self, keep: Collection[str] = ()) -> None:
+        """Give the memory of every writer of this run back, but for those of `keep`.
 
-def remove_shared(name: str) -> None:
-    """Give an attempt's shared memory back. Whoever still maps it keeps it until it ends."""
-    shutil.rmtree(_root() / name, ignore_errors=True)
+        Only for the holder of the run. Who still maps a buffer keeps it until it ends.
+        """
+        kept = {self._folder(writer_id) for writer_id in keep}
+        for folder in self._root.glob(f"{self._prefix}*"):
+            if folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _folder(self, writer_id: str) -> Path:
+        return self._root / f"{self._prefix}{writer_id}"
 
 
 class SharedBuffer:

@@ -28,6 +28,7 @@ from checkpoints.errors import NotusError, UserError
 from checkpoints.events import Diary
 from checkpoints.head import Head, next_claim, read_head
 from checkpoints.journal import Journal
+from checkpoints.shm import RunMemory
 from checkpoints.store import Store
 from launcher.errors import RunFailed
 from trainer.attempt import pid_scope
@@ -96,6 +97,8 @@ class LocalBackend:
         self._points = preemption_points(run.preemptions, run.seed)
         self._stop_signals = 0
         self._scratch: Scratch | None = None
+        self._has_held = False
+        """Was one of our attempts the writer of the run?"""
 
     def run(self) -> Outcome:
         """Supervise attempts until the run is finished, stopped or given up; returns how the last one ended.
@@ -116,7 +119,8 @@ class LocalBackend:
                 scratch = Scratch(self._scratch_root / f"attempt-{time.time_ns()}")
                 outcome = self._attempt(scratch, gone)
                 claimed = scratch.read_head()
-                gone = claimed.writer.id if claimed else gone
+                # One that died right after its claim has left no word but in HEAD.
+                gone = claimed.writer.id if claimed else self._dead_holder() or gone
                 if outcome is not None and self._is_final(outcome):
                     self._clean(scratch)
                     return outcome
@@ -143,7 +147,7 @@ class LocalBackend:
         while process.poll() is None:
             time.sleep(POLL_S)
             if not announced and (head := scratch.read_head()):
-                announced = head.epoch
+                announced, self._has_held = head.epoch, True
                 self._watcher.attempt_started(announced)
             progress = scratch.read_progress()
             self._watcher.progress(progress)
@@ -182,6 +186,12 @@ class LocalBackend:
         command += ["--processes", str(run.processes), "--scratch", str(scratch.folder), "--predecessor-gone", gone]
         command.append("--no-wait")
         return command
+
+    def _dead_holder(self) -> str:
+        try:
+            return dead_holder(read_head(self._store))
+        except NotusError:
+            return ""
 
     # --- after an attempt -------------------------------------------------------------------------
 
@@ -241,6 +251,8 @@ class LocalBackend:
             yield
         finally:
             kill_descendants()
+            if self._has_held:
+                RunMemory(self._store.url).remove()  # attempts that were killed or failed have left theirs
 
     def _clean(self, scratch: Scratch) -> None:
         """Scratch holds nothing that the bucket lacks."""

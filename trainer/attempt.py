@@ -24,7 +24,7 @@ from checkpoints.events import Diary
 from checkpoints.head import LEASE_S, Lease, Writer, read_head
 from checkpoints.journal import Journal
 from checkpoints.run import HEARTBEAT_KEY, Heartbeat
-from checkpoints.shm import remove_shared, shared_name
+from checkpoints.shm import RunMemory
 from checkpoints.store import Store
 from checkpoints.uploader import DRAIN_S
 from trainer.notice import AwsMetadata, FileNotice, GcpMetadata, Notice, NoticePoller, NoticeSource
@@ -84,8 +84,9 @@ class Supervisor:
         before = read_head(self._store)
         self._lease = Lease.claim(self._store, writer, gone=gone, wait_s=wait_s)
         head = self._lease.head
-        if before is not None:
-            remove_shared(shared_name(before.writer.id))  # of a predecessor on this machine that was killed
+        self._predecessor = before.writer.id if before else ""
+        memory = RunMemory(self._store.url)
+        memory.remove(keep=(self._predecessor, writer.id))  # of attempts on this machine that were killed
         self._scratch.write_head(head)
         self._diary = Diary(self._store, head.epoch)
         self._diary.write("attempt_started", host=writer.host, processes=self._processes, recipe=self._recipe.name)
@@ -97,7 +98,8 @@ class Supervisor:
             outcome = outcome.model_copy(update={"progressed": self._has_committed()})
         finally:
             self._finish(outcome)
-            remove_shared(shared_name(writer.id))
+            if outcome.kind != "failed":  # the next attempt may restore from it
+                memory.remove()
         return outcome
 
     def _supervise(self) -> Outcome:
@@ -260,6 +262,7 @@ class Supervisor:
             bucket=self._bucket,
             scratch=self._scratch.folder,
             cpu=not gpus_here(),
+            predecessor=self._predecessor,
         )
 
 
@@ -301,9 +304,9 @@ def notice_sources(environment: Mapping[str, str], scratch: Path) -> list[Notice
 
 
 def rank_environment(
-    base: Mapping[str, str], *, recipe: str, run: str, bucket: str, scratch: Path, cpu: bool
+    base: Mapping[str, str], *, recipe: str, run: str, bucket: str, scratch: Path, cpu: bool, predecessor: str = ""
 ) -> dict[str, str]:
-    """The environment of the ranks."""
+    """The environment of the ranks. `predecessor` is the writer whose memory may still be on this machine."""
     environment = {
         **base,
         # ninja and torchrun's children are looked up by name
@@ -319,6 +322,7 @@ def rank_environment(
         "NOTUS_RUN": run,
         "NOTUS_BUCKET": bucket,
         "NOTUS_SCRATCH": str(scratch),
+        "NOTUS_PREDECESSOR": predecessor,
     }
     if cpu:
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

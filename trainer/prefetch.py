@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import NamedTuple
 
 from checkpoints.errors import CorruptCheckpoint
@@ -19,10 +20,12 @@ class _Result(NamedTuple):
 class Prefetch:
     """Fetches one rank's shard of the newest commit in a thread; older ones only when asked."""
 
-    def __init__(self, store: Store, head: Head, rank: int, world_size: int) -> None:
+    def __init__(self, store: Store, head: Head, rank: int, world_size: int, local: Path | None = None) -> None:
+        """`local`: see `restore_shard`."""
         self._store = store
         self._rank = rank
         self._world_size = world_size
+        self._local = local
         self._first = head.commits[0] if head.commits else None
         self._result: _Result | None = None
         self._thread = threading.Thread(target=self._fetch, name="prefetch", daemon=True)
@@ -47,4 +50,4 @@ class Prefetch:
             self._result = _Result(None, error)
 
     def _restore(self, commit: Commit) -> RestoredShard:
-        return restore_shard(self._store, commit, self._rank, world_size=self._world_size)
+        return restore_shard(self._store, commit, self._rank, world_size=self._world_size, local=self._local)

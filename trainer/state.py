@@ -6,6 +6,7 @@ rng         python, numpy, torch, cuda of this rank
 counters    TRL's token count and metrics, the running loss sums
 cursor      how far the data order is, and the order's identity
 deepspeed/  what DeepSpeed saves: fp32 partitions, optimizer state, engine counters
+recomputed  hashes of the weights that training computes with, which DeepSpeed makes anew from the fp32 partitions
 adapter, optimizer    LoRA under DDP: the trainable weights and their optimizer, on rank 0
 """
 
@@ -15,6 +16,7 @@ import dataclasses
 import json
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 
 from checkpoints.errors import NotExact
+from checkpoints.tree import Digest, digest
 
 if TYPE_CHECKING:
     from trainer.deepspeed_engine import BucketEngine
@@ -47,6 +50,7 @@ def capture(
     if engine is not None:
         trainer.model_wrapped.save_checkpoint(str(scratch), save_latest=False)
         trees |= {f"deepspeed/{name}": tree for name, tree in engine.saved.items()}
+        trees["recomputed"] = [Digest(weights) for weights in computed_weights(trainer)]
     elif trainer.args.process_index == 0:
         trees["adapter"] = trainable_state(trainer.model)
         trees["optimizer"] = trainer.optimizer.state_dict()
@@ -94,6 +98,22 @@ def restore_counters(trainer: NotusDPOTrainer, state: dict[str, Any]) -> None:
     trainer._tr_loss = state["running_loss"].clone().to(trainer.args.device)
     for mode, metrics in state["metrics"].items():
         trainer._metrics[mode] = defaultdict(list, {name: list(values) for name, values in metrics.items()})
+
+
+def computed_weights(trainer: NotusDPOTrainer) -> list[torch.Tensor]:
+    """This rank's part of the weights of forward and backward (bf16 mostly), one flat tensor a sub-group."""
+    flats: list[torch.Tensor] = trainer.model_wrapped.optimizer.fp16_partitioned_groups_flat
+    return flats
+
+
+def check_recomputed(weights: Sequence[torch.Tensor], saved: Sequence[Any]) -> None:
+    """They aren't stored because they are the rounded fp32 partitions; make sure of that. Raises `NotExact`."""
+    if [digest(tensor) for tensor in weights] != [bytes(hash_) for hash_ in saved]:
+        raise NotExact(
+            "the weights that DeepSpeed recomputed from the fp32 state are not those that were trained with",
+            "install the versions that the run was started with (see the fingerprint in `notus-ckpt show`), "
+            "or start a new run with another --name",
+        )
 
 
 def check_cursor(trainer: NotusDPOTrainer, state: dict[str, Any], dataset: str) -> None:

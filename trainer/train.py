@@ -20,7 +20,7 @@ from checkpoints.events import Diary
 from checkpoints.head import Head
 from checkpoints.run import write_metrics
 from checkpoints.saver import Saver
-from checkpoints.shm import SharedBuffer, shared_folder, shared_name
+from checkpoints.shm import RunMemory, SharedBuffer
 from checkpoints.store import Store
 from checkpoints.uploader import Setup
 from trainer import state as states
@@ -164,8 +164,12 @@ class Attempt:
             keep=self.recipe.saves.keep + 1,  # and one as the fallback
             keep_every=self.recipe.saves.keep_every_steps,
         )
-        folder = shared_folder(shared_name(self.head.writer.id))
-        buffer = SharedBuffer(folder / f"r{setup.rank}", fallback=self.scratch.work / f"shared-r{setup.rank}")
+        self.memory = RunMemory(self.store.url)
+        self.memory.folder(self.head.writer.id)
+        buffer = SharedBuffer(
+            self.memory.snapshot(self.head.writer.id, setup.rank),
+            fallback=self.scratch.work / f"shared-r{setup.rank}",
+        )
         return Keeper(self.store, self.head, setup, Saver(setup, buffer, copy_scope(self.device)))
 
     def _base_model(self) -> str:
@@ -224,6 +228,8 @@ class Attempt:
     def _restore(self, prefetch: Prefetch, shared_prefetch: Prefetch) -> str | None:
         """Stage the newest good checkpoint for the Trainer; returns the folder, or None to start from the base."""
         shard = self.keeper.restore(prefetch)
+        if dist.get_rank() == 0:  # every rank has read what it could
+            self.memory.remove(keep=(self.head.writer.id,))
         if shard is None:
             logger.info("no checkpoint yet: starting from the base model")
             return None
@@ -297,6 +303,8 @@ class Attempt:
         optimizer.register_step_pre_hook(lambda *args: self.keeper.saver.wait_copied())
         if (resumed := self.trainer.resume) is not None:
             states.restore_counters(self.trainer, resumed["counters"])
+            if "recomputed" in resumed:
+                states.check_recomputed(states.computed_weights(self.trainer), resumed["recomputed"])
             self.trainer.args.eval_on_start = resumed["cursor"]["evaluation_due"]
         self.first_step = True
         self._announce("training")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from checkpoints.errors import Fenced, NotusError, UserError
 from checkpoints.run import open_run
+from checkpoints.shm import RunMemory
 from trainer.prefetch import Prefetch
 from trainer.processes import die_with_parent
 from trainer.recipe import load_recipe
@@ -68,8 +69,15 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
         raise UserError("this rank was started without a claim of the run", "start `notus-train RECIPE`")
     shared = 0 if recipe.method == "lora" else rank  # under DDP rank 0 saves the weights for all
     world_size = int(os.environ["WORLD_SIZE"])
-    prefetch = Prefetch(store, head, rank, world_size)
-    shared_prefetch = Prefetch(store, head, shared, world_size) if shared != rank else prefetch
+
+    predecessor = os.environ.get("NOTUS_PREDECESSOR", "")
+
+    def fetch(whose: int) -> Prefetch:
+        local = RunMemory(store.url).snapshot(predecessor, whose) if predecessor else None
+        return Prefetch(store, head, whose, world_size, local)
+
+    prefetch = fetch(rank)
+    shared_prefetch = fetch(shared) if shared != rank else prefetch
     if rank == 0:
         scratch.write_progress(Progress(phase="importing"))
     from trainer.train import Attempt

@@ -31,7 +31,7 @@ from checkpoints.manifest import Chunk, Manifest, ShardIndex, ShardRef, sha256
 from checkpoints.restore import _fetch
 from checkpoints.run import open_run
 from checkpoints.saver import Saver
-from checkpoints.shm import SharedBuffer, shared_folder
+from checkpoints.shm import RunMemory, SharedBuffer
 from checkpoints.snapshot import HostBuffer, Plan, Snapshot
 from checkpoints.store import Store, open_store
 from checkpoints.upload import CHUNK_BYTES, upload_shard, uploaded_shards
@@ -88,7 +88,7 @@ def bench_snapshot(rounds: int = 9) -> dict[str, float]:
     """CPU time of a snapshot / CPU time of a warm memcpy; peers beside it."""
     tensors = state()
     memcpy = Memcpy(tensors)
-    buffer = SharedBuffer(shared_folder("notus-bench") / "snapshot")
+    buffer = SharedBuffer(RunMemory("bench").folder("snapshot") / "r0")
     Snapshot.take({"s": tensors}, buffer)
     ratios, clones, saves = [], [], []
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
@@ -131,7 +131,7 @@ def saver_on(bucket: Path, tensors_bytes: int) -> Iterator[Saver]:
     store = open_run(str(bucket), run)
     head = Lease.claim(store, Writer(id=uuid.uuid4().hex, host="bench", pid=os.getpid()), lease_s=3600).head
     setup = Setup(bucket=str(bucket), run=run, rank=0, world_size=1, writer_id=head.writer.id, epoch=head.epoch, keep=1)
-    buffer = SharedBuffer(shared_folder(f"notus-{run}") / "r0")
+    buffer = SharedBuffer(RunMemory(store.url).folder(head.writer.id) / "r0")
     buffer.reserve(tensors_bytes + 4096)
     saver = Saver(setup, buffer)
     yield saver

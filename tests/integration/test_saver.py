@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ from checkpoints.head import Lease, Writer, read_head
 from checkpoints.loop import Checkpointer
 from checkpoints.run import open_run, read_metrics
 from checkpoints.saver import Saver
-from checkpoints.shm import SharedBuffer
+from checkpoints.shm import RunMemory, SharedBuffer
 from checkpoints.snapshot import Plan
 from checkpoints.store import Store, probe
 from checkpoints.uploader import Done, Inbox, Setup
@@ -65,6 +67,30 @@ def test_the_first_error_is_the_one_to_see(tmp_path: Path) -> None:
         break_bucket(tmp_path / "run")
         checkpoints.save(1, STATE)
         raise KeyError("mine")
+
+
+@pytest.mark.timeout(60)
+def test_a_restart_on_the_same_machine_restores_from_memory(tmp_path: Path) -> None:
+    """A process that was killed has left its snapshot in shared memory; the successor uses it, and gives it back."""
+    store = open_run(str(tmp_path), "run")
+    script = f"""
+import numpy as np, os
+from checkpoints.loop import Checkpointer
+checkpoints = Checkpointer({str(tmp_path)!r}, "run")
+checkpoints.save(3, {{"s": {{"w": np.arange(1000)}}}}, wait=True)
+os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    head = read_head(store)
+    assert head is not None
+    for chunk in (tmp_path / "run/data").rglob("c00000"):
+        chunk.unlink()  # only the memory has it now
+    with Checkpointer(str(tmp_path), "run", predecessor_gone=head.writer.id) as checkpoints:
+        saved = checkpoints.restore()
+        assert saved is not None
+        assert np.array_equal(saved["s"]["w"], STATE["s"]["w"])
+        assert not RunMemory(store.url).snapshot(head.writer.id, 0).exists()
+    assert not RunMemory(store.url).snapshot(checkpoints._lease.head.writer.id, 0).parent.exists()
 
 
 @pytest.fixture

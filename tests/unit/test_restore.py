@@ -340,3 +340,30 @@ def test_bad_input(
     filled = [argument.replace("URL", folder_run.store.url) for argument in arguments]
     assert ckpt(*filled, monkeypatch=monkeypatch) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_snapshot_in_this_machines_memory_is_used_if_it_is_the_checkpoint(run: Run, tmp_path: Path) -> None:
+    commit = run.save(7)
+    manifest = load_manifest(run.store, commit)
+    chunks = load_index(run.store, manifest.shards[1]).chunks
+    for chunk in chunks:
+        run.store.delete(chunk.key)  # so that only the memory can have it
+    local = tmp_path / "r1"
+    data = bytes(Snapshot.take(state(7, 1), HostBuffer()).data)
+    local.write_bytes(data + bytes(100))  # a buffer may be larger than its snapshot
+    assert restore_shard(run.store, commit, 1, local=local).trees()["model"]["w"].equal(state(7, 1)["model"]["w"])
+    for position in range(len(data)):
+        local.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        with pytest.raises(CorruptCheckpoint, match="is missing"):
+            restore_shard(run.store, commit, 1, local=local)
+
+
+@pytest.mark.parametrize("what", ["another step", "another rank", "shorter", "nothing"])
+def test_any_other_memory_is_passed_over(run: Run, tmp_path: Path, what: str) -> None:
+    commit = run.save(7)
+    local = tmp_path / "r1"
+    found = {"another step": state(8, 1), "another rank": state(7, 0), "shorter": {"meta": {}}}
+    if what in found:
+        local.write_bytes(Snapshot.take(found[what], HostBuffer()).data)
+    shard = restore_shard(run.store, commit, 1, local=local)
+    assert shard.trees()["model"]["w"].equal(state(7, 1)["model"]["w"])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from checkpoints.shm import SharedBuffer, open_shared
 from checkpoints.snapshot import HostBuffer, Snapshot
-from checkpoints.tree import Leaf, decode, encode, tensor_from
+from checkpoints.tree import Digest, Leaf, decode, digest, encode, tensor_from
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
 
@@ -168,3 +168,25 @@ def test_tensors_of_a_snapshot_are_aligned() -> None:
     snapshot = Snapshot.take({"s": [torch.ones(3, dtype=torch.uint8), torch.ones(5), torch.ones(2)]}, HostBuffer())
     assert [record.offset for record in snapshot.tensors] == [0, 64, 128]
     assert bytes(snapshot.data[3:64]) == bytes(61)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (3, 5), (2, 1, 7)])
+def test_a_digest_stands_for_a_tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    tensor = torch.ones(shape, dtype=dtype)
+    back = through_json({"weights": [Digest(tensor)]})
+    assert back["weights"][0].tobytes() == digest(tensor)
+    if tensor.numel():
+        tensor.view(-1)[-1] = 0
+        assert back["weights"][0].tobytes() != digest(tensor)
+
+
+def test_a_digest_is_taken_with_the_copy() -> None:
+    """The tensor is the one of the snapshot's moment, and strides don't matter."""
+    tensor = torch.arange(6).reshape(2, 3)
+    leaves: list[Leaf] = []
+    encode(Digest(tensor), "root", leaves)
+    tensor += 1
+    memory = bytearray(16)
+    leaves[0].copy_to(memoryview(memory))
+    assert bytes(memory) == digest(tensor) == digest(tensor.t().contiguous().t())
