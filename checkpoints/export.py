@@ -79,7 +79,7 @@ def _finish(folder: Path, files: list[str], weight_map: dict[str, str]) -> list[
 
 
 def _weights(state: Zero3State, dtype: Dtype) -> Iterator[_Tensor]:
-    for name, values in state.masters():
+    for name, values in state.tensors():
         yield _Tensor(name, values.shape, to_bfloat16(values) if dtype == "bfloat16" else values)
 
 

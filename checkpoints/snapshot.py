@@ -69,7 +69,7 @@ class Plan(NamedTuple):
         specs, position = [], 0
         for leaf in leaves:
             specs.append(TensorSpec(leaf.name, leaf.kind, leaf.dtype, leaf.shape, position, leaf.size_bytes))
-            position += _padded(leaf.size_bytes)
+            position += padded(leaf.size_bytes)
         return cls(encoded, tuple(specs), tuple(leaves), position)
 
     def copy(self, target: memoryview) -> Snapshot:
@@ -77,10 +77,11 @@ class Plan(NamedTuple):
         for leaf, spec in zip(self.leaves, self.tensors, strict=True):
             end = spec.offset + spec.size_bytes
             leaf.copy_to(target[spec.offset : end])
-            padding = _padded(spec.size_bytes) - spec.size_bytes
+            padding = padded(spec.size_bytes) - spec.size_bytes
             target[end : end + padding] = bytes(padding)
         return Snapshot(self.trees, self.tensors, target)
 
 
-def _padded(size_bytes: int) -> int:
+def padded(size_bytes: int) -> int:
+    """The room that a tensor takes in the stream."""
     return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
