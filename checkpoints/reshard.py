@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from checkpoints.errors import CorruptCheckpoint
 from checkpoints.head import Commit
 from checkpoints.manifest import Chunk, Manifest, ShardIndex, TensorRecord
 from checkpoints.parallel import parallel_map
-from checkpoints.restore import CONCURRENCY, RestoredShard, fetch_chunk, load_index, load_manifest, restore_shard
+from checkpoints.restore import CONCURRENCY, Restored, fetch_chunk, load_index, load_manifest, restore_shard
 from checkpoints.snapshot import Buffer, HostBuffer, padded
 from checkpoints.store import Store
 from checkpoints.tree import decode, tensor_from
@@ -182,9 +183,15 @@ class ReshardedShard:
 
 
 def restore_for(
-    store: Store, commit: Commit, rank: int, world_size: int, buffer: Buffer | None = None
-) -> RestoredShard | ReshardedShard:
-    """The state of `rank` of `world_size`, whoever saved it.
+    store: Store,
+    commit: Commit,
+    rank: int,
+    world_size: int,
+    buffer: Buffer | None = None,
+    *,
+    local: Path | None = None,
+) -> Restored:
+    """The state of `rank` of `world_size`, whoever saved it. `local` as in `restore_shard`.
 
     Raises:
         CorruptCheckpoint: an object is missing, cut, or differs from its checksum; names the object.
@@ -193,7 +200,7 @@ def restore_for(
     manifest = load_manifest(store, commit)
     base = rank % manifest.world_size
     if manifest.world_size == world_size:
-        return restore_shard(store, commit, rank, buffer)
+        return restore_shard(store, commit, rank, buffer, local=local)
     index = load_index(store, manifest.shards[base])
     if not has_zero3_state(index.trees):
         return restore_shard(store, commit, base, buffer)

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import crc32c
 import xxhash
 
 from checkpoints.confirm import confirmed
-from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, NotExact, ObjectMissing
+from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, ObjectMissing
 from checkpoints.head import Commit
 from checkpoints.manifest import Chunk, Manifest, ShardIndex, ShardRef, parse, sha256
 from checkpoints.parallel import parallel_map
@@ -24,6 +24,18 @@ from checkpoints.tree import decode, tensor_from
 CONCURRENCY = 4
 
 logger = logging.getLogger(__name__)
+
+
+class Restored(Protocol):
+    """One rank's state from a checkpoint."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def trees(self) -> dict[str, Any]: ...
+
+
+T = TypeVar("T", bound=Restored)
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,6 @@ def restore_shard(
     rank: int,
     buffer: Buffer | None = None,
     *,
-    world_size: int | None = None,
     local: Path | None = None,
 ) -> RestoredShard:
     """Return what `rank` saved in the checkpoint `commit`.
@@ -79,15 +90,9 @@ def restore_shard(
     used only if it is this very checkpoint, by every hash; else the store is read.
 
     Raises:
-        NotExact: it was saved by another number of processes than `world_size`.
         CorruptCheckpoint: an object is missing, cut, or differs from its checksum; names the object.
     """
     manifest = load_manifest(store, commit)
-    if world_size is not None and manifest.world_size != world_size:
-        raise NotExact(
-            f"the checkpoint of step {manifest.step} was saved by {manifest.world_size} processes, not {world_size}",
-            f"run with {manifest.world_size} processes (GPUs), or start a new run with another --name",
-        )
     ref = next((shard for shard in manifest.shards if shard.rank == rank), None)
     if ref is None:
         raise CorruptCheckpoint(f"{commit.manifest} has no shard of rank {rank}")
@@ -100,9 +105,9 @@ def restore_shard(
 
 def newest_good(
     commits: Sequence[Commit],
-    load: Callable[[Commit], RestoredShard],
+    load: Callable[[Commit], T],
     agree: Callable[[str], list[str]] = lambda fault: [fault] if fault else [],
-) -> tuple[RestoredShard | None, list[tuple[Commit, str]]]:
+) -> tuple[T | None, list[tuple[Commit, str]]]:
     """Load the newest checkpoint that is good on every rank.
 
     Args:

@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-import logging
 from importlib.metadata import version
 from typing import Any
 
 from checkpoints.errors import NotExact
 from trainer.recipe import Recipe
 
-logger = logging.getLogger(__name__)
-
-
 LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft")
 
 
-def fingerprint(recipe: Recipe, *, world_size: int, device: str, attention: str, dataset: str) -> dict[str, Any]:
-    """What has to be equal for an exact resume, by name."""
+def fingerprint(
+    recipe: Recipe, *, world_size: int, global_batch: int, device: str, attention: str, dataset: str
+) -> dict[str, Any]:
+    """What decides the numbers, by name."""
     return {
         "recipe": recipe.identity,
+        "dataset": dataset,
+        "global_batch": global_batch,
         "world_size": world_size,
+        "offload": recipe.zero.model_dump(mode="json", include={"offload_optimizer", "offload_parameters"})
+        if recipe.zero
+        else None,
         "device": device,
         "attention": attention,
-        "dataset": dataset,
         "versions": {name: version(name) for name in LIBRARIES},
     }
 
 
-def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Refuse or warn where an exact resume isn't possible.
+def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """Why a resume isn't exact, one reason each; none = it is.
 
-    Another recipe, world size or data set is refused; another library version or GPU model is said aloud and
-    recorded by the next manifest. Raises `NotExact` naming the field.
+    Another recipe, data set or batch makes another run: raises `NotExact` naming the field. Another number of
+    processes, offload setting, device, attention or library version goes on with the same state and rounds
+    otherwise from here on.
     """
-    for field in ("recipe", "world_size", "dataset"):
+    for field in ("recipe", "dataset", "global_batch"):
         if saved.get(field) != mine[field]:
             raise NotExact(
                 f"the checkpoint belongs to another run: "
                 f"{field} was {_short(saved.get(field))}, is {_short(mine[field])}",
-                "use the same recipe, data and number of processes, or start a new run with another --name",
+                "use the same recipe and data, or start a new run with another --name",
             )
-    for field in ("device", "attention", "versions"):
-        if saved.get(field) != mine[field]:
-            logger.warning("not exact: %s was %s, is %s", field, saved.get(field), mine[field])
+    return [
+        f"{field} was {_short(saved.get(field))}, is {_short(mine[field])}"
+        for field in ("world_size", "offload", "device", "attention", "versions")
+        if saved.get(field) != mine[field]
+    ]
 
 
 def _short(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from checkpoints.errors import Fenced, NotusError, StoreError, UserError
 from checkpoints.events import Diary
 from checkpoints.head import Head, Lease
-from checkpoints.restore import RestoredShard, newest_good
+from checkpoints.restore import Restored, newest_good
 from checkpoints.saver import Saver
 from checkpoints.store import Store
 from checkpoints.uploader import Done, Setup
@@ -45,12 +45,11 @@ class Keeper:
         self._commits_seen = 0
         self.saver = saver
 
-    def restore(self, prefetch: Prefetch) -> RestoredShard | None:
+    def restore(self, prefetch: Prefetch) -> Restored | None:
         """The newest checkpoint that is good on every rank, or None for a run without one.
 
         Damaged ones are named in the log and in the diary, and leave HEAD.
         """
-        started = time.monotonic()
         shard, damaged = newest_good(self._head.commits, prefetch.load, self._gather_faults)
         for commit, fault in damaged:
             logger.warning("checkpoint of step %d is damaged and passed over: %s", commit.step, fault)
@@ -60,10 +59,6 @@ class Keeper:
                 diary.write("damaged", step=commit.step, manifest=commit.manifest, fault=fault)
             if damaged:
                 Lease.adopt(self._store, self._head.writer.id, self._head.epoch).discard([c for c, _ in damaged])
-            if shard is not None:
-                step, size_bytes = shard.manifest.step, shard.manifest.size_bytes
-                waited_s = round(time.monotonic() - started, 3)
-                diary.write("resumed", step=step, size_bytes=size_bytes, waited_s=waited_s)
         if shard is not None:
             self.saver.newest_step = shard.manifest.step
         return shard

@@ -13,11 +13,12 @@ from typing import Annotated
 import typer
 
 from checkpoints.errors import NotusError, UserError
-from checkpoints.head import LEASE_S
+from checkpoints.head import LEASE_S, read_head
 from checkpoints.run import RunRecord, open_run, register_run
 from checkpoints.store import probe
 from checkpoints.terminal import run_app, show_error
 from trainer.attempt import Supervisor, gpus_here
+from trainer.batching import batch_of_run
 from trainer.errors import EXIT_PREEMPTED, HardwareError
 from trainer.pairs import check_local
 from trainer.recipe import Recipe, load_recipe
@@ -86,6 +87,7 @@ def _attempt(
     store = open_run(bucket, run)
     probe(store)
     register_run(store, new_record(run, settings))
+    batch_of_run(store, read_head(store), settings, count)  # refuses a number of processes that can't go on with it
     supervisor = Supervisor(settings, recipe, run=run, bucket=bucket, store=store, scratch=scratch, processes=count)
     return supervisor.run(gone=gone, wait_s=wait_s)
 

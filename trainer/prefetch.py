@@ -8,20 +8,21 @@ from typing import NamedTuple
 
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.head import Commit, Head
-from checkpoints.restore import RestoredShard, restore_shard
+from checkpoints.reshard import restore_for
+from checkpoints.restore import Restored
 from checkpoints.store import Store
 
 
 class _Result(NamedTuple):
-    shard: RestoredShard | None
+    shard: Restored | None
     error: BaseException | None
 
 
 class Prefetch:
-    """Fetches one rank's shard of the newest commit in a thread; older ones only when asked."""
+    """Fetches one rank's state from the newest commit in a thread; older ones only when asked."""
 
     def __init__(self, store: Store, head: Head, rank: int, world_size: int, local: Path | None = None) -> None:
-        """`local`: see `restore_shard`."""
+        """`local`: see `checkpoints.restore.restore_shard`."""
         self._store = store
         self._rank = rank
         self._world_size = world_size
@@ -32,8 +33,8 @@ class Prefetch:
         if self._first is not None:
             self._thread.start()
 
-    def load(self, commit: Commit) -> RestoredShard:
-        """This rank's shard of `commit`; raises `CorruptCheckpoint` or what the store raised."""
+    def load(self, commit: Commit) -> Restored:
+        """This rank's state from `commit`; raises `CorruptCheckpoint` or what the store raised."""
         if commit != self._first:
             return self._restore(commit)
         self._thread.join()
@@ -49,5 +50,5 @@ class Prefetch:
         except BaseException as error:
             self._result = _Result(None, error)
 
-    def _restore(self, commit: Commit) -> RestoredShard:
-        return restore_shard(self._store, commit, self._rank, world_size=self._world_size, local=self._local)
+    def _restore(self, commit: Commit) -> Restored:
+        return restore_for(self._store, commit, self._rank, self._world_size, local=self._local)

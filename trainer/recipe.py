@@ -94,7 +94,7 @@ class Training(Settings):
 
 
 class Zero(Settings):
-    """DeepSpeed ZeRO stage 3. Offload is part of the arithmetic: a run can't change it and stay bit-exact."""
+    """DeepSpeed ZeRO stage 3. Offload is part of the arithmetic: a run that changes it goes on, but not bit-exact."""
 
     offload_optimizer: Literal["none", "cpu"] = Field(default="none")
     offload_parameters: Literal["none", "cpu"] = Field(default="none")
@@ -156,12 +156,12 @@ class Recipe(Settings):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str = Field(default="")
-    method: Literal["full", "lora"] = Field(description="all weights under ZeRO-3, or LoRA under DDP")
+    method: Literal["full", "lora"] = Field(description="all weights under ZeRO-3, or LoRA under DDP or ZeRO-3")
     model: Model
     dataset: Dataset
     dpo: Dpo = Dpo()
     training: Training
-    zero: Zero | None = Field(default=None, description="required for `full`")
+    zero: Zero | None = Field(default=None, description="required for `full`; with `lora` instead of DDP")
     lora: Lora | None = Field(default=None, description="required for `lora`")
     saves: Saves = Saves()
     tracking: tuple[Literal["wandb", "tensorboard"], ...] = Field(default=())
@@ -170,11 +170,11 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _sections_of_the_method(self) -> Recipe:
-        wanted, other = ("zero", "lora") if self.method == "full" else ("lora", "zero")
+        wanted = "zero" if self.method == "full" else "lora"
         if getattr(self, wanted) is None:
             raise ValueError(f"method {self.method} needs a section `{wanted}:`")
-        if getattr(self, other) is not None:
-            raise ValueError(f"method {self.method} has no use for the section `{other}:`")
+        if self.method == "full" and self.lora is not None:
+            raise ValueError("method full has no use for the section `lora:`")
         return self
 
     @property
@@ -182,12 +182,14 @@ class Recipe(Settings):
         """What decides the numbers: equal identities on equal hardware give equal losses, bit for bit.
 
         Where a local data file lies isn't part of it (it differs from machine to machine; the fingerprint of a
-        checkpoint has the hash of its rows), nor how many processes tokenise.
+        checkpoint has the hash of its rows), nor how many processes tokenise, nor where ZeRO-3 keeps its state.
         """
         identity = self.model_dump(
             mode="json", include={"method", "model", "dataset", "dpo", "training", "zero", "lora"}
         )
         del identity["dataset"]["workers"]
+        if self.zero is not None:
+            identity["zero"] = {}  # an offload that changes is no other run, only no longer exact: see the fingerprint
         if Path(self.dataset.name).is_absolute():
             identity["dataset"]["name"] = Path(self.dataset.name).name
         return identity

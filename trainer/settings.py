@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.batching import Batch
 from trainer.recipe import Recipe, Zero
 
 Device = Literal["cuda", "cpu"]
@@ -56,7 +57,7 @@ def deepspeed_config(zero: Zero, *, device: Device) -> dict[str, Any]:
 
 
 def dpo_arguments(
-    recipe: Recipe, *, device: Device, attention: Attention, output: Path, trackers: list[str], run: str
+    recipe: Recipe, batch: Batch, *, device: Device, attention: Attention, output: Path, trackers: list[str], run: str
 ) -> dict[str, Any]:
     """Keyword arguments of `trl.DPOConfig`.
 
@@ -83,9 +84,9 @@ def dpo_arguments(
         "lr_scheduler_type": training.schedule,
         "warmup_steps": training.warmup_ratio,  # below 1 it is a ratio
         "max_grad_norm": training.max_grad_norm,
-        "per_device_train_batch_size": training.per_device_batch,
+        "per_device_train_batch_size": batch.per_device,
         "per_device_eval_batch_size": training.per_device_eval_batch,
-        "gradient_accumulation_steps": training.accumulation,
+        "gradient_accumulation_steps": batch.accumulation,
         "gradient_checkpointing": training.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": training.reentrant_checkpointing},
         # TRL switches every dropout off by default, that of LoRA too; a recipe that asks for dropout means it.

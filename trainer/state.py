@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from checkpoints.errors import NotExact
 from checkpoints.tree import Digest, digest
@@ -48,7 +49,9 @@ def capture(
     if trainer.args.process_index == 0:
         trees["trainer"] = json.loads(json.dumps(dataclasses.asdict(trainer.state)))
     if engine is not None:
-        trainer.model_wrapped.save_checkpoint(str(scratch), save_latest=False)
+        # Under LoRA the base model isn't part of the state: it is loaded anew.
+        lora = len(trainable_state(trainer.model)) < len(list(trainer.model.parameters()))
+        trainer.model_wrapped.save_checkpoint(str(scratch), save_latest=False, exclude_frozen_parameters=lora)
         trees |= {f"deepspeed/{name}": tree for name, tree in engine.saved.items()}
         trees["recomputed"] = [Digest(weights) for weights in computed_weights(trainer)]
     elif trainer.args.process_index == 0:
@@ -87,6 +90,24 @@ def restore_rng(state: dict[str, Any]) -> None:
     torch.random.set_rng_state(state["torch"].clone())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.random.set_rng_state(state["cuda"].clone())
+
+
+def adapt_to_world_size(trees: dict[str, Any], saved_by: int) -> None:
+    """What a rank makes of the trees of another world size, after `checkpoints.reshard` has cut the partitions."""
+    trees.pop("recomputed", None)  # the hashes are of the old partitions
+    rank = dist.get_rank()
+    if rank >= saved_by:  # nobody saved this rank's generators, and two ranks must not draw the same numbers
+        trees["rng"] = _fresh_rng(trees["cursor"]["seed"] + 1_000_003 * rank + trees["cursor"]["step"])
+
+
+def _fresh_rng(seed: int) -> dict[str, Any]:
+    before = capture_rng()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    made = capture_rng()
+    restore_rng(before)
+    return made
 
 
 def restore_counters(trainer: NotusDPOTrainer, state: dict[str, Any]) -> None:

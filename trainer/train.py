@@ -24,6 +24,7 @@ from checkpoints.shm import RunMemory, SharedBuffer
 from checkpoints.store import Store
 from checkpoints.uploader import Setup
 from trainer import state as states
+from trainer.batching import Batch
 from trainer.collective import from_rank_0
 from trainer.data import prepare
 from trainer.device_copy import copy_scope
@@ -55,9 +56,10 @@ class Attempt:
     """One attempt on one rank."""
 
     def __init__(
-        self, recipe: Recipe, *, run: str, store: Store, head: Head, scratch: Scratch, stop: StopRequest
+        self, recipe: Recipe, batch: Batch, *, run: str, store: Store, head: Head, scratch: Scratch, stop: StopRequest
     ) -> None:
         self.recipe = recipe
+        self.batch = batch
         self.run_name = run
         self.store = store
         self.head = head
@@ -80,6 +82,7 @@ class Attempt:
         self.fingerprint = fingerprint(
             self.recipe,
             world_size=dist.get_world_size(),
+            global_batch=self.batch.total,
             device=self.device if self.device == "cpu" else torch.cuda.get_device_name(),
             attention=self.attention,
             dataset=self.pairs.fingerprint,
@@ -136,6 +139,7 @@ class Attempt:
         return DPOConfig(
             **dpo_arguments(
                 self.recipe,
+                self.batch,
                 device=self.device,
                 attention=attention,
                 output=self.scratch.work / "trainer",
@@ -146,7 +150,7 @@ class Attempt:
 
     def _configure_accelerate_on_cpu(self) -> None:
         """accelerate picks plain multi-CPU for use_cpu=True and refuses bf16 for use_cpu=False: tell it first."""
-        if self.recipe.method == "full":
+        if self.recipe.zero is not None:
             from accelerate import PartialState
 
             os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
@@ -190,7 +194,7 @@ class Attempt:
     def _build(self, arguments: DPOConfig, model_name: str, tokenizer: Any) -> None:
         self.engine = None
         peft_config = None
-        if self.recipe.method == "full":
+        if self.recipe.zero is not None:
             from trainer.deepspeed_engine import install
 
             self.engine = install()
@@ -227,6 +231,7 @@ class Attempt:
 
     def _restore(self, prefetch: Prefetch, shared_prefetch: Prefetch) -> str | None:
         """Stage the newest good checkpoint for the Trainer; returns the folder, or None to start from the base."""
+        started = time.monotonic()
         shard = self.keeper.restore(prefetch)
         if dist.get_rank() == 0:  # every rank has read what it could
             self.memory.remove(keep=(self.head.writer.id,))
@@ -234,15 +239,24 @@ class Attempt:
             logger.info("no checkpoint yet: starting from the base model")
             return None
         manifest = shard.manifest
-        check_fingerprint(manifest.fingerprint, self.fingerprint)
+        not_exact = check_fingerprint(manifest.fingerprint, self.fingerprint)
         commit = next(commit for commit in self.head.commits if commit.step == manifest.step)
         trees = shard.trees()
         if shared_prefetch is not prefetch:
             trees = {**shared_prefetch.load(commit).trees(), **trees}
         trees["trainer"] = from_rank_0(trees.get("trainer"))  # rank 0 saves it for all
         states.check_cursor(self.trainer, trees["cursor"], self.pairs.fingerprint)
+        if manifest.world_size != dist.get_world_size():
+            states.adapt_to_world_size(trees, manifest.world_size)
         self.trainer.resume = trees
         logger.info("resuming from step %d, saved by attempt %d", manifest.step, manifest.epoch)
+        if dist.get_rank() == 0:
+            for reason in not_exact:
+                logger.warning("not exact from here on: %s", reason)
+            waited_s = round(time.monotonic() - started, 3)
+            self.diary.write(
+                "resumed", step=manifest.step, size_bytes=manifest.size_bytes, waited_s=waited_s, not_exact=not_exact
+            )
         folder = self.scratch.work / f"resume-r{dist.get_rank()}"
         return str(states.stage(trees, self.engine, folder))
 

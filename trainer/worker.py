@@ -15,6 +15,7 @@ from pathlib import Path
 from checkpoints.errors import Fenced, NotusError, UserError
 from checkpoints.run import open_run
 from checkpoints.shm import RunMemory
+from trainer.batching import batch_of_run
 from trainer.prefetch import Prefetch
 from trainer.processes import die_with_parent
 from trainer.recipe import load_recipe
@@ -67,7 +68,7 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     head = scratch.read_head()
     if head is None:
         raise UserError("this rank was started without a claim of the run", "start `notus-train RECIPE`")
-    shared = 0 if recipe.method == "lora" else rank  # under DDP rank 0 saves the weights for all
+    shared = rank if recipe.zero else 0  # under DDP rank 0 saves the weights for all
     world_size = int(os.environ["WORLD_SIZE"])
 
     predecessor = os.environ.get("NOTUS_PREDECESSOR", "")
@@ -78,11 +79,12 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
 
     prefetch = fetch(rank)
     shared_prefetch = fetch(shared) if shared != rank else prefetch
+    batch = batch_of_run(store, head, recipe, world_size)
     if rank == 0:
         scratch.write_progress(Progress(phase="importing"))
     from trainer.train import Attempt
 
-    attempt = Attempt(recipe, run=run, store=store, head=head, scratch=scratch, stop=stop)
+    attempt = Attempt(recipe, batch, run=run, store=store, head=head, scratch=scratch, stop=stop)
     return attempt.run(prefetch, shared_prefetch)
 
 

@@ -24,6 +24,7 @@ class AttemptLine(BaseModel):
     ended_at: datetime
     ended: str = Field(description="finished, preempted, failed, user_error, running, ...")
     from_step: int = Field(description="the step it resumed from, 0 = the start")
+    not_exact: tuple[str, ...] = Field(default=(), description="what differs from the attempt it resumed from")
     trained: bool = Field(description="did it get as far as a first step?")
     to_step: int = Field(description="the last step it did")
     redone_steps: int = Field(description="of its steps, how many a later attempt had to do again")
@@ -157,6 +158,7 @@ def _attempts(events: Sequence[Event], now: datetime) -> list[AttemptLine]:
                 ended_at=ended_at,
                 ended="stopped" if ended == "preempted" and end is not None and end.kind == "attempt_ended" else ended,
                 from_step=from_step,
+                not_exact=tuple(mine["resumed"].data.get("not_exact", ())) if "resumed" in mine else (),
                 trained="training" in mine,
                 to_step=max([from_step, *steps]),
                 redone_steps=0,

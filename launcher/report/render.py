@@ -44,6 +44,9 @@ def _figures(receipt: Receipt) -> list[tuple[str, str]]:
     ]
     if receipt.damaged_checkpoints:
         lines.append(("damaged", f"{receipt.damaged_checkpoints} checkpoints were damaged and passed over"))
+    for attempt in receipt.attempts:
+        if attempt.not_exact:
+            lines.append(("not exact", f"from attempt {attempt.number} on: {'; '.join(attempt.not_exact)}"))
     if receipt.bit_exact is not None:
         lines.append(("bit-exact with an uninterrupted run", _verdict(receipt)))
     return lines

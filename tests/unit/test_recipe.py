@@ -157,6 +157,10 @@ def test_identity_holds_what_decides_the_numbers() -> None:
     other = recipe.model_copy(update={"description": "x", "tracking": ("wandb",)})
     assert other.identity == recipe.identity
     assert "saves" not in recipe.identity
+    assert recipe.zero is not None
+    elsewhere = recipe.zero.model_copy(update={"offload_optimizer": "none"})
+    assert recipe.model_copy(update={"zero": elsewhere}).identity == recipe.identity
+    assert recipe.model_copy(update={"zero": None}).identity != recipe.identity
 
 
 def test_where_a_data_file_lies_is_not_part_of_the_identity(tmp_path: Path) -> None:

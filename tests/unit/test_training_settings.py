@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from checkpoints.events import Diary, read_events
 from checkpoints.head import Head, Writer
 from checkpoints.object_store import ObjectStore
 from trainer.attempt import combine_outcomes, gpus_here, rank_environment
+from trainer.batching import Batch, fit_batch
 from trainer.errors import HardwareError, TrainingFailed
 from trainer.fingerprint import check_fingerprint
 from trainer.hub import push_model
@@ -93,16 +93,25 @@ def test_deepspeed_offloads_as_the_recipe_says_and_keeps_rmsprop() -> None:
 def test_trl_arguments_follow_the_recipe() -> None:
     recipe = load_recipe("notus-7b-dpo")
     arguments = dpo_arguments(
-        recipe, device="cuda", attention="flash_attention_2", output=Path("/x"), trackers=["wandb"], run="r"
+        recipe,
+        Batch(512, 4, 16),
+        device="cuda",
+        attention="flash_attention_2",
+        output=Path("/x"),
+        trackers=["wandb"],
+        run="r",
     )
     assert arguments["model_init_kwargs"]["attn_implementation"] == "flash_attention_2"
     assert (arguments["eval_strategy"], arguments["eval_steps"]) == ("steps", 100)
+    assert (arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]) == (4, 16)
     assert arguments["optim"] == "rmsprop"
     assert arguments["save_strategy"] == "no"
     assert arguments["warmup_steps"] == 0.1
     assert arguments["disable_dropout"] is True
     lora = load_recipe("notus-7b-dpo-lora")
-    arguments = dpo_arguments(lora, device="cuda", attention="sdpa", output=Path("/x"), trackers=[], run="r")
+    arguments = dpo_arguments(
+        lora, Batch(64, 8, 1), device="cuda", attention="sdpa", output=Path("/x"), trackers=[], run="r"
+    )
     assert "deepspeed" not in arguments
     assert arguments["disable_dropout"] is False
     assert arguments["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
@@ -111,7 +120,9 @@ def test_trl_arguments_follow_the_recipe() -> None:
 
 FINGERPRINT = {
     "recipe": {"dpo": {"beta": 0.1}},
+    "global_batch": 8,
     "world_size": 2,
+    "offload": None,
     "device": "cpu",
     "attention": "sdpa",
     "dataset": "abc",
@@ -119,23 +130,36 @@ FINGERPRINT = {
 }
 
 
-def test_equal_fingerprints_pass_in_silence(caplog: pytest.LogCaptureFixture) -> None:
-    check_fingerprint(FINGERPRINT, dict(FINGERPRINT))
-    assert caplog.records == []
+def test_equal_fingerprints_are_exact() -> None:
+    assert check_fingerprint(FINGERPRINT, dict(FINGERPRINT)) == []
 
 
-@pytest.mark.parametrize(("field", "value"), [("recipe", {}), ("world_size", 4), ("dataset", "other")])
+@pytest.mark.parametrize(("field", "value"), [("recipe", {}), ("global_batch", 4), ("dataset", "other")])
 def test_what_changes_the_numbers_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(NotExact, match=f"{field} was") as caught:
         check_fingerprint(FINGERPRINT, {**FINGERPRINT, field: value})
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("field", ["device", "attention", "versions"])
-def test_what_may_change_a_bit_is_said(field: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        check_fingerprint(FINGERPRINT, {**FINGERPRINT, field: "other"})
-    assert f"not exact: {field} was" in caplog.text
+@pytest.mark.parametrize("field", ["world_size", "offload", "device", "attention", "versions"])
+def test_what_may_change_a_bit_is_said(field: str) -> None:
+    (reason,) = check_fingerprint(FINGERPRINT, {**FINGERPRINT, field: "other"})
+    assert reason.startswith(f"{field} was")
+
+
+@pytest.mark.parametrize(
+    ("total", "world_size", "largest", "per_device", "accumulation"),
+    [(8, 2, 4, 4, 1), (8, 1, 4, 4, 2), (8, 4, 4, 2, 1), (8, 8, 4, 1, 1), (12, 2, 4, 3, 2), (64, 6, 8, None, None)],
+)
+def test_the_global_batch_stays(
+    total: int, world_size: int, largest: int, per_device: int | None, accumulation: int | None
+) -> None:
+    if per_device is None:
+        with pytest.raises(NotExact, match="64 pairs in each step, and 6 processes") as caught:
+            fit_batch(total, world_size=world_size, largest=largest)
+        assert "use 1, 2, 4, 8 processes" in caught.value.hint
+    else:
+        assert fit_batch(total, world_size=world_size, largest=largest) == (total, per_device, accumulation)
 
 
 def test_a_recipe_for_gpus_is_refused_without_any(monkeypatch: pytest.MonkeyPatch) -> None:

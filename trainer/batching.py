@@ -1,0 +1,53 @@
+"""The global batch of a run is part of what it computes: another number of processes has to make up the same one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from checkpoints.errors import CorruptCheckpoint, NotExact
+from checkpoints.head import Head
+from checkpoints.restore import load_manifest
+from checkpoints.store import Store
+from trainer.recipe import Recipe
+
+
+class Batch(NamedTuple):
+    """How many pairs go into an optimizer step, and how the processes share them."""
+
+    total: int
+    per_device: int
+    accumulation: int
+
+
+def fit_batch(total: int, *, world_size: int, largest: int) -> Batch:
+    """Share `total` pairs a step between `world_size` processes, at most `largest` in a micro-step of each.
+
+    The same pairs come into the same step whatever the world size: accelerate deals micro-batches out in order.
+    Raises `NotExact`, naming the numbers of processes that work.
+    """
+    each, rest = divmod(total, world_size)
+    if rest:
+        fitting = [count for count in range(1, total + 1) if total % count == 0]
+        nearest = sorted(sorted(fitting, key=lambda count: abs(count - world_size))[:4])
+        raise NotExact(
+            f"the run has {total} pairs in each step, and {world_size} processes can't share them evenly",
+            f"use {', '.join(map(str, nearest))} processes (GPUs), or start a new run with another --name",
+        )
+    per_device = next(size for size in range(min(largest, each), 0, -1) if each % size == 0)
+    return Batch(total, per_device, each // per_device)
+
+
+def batch_of_run(store: Store, head: Head | None, recipe: Recipe, world_size: int) -> Batch:
+    """The batch that an attempt with `world_size` processes has to use: the run's, or for a new run the recipe's."""
+    training = recipe.training
+    total = _saved_total(store, head) or training.per_device_batch * training.accumulation * world_size
+    return fit_batch(total, world_size=world_size, largest=training.per_device_batch)
+
+
+def _saved_total(store: Store, head: Head | None) -> int | None:
+    for commit in head.commits if head else ():
+        try:
+            return int(load_manifest(store, commit).fingerprint["global_batch"])
+        except CorruptCheckpoint:
+            continue  # an older one says the same
+    return None
