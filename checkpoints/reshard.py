@@ -238,7 +238,7 @@ class _OldRanks:
         """With the records of the tensors in the place of the tensors."""
         if rank not in self._states:
             index = self.index(rank)
-            trees = {name: decode(tree, index.tensors.__getitem__) for name, tree in index.trees.items()}
+            trees = {name: decode(tree, index.tensors.__getitem__, plain=True) for name, tree in index.trees.items()}
             self._states[rank] = RankState(trees, self.world_size)
         return self._states[rank]
 

@@ -116,17 +116,21 @@ def encode(value: Any, name: str, leaves: list[Leaf]) -> Any:
     raise TypeError(f"{name}: a {type(value).__module__}.{type(value).__qualname__} can't go into a checkpoint")
 
 
-def decode(value: Any, read: LeafReader) -> Any:
-    """Inverse of `encode`; `read` returns a leaf by its index."""
+def decode(value: Any, read: LeafReader, *, plain: bool = False) -> Any:
+    """Inverse of `encode`; `read` returns a leaf by its index.
+
+    `plain`: sizes as tuples and dtypes as names, whether torch is loaded or not. For another thread than the one that
+    may be importing torch right now: half a torch has no `torch.Size`.
+    """
     if isinstance(value, list):
-        return [decode(item, read) for item in value]
+        return [decode(item, read, plain=plain) for item in value]
     if not isinstance(value, dict):
         return value
     if len(value) == 1:
         tag, content = next(iter(value.items()))
         if tag.startswith("$"):
-            return _decode_tagged(tag, content, read)
-    return {key: decode(item, read) for key, item in value.items()}
+            return _decode_tagged(tag, content, read, None if plain else sys.modules.get("torch"))
+    return {key: decode(item, read, plain=plain) for key, item in value.items()}
 
 
 def _encode_mapping(value: Mapping[Any, Any], name: str, leaves: list[Leaf]) -> Any:
@@ -135,14 +139,17 @@ def _encode_mapping(value: Mapping[Any, Any], name: str, leaves: list[Leaf]) -> 
     return {"$dict": [[encode(k, name, leaves), encode(v, f"{name}/{k}", leaves)] for k, v in value.items()]}
 
 
-def _decode_tagged(tag: str, content: Any, read: LeafReader) -> Any:
+def _decode_tagged(tag: str, content: Any, read: LeafReader, torch: Any) -> Any:
+    def inner(item: Any) -> Any:
+        return decode(item, read, plain=torch is None)
+
     match tag:
         case "$tensor":
             return read(content)
         case "$tuple":
-            return tuple(decode(item, read) for item in content)
+            return tuple(inner(item) for item in content)
         case "$dict":
-            return {decode(key, read): decode(item, read) for key, item in content}
+            return {inner(key): inner(item) for key, item in content}
         case "$float":
             return float(content)
         case "$int":
@@ -150,10 +157,8 @@ def _decode_tagged(tag: str, content: Any, read: LeafReader) -> Any:
         case "$bytes":
             return base64.b64decode(content)
         case "$size":
-            torch = sys.modules.get("torch")
             return torch.Size(content) if torch is not None else tuple(content)
         case "$dtype":
-            torch = sys.modules.get("torch")
             return getattr(torch, content) if torch is not None else content
     raise ValueError(f"unknown tag {tag} in a checkpoint tree: written by a newer version?")
 

@@ -20,14 +20,6 @@ from tests.seaweed import S3Server
 STEPS_PER_EPOCH = 12
 
 
-@pytest.fixture
-def seed() -> int:
-    """A new one each time; pytest prints it when the test fails."""
-    value = random.SystemRandom().randrange(10**6)
-    print(f"seed of the random steps: {value}")  # noqa: T201
-    return value
-
-
 @pytest.mark.parametrize("recipe", ["tiny-dpo", "tiny-dpo-lora"])
 def test_killed_in_the_first_and_in_the_second_epoch(launcher: Launcher, recipe: str, seed: int) -> None:
     done = launcher.run(*launcher.local(recipe, "--name", "killed", "--preempt", "2", "--seed", str(seed)))

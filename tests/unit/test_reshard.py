@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from typing import Any
 
 import pytest
@@ -110,6 +112,17 @@ def test_every_element_comes_once_and_in_order(numel: int, old: int, new: int) -
         for i in range(piece.length)
     ]
     assert found == [(element, element) for element in range(numel)]
+
+
+def test_half_a_torch_is_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The download is planned in a thread while the main thread is still importing torch."""
+    groups: ParamGroups = [{"w": (4, 4)}]
+    store, values = ObjectStore.memory(), random_values(groups, 1)
+    commit = save(store, [rank_trees(groups, values, 0, 1, 10**9, {})], 64)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+        shard = restore_for(store, commit, 1, 2)
+    assert_same(shard.trees(), rank_trees(groups, values, 1, 2, 10**9, {}))
 
 
 def test_a_rank_reads_only_what_it_needs() -> None:
