@@ -7,13 +7,18 @@ a snapshot before the next optimizer step changes them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import deepspeed.runtime.engine
+import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 
+from checkpoints.errors import UserError
+
+Whole = Callable[[], dict[str, torch.Tensor]]
 _SCALERS = {scaler.__name__: scaler for scaler in (LossScaler, DynamicLossScaler)}
 
 
@@ -29,6 +34,7 @@ class BucketEngine(CheckpointEngine):  # type: ignore[misc]  # deepspeed has no 
         self.name = "notus"
         self.saved: dict[str, Any] = {}
         self.restored: dict[str, Any] = {}
+        self._whole: Whole | None = None
 
     def create(self, info: CheckpointCommitInfo) -> None:
         self.saved = {}
@@ -45,19 +51,30 @@ class BucketEngine(CheckpointEngine):  # type: ignore[misc]  # deepspeed has no 
     def preserves_storage_sharing(self) -> bool:
         return False  # so DeepSpeed need not clone every tensor before it hands them over
 
-    def stage(self, files: dict[str, Any], folder: Path) -> Path:
+    def stage(self, files: dict[str, Any], folder: Path, whole: Whole | None = None) -> Path:
         """Make `engine.load_checkpoint(folder)` find `files`: DeepSpeed globs for names before it loads them.
 
-        The files in `folder` are empty; the contents come from `load`.
+        The files in `folder` are empty; the contents come from `load`. Several tags may be among them; the last one is
+        the `latest`. `whole` is needed for loads without the optimizer's state: under ZeRO-3 DeepSpeed then wants all
+        ranks' weights, and reads the files by itself.
         """
         self.restored = files
+        self._whole = whole
         for name in files:
             stub = folder / name
             stub.parent.mkdir(parents=True, exist_ok=True)
             stub.touch()
-        tags = {name.split("/")[0] for name in files}
-        (folder / "latest").write_text(tags.pop())
+        (folder / "latest").write_text(list(files)[-1].split("/")[0])
         return folder
+
+    def whole_weights(self) -> dict[str, torch.Tensor]:
+        """The fp32 weights of all ranks, by name."""
+        if self._whole is None:
+            raise UserError(
+                "load_optimizer_states=False needs the weights of all ranks",
+                "give `BucketEngine.stage` a function for them, for example from checkpoints.gather.Zero3State",
+            )
+        return self._whole()
 
 
 def install() -> BucketEngine:
@@ -70,7 +87,11 @@ def install() -> BucketEngine:
     def create_checkpoint_engine(*args: object, **kwargs: object) -> BucketEngine:
         return engine
 
+    def whole_weights(*args: object, **kwargs: object) -> dict[str, torch.Tensor]:
+        return engine.whole_weights()
+
     deepspeed.runtime.engine.create_checkpoint_engine = create_checkpoint_engine
+    deepspeed.runtime.engine.get_fp32_state_dict_from_zero_checkpoint = whole_weights
     return engine
 
 
