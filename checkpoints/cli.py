@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing, UserError
-from checkpoints.head import Commit, Head, Lease, Writer, pin, read_head
+from checkpoints.head import Commit, Head, Lease, Writer, best_of, pin, read_head
 from checkpoints.manifest import Manifest
 from checkpoints.pull import pull
 from checkpoints.restore import load_index, load_manifest, restore_shard, verify
@@ -37,7 +37,9 @@ app = typer.Typer(
 
 UrlArgument = Annotated[str, typer.Argument(help="The run's folder in the bucket.")]
 FolderArgument = Annotated[Path, typer.Argument(help="Local folder, created.")]
-StepOption = Annotated[int | None, typer.Option("--step", help="Which checkpoint. Default: the newest.")]
+StepOption = Annotated[
+    str | None, typer.Option("--step", help="Which checkpoint: its step, or `best`. Default: the newest.")
+]
 OutputOption = Annotated[str, typer.Option("--output", "-o", help="text or json.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
@@ -47,7 +49,8 @@ def list_checkpoints(url: UrlArgument, output: OutputOption = "text", debug: Deb
     """The committed checkpoints, newest first."""
     store = open_store(url)
     head = _head(store)
-    rows = [_row(store, commit) for commit in head.commits]
+    best = best_of(head.commits)
+    rows = [_row(store, commit) | {"best": commit is best} for commit in head.commits]
     if _as_json(output, rows):
         return
     _table(("step", "attempt", "size", "saved at (UTC)", "reason", "ranks"), [_cells(row) for row in rows])
@@ -174,7 +177,7 @@ def collect_garbage(url: UrlArgument, debug: DebugOption = False) -> None:
 @app.command("pin")
 def pin_checkpoint(
     url: UrlArgument,
-    step: Annotated[int, typer.Option("--step", help="Which checkpoint.")],
+    step: Annotated[str, typer.Option("--step", help="Which checkpoint: its step, or `best`.")],
     remove: Annotated[bool, typer.Option("--remove", help="Let it go again.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -183,6 +186,25 @@ def pin_checkpoint(
     commit = _choose(_head(store), step)
     pin(store, commit.step, pinned=not remove)
     sys.stdout.write(f"step {commit.step} is {'no longer pinned' if remove else 'pinned'}\n")
+
+
+@app.command()
+def lifecycle(
+    url: Annotated[str, typer.Argument(help="The bucket, or a folder in it: s3://bucket/prefix, gs://bucket.")],
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Add them to the bucket (S3), beside its other rules.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Rules that a bucket may be given: cut-off uploads and old versions go after some days. Never needed."""
+    from checkpoints import lifecycle as rules
+
+    if apply:
+        names = rules.apply(url)
+        sys.stdout.write(f"the rules of the bucket now: {', '.join(names)}\n")
+        return
+    sys.stdout.write(rules.describe(url) + "\n")
+    sys.stderr.write(f"to apply them: {rules.how_to_apply(url)}\n")
 
 
 @contextlib.contextmanager
@@ -228,14 +250,23 @@ def _head(store: Store) -> Head:
     return head
 
 
-def _choose(head: Head, step: int | None) -> Commit:
+def _choose(head: Head, wanted: str | None) -> Commit:
     if not head.commits:
         raise UserError("the run has no checkpoint yet", "it saves after the first steps, see `notus-launch status`")
-    for commit in head.commits:
-        if step is None or commit.step == step:
-            return commit
+    if wanted is None:
+        return head.commits[0]
+    if wanted == "best":
+        best = best_of(head.commits)
+        if best is None:
+            raise UserError("no checkpoint has a score", "set saves.keep_best in the recipe: it needs evaluations")
+        return best
+    if not wanted.isdecimal():
+        raise UserError(f"--step {wanted!r} is not a step", "give a number, or best")
+    step = int(wanted)
     steps = [commit.step for commit in head.commits]
-    nearest = min(steps, key=lambda known: abs(known - (step or 0)))
+    if step in steps:
+        return head.commits[steps.index(step)]
+    nearest = min(steps, key=lambda known: abs(known - step))
     raise UserError(f"there is no checkpoint of step {step}; the nearest is {nearest}", f"there are: {steps}")
 
 
@@ -252,7 +283,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     saved_at = str(row["committed_at"])[:19].replace("T", " ")
     ranks = str(row["world_size"] or "?")
     return (
-        f"{row['step']}{' (pinned)' if row['pinned'] else ''}",
+        f"{row['step']}{' (pinned)' if row['pinned'] else ''}{' (best)' if row['best'] else ''}",
         str(row["epoch"]),
         _size(row["size_bytes"]),
         saved_at,

@@ -47,6 +47,33 @@ class Commit(Record):
     size_bytes: int = Field(ge=0)
     committed_at: datetime
     pinned: bool = Field(default=False, description="a person wants to keep it")
+    score: float | None = Field(default=None, description="of its evaluation; higher is better, a loss is negated")
+
+
+class Retention(Record):
+    """Which checkpoints HEAD keeps, beside the pinned ones."""
+
+    newest: int = Field(ge=1)
+    every_steps: int | None = Field(default=None, description="also those at multiples of so many steps")
+    best: bool = Field(default=False, description="also the one with the highest score")
+
+    def kept(self, commits: Sequence[Commit]) -> tuple[Commit, ...]:
+        """Of `commits`, newest first."""
+        best = best_of(commits) if self.best else None
+        return tuple(
+            commit
+            for age, commit in enumerate(commits)
+            if age < self.newest
+            or commit.pinned
+            or commit is best
+            or (self.every_steps is not None and commit.step % self.every_steps == 0)
+        )
+
+
+def best_of(commits: Sequence[Commit]) -> Commit | None:
+    """The checkpoint with the highest score, the newest of equals; None if nothing was scored."""
+    scored = [commit for commit in commits if commit.score is not None]
+    return max(scored, key=lambda commit: (commit.score or 0.0, commit.step), default=None)
 
 
 class Tombstone(Record):
@@ -103,12 +130,9 @@ def next_renewal(head: Head, now: datetime, lease_s: float) -> Head:
     return head.model_copy(update={"nonce": uuid.uuid4().hex, "lease_until": now + timedelta(seconds=lease_s)})
 
 
-def next_commit(
-    head: Head, commit: Commit, now: datetime, lease_s: float, keep: int, keep_every: int | None = None
-) -> Head:
+def next_commit(head: Head, commit: Commit, now: datetime, lease_s: float, retention: Retention) -> Head:
     """The HEAD after `commit`: it comes first, the older ones that nobody wants become tombstones.
 
-    Kept are the newest `keep`, the pinned ones, and those at multiples of `keep_every` steps.
     A commit of a step that is not newer than the newest replaces nothing and is refused with `StoreError`: steps
     never go backwards.
     """
@@ -119,11 +143,7 @@ def next_commit(
     commits = (commit, *head.commits)
     # Twice the lease: a reader that started from the old HEAD has long read its manifest by then.
     until = now + timedelta(seconds=2 * LEASE_S)
-    kept = tuple(
-        known
-        for age, known in enumerate(commits)
-        if age < keep or known.pinned or (keep_every is not None and known.step % keep_every == 0)
-    )
+    kept = retention.kept(commits)
     buried = tuple(Tombstone(commit=old, until=until) for old in commits if old not in kept)
     return next_renewal(head, now, lease_s).model_copy(
         update={"commits": kept, "tombstones": (*head.tombstones, *buried)}
@@ -133,6 +153,12 @@ def next_commit(
 def next_pin(head: Head, step: int, *, pinned: bool) -> Head:
     """The HEAD in which the checkpoint of `step` is pinned, or no longer is. Epoch, holder and lease stay."""
     commits = tuple(c.model_copy(update={"pinned": pinned}) if c.step == step else c for c in head.commits)
+    return head.model_copy(update={"nonce": uuid.uuid4().hex, "commits": commits})
+
+
+def next_score(head: Head, step: int, score: float) -> Head:
+    """The HEAD in which the checkpoint of `step`, if it is there, has its score."""
+    commits = tuple(c.model_copy(update={"score": score}) if c.step == step else c for c in head.commits)
     return head.model_copy(update={"nonce": uuid.uuid4().hex, "commits": commits})
 
 
@@ -255,8 +281,8 @@ class Lease:
         """Give the lease back, so that a successor need not wait."""
         self._update(lambda head: next_renewal(head, self._clock.now(), 0.0))
 
-    def commit(self, manifest: Manifest, *, keep: int, keep_every: int | None = None) -> Commit:
-        """Write the manifest and make it the newest checkpoint; what else HEAD keeps: see `next_commit`.
+    def commit(self, manifest: Manifest, retention: Retention) -> Commit:
+        """Write the manifest and make it the newest checkpoint.
 
         When this returns, the checkpoint is durable and every reader sees it. When it raises, the previous one
         still is the newest.
@@ -273,8 +299,12 @@ class Lease:
             size_bytes=manifest.size_bytes,
             committed_at=self._clock.now(),
         )
-        self._update(lambda head: next_commit(head, commit, self._clock.now(), self._lease_s, keep, keep_every))
+        self._update(lambda head: next_commit(head, commit, self._clock.now(), self._lease_s, retention))
         return commit
+
+    def score(self, step: int, score: float) -> None:
+        """Note what the evaluation of the checkpoint of `step` gave; nothing happens if it isn't kept any more."""
+        self._update(lambda head: next_score(head, step, score))
 
     def discard(self, damaged: Sequence[Commit]) -> None:
         """Take checkpoints that failed verification out of HEAD. Only after all ranks agreed on an older one."""

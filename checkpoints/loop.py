@@ -31,7 +31,7 @@ from types import TracebackType
 from typing import Any
 
 from checkpoints.errors import Fenced, NotusError, UserError
-from checkpoints.head import LEASE_S, Lease, Writer, read_head
+from checkpoints.head import LEASE_S, Lease, Retention, Writer, read_head
 from checkpoints.names import check_run_name
 from checkpoints.restore import newest_good, restore_shard
 from checkpoints.run import open_run
@@ -69,7 +69,13 @@ class Checkpointer:
         self._memory.remove(keep=(self._predecessor, writer.id))
         head = self._lease.head
         setup = Setup(
-            bucket=bucket, run=run, rank=0, world_size=1, writer_id=writer.id, epoch=head.epoch, keep=keep + 1
+            bucket=bucket,
+            run=run,
+            rank=0,
+            world_size=1,
+            writer_id=writer.id,
+            epoch=head.epoch,
+            retention=Retention(newest=keep + 1),
         )
         folder = self._memory.folder(writer.id)
         self._saver = Saver(

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict
 
 from checkpoints.errors import Fenced, NotusError, StoreError, UserError
 from checkpoints.events import Diary
-from checkpoints.head import Lease
+from checkpoints.head import Lease, Retention
 from checkpoints.manifest import Manifest
 from checkpoints.retention import collect, collect_orphans
 from checkpoints.run import open_run, write_metrics
@@ -56,8 +56,7 @@ class Setup(_Message):
     world_size: int
     writer_id: str
     epoch: int
-    keep: int
-    keep_every: int | None = None
+    retention: Retention
     chunk_bytes: int = CHUNK_BYTES
     concurrency: int = CONCURRENCY
     drain_s: float = DRAIN_S
@@ -248,7 +247,7 @@ class Uploader:
             fingerprint=job.fingerprint,
             shards=tuple(shards),
         )
-        lease.commit(manifest, keep=setup.keep, keep_every=setup.keep_every)
+        lease.commit(manifest, setup.retention)
         Diary(self._store, setup.epoch).try_write(
             "saved",
             step=job.step,

@@ -128,6 +128,20 @@ class Keeper:
         left = [seconds for seconds, _ in ranks if seconds is not None]
         return choose(min(left) if left else None, [rank for _, rank in ranks])
 
+    def score(self, step: int, metric: str, metrics: dict[str, float]) -> None:
+        """Note in HEAD how good the checkpoint of `step` is. Raises `Fenced` on rank 0."""
+        if self._setup.rank != 0:
+            return
+        if metric not in metrics:
+            raise UserError(
+                f"the evaluation has no {metric!r}", f"saves.keep_best: choose one of {', '.join(sorted(metrics))}"
+            )
+        value = -metrics[metric] if metric.endswith("loss") else metrics[metric]
+        try:
+            Lease.adopt(self._store, self._head.writer.id, self._head.epoch).score(step, value)
+        except StoreError as error:
+            logger.warning("the score of step %d is not noted: %s", step, error.message)
+
     def _agree_on_failure(self) -> NotusError | None:
         """Gather all ranks' failures; leave no rank waiting; return the worst, the same on every rank."""
         answers: list[tuple[Done | None, int]] = gather((self.saver.failure, self.saver.done_count))

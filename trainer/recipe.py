@@ -125,6 +125,10 @@ class Saves(Settings):
         default=None, description="also keep the checkpoints at multiples of so many steps, for good"
     )
 
+    keep_best: Literal["eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"] | None = Field(
+        default=None, description="also keep the checkpoint whose evaluation was the best by this metric"
+    )
+
     @model_validator(mode="after")
     def _one_clock(self) -> Saves:
         if self.auto and self.every_minutes:
@@ -169,10 +173,14 @@ class Recipe(Settings):
     hardware: Hardware
 
     @model_validator(mode="after")
-    def _sections_of_the_method(self) -> Recipe:
+    def _sections_fit(self) -> Recipe:
         wanted = "zero" if self.method == "full" else "lora"
         if getattr(self, wanted) is None:
             raise ValueError(f"method {self.method} needs a section `{wanted}:`")
+        training = self.training
+        evaluates = self.dataset.eval_rows and (training.eval_every_steps or training.eval_every_epoch)
+        if self.saves.keep_best and not evaluates:
+            raise ValueError("saves.keep_best needs evaluations: dataset.eval_rows and a training.eval_every_...")
         if self.method == "full" and self.lora is not None:
             raise ValueError("method full has no use for the section `lora:`")
         return self

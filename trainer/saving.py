@@ -29,6 +29,8 @@ def save_reason(saves: Saves, moment: Moment) -> str:
         return "stop"
     if moment.epoch_ended and saves.every_epoch:
         return "epoch"
+    if moment.evaluation_due and saves.keep_best:
+        return "evaluation"  # also behind an upload: what isn't saved can't be kept
     if moment.busy:
         return ""  # the next interval will do; a step may not wait for the network
     if moment.evaluation_due:

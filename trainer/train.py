@@ -17,7 +17,7 @@ from trl import DPOConfig
 
 from checkpoints.errors import UserError
 from checkpoints.events import Diary
-from checkpoints.head import Head
+from checkpoints.head import Head, Retention
 from checkpoints.run import write_metrics
 from checkpoints.saver import Saver
 from checkpoints.shm import RunMemory, SharedBuffer
@@ -165,8 +165,11 @@ class Attempt:
             world_size=dist.get_world_size(),
             writer_id=self.head.writer.id,
             epoch=self.head.epoch,
-            keep=self.recipe.saves.keep + 1,  # and one as the fallback
-            keep_every=self.recipe.saves.keep_every_steps,
+            retention=Retention(
+                newest=self.recipe.saves.keep + 1,  # and one as the fallback
+                every_steps=self.recipe.saves.keep_every_steps,
+                best=self.recipe.saves.keep_best is not None,
+            ),
         )
         self.memory = RunMemory(self.store.url)
         self.memory.folder(self.head.writer.id)
@@ -364,6 +367,9 @@ class Attempt:
         if dist.get_rank() == 0:
             numbers = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
             self.diary.try_write("evaluated", step=state.global_step, metrics=numbers)
+        if (metric := self.recipe.saves.keep_best) is not None:
+            self.keeper.settle(tolerant=True)  # the checkpoint has to be in HEAD to get its score
+            self.keeper.score(state.global_step, metric, metrics)
 
     def _announce(self, phase: Phase) -> None:
         if dist.get_rank() == 0:

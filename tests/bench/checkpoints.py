@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from checkpoints.head import Lease, Writer
+from checkpoints.head import Lease, Retention, Writer
 from checkpoints.manifest import Chunk, Manifest, ShardIndex, ShardRef, sha256
 from checkpoints.restore import _fetch
 from checkpoints.run import open_run
@@ -130,7 +130,15 @@ def saver_on(bucket: Path, tensors_bytes: int) -> Iterator[Saver]:
     run = f"bench-{uuid.uuid4().hex[:8]}"
     store = open_run(str(bucket), run)
     head = Lease.claim(store, Writer(id=uuid.uuid4().hex, host="bench", pid=os.getpid()), lease_s=3600).head
-    setup = Setup(bucket=str(bucket), run=run, rank=0, world_size=1, writer_id=head.writer.id, epoch=head.epoch, keep=1)
+    setup = Setup(
+        bucket=str(bucket),
+        run=run,
+        rank=0,
+        world_size=1,
+        writer_id=head.writer.id,
+        epoch=head.epoch,
+        retention=Retention(newest=1),
+    )
     buffer = SharedBuffer(RunMemory(store.url).folder(head.writer.id) / "r0")
     buffer.reserve(tensors_bytes + 4096)
     saver = Saver(setup, buffer)
@@ -317,7 +325,7 @@ def bench_commit(folder: Path) -> dict[str, Any]:
             started = time.perf_counter()
             shards = uploaded_shards(store, "data/x")
             assert len(shards) == ranks
-            lease.commit(manifest_of(shards, ranks), keep=2)
+            lease.commit(manifest_of(shards, ranks), Retention(newest=2))
             times[f"{ranks}_ranks_s"] = round(time.perf_counter() - started, 3)
     return {"commit": times}
 

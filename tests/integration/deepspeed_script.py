@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from checkpoints.gather import Zero3State
-from checkpoints.head import Commit, Lease, Writer, read_head
+from checkpoints.head import Commit, Lease, Retention, Writer, read_head
 from checkpoints.reshard import restore_for
 from checkpoints.restore import load_manifest, restore_shard
 from checkpoints.run import open_run
@@ -80,7 +80,7 @@ def saving() -> Any:
     head = from_rank_0(Lease.claim(store, writer, gone=_holder()).head if dist.get_rank() == 0 else None)
     setup = Setup(
         bucket=BUCKET, run="run", rank=dist.get_rank(), world_size=dist.get_world_size(),
-        writer_id=head.writer.id, epoch=head.epoch, keep=9, chunk_bytes=1000,
+        writer_id=head.writer.id, epoch=head.epoch, retention=Retention(newest=9), chunk_bytes=1000,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         saver = Saver(setup, SharedBuffer(Path(folder) / "buffer"))

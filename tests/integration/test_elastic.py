@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,7 @@ def lora_zero3(tmp_path: Path) -> str:
         "tiny-dpo-lora",
         ("lora:\n", "zero:\n  offload_optimizer: cpu\nlora:\n"),
         ("optimizer: rmsprop", "optimizer: adamw"),
+        ("saves:\n", "saves:\n  keep_best: eval_rewards/margins\n"),
     )
 
 
@@ -97,6 +101,14 @@ def test_lora_under_zero3(launcher: Launcher, lora_zero3: str, seed: int) -> Non
     assert (Path(launcher.bucket) / "exact/final/adapter_model.safetensors").is_file()
     size = sum(path.stat().st_size for path in (Path(launcher.bucket) / "exact/data").rglob("c*"))
     assert size < 2_000_000, "the frozen base model is not part of the state"
+
+    shown = subprocess.run(
+        [sys.executable, "-m", "checkpoints.cli", "ls", "-o", "json", f"{launcher.bucket}/exact"],
+        capture_output=True,
+        check=True,
+    )
+    scores = {row["step"]: row["score"] for row in json.loads(shown.stdout)}
+    assert None not in (scores[12], scores[24])  # the evaluated ones; without a score of its own 12 would be gone
 
     receipt = goes_on(launcher, lora_zero3, lora_zero3, 1)
     assert receipt["attempts"][1]["not_exact"] == ["world_size was 2, is 1"]

@@ -24,7 +24,7 @@ import greenlet
 import pytest
 
 from checkpoints.errors import AlreadyExists, Conflict, CorruptCheckpoint, Fenced, ObjectMissing, RunHeld, StoreError
-from checkpoints.head import Head, Lease, Writer, read_head
+from checkpoints.head import Head, Lease, Retention, Writer, read_head
 from checkpoints.manifest import Manifest
 from checkpoints.restore import restore_shard
 from checkpoints.retention import collect, collect_orphans
@@ -255,7 +255,7 @@ class Attempt:
             fingerprint={},
             shards=tuple(shards),
         )
-        lease.commit(manifest, keep=KEEP)
+        lease.commit(manifest, Retention(newest=KEEP))
         self.world.acknowledged = max(self.world.acknowledged, step)
         newest = read_head(self.world.store)
         assert newest is not None

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from checkpoints.errors import StoreError, UserError
-from checkpoints.head import Lease, Writer, read_head
+from checkpoints.head import Lease, Retention, Writer, read_head
 from checkpoints.loop import Checkpointer
 from checkpoints.run import open_run, read_metrics
 from checkpoints.saver import Saver
@@ -98,7 +98,13 @@ def saver(tmp_path: Path) -> Iterator[tuple[Saver, Path]]:
     store = open_run(str(tmp_path), "run")
     head = Lease.claim(store, Writer(id=uuid.uuid4().hex, host="h", pid=os.getpid())).head
     setup = Setup(
-        bucket=str(tmp_path), run="run", rank=0, world_size=1, writer_id=head.writer.id, epoch=head.epoch, keep=2
+        bucket=str(tmp_path),
+        run="run",
+        rank=0,
+        world_size=1,
+        writer_id=head.writer.id,
+        epoch=head.epoch,
+        retention=Retention(newest=2),
     )
     made = Saver(setup, SharedBuffer(tmp_path / "buffer"))
     yield made, tmp_path / "run"
@@ -157,7 +163,7 @@ class FailingSaver:
 @pytest.fixture
 def keeper(monkeypatch: pytest.MonkeyPatch) -> tuple[Keeper, FailingSaver]:
     saving = FailingSaver()
-    setup = Setup(bucket="b", run="r", rank=0, world_size=1, writer_id="w", epoch=1, keep=2)
+    setup = Setup(bucket="b", run="r", rank=0, world_size=1, writer_id="w", epoch=1, retention=Retention(newest=2))
     made = Keeper(None, None, setup, saving)  # type: ignore[arg-type]
     monkeypatch.setattr("trainer.keeper.gather", lambda value: [value])
     return made, saving

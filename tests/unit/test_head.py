@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from checkpoints.clock import FakeClock
 from checkpoints.errors import Conflict, CorruptCheckpoint, Fenced, RunHeld, StoreError
-from checkpoints.head import HEAD_KEY, LEASE_S, Lease, Writer, read_head
+from checkpoints.head import HEAD_KEY, LEASE_S, Lease, Retention, Writer, best_of, read_head
 from checkpoints.manifest import Manifest
 from checkpoints.object_store import ObjectStore
 
@@ -87,8 +87,8 @@ def test_a_zombie_cannot_commit_renew_or_release() -> None:
     store, clock = ObjectStore.memory(), FakeClock()
     zombie = Lease.claim(store, writer("a"), clock=clock)
     successor = Lease.claim(store, writer("b"), clock=clock, gone="a")
-    successor.commit(manifest(5, 2, clock), keep=2)
-    for act in (zombie.renew, zombie.release, lambda: zombie.commit(manifest(9, 1, clock), keep=2)):
+    successor.commit(manifest(5, 2, clock), Retention(newest=2))
+    for act in (zombie.renew, zombie.release, lambda: zombie.commit(manifest(9, 1, clock), Retention(newest=2))):
         with pytest.raises(Fenced, match="attempt 2 on host-b has taken over"):
             act()
     head = read_head(store)
@@ -99,18 +99,18 @@ def test_a_zombie_cannot_commit_renew_or_release() -> None:
 def test_steps_never_go_backwards() -> None:
     store, clock = ObjectStore.memory(), FakeClock()
     lease = Lease.claim(store, writer("a"), clock=clock)
-    lease.commit(manifest(5, 1, clock), keep=2)
+    lease.commit(manifest(5, 1, clock), Retention(newest=2))
     for step in (4, 5):
         with pytest.raises(StoreError, match=f"step {step} is not newer"):
-            lease.commit(manifest(step, 1, clock).model_copy(update={"reason": "other"}), keep=2)
+            lease.commit(manifest(step, 1, clock).model_copy(update={"reason": "other"}), Retention(newest=2))
 
 
 def test_a_retried_commit_is_its_own_success() -> None:
     store, clock = ObjectStore.memory(), FakeClock()
     lease = Lease.claim(store, writer("a"), clock=clock)
     saved = manifest(5, 1, clock)
-    lease.commit(saved, keep=2)
-    lease.commit(saved, keep=2)
+    lease.commit(saved, Retention(newest=2))
+    lease.commit(saved, Retention(newest=2))
     head = read_head(store)
     assert head is not None
     assert [commit.step for commit in head.commits] == [5]
@@ -120,7 +120,7 @@ def test_older_commits_become_tombstones() -> None:
     store, clock = ObjectStore.memory(), FakeClock()
     lease = Lease.claim(store, writer("a"), clock=clock)
     for step in (1, 2, 3, 4):
-        lease.commit(manifest(step, 1, clock), keep=2)
+        lease.commit(manifest(step, 1, clock), Retention(newest=2))
     head = read_head(store)
     assert head is not None
     assert [commit.step for commit in head.commits] == [4, 3]
@@ -131,10 +131,10 @@ def test_older_commits_become_tombstones() -> None:
 def test_training_can_go_on_from_before_a_damaged_checkpoint() -> None:
     store, clock = ObjectStore.memory(), FakeClock()
     lease = Lease.claim(store, writer("a"), clock=clock)
-    lease.commit(manifest(5, 1, clock), keep=3)
-    damaged = lease.commit(manifest(10, 1, clock), keep=3)
+    lease.commit(manifest(5, 1, clock), Retention(newest=3))
+    damaged = lease.commit(manifest(10, 1, clock), Retention(newest=3))
     lease.discard([damaged])
-    lease.commit(manifest(7, 1, clock), keep=3)
+    lease.commit(manifest(7, 1, clock), Retention(newest=3))
     assert [commit.step for commit in lease.head.commits] == [7, 5]
 
 
@@ -142,7 +142,7 @@ def test_supervisor_and_rank_share_a_claim() -> None:
     store, clock = ObjectStore.memory(), FakeClock()
     supervisor = Lease.claim(store, writer("a"), clock=clock)
     rank = Lease.adopt(store, "a", 1, clock=clock)
-    rank.commit(manifest(3, 1, clock), keep=2)
+    rank.commit(manifest(3, 1, clock), Retention(newest=2))
     supervisor.renew()
     assert supervisor.head.commits[0].step == 3
     with pytest.raises(Fenced):
@@ -159,7 +159,7 @@ def test_a_damaged_head_is_named() -> None:
 def test_every_flipped_byte_of_head_is_noticed() -> None:
     store, clock = ObjectStore.memory(), FakeClock()
     lease = Lease.claim(store, writer("a"), clock=clock)
-    lease.commit(manifest(5, 1, clock), keep=2)
+    lease.commit(manifest(5, 1, clock), Retention(newest=2))
     data = store.get(HEAD_KEY).data
     for position in range(len(data)):
         damaged = bytearray(data)
@@ -209,7 +209,7 @@ def test_lost_replies_lose_no_commit(faults: list[str], keep: int) -> None:
     store, clock = FlakyStore(list(faults)), FakeClock()
     lease = Lease.claim(store, writer("a"), clock=clock)
     for step in range(1, 8):
-        lease.commit(manifest(step, 1, clock), keep=keep)
+        lease.commit(manifest(step, 1, clock), Retention(newest=keep))
         assert lease.head.commits[0].step == step
     head = read_head(store)
     assert head is not None
@@ -242,7 +242,7 @@ def test_any_schedule_of_writers_and_zombies_keeps_the_promises(schedule: list[t
             elif index in leases:
                 lease = leases[index]
                 if operation == "commit":
-                    lease.commit(manifest(committed + 1, lease.head.epoch, clock), keep=2)
+                    lease.commit(manifest(committed + 1, lease.head.epoch, clock), Retention(newest=2))
                     assert index == owner
                     committed += 1
                 elif operation == "renew":
@@ -259,3 +259,27 @@ def test_any_schedule_of_writers_and_zombies_keeps_the_promises(schedule: list[t
         newest = head.commits[0].step if head and head.commits else 0
         assert newest == committed
     assert not any(fenced), "the holder itself was fenced"
+
+
+def test_the_best_is_kept_until_there_is_a_better_one() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    lease = Lease.claim(store, writer("a"), clock=clock)
+    retention = Retention(newest=1, best=True)
+    kept = []
+    for step, score in ((1, -0.6), (2, -0.5), (3, -0.7), (4, None), (5, -0.5), (6, -0.9), (7, None)):
+        lease.commit(manifest(step, 1, clock), retention)
+        if score is not None:
+            lease.score(step, score)
+        kept.append([commit.step for commit in lease.head.commits])
+    # the newest, and the best of those that were scored when it came
+    assert kept == [[1], [2, 1], [3, 2], [4, 2], [5, 2], [6, 5], [7, 5]]
+    assert best_of(lease.head.commits) == lease.head.commits[1]
+
+
+def test_a_score_of_what_is_gone_changes_nothing() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    lease = Lease.claim(store, writer("a"), clock=clock)
+    lease.commit(manifest(3, 1, clock), Retention(newest=1))
+    lease.score(2, 9.0)
+    assert [commit.score for commit in lease.head.commits] == [None]
+    assert best_of(lease.head.commits) is None

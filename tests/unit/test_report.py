@@ -12,7 +12,7 @@ from rich.console import Console
 from checkpoints.clock import FakeClock
 from checkpoints.errors import UserError
 from checkpoints.events import Diary, Event, read_events
-from checkpoints.head import Lease, Writer
+from checkpoints.head import Lease, Retention, Writer
 from checkpoints.journal import Journal, read_journal
 from checkpoints.manifest import Manifest
 from checkpoints.object_store import ObjectStore
@@ -282,7 +282,7 @@ def make_run(store: ObjectStore, loss: float, weight: float) -> None:
         Manifest(
             run="r", step=1, epoch=1, world_size=1, created_at=START, reason="final", fingerprint={}, shards=(ref,)
         ),
-        keep=2,
+        Retention(newest=2),
     )
     write_metrics(store, 1, 0, [{"step": 1, "losses_hex": [loss.hex()], "seconds": 1.0}])
 

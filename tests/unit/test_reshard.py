@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.gather import Zero3State
-from checkpoints.head import Commit, Lease, Writer
+from checkpoints.head import Commit, Lease, Retention, Writer
 from checkpoints.manifest import Manifest
 from checkpoints.object_store import ObjectStore
 from checkpoints.reshard import pieces, restore_for
@@ -44,7 +44,7 @@ def save(store: Store, ranks: list[dict[str, Any]], chunk_bytes: int) -> Commit:
         run="r", step=7, epoch=1, world_size=len(ranks), created_at=lease.head.lease_until, reason="interval",
         fingerprint={}, shards=refs,
     )  # fmt: skip
-    return lease.commit(manifest, keep=1)
+    return lease.commit(manifest, Retention(newest=1))
 
 
 def assert_same(one: Any, other: Any, path: str = "") -> None:

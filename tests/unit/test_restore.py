@@ -14,7 +14,7 @@ from checkpoints import cli
 from checkpoints.clock import FakeClock
 from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, UserError
 from checkpoints.folder_store import FolderStore
-from checkpoints.head import Commit, Lease, Writer, pin
+from checkpoints.head import Commit, Lease, Retention, Writer, pin
 from checkpoints.manifest import Manifest
 from checkpoints.object_store import ObjectStore
 from checkpoints.pull import pull
@@ -55,7 +55,7 @@ class Run:
             fingerprint={"world_size": RANKS},
             shards=shards,
         )
-        return self.lease.commit(manifest, keep=keep)
+        return self.lease.commit(manifest, Retention(newest=keep))
 
     def objects_of(self, commit: Commit) -> list[str]:
         manifest = load_manifest(self.store, commit)
@@ -293,10 +293,10 @@ def test_pull_keeps_only_what_it_has_checked(folder_run: Run, tmp_path: Path, mo
 
 def test_every_nth_checkpoint_stays(run: Run) -> None:
     for step in range(1, 13):
-        commit = run.lease.commit(load_manifest(run.store, run.save(step * 10, keep=100)), keep=100)
+        commit = run.lease.commit(load_manifest(run.store, run.save(step * 10, keep=100)), Retention(newest=100))
         assert commit.step == step * 10
     manifest = load_manifest(run.store, run.lease.head.commits[0]).model_copy(update={"step": 125})
-    run.lease.commit(manifest, keep=2, keep_every=50)
+    run.lease.commit(manifest, Retention(newest=2, every_steps=50))
     assert [commit.step for commit in run.lease.head.commits] == [125, 120, 100, 50]
 
 

@@ -46,6 +46,7 @@ def moment(**changes: Any) -> Moment:
         ({"evaluation_due": True}, Saves(), "evaluation"),
         ({"step": 10, "busy": True}, Saves(every_steps=5), ""),
         ({"evaluation_due": True, "busy": True}, Saves(), ""),
+        ({"evaluation_due": True, "busy": True}, Saves(keep_best="eval_loss"), "evaluation"),
         ({"epoch_ended": True, "busy": True}, Saves(), "epoch"),
         ({"stopping": True, "busy": True}, Saves(), "stop"),
         ({"interval_over": True}, Saves(), "interval"),
