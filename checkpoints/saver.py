@@ -138,6 +138,11 @@ class Saver:
             self.newest_step = -1
             raise error
 
+    @property
+    def uploader_pid(self) -> int:
+        """Of the process that uploads."""
+        return self._uploader.pid
+
     def poll(self) -> bool:
         """Hear what the uploader has said, without waiting; returns `busy`. See `failure`."""
         if self._in_flight is not None and (done := self._uploader.poll()) is not None:

@@ -10,7 +10,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,10 @@ class RunMemory:
         return self._root / f"{self._prefix}{writer_id}"
 
 
+Pin = Callable[[memoryview], Callable[[], None]]
+"""Makes memory fast for a device to write to, and returns how to undo it."""
+
+
 class SharedBuffer:
     """One growing, reused buffer in a file.
 
@@ -62,20 +66,27 @@ class SharedBuffer:
 
     Containers often have a /dev/shm of 64 MiB. Where it is too small the buffer moves to `fallback`: a file elsewhere
     works the same through the page cache, only that the kernel may write it to disk. `path` says where it is.
+
+    `pin` is called with all of the memory whenever there is new one.
     """
 
-    def __init__(self, path: Path, fallback: Path | None = None) -> None:
+    def __init__(self, path: Path, fallback: Path | None = None, pin: Pin | None = None) -> None:
         self.path = path
         self._fallback = fallback
+        self._pin = pin
+        self._unpin: Callable[[], None] = _nothing
         self._map: mmap.mmap | None = None
 
     def reserve(self, size_bytes: int) -> memoryview:
         """The first `size_bytes` bytes, writable, grown if needed. Old contents may be lost when it grows."""
         if self._map is None or len(self._map) < size_bytes:
+            self._release()
             self._map = None  # views of the old mapping keep it alive until they are gone
             rounded = max(1, -(-size_bytes // mmap.PAGESIZE)) * mmap.PAGESIZE
             self._map = self._grow(rounded)
             _touch(self._map)
+            if self._pin is not None:
+                self._unpin = self._pin(memoryview(self._map))
         return memoryview(self._map)[:size_bytes]
 
     def _grow(self, size_bytes: int) -> mmap.mmap:
@@ -90,7 +101,16 @@ class SharedBuffer:
 
     def unlink(self) -> None:
         """Give the memory back once nobody maps it."""
+        self._release()
         self.path.unlink(missing_ok=True)
+
+    def _release(self) -> None:
+        unpin, self._unpin = self._unpin, _nothing
+        unpin()
+
+
+def _nothing() -> None:
+    """Nothing is pinned."""
 
 
 def open_shared(path: Path, size_bytes: int) -> memoryview:

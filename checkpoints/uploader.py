@@ -120,6 +120,10 @@ class UploaderClient:
         self._listening = threading.Thread(target=self._listen, name="uploader-results", daemon=True)
         self._listening.start()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def submit(self, job: Job) -> None:
         """Hand over a snapshot. Its buffer must not change until the job's `Done` is here."""
         self._send(job)

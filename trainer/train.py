@@ -27,7 +27,7 @@ from trainer import state as states
 from trainer.batching import Batch
 from trainer.collective import from_rank_0
 from trainer.data import prepare
-from trainer.device_copy import copy_scope
+from trainer.device_copy import copy_scope, pinning
 from trainer.dpo import NotusDPOTrainer
 from trainer.errors import HardwareError
 from trainer.export import export_model, keep_model_files
@@ -176,6 +176,7 @@ class Attempt:
         buffer = SharedBuffer(
             self.memory.snapshot(self.head.writer.id, setup.rank),
             fallback=self.scratch.work / f"shared-r{setup.rank}",
+            pin=pinning(self.device),
         )
         return Keeper(self.store, self.head, setup, Saver(setup, buffer, copy_scope(self.device)))
 

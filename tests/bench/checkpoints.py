@@ -126,12 +126,12 @@ def bench_dcp(rounds: int = 5) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def saver_on(bucket: Path, tensors_bytes: int) -> Iterator[Saver]:
+def saver_on(bucket: str, tensors_bytes: int) -> Iterator[Saver]:
     run = f"bench-{uuid.uuid4().hex[:8]}"
-    store = open_run(str(bucket), run)
+    store = open_run(bucket, run)
     head = Lease.claim(store, Writer(id=uuid.uuid4().hex, host="bench", pid=os.getpid()), lease_s=3600).head
     setup = Setup(
-        bucket=str(bucket),
+        bucket=bucket,
         run=run,
         rank=0,
         world_size=1,
@@ -152,7 +152,7 @@ def bench_training(rounds: int = 5, steps: int = 6) -> dict[str, float]:
     memcpy = Memcpy(tensors)
     matrix = torch.randn(1024, 1024)
     stalls, slowdowns = [], []
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, saver_on(Path(folder), STATE_BYTES) as saver:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, saver_on(folder, STATE_BYTES) as saver:
         copy_s = statistics.median(measured(memcpy.copy).wall for _ in range(5))
 
         def step() -> None:  # forward and backward take at least twice the memcpy; then the optimizer step
@@ -355,7 +355,17 @@ def bench_plan_memory() -> dict[str, float]:
     return {"buffer_to_state": round(plan.size_bytes / STATE_BYTES, 4)}
 
 
+def bench_peers() -> dict[str, float]:
+    """In a process of its own: DeepSpeed changes the one that it is imported into."""
+    done = subprocess.run([sys.executable, "-m", "tests.bench.peers"], capture_output=True, text=True, check=True)
+    ratios: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return ratios
+
+
 def main() -> None:
+    from tests.bench.memory import bench_memory
+    from tests.bench.restart import bench_restart
+
     torch.set_num_threads(1)  # as each rank of the trainer does on a CPU
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -372,6 +382,9 @@ def main() -> None:
             lambda: bench_emergency(folder),
             lambda: bench_commit(folder / "weed"),
             bench_plan_memory,
+            bench_memory,
+            bench_peers,
+            bench_restart,
         ):
             results |= bench()
             sys.stderr.write(f"bench: {list(results)[-1]} done\n")

@@ -8,6 +8,7 @@ import math
 import os
 import random
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,21 @@ def test_a_digest_is_taken_with_the_copy() -> None:
     memory = bytearray(16)
     leaves[0].copy_to(memoryview(memory))
     assert bytes(memory) == digest(tensor) == digest(tensor.t().contiguous().t())
+
+
+def test_memory_is_pinned_as_long_as_it_is_there(tmp_path: Path) -> None:
+    pinned: list[int] = []
+
+    def pin(memory: memoryview) -> Callable[[], None]:
+        size = memory.nbytes
+        pinned.append(size)
+        return lambda: pinned.remove(size)
+
+    buffer = SharedBuffer(tmp_path / "buffer", pin=pin)
+    buffer.reserve(10)
+    buffer.reserve(20)  # the same page
+    assert pinned == [4096]
+    buffer.reserve(5000)
+    assert pinned == [8192]
+    buffer.unlink()
+    assert pinned == []

@@ -1,0 +1,90 @@
+"""The ends of an attempt, a piece at a time: what whole runs hit only by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from checkpoints.errors import Fenced, StoreError
+from checkpoints.object_store import ObjectStore
+from trainer.attempt import Supervisor
+from trainer.recipe import load_recipe
+from trainer.scratch import Outcome, Scratch
+
+
+def test_a_stop_in_an_evaluation_makes_up_for_the_save_that_was_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The save before the evaluation was skipped, because an upload was on its way: the stop saves that very state."""
+    from trl import DPOTrainer
+
+    from trainer.dpo import NotusDPOTrainer
+    from trainer.rhythm import EvaluationStopped
+
+    def stopped(self: DPOTrainer) -> None:
+        torch.rand(3)  # an evaluation draws
+        raise EvaluationStopped
+
+    monkeypatch.setattr(DPOTrainer, "_evaluate", stopped)
+    trainer: Any = object.__new__(NotusDPOTrainer)
+    trainer.control, trainer.model = SimpleNamespace(should_save=False), None
+    trainer._metrics = {"eval": {"loss": [1.0]}}
+    phases: list[str] = []
+    saved: list[torch.Tensor] = []
+    trainer.announce = phases.append
+    trainer.save_state = lambda: saved.append(torch.random.get_rng_state())
+    before = torch.random.get_rng_state()
+    assert trainer._evaluate() == {}
+    assert len(saved) == 1
+    assert saved[0].equal(before)
+    assert torch.random.get_rng_state().equal(before)
+    assert trainer._metrics["eval"] == {}
+    assert phases == ["evaluating", "training"]
+
+
+class FailingLease:
+    """Renewals that go as told; None = fine."""
+
+    def __init__(self, *answers: Exception | None) -> None:
+        self.answers = list(answers)
+        self.renewed = 0
+
+    def renew(self) -> None:
+        self.renewed += 1
+        if self.answers and (error := self.answers.pop(0)) is not None:
+            raise error
+
+
+@pytest.fixture
+def draining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[FailingLease, int], Outcome | None]:
+    """Drains uploaders that live for so many looks, with a lease that is due at each of them."""
+
+    def drain(lease: FailingLease, looks: int) -> Outcome | None:
+        supervisor: Any = Supervisor(
+            load_recipe("tiny-dpo"), "tiny-dpo", run="r", bucket=str(tmp_path), store=ObjectStore.memory(),
+            scratch=Scratch(tmp_path), processes=2,
+        )  # fmt: skip
+        alive = iter([True] * looks)
+        monkeypatch.setattr("trainer.attempt.any_descendant", lambda word: next(alive, False))
+        monkeypatch.setattr("trainer.attempt.HEARTBEAT_S", 0.0)
+        monkeypatch.setattr("trainer.attempt.LEASE_S", 0.0)
+        supervisor._lease, supervisor._next_renewal = lease, 0.0
+        outcome: Outcome | None = supervisor._drain_uploaders()
+        return outcome
+
+    return drain
+
+
+def test_a_drain_outlives_a_bucket_that_does_not_answer(draining: Any) -> None:
+    lease = FailingLease(StoreError("503"), StoreError("503"), None)
+    assert draining(lease, 3) is None
+    assert lease.renewed == 3
+
+
+def test_a_drain_ends_when_somebody_took_the_run(draining: Any) -> None:
+    outcome = draining(FailingLease(None, Fenced("attempt 2 has taken over")), 99)
+    assert outcome is not None
+    assert (outcome.kind, outcome.message) == ("fenced", "attempt 2 has taken over")
