@@ -145,6 +145,11 @@ def export_checkpoint(
     store = open_store(url)
     commit = _choose(_head(store), step)
     manifest = load_manifest(store, commit)
+    if manifest.fingerprint.get("recipe", {}).get("method") == "lora":
+        raise UserError(
+            "this is a LoRA run: its checkpoints hold the adapter's state, not a model",
+            f"the trainer exports the adapter at the end, into {store.url}/final",
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
         shards = []

@@ -11,11 +11,13 @@ import xxhash
 
 from checkpoints.errors import AlreadyExists
 from checkpoints.manifest import Chunk, ShardIndex, ShardRef, TensorRecord, sha256
-from checkpoints.snapshot import Snapshot, TensorSpec
+from checkpoints.snapshot import Snapshot
 from checkpoints.store import Buffer, Store, holds
 
 CHUNK_BYTES = 64 << 20
 CONCURRENCY = 4
+HASHED_BYTES = 512 << 10
+"""At once: it stays in the core's own cache."""
 
 
 def save_prefix(epoch: int, step: int, writer_id: str, number: int) -> str:
@@ -57,28 +59,60 @@ def upload_shard(
     Raises `StoreError` or `BucketUnusable`; what was uploaded until then is garbage that nothing refers to.
     """
 
-    def send(position: int) -> Chunk:
+    def send(position: int) -> tuple[str, int]:
         before_chunk()
         view = snapshot.data[position : position + chunk_bytes]
         key = f"{_folder(prefix, rank)}/c{position // chunk_bytes:05d}"
         put_once(store, key, view)
-        return Chunk(key=key, size_bytes=view.nbytes, crc32c=crc32c.crc32c(view))
-
-    def hashed(spec: TensorSpec) -> TensorRecord:
-        view = snapshot.data[spec.offset : spec.offset + spec.size_bytes]
-        return TensorRecord(**spec._asdict(), xxh3=xxhash.xxh3_128_hexdigest(view))
+        return key, view.nbytes
 
     with ThreadPoolExecutor(concurrency) as pool:
-        chunks = pool.map(send, range(0, snapshot.data.nbytes, chunk_bytes))
-        tensors = tuple(map(hashed, snapshot.tensors))  # in this thread, while the chunks are on their way
-        index = ShardIndex(
-            rank=rank, size_bytes=snapshot.data.nbytes, chunks=tuple(chunks), tensors=tensors, trees=snapshot.trees
+        sent = pool.map(send, range(0, snapshot.data.nbytes, chunk_bytes))
+        crcs, digests = checksums(snapshot, chunk_bytes)  # in this thread, while the chunks are on their way
+        chunks = tuple(
+            Chunk(key=key, size_bytes=size_bytes, crc32c=crc) for (key, size_bytes), crc in zip(sent, crcs, strict=True)
         )
+    tensors = tuple(
+        TensorRecord(**spec._asdict(), xxh3=xxh3) for spec, xxh3 in zip(snapshot.tensors, digests, strict=True)
+    )
+    index = ShardIndex(rank=rank, size_bytes=snapshot.data.nbytes, chunks=chunks, tensors=tensors, trees=snapshot.trees)
     data = index.to_json()
     digest = sha256(data)
     key = f"{_folder(prefix, rank)}/index-{snapshot.data.nbytes}-{digest}.json"
     put_once(store, key, data)
     return ShardRef(rank=rank, index=key, sha256=digest, size_bytes=snapshot.data.nbytes)
+
+
+def checksums(snapshot: Snapshot, chunk_bytes: int) -> tuple[list[int], list[str]]:
+    """The CRC32C of each chunk and the xxh3-128 of each tensor.
+
+    In one pass, so that the second hash finds a piece in the core's cache: 0.085 CPU-s/GB instead of 0.115 for two.
+    """
+    data = snapshot.data
+    crcs = [0] * -(-data.nbytes // chunk_bytes)
+    digests = []
+    position = 0
+    for spec in snapshot.tensors:
+        position = _hash_up_to(data, position, spec.offset, chunk_bytes, crcs)  # padding
+        hasher = xxhash.xxh3_128()
+        position = _hash_up_to(data, position, spec.offset + spec.size_bytes, chunk_bytes, crcs, hasher)
+        digests.append(hasher.hexdigest())
+    _hash_up_to(data, position, data.nbytes, chunk_bytes, crcs)
+    return crcs, digests
+
+
+def _hash_up_to(
+    data: memoryview, position: int, end: int, chunk_bytes: int, crcs: list[int], hasher: xxhash.xxh3_128 | None = None
+) -> int:
+    while position < end:
+        chunk = position // chunk_bytes
+        stop = min(end, position + HASHED_BYTES, (chunk + 1) * chunk_bytes)
+        piece = data[position:stop]
+        crcs[chunk] = crc32c.crc32c(piece, crcs[chunk])
+        if hasher is not None:
+            hasher.update(piece)
+        position = stop
+    return position
 
 
 def uploaded_shards(store: Store, prefix: str) -> list[ShardRef]:

@@ -318,6 +318,8 @@ def test_gc_cleans_up_only_where_nobody_trains(
     ("arguments", "message"),
     [
         (("show", "URL", "--step", "6"), "there is no checkpoint of step 6; the nearest is 5"),
+        (("show", "URL", "--step", "six"), "--step 'six' is not a step"),
+        (("pull", "URL", "/nowhere", "--step", "best"), "no checkpoint has a score"),
         (("ls", "URL/nothing"), "does not exist"),
         (("ls", "URL/.."), "is not a run: it has no HEAD"),
         (("ls", "URL", "-o", "xml"), "use text or json"),
@@ -333,6 +335,31 @@ def test_bad_input(
     filled = [argument.replace("URL", folder_run.store.url) for argument in arguments]
     assert ckpt(*filled, monkeypatch=monkeypatch) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_best_checkpoint_by_name(
+    folder_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder_run.lease.score(5, 0.9)
+    folder_run.lease.score(10, 0.8)
+    assert ckpt("ls", folder_run.store.url, monkeypatch=monkeypatch) == 0
+    assert "5 (best)" in capsys.readouterr().out
+    assert ckpt("verify", folder_run.store.url, "--step", "best", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out == "step 5: good (512 B)\n"
+
+
+def test_a_lora_checkpoint_is_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = FolderStore(tmp_path)
+    lora = Run(store)
+    commit = lora.save(5)
+    manifest = load_manifest(store, commit).model_copy(
+        update={"step": 6, "fingerprint": {"recipe": {"method": "lora"}}}
+    )
+    lora.lease.commit(manifest, Retention(newest=1))
+    assert ckpt("export", store.url, str(tmp_path / "model"), monkeypatch=monkeypatch) == 2
+    assert "this is a LoRA run" in capsys.readouterr().err
 
 
 def test_a_snapshot_in_this_machines_memory_is_used_if_it_is_the_checkpoint(run: Run, tmp_path: Path) -> None:
