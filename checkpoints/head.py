@@ -37,6 +37,13 @@ class Writer(Record):
     pid_scope: str = Field(default="", description="where `pid` means something: kernel boot and pid namespace")
 
 
+class Score(Record):
+    """How good a checkpoint is."""
+
+    metric: str
+    value: float = Field(allow_inf_nan=False, description="higher is better: a loss is negated")
+
+
 class Commit(Record):
     """A committed checkpoint, as HEAD names it."""
 
@@ -47,7 +54,7 @@ class Commit(Record):
     size_bytes: int = Field(ge=0)
     committed_at: datetime
     pinned: bool = Field(default=False, description="a person wants to keep it")
-    score: float | None = Field(default=None, description="of its evaluation; higher is better, a loss is negated")
+    score: Score | None = Field(default=None, description="of its evaluation")
 
 
 class Retention(Record):
@@ -71,9 +78,16 @@ class Retention(Record):
 
 
 def best_of(commits: Sequence[Commit]) -> Commit | None:
-    """The checkpoint with the highest score, the newest of equals; None if nothing was scored."""
-    scored = [commit for commit in commits if commit.score is not None]
-    return max(scored, key=lambda commit: (commit.score or 0.0, commit.step), default=None)
+    """The checkpoint with the highest score, the newest of equals; None if nothing was scored.
+
+    By the metric that was used last: values of different metrics can't be compared.
+    """
+    scored = [(commit.score, commit) for commit in commits if commit.score is not None]
+    if not scored:
+        return None
+    metric = max(scored, key=lambda pair: pair[1].step)[0].metric
+    comparable = [pair for pair in scored if pair[0].metric == metric]
+    return max(comparable, key=lambda pair: (pair[0].value, pair[1].step))[1]
 
 
 class Tombstone(Record):
@@ -156,7 +170,7 @@ def next_pin(head: Head, step: int, *, pinned: bool) -> Head:
     return head.model_copy(update={"nonce": uuid.uuid4().hex, "commits": commits})
 
 
-def next_score(head: Head, step: int, score: float) -> Head:
+def next_score(head: Head, step: int, score: Score) -> Head:
     """The HEAD in which the checkpoint of `step`, if it is there, has its score."""
     commits = tuple(c.model_copy(update={"score": score}) if c.step == step else c for c in head.commits)
     return head.model_copy(update={"nonce": uuid.uuid4().hex, "commits": commits})
@@ -302,7 +316,7 @@ class Lease:
         self._update(lambda head: next_commit(head, commit, self._clock.now(), self._lease_s, retention))
         return commit
 
-    def score(self, step: int, score: float) -> None:
+    def score(self, step: int, score: Score) -> None:
         """Note what the evaluation of the checkpoint of `step` gave; nothing happens if it isn't kept any more."""
         self._update(lambda head: next_score(head, step, score))
 

@@ -59,6 +59,8 @@ def how_to_apply(url: str) -> str:
     if scheme == "s3":
         return f"notus-ckpt lifecycle {shlex.quote(url)} --apply"
     return (
+        f"(replaces the bucket's other rules: see them with gcloud storage buckets describe gs://{bucket} "
+        f"--format='json(lifecycle_config)', and add them to the file)\n"
         f"notus-ckpt lifecycle {shlex.quote(url)} > rules.json && "
         f"gcloud storage buckets update gs://{bucket} --lifecycle-file=rules.json"
     )
@@ -67,7 +69,14 @@ def how_to_apply(url: str) -> str:
 def merge_rules(existing: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The bucket's rules with ours among them; a put replaces all of them, so nobody else's may be forgotten."""
     names = {rule["ID"] for rule in ours}
-    return [*(rule for rule in existing if rule.get("ID") not in names), *ours]
+    return [*(_with_filter(rule) for rule in existing if rule.get("ID") not in names), *ours]
+
+
+def _with_filter(rule: dict[str, Any]) -> dict[str, Any]:
+    """A rule of the old kind, with its prefix outside of a filter: S3 refuses the two kinds beside each other."""
+    if "Prefix" not in rule:
+        return rule
+    return {**{key: value for key, value in rule.items() if key != "Prefix"}, "Filter": {"Prefix": rule["Prefix"]}}
 
 
 def apply(url: str, client: Any = None) -> list[str]:
@@ -88,9 +97,11 @@ def apply(url: str, client: Any = None) -> list[str]:
         rules = merge_rules(_existing(client, bucket), s3_rules(prefix))
         client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": rules})
     except (ClientError, BotoCoreError) as error:
+        denied = isinstance(error, ClientError) and error.response["Error"]["Code"] == "AccessDenied"
+        rights = "s3:GetLifecycleConfiguration and s3:PutLifecycleConfiguration"
         raise BucketUnusable(
             f"can't set the rules of s3://{bucket}: {error}",
-            "the key needs s3:GetLifecycleConfiguration and s3:PutLifecycleConfiguration; they aren't needed for a run",
+            f"the key needs {rights}; they aren't needed for a run" if denied else "the rules are as before",
         ) from error
     return [str(rule.get("ID", "without a name")) for rule in rules]
 

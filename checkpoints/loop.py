@@ -22,11 +22,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import tempfile
 import threading
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -66,7 +64,7 @@ class Checkpointer:
         self._lease = Lease.claim(self._store, writer, wait_s=wait_s, gone=predecessor_gone)
         self._predecessor = before.writer.id if before else ""
         self._memory = RunMemory(self._store.url)
-        self._memory.remove(keep=(self._predecessor, writer.id))
+        self._memory.remove_dead(keep=self._predecessor)
         head = self._lease.head
         setup = Setup(
             bucket=bucket,
@@ -77,10 +75,9 @@ class Checkpointer:
             epoch=head.epoch,
             retention=Retention(newest=keep + 1),
         )
-        folder = self._memory.folder(writer.id)
-        self._saver = Saver(
-            setup, SharedBuffer(folder / "r0", fallback=Path(tempfile.gettempdir()) / f"{folder.name}-r0")
-        )
+        self._memory.hold(writer.id)
+        buffer = SharedBuffer(self._memory.snapshot(writer.id, 0), fallback=self._memory.fallback(writer.id, 0))
+        self._saver = Saver(setup, buffer)
         self._fenced: Fenced | None = None
         self._ended = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -110,7 +107,7 @@ class Checkpointer:
         shard, damaged = newest_good(
             self._lease.head.commits, lambda commit: restore_shard(self._store, commit, 0, local=local)
         )
-        self._memory.remove(keep=(self._lease.head.writer.id,))
+        self._memory.remove_dead()
         for commit, fault in damaged:
             logger.warning("checkpoint of step %d is damaged and passed over: %s", commit.step, fault)
         if damaged:
@@ -157,7 +154,7 @@ class Checkpointer:
             self._ended.set()
             self._renewing.join()
             self._saver.close()
-            self._memory.remove()
+            self._memory.forget(self._lease.head.writer.id)
             try:
                 self._lease.release()
             except NotusError as error:

@@ -6,11 +6,12 @@ A file in /dev/shm: both processes map it, and a machine that restarts the run f
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,36 +23,78 @@ SHM = Path("/dev/shm")  # noqa: S108  # shared memory is the point
 class RunMemory:
     """The shared buffers of one run on this machine: a folder for each writer, a file in it for each rank.
 
-    In /dev/shm, or in the temporary folder where there is none. A process that is killed leaves its folder behind: its
-    successor may restore from it, and has to remove it.
+    In /dev/shm; where that is too small a buffer moves to the temporary folder. A process that is killed leaves its
+    folder behind: its successor may restore from it, and removes it. Who lives holds a lock on its folder, which the
+    kernel takes back when it dies; so nobody, a fenced predecessor for example, removes the memory of somebody alive.
     """
 
     def __init__(self, run_url: str) -> None:
-        self._root = SHM if SHM.is_dir() else Path(tempfile.gettempdir())
+        temporary = Path(tempfile.gettempdir())
+        self._roots = (SHM if SHM.is_dir() else temporary, temporary)
         self._prefix = f"notus-{xxhash.xxh3_64_hexdigest(run_url.encode())}-"
 
-    def folder(self, writer_id: str) -> Path:
-        """The private folder of a writer, created."""
-        folder = self._folder(writer_id)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder
+    def hold(self, writer_id: str) -> None:
+        """Make the private folders of a writer and keep them while this process lives."""
+        for folder in self._folders(writer_id):
+            while not _lock(folder):
+                pass  # somebody removed it between its making and its locking
 
     def snapshot(self, writer_id: str, rank: int) -> Path:
         """Where a rank of that writer has its buffer; nothing is created."""
-        return self._folder(writer_id) / f"r{rank}"
+        return self._folders(writer_id)[0] / f"r{rank}"
 
-    def remove(self, keep: Collection[str] = ()) -> None:
-        """Give the memory of every writer of this run back, but for those of `keep`.
+    def fallback(self, writer_id: str, rank: int) -> Path:
+        """Where it has it if /dev/shm is too small."""
+        return self._folders(writer_id)[1] / f"f{rank}"
 
-        Only for the holder of the run. Who still maps a buffer keeps it until it ends.
-        """
-        kept = {self._folder(writer_id) for writer_id in keep}
-        for folder in self._root.glob(f"{self._prefix}*"):
-            if folder not in kept:
-                shutil.rmtree(folder, ignore_errors=True)
+    def forget(self, writer_id: str) -> None:
+        """Give a writer's memory back: one's own, or that of one's own children. Who still maps it keeps it."""
+        for folder in self._folders(writer_id):
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def _folder(self, writer_id: str) -> Path:
-        return self._root / f"{self._prefix}{writer_id}"
+    def remove_dead(self, keep: str = "") -> None:
+        """Give the memory back that dead writers of this run have left, but for `keep`'s."""
+        for root in set(self._roots):
+            for folder in root.glob(f"{self._prefix}*"):
+                if folder.name != f"{self._prefix}{keep}":
+                    _remove_if_dead(folder)
+
+    def _folders(self, writer_id: str) -> tuple[Path, Path]:
+        first, second = (root / f"{self._prefix}{writer_id}" for root in self._roots)
+        return first, second
+
+
+_LOCK = "lock"
+_held: list[int] = []
+"""Open for as long as this process lives."""
+
+
+def _lock(folder: Path) -> bool:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except FileNotFoundError:
+        return False
+    fcntl.flock(descriptor, fcntl.LOCK_SH)  # ranks of one writer share it
+    if (folder / _LOCK).exists():
+        _held.append(descriptor)
+        return True
+    os.close(descriptor)
+    return False
+
+
+def _remove_if_dead(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        return  # gone already, or another user's
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        pass  # its owner lives
+    finally:
+        os.close(descriptor)
 
 
 Pin = Callable[[memoryview], Callable[[], None]]
@@ -124,6 +167,7 @@ def open_shared(path: Path, size_bytes: int) -> memoryview:
 
 
 def _map_file(path: Path, size_bytes: int) -> mmap.mmap:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if os.fstat(descriptor).st_size < size_bytes:

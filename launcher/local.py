@@ -97,8 +97,6 @@ class LocalBackend:
         self._points = preemption_points(run.preemptions, run.seed)
         self._stop_signals = 0
         self._scratch: Scratch | None = None
-        self._has_held = False
-        """Was one of our attempts the writer of the run?"""
 
     def run(self) -> Outcome:
         """Supervise attempts until the run is finished, stopped or given up; returns how the last one ended.
@@ -147,7 +145,7 @@ class LocalBackend:
         while process.poll() is None:
             time.sleep(POLL_S)
             if not announced and (head := scratch.read_head()):
-                announced, self._has_held = head.epoch, True
+                announced = head.epoch
                 self._watcher.attempt_started(announced)
             progress = scratch.read_progress()
             self._watcher.progress(progress)
@@ -251,8 +249,7 @@ class LocalBackend:
             yield
         finally:
             kill_descendants()
-            if self._has_held:
-                RunMemory(self._store.url).remove()  # attempts that were killed or failed have left theirs
+            RunMemory(self._store.url).remove_dead()  # attempts that were killed or failed have left theirs
 
     def _clean(self, scratch: Scratch) -> None:
         """Scratch holds nothing that the bucket lacks."""

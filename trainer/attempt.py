@@ -86,7 +86,7 @@ class Supervisor:
         head = self._lease.head
         self._predecessor = before.writer.id if before else ""
         memory = RunMemory(self._store.url)
-        memory.remove(keep=(self._predecessor, writer.id))  # of attempts on this machine that were killed
+        memory.remove_dead(keep=self._predecessor)
         self._scratch.write_head(head)
         self._diary = Diary(self._store, head.epoch)
         self._diary.write("attempt_started", host=writer.host, processes=self._processes, recipe=self._recipe.name)
@@ -97,9 +97,9 @@ class Supervisor:
             outcome = self._supervise()
             outcome = outcome.model_copy(update={"progressed": self._has_committed()})
         finally:
+            if not (outcome.kind == "failed" and outcome.progressed):  # else the next attempt may restore from it
+                memory.forget(writer.id)
             self._finish(outcome)
-            if outcome.kind != "failed":  # the next attempt may restore from it
-                memory.remove()
         return outcome
 
     def _supervise(self) -> Outcome:

@@ -22,7 +22,8 @@ class Batch(NamedTuple):
 def fit_batch(total: int, *, world_size: int, largest: int) -> Batch:
     """Share `total` pairs a step between `world_size` processes, at most `largest` in a micro-step of each.
 
-    The same pairs come into the same step whatever the world size: accelerate deals micro-batches out in order.
+    The same pairs come into the same step whatever the world size: accelerate deals micro-batches out in order. Only
+    where the rows don't fill the last step of an epoch, it fills that one up with other pairs.
     Raises `NotExact`, naming the numbers of processes that work.
     """
     each, rest = divmod(total, world_size)
@@ -47,7 +48,13 @@ def batch_of_run(store: Store, head: Head | None, recipe: Recipe, world_size: in
 def _saved_total(store: Store, head: Head | None) -> int | None:
     for commit in head.commits if head else ():
         try:
-            return int(load_manifest(store, commit).fingerprint["global_batch"])
+            saved = load_manifest(store, commit).fingerprint.get("global_batch")
         except CorruptCheckpoint:
             continue  # an older one says the same
+        if not isinstance(saved, int):
+            raise NotExact(
+                f"the checkpoint of step {commit.step} was not saved by this trainer",
+                "choose another --name for this run",
+            )
+        return saved
     return None

@@ -17,6 +17,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointComm
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 
 from checkpoints.errors import UserError
+from checkpoints.names import check_key
 
 Whole = Callable[[], dict[str, torch.Tensor]]
 _SCALERS = {scaler.__name__: scaler for scaler in (LossScaler, DynamicLossScaler)}
@@ -61,7 +62,7 @@ class BucketEngine(CheckpointEngine):  # type: ignore[misc]  # deepspeed has no 
         self.restored = files
         self._whole = whole
         for name in files:
-            stub = folder / name
+            stub = folder / check_key(name)  # it comes from a bucket
             stub.parent.mkdir(parents=True, exist_ok=True)
             stub.touch()
         (folder / "latest").write_text(list(files)[-1].split("/")[0])

@@ -6,12 +6,13 @@ Collective calls: `restore`, `settle`, `resolve_failure`, `give_up`, `choose`. W
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import NamedTuple
 
 from checkpoints.errors import Fenced, NotusError, StoreError, UserError
 from checkpoints.events import Diary
-from checkpoints.head import Head, Lease
+from checkpoints.head import Head, Lease, Score
 from checkpoints.restore import Restored, newest_good
 from checkpoints.saver import Saver
 from checkpoints.store import Store
@@ -137,8 +138,13 @@ class Keeper:
                 f"the evaluation has no {metric!r}", f"saves.keep_best: choose one of {', '.join(sorted(metrics))}"
             )
         value = -metrics[metric] if metric.endswith("loss") else metrics[metric]
+        if not math.isfinite(value):
+            logger.warning("the evaluation of step %d gave %s = %s: not a score", step, metric, metrics[metric])
+            return
         try:
-            Lease.adopt(self._store, self._head.writer.id, self._head.epoch).score(step, value)
+            Lease.adopt(self._store, self._head.writer.id, self._head.epoch).score(
+                step, Score(metric=metric, value=value)
+            )
         except StoreError as error:
             logger.warning("the score of step %d is not noted: %s", step, error.message)
 

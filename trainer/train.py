@@ -172,10 +172,10 @@ class Attempt:
             ),
         )
         self.memory = RunMemory(self.store.url)
-        self.memory.folder(self.head.writer.id)
+        self.memory.hold(self.head.writer.id)
         buffer = SharedBuffer(
             self.memory.snapshot(self.head.writer.id, setup.rank),
-            fallback=self.scratch.work / f"shared-r{setup.rank}",
+            fallback=self.memory.fallback(self.head.writer.id, setup.rank),
             pin=pinning(self.device),
         )
         return Keeper(self.store, self.head, setup, Saver(setup, buffer, copy_scope(self.device)))
@@ -238,7 +238,7 @@ class Attempt:
         started = time.monotonic()
         shard = self.keeper.restore(prefetch)
         if dist.get_rank() == 0:  # every rank has read what it could
-            self.memory.remove(keep=(self.head.writer.id,))
+            self.memory.remove_dead()
         if shard is None:
             logger.info("no checkpoint yet: starting from the base model")
             return None
@@ -266,7 +266,11 @@ class Attempt:
 
     def _save(self) -> None:
         """Start a save; wait for it only where nothing can be gained by going on."""
-        reason = self.rhythm.reason
+        reason, step = self.rhythm.reason, self.trainer.state.global_step
+        if self.keeper.saver.newest_step == step:  # saved or on its way, the restored step too: nothing to add
+            self.keeper.settle(tolerant=True)
+            if self.keeper.saver.newest_step == step:
+                return
         if reason == "stop" and not self._emergency():
             return
         self.keeper.settle(tolerant=True)  # the one before
@@ -280,7 +284,6 @@ class Attempt:
             evaluation_due=self.rhythm.evaluation_due,
         )
         self.keeper.saver.count_stall(time.monotonic() - started)
-        step = self.trainer.state.global_step
         if self.keeper.saver.save(step, trees, reason=reason, fingerprint=self.fingerprint, metrics=self.metrics):
             self.metrics = []
         if reason in ("stop", "final"):

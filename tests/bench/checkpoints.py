@@ -88,7 +88,7 @@ def bench_snapshot(rounds: int = 9) -> dict[str, float]:
     """CPU time of a snapshot / CPU time of a warm memcpy; peers beside it."""
     tensors = state()
     memcpy = Memcpy(tensors)
-    buffer = SharedBuffer(RunMemory("bench").folder("snapshot") / "r0")
+    buffer = SharedBuffer(RunMemory("bench").snapshot("w", 0))
     Snapshot.take({"s": tensors}, buffer)
     ratios, clones, saves = [], [], []
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
@@ -97,7 +97,7 @@ def bench_snapshot(rounds: int = 9) -> dict[str, float]:
             ratios.append(measured(lambda: Snapshot.take({"s": tensors}, buffer)).cpu / reference)
             clones.append(measured(lambda: [tensor.clone() for tensor in tensors.values()]).cpu / reference)
             saves.append(measured(lambda: torch.save(tensors, f"{folder}/x")).cpu / reference)
-    buffer.unlink()
+    RunMemory("bench").forget("w")
     return {
         "snapshot_cpu_to_memcpy": median(ratios),
         "peer_clone_cpu_to_memcpy": median(clones),
@@ -139,11 +139,12 @@ def saver_on(bucket: str, tensors_bytes: int) -> Iterator[Saver]:
         epoch=head.epoch,
         retention=Retention(newest=1),
     )
-    buffer = SharedBuffer(RunMemory(store.url).folder(head.writer.id) / "r0")
+    buffer = SharedBuffer(RunMemory(store.url).snapshot(head.writer.id, 0))
     buffer.reserve(tensors_bytes + 4096)
     saver = Saver(setup, buffer)
     yield saver
     saver.close()
+    RunMemory(store.url).forget(head.writer.id)
 
 
 def bench_training(rounds: int = 5, steps: int = 6) -> dict[str, float]:

@@ -16,6 +16,8 @@ from checkpoints.run import open_run, read_metrics
 from checkpoints.store import Store
 from tests.integration.conftest import Launcher, wait_for
 
+LORA_TOLERANCE = 0.05
+"""Other dropout masks; a lost adapter or optimizer would show from the first step on."""
 LOSS_TOLERANCE = 0.02
 """Of 0.69; rounding in bf16 is all that differs. (0.002 relative was seen with 2 to 1 and 2 to 4 ranks.)"""
 
@@ -114,4 +116,4 @@ def test_lora_under_zero3(launcher: Launcher, lora_zero3: str, seed: int) -> Non
     assert receipt["attempts"][1]["not_exact"] == ["world_size was 2, is 1"]
     mine, theirs = losses(open_run(launcher.bucket, "run")), losses(open_run(launcher.bucket, "exact"))
     assert mine.keys() == theirs.keys()
-    assert max(abs(mine[step] - theirs[step]) for step in mine) < 5 * LOSS_TOLERANCE  # other dropout masks
+    assert max(abs(mine[step] - theirs[step]) for step in mine) < LORA_TOLERANCE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -104,12 +105,11 @@ def test_stopped_in_the_middle_of_an_evaluation(launcher: Launcher) -> None:
         tiny.replace("eval_rows: 16", "eval_rows: 64").replace("per_device_eval_batch: 4", "per_device_eval_batch: 1")
     )
     arguments = launcher.local(str(recipe), "--name", "run")
-    for _ in range(2):  # the second time in the evaluation that the resume makes up for
-        process = launcher.start(*arguments)
-        wait_for(lambda: launcher.progress("run").phase == "evaluating", "an evaluation")
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 75, err
+    process = launcher.start(*arguments)
+    wait_for(lambda: launcher.progress("run").phase == "evaluating", "an evaluation")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
     store = open_run(launcher.bucket, "run")
     events = read_events(store)
     assert not [event for event in events if event.kind == "evaluated"], "the stop came after the evaluation"
@@ -117,7 +117,16 @@ def test_stopped_in_the_middle_of_an_evaluation(launcher: Launcher) -> None:
     assert head is not None
     assert load_manifest(store, head.commits[0]).reason == "epoch"
 
-    launcher.run(*arguments).receipt()
+    # A notice in the evaluation that the resume makes up for: its step is committed already.
+    process = launcher.start(*arguments)
+    wait_for(lambda: launcher.progress("run").phase == "evaluating", "the evaluation that was due")
+    attempt = next((launcher.home / "scratch" / "run").glob("attempt-*"))
+    (attempt / "notice").write_text(json.dumps({"seconds": 30}))
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    ended = [event.data["outcome"] for event in read_events(store) if event.kind == "attempt_ended"]
+    assert ended == ["preempted", "preempted", "finished"]
+
     launcher.run(*launcher.local(str(recipe), "--name", "twin")).receipt()
     twin = open_run(launcher.bucket, "twin")
     assert_bit_exact(store, twin)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoints.errors import StoreError, UserError
+from checkpoints.errors import Fenced, StoreError, UserError
 from checkpoints.head import Lease, Retention, Writer, read_head
 from checkpoints.loop import Checkpointer
 from checkpoints.run import open_run, read_metrics
@@ -91,6 +91,57 @@ os._exit(9)
         assert np.array_equal(saved["s"]["w"], STATE["s"]["w"])
         assert not RunMemory(store.url).snapshot(head.writer.id, 0).exists()
     assert not RunMemory(store.url).snapshot(checkpoints._lease.head.writer.id, 0).parent.exists()
+
+
+@pytest.mark.timeout(60)
+def test_a_fenced_predecessor_leaves_its_successors_memory_alone(tmp_path: Path) -> None:
+    """Suspended for longer than its lease, it wakes up on the same machine and learns that it was replaced."""
+    old = Checkpointer(str(tmp_path), "run")
+    old.save(1, STATE, wait=True)
+    with Checkpointer(str(tmp_path), "run", predecessor_gone=old._lease.head.writer.id) as new:
+        assert new.restore() is not None
+        assert new.save(2, STATE, wait=True)
+        old.save(3, STATE)
+        with pytest.raises(Fenced):
+            old.close()
+        assert new.save(4, {"s": {"w": np.arange(100_000)}}, wait=True)  # larger: the buffer is mapped anew
+    head = read_head(open_run(str(tmp_path), "run"))
+    assert head is not None
+    assert head.commits[0].step == 4
+
+
+def test_only_memory_of_the_dead_is_removed(tmp_path: Path) -> None:
+    memory = RunMemory(f"file://{tmp_path}")
+    script = f"""
+import sys, time
+from checkpoints.shm import RunMemory, SharedBuffer
+memory = RunMemory("file://{tmp_path}")
+memory.hold("child")
+SharedBuffer(memory.snapshot("child", 0)).reserve(10)
+SharedBuffer(memory.fallback("child", 1)).reserve(10)
+print(flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        memory.hold("me")
+        SharedBuffer(memory.snapshot("dead", 0)).reserve(10)
+        memory.remove_dead(keep="child")
+        assert memory.snapshot("child", 0).exists()
+        memory.remove_dead()
+        assert memory.snapshot("child", 0).exists()
+        assert memory.fallback("child", 1).exists()
+        assert memory.snapshot("me", 0).parent.is_dir()
+        assert not memory.snapshot("dead", 0).parent.exists()
+        child.kill()
+    memory.remove_dead(keep="child")
+    assert memory.snapshot("child", 0).exists(), "a successor may still restore from it"
+    memory.remove_dead()
+    assert not memory.snapshot("child", 0).parent.exists()
+    assert not memory.fallback("child", 1).parent.exists()
+    memory.forget("me")
+    assert not memory.snapshot("me", 0).parent.exists()
 
 
 @pytest.fixture

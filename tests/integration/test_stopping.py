@@ -7,11 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from checkpoints.errors import Fenced, StoreError
+from checkpoints.errors import Fenced, NotExact, StoreError
 from checkpoints.object_store import ObjectStore
+from checkpoints.tree import digest
 from trainer.attempt import Supervisor
 from trainer.recipe import load_recipe
 from trainer.scratch import Outcome, Scratch
@@ -88,3 +90,33 @@ def test_a_drain_ends_when_somebody_took_the_run(draining: Any) -> None:
     outcome = draining(FailingLease(None, Fenced("attempt 2 has taken over")), 99)
     assert outcome is not None
     assert (outcome.kind, outcome.message) == ("fenced", "attempt 2 has taken over")
+
+
+def test_other_weights_than_those_that_were_trained_with_are_refused() -> None:
+    from trainer.state import check_recomputed
+
+    weights = [torch.arange(6, dtype=torch.bfloat16), torch.ones(3)]
+    saved = [np.frombuffer(digest(tensor), dtype=np.uint8) for tensor in weights]
+    check_recomputed(weights, saved)
+    weights[0][5] += 1
+    with pytest.raises(NotExact, match="not those that were trained with"):
+        check_recomputed(weights, saved)
+
+
+def test_ranks_that_nobody_saved_draw_numbers_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainer import state
+
+    def trees(rank: int) -> dict[str, Any]:
+        monkeypatch.setattr("torch.distributed.get_rank", lambda: rank)
+        made = {"rng": "as saved", "recomputed": [], "cursor": {"seed": 42, "step": 7}}
+        state.adapt_to_world_size(made, saved_by=2)
+        assert "recomputed" not in made
+        return made
+
+    before = torch.random.get_rng_state()
+    assert trees(1)["rng"] == "as saved"
+    first, again, other = trees(2)["rng"], trees(2)["rng"], trees(3)["rng"]
+    assert first["torch"].equal(again["torch"])
+    assert not first["torch"].equal(other["torch"])
+    assert first["python"] != other["python"]
+    assert torch.random.get_rng_state().equal(before)

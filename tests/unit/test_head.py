@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from checkpoints.clock import FakeClock
 from checkpoints.errors import Conflict, CorruptCheckpoint, Fenced, RunHeld, StoreError
-from checkpoints.head import HEAD_KEY, LEASE_S, Lease, Retention, Writer, best_of, read_head
+from checkpoints.head import HEAD_KEY, LEASE_S, Lease, Retention, Score, Writer, best_of, read_head
 from checkpoints.manifest import Manifest
 from checkpoints.object_store import ObjectStore
 
@@ -269,7 +269,7 @@ def test_the_best_is_kept_until_there_is_a_better_one() -> None:
     for step, score in ((1, -0.6), (2, -0.5), (3, -0.7), (4, None), (5, -0.5), (6, -0.9), (7, None)):
         lease.commit(manifest(step, 1, clock), retention)
         if score is not None:
-            lease.score(step, score)
+            lease.score(step, Score(metric="m", value=score))
         kept.append([commit.step for commit in lease.head.commits])
     # the newest, and the best of those that were scored when it came
     assert kept == [[1], [2, 1], [3, 2], [4, 2], [5, 2], [6, 5], [7, 5]]
@@ -280,6 +280,20 @@ def test_a_score_of_what_is_gone_changes_nothing() -> None:
     store, clock = ObjectStore.memory(), FakeClock()
     lease = Lease.claim(store, writer("a"), clock=clock)
     lease.commit(manifest(3, 1, clock), Retention(newest=1))
-    lease.score(2, 9.0)
+    lease.score(2, Score(metric="m", value=9.0))
     assert [commit.score for commit in lease.head.commits] == [None]
     assert best_of(lease.head.commits) is None
+
+
+def test_scores_of_another_metric_do_not_count() -> None:
+    """`saves.keep_best` may change between attempts: 0.8 of an accuracy is no better than -0.5 of a loss."""
+    store, clock = ObjectStore.memory(), FakeClock()
+    lease = Lease.claim(store, writer("a"), clock=clock)
+    for step, metric, value in ((1, "accuracy", 0.8), (2, "loss", -0.5), (3, "loss", -0.6)):
+        lease.commit(manifest(step, 1, clock), Retention(newest=9))
+        lease.score(step, Score(metric=metric, value=value))
+    best = best_of(lease.head.commits)
+    assert best is not None
+    assert best.step == 2
+    with pytest.raises(ValueError, match="finite"):
+        Score(metric="loss", value=float("nan"))

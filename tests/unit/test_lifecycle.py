@@ -30,6 +30,8 @@ def test_rules_of_others_stay_and_ours_are_replaced() -> None:
     merged = merge_rules([OTHER, old], s3_rules("runs/"))
     assert merged == [OTHER, *s3_rules("runs/")]
     assert merge_rules(merged, s3_rules("other/")) == [*merged, *s3_rules("other/")]
+    old_kind = {"ID": "theirs", "Prefix": "tmp/", "Status": "Enabled", "Expiration": {"Days": 1}}
+    assert merge_rules([old_kind], s3_rules("runs/")) == [OTHER, *s3_rules("runs/")]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from checkpoints import cli
 from checkpoints.clock import FakeClock
 from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, UserError
 from checkpoints.folder_store import FolderStore
-from checkpoints.head import Commit, Lease, Retention, Writer, pin
+from checkpoints.head import Commit, Lease, Retention, Score, Writer, pin
 from checkpoints.manifest import Manifest
 from checkpoints.object_store import ObjectStore
 from checkpoints.pull import pull
@@ -340,8 +340,8 @@ def test_bad_input(
 def test_the_best_checkpoint_by_name(
     folder_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder_run.lease.score(5, 0.9)
-    folder_run.lease.score(10, 0.8)
+    folder_run.lease.score(5, Score(metric="m", value=0.9))
+    folder_run.lease.score(10, Score(metric="m", value=0.8))
     assert ckpt("ls", folder_run.store.url, monkeypatch=monkeypatch) == 0
     assert "5 (best)" in capsys.readouterr().out
     assert ckpt("verify", folder_run.store.url, "--step", "best", monkeypatch=monkeypatch) == 0
