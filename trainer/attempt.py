@@ -330,8 +330,14 @@ def rank_environment(
 
 
 def gpus_here(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> int:
-    """How many NVIDIA GPUs this process may use, without importing torch."""
+    """How many NVIDIA GPUs this process may use, without importing torch.
+
+    SkyPilot sets CUDA_VISIBLE_DEVICES to what was asked for, also where the driver shows no GPU.
+    """
+    found = len([path for path in devices.glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()])
+    if (devices / "dxg").exists():  # WSL: one device for all
+        found = max(found, 1)
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len([path for path in devices.glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()])
+    if visible is None or not found:
+        return found
+    return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])

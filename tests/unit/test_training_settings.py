@@ -288,6 +288,7 @@ def test_a_failed_push_does_not_fail_the_run(
 
 
 def test_gpus_are_counted_as_cuda_would(tmp_path: Path) -> None:
+    assert gpus_here({"CUDA_VISIBLE_DEVICES": "0,1"}, tmp_path) == 0, "as SkyPilot sets it where the driver is missing"
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     assert gpus_here({}, tmp_path) == 2
