@@ -48,8 +48,8 @@ class S3Server(NamedTuple):
 
 
 @contextlib.contextmanager
-def seaweed(folder: Path) -> Iterator[S3Server]:
-    """Run SeaweedFS with its data and its log in `folder`."""
+def seaweed(folder: Path, address: str = "127.0.0.1") -> Iterator[S3Server]:
+    """Run SeaweedFS on an address of this machine, with its data and its log in `folder`."""
     identity = {
         "name": "test",
         "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
@@ -66,8 +66,8 @@ def seaweed(folder: Path) -> Iterator[S3Server]:
         str(Path(sys.executable).with_name("weed")),
         "server",
         f"-dir={data}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
+        f"-ip={address}",
+        f"-ip.bind={address}",
         "-filer",
         "-s3",
         f"-s3.config={config}",
@@ -82,7 +82,7 @@ def seaweed(folder: Path) -> Iterator[S3Server]:
     with (folder / "weed.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=lambda: die_with_parent(signal.SIGKILL))
     try:
-        server = S3Server(f"http://127.0.0.1:{ports[-1]}")
+        server = S3Server(f"http://{address}:{ports[-1]}")
         _wait_until_up(server, process, folder / "weed.log")
         yield server
     finally:

@@ -1,0 +1,145 @@
+"""The state of both clouds: what there is, what it may do, and what happened. No I/O but through `Machines`."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+State = Literal["booting", "running", "stopping", "terminated"]
+NOTICE_S = 30.0
+"""Between a notice and the end of a GCP spot machine."""
+
+
+@dataclass
+class Machine:
+    """One machine of one cloud."""
+
+    id: str
+    name: str
+    cloud: str
+    place: str
+    """Lambda: region. GCP: zone."""
+    kind: str
+    """Lambda: instance type. GCP: SPOT or STANDARD."""
+    ip: str
+    public_key: str
+    number: int
+    state: State = "booting"
+    preempted: bool = False
+    """The metadata server says so."""
+    started_at: float = 0.0
+    ended_at: float | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Machines(Protocol):
+    """How machines come to be."""
+
+    def boot(self, machine: Machine) -> None:
+        """Start it; returns when it answers on its SSH port."""
+
+    def kill(self, machine: Machine) -> None:
+        """Every process of it dies at once, and its disk is gone."""
+
+    def partition(self, machine: Machine, *, cut: bool) -> None:
+        """Take its network away, or give it back."""
+
+
+class Refused(Exception):
+    """A cloud's reason not to start a machine."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class World:
+    """Both clouds. Thread-safe."""
+
+    def __init__(self, machines: Machines, boot_s: float = 0.0) -> None:
+        self._machines = machines
+        self._boot_s = boot_s
+        self._numbers = itertools.count(10)
+        self.lock = threading.RLock()
+        self.alive: dict[str, Machine] = {}
+        self.gone: list[Machine] = []
+        self.keys: dict[str, str] = {}
+        self.capacity: dict[str, int] = {}
+        """`place/kind` -> how many more may start; what isn't named may always."""
+        self.quotas: dict[str, str] = {}
+        """`place/kind` -> the cloud's message; such a request is over quota."""
+        self.events: list[dict[str, Any]] = []
+
+    def note(self, kind: str, **data: Any) -> None:
+        with self.lock:
+            self.events.append({"time": time.time(), "kind": kind, **data})
+
+    def start(self, cloud: str, name: str, place: str, kind: str, public_key: str, **details: Any) -> Machine:
+        """Start a machine in a thread. Raises `Refused`."""
+        with self.lock:
+            key = f"{place}/{kind}"
+            if key in self.quotas:
+                self.note("quota", place=place, machine_kind=kind)
+                raise Refused("quota", self.quotas[key])
+            if self.capacity.get(key, 1) <= 0:
+                self.note("stock-out", place=place, machine_kind=kind)
+                raise Refused("capacity", f"no capacity for {kind} in {place}")
+            if key in self.capacity:
+                self.capacity[key] -= 1
+            number = next(self._numbers)
+            machine = Machine(
+                id=uuid.uuid4().hex, name=name, cloud=cloud, place=place, kind=kind, ip=f"10.77.0.{number}",
+                public_key=public_key, number=number, started_at=time.time(), details=details,
+            )  # fmt: skip
+            self.alive[machine.id] = machine
+            self.note("launch", id=machine.id, name=name, place=place, machine_kind=kind)
+        threading.Thread(target=self._boot, args=(machine,), daemon=True).start()
+        return machine
+
+    def _boot(self, machine: Machine) -> None:
+        time.sleep(self._boot_s)
+        self._machines.boot(machine)
+        with self.lock:
+            if machine.state == "booting":
+                machine.state = "running"
+                self.note("running", id=machine.id)
+
+    def end(self, machine: Machine, why: str) -> None:
+        """Terminate it, now."""
+        with self.lock:
+            if self.alive.pop(machine.id, None) is None:
+                return
+            machine.state, machine.ended_at = "terminated", time.time()
+            self.gone.append(machine)
+            key = f"{machine.place}/{machine.kind}"
+            if key in self.capacity and why != "preempted":
+                self.capacity[key] += 1
+            self.note(why, id=machine.id, name=machine.name, place=machine.place)
+        self._machines.kill(machine)
+
+    def preempt(self, machine: Machine, *, notice: bool) -> None:
+        """Take a machine away: at once, or after a notice of `NOTICE_S`."""
+        if not notice:
+            self.end(machine, "preempted")
+            return
+        machine.preempted = True
+        self.note("notice", id=machine.id)
+        timer = threading.Timer(NOTICE_S, self.end, (machine, "preempted"))
+        timer.daemon = True
+        timer.start()
+
+    def partition(self, machine: Machine, *, cut: bool) -> None:
+        self.note("partition" if cut else "healed", id=machine.id)
+        self._machines.partition(machine, cut=cut)
+
+    def of(self, cloud: str) -> list[Machine]:
+        with self.lock:
+            return [machine for machine in self.alive.values() if machine.cloud == cloud]
+
+    def close(self) -> None:
+        for machine in list(self.alive.values()):
+            self.end(machine, "closed")

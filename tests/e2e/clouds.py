@@ -1,0 +1,190 @@
+"""The loopback clouds and a SkyPilot that uses them: a network namespace, its servers, a home of its own.
+
+Everything runs as root in a network namespace that has no way out; nothing of the user's own SkyPilot is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.cloud.gcp_api import ACCOUNT, PROJECT
+from tests.e2e.cloud.lambda_api import KEY
+from tests.e2e.cloud.machines import BRIDGE, GATEWAY
+from tests.e2e.cloud.server import API_PORT
+from tests.e2e.image import REPOSITORY, Image
+
+NAMESPACE = "notus-e2e"
+SKY_PORT = 46999
+CLONE_NEWNET = 0x40000000
+GCLOUD = """#!/bin/sh
+case "$*" in
+  "auth list"*) echo {account} ;;
+  "services list"*) for name in compute cloudresourcemanager iam tpu storage; do echo $name.googleapis.com; done ;;
+esac
+"""
+
+
+class Clouds:
+    """Both clouds, running."""
+
+    def __init__(self, folder: Path, image: Image) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self._image = image
+        self._servers: list[subprocess.Popen[bytes]] = []
+
+    # --- set-up -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Cloud server, SkyPilot's home."""
+        machines = self.folder / "machines"
+        machines.mkdir(parents=True)
+        self.serve("-m", "tests.e2e.cloud.server", str(self._image.root), str(machines), log="clouds.log")
+        self._wait_for_server()
+        self._make_home()
+
+    def stop(self) -> None:
+        """End everything that was started, machines first."""
+        with contextlib.suppress(subprocess.CalledProcessError):
+            self.sky("api", "stop")
+        for server in reversed(self._servers):
+            server.terminate()
+            server.wait(30)
+
+    def serve(self, *arguments: str, log: str) -> None:
+        """Start a Python server inside."""
+        with (self.folder / log).open("ab") as output:
+            command = [sys.executable, *arguments]
+            self._servers.append(subprocess.Popen(command, stdout=output, stderr=output, cwd=REPOSITORY))
+
+    def _wait_for_server(self) -> None:
+        for _ in range(100):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                self.state()
+                return
+            time.sleep(0.1)
+        raise RuntimeError(f"the clouds don't start: see {self.folder}/clouds.log")
+
+    def _make_home(self) -> None:
+        sky = self.home / ".sky"
+        sky.mkdir(parents=True, exist_ok=True)
+        (sky / "config.yaml").write_text("jobs: {controller: {consolidation_mode: true}}\n")
+        catalogs = REPOSITORY.parent / "shared/data/catalogs/v8"
+        shutil.copytree(catalogs, sky / "catalogs/v8", dirs_exist_ok=True)
+        keys = self.home / ".lambda_cloud/lambda_keys"
+        keys.parent.mkdir(exist_ok=True)
+        keys.write_text(f"api_key = {KEY}\n")
+        account = self.home / ".config/gcloud/account.json"
+        account.parent.mkdir(parents=True, exist_ok=True)
+        account.write_text(json.dumps(self._service_account()))
+        gcloud = self.home / "bin/gcloud"
+        gcloud.parent.mkdir(exist_ok=True)
+        gcloud.write_text(GCLOUD.format(account=ACCOUNT))
+        gcloud.chmod(0o755)
+        hook = self.home / "hook"
+        hook.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / "tests/e2e/sky_hook.py", hook / "sitecustomize.py")
+
+    def _service_account(self) -> dict[str, str]:
+        key = self.folder / "account.pem"
+        _run("openssl", "genrsa", "-out", str(key), "2048")
+        return {
+            "type": "service_account",
+            "project_id": PROJECT,
+            "private_key_id": "1",
+            "private_key": key.read_text(),
+            "client_email": ACCOUNT,
+            "client_id": "1",
+            "token_uri": f"http://127.0.0.1:{API_PORT}/token",
+        }
+
+    # --- use --------------------------------------------------------------------------------------
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of SkyPilot and of our command line."""
+        return {
+            "HOME": str(self.home),
+            "PATH": f"{self.home}/bin:{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PYTHONPATH": f"{self.home}/hook",
+            "LOOPBACK_CLOUDS": f"http://127.0.0.1:{API_PORT}",
+            "GOOGLE_APPLICATION_CREDENTIALS": str(self.home / ".config/gcloud/account.json"),
+            "GOOGLE_CLOUD_PROJECT": PROJECT,
+            "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+            "SKYPILOT_API_SERVER_LOCAL_PORT": str(SKY_PORT),
+            "LANG": "C.UTF-8",
+            "USER": "root",
+        }
+
+    def run(self, *command: str, timeout_s: float = 600, check: bool = True) -> str:
+        """Run a command with the clouds' environment; returns what it printed."""
+        done = subprocess.run(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=timeout_s, check=False, cwd=REPOSITORY,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise subprocess.CalledProcessError(done.returncode, command, done.stdout)
+        return done.stdout
+
+    def sky(self, *arguments: str, timeout_s: float = 900) -> str:
+        """The `sky` command."""
+        return self.run("sky", *arguments, timeout_s=timeout_s)
+
+    def state(self) -> dict[str, Any]:
+        """Machines and events of both clouds."""
+        return json.loads(self._control("state"))  # type: ignore[no-any-return]
+
+    def control(self, what: str, **body: Any) -> None:
+        """capacity, quota, preempt, partition."""
+        self._control(what, "-X", "POST", "-d", json.dumps(body))
+
+    def _control(self, what: str, *arguments: str) -> str:
+        return self.run("curl", "-sf", *arguments, f"http://127.0.0.1:{API_PORT}/control/{what}", timeout_s=30)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def own_network() -> Iterator[None]:
+    """Put this thread, and all processes and threads that it starts, into a network of their own, with a bridge."""
+    before = os.open("/proc/self/ns/net", os.O_RDONLY)
+    _run("ip", "netns", "add", NAMESPACE)
+    try:
+        _enter(os.open(f"/run/netns/{NAMESPACE}", os.O_RDONLY))
+        _run("ip", "link", "set", "lo", "up")
+        _run("ip", "link", "add", BRIDGE, "type", "bridge")
+        _run("ip", "addr", "add", f"{GATEWAY}/24", "dev", BRIDGE)
+        _run("ip", "link", "set", BRIDGE, "up")
+        yield
+    finally:
+        _enter(before)
+        _run("ip", "netns", "del", NAMESPACE)
+
+
+def _enter(namespace: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
+    os.close(namespace)
+
+
+@contextlib.contextmanager
+def running_clouds(folder: Path, image: Image) -> Iterator[Clouds]:
+    """Started, and stopped whatever happens."""
+    clouds = Clouds(folder, image)
+    try:
+        clouds.start()
+        yield clouds
+    finally:
+        clouds.stop()

@@ -1,0 +1,73 @@
+"""The loopback clouds for a session of scenarios. `make e2e` runs them; a plain pytest leaves them out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from checkpoints.store import Store
+from tests.e2e.cloud.machines import GATEWAY
+from tests.e2e.clouds import Clouds, own_network, running_clouds
+from tests.e2e.image import Image, sky_wheel
+from tests.integration.conftest import Launcher
+from tests.seaweed import S3Server, seaweed
+
+TOOLS = ("ip", "unshare", "nsenter", "mmdebstrap", "ssh", "rsync", "nc", "curl", "openssl", "ssh-keygen")
+CACHE = Path(os.environ.get("NOTUS_E2E_CACHE") or Path.home() / ".cache/notus-e2e")
+
+
+def _missing() -> str:
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        return "the loopback clouds need root on Linux: their machines are namespaces"
+    tools = [tool for tool in TOOLS if shutil.which(tool) is None]
+    return (
+        f"missing: {', '.join(tools)} (Debian: apt-get install mmdebstrap openssh-server rsync netcat-openbsd iproute2 curl openssl)"
+        if tools
+        else ""
+    )
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    """Built once, a few minutes; then kept in the cache folder."""
+    if reason := _missing():
+        pytest.skip(reason)
+    made = Image(CACHE / "image")
+    if not made.ready():
+        made.build(*sky_wheel(CACHE / "home"))
+    return made
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The run that all others are compared with, made on this machine."""
+    from checkpoints.run import open_run
+
+    launcher = Launcher(tmp_path_factory.mktemp("uninterrupted"))
+    launcher.run(*launcher.local("tiny-dpo", "--name", "reference")).receipt()
+    return open_run(launcher.bucket, "reference")
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory, image: Image, uninterrupted: Store) -> Iterator[S3Server]:
+    """From here on this process is in the clouds' network. SeaweedFS is its object storage."""
+    with own_network(), seaweed(tmp_path_factory.mktemp("weed"), GATEWAY) as server:
+        server.client().create_bucket(Bucket="runs")
+        for name, value in server.environment().items():
+            os.environ[name] = value
+        yield server
+
+
+@pytest.fixture(scope="session")
+def clouds(tmp_path_factory: pytest.TempPathFactory, image: Image, bucket: S3Server) -> Iterator[Clouds]:
+    """Lambda, GCP, and a SkyPilot that knows both."""
+    shutil.copytree(CACHE / "home/.sky/wheels", (folder := tmp_path_factory.mktemp("clouds")) / "home/.sky/wheels")
+    with running_clouds(folder, image) as made:
+        made.sky("check", "gcp", "lambda")
+        yield made
+        assert [m["name"] for m in made.state()["machines"] if m["ended_at"] is None] == [], "machines are left behind"

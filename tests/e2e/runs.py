@@ -1,0 +1,96 @@
+"""One run as a managed job on the loopback clouds: submitted, watched from the bucket and from SkyPilot, compared."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from checkpoints.errors import NotusError
+from checkpoints.events import Event, read_events
+from checkpoints.run import open_run, read_heartbeat
+from checkpoints.store import Store
+from launcher.plan import Rung
+from launcher.sky.render import task_config, to_yaml
+from tests.e2e.clouds import Clouds
+from tests.seaweed import S3Server
+from trainer.recipe import load_recipe
+
+BUCKET = "s3://runs"
+START_S = 420.0
+"""From the submission to the first step, on a loaded machine."""
+
+
+class CloudRun:
+    """A managed job of tiny-dpo."""
+
+    def __init__(self, clouds: Clouds, bucket: S3Server, name: str, rungs: Sequence[Rung]) -> None:
+        self._clouds = clouds
+        self._bucket = bucket
+        self.name = name
+        self.store: Store = open_run(BUCKET, name)
+        task = to_yaml(task_config(load_recipe("tiny-dpo"), rungs, run=name, bucket=BUCKET))
+        self._task = clouds.folder / f"{name}.yaml"
+        self._task.write_text(task)
+
+    def submit(self) -> None:
+        """As a user of plain SkyPilot does."""
+        settings = self._bucket.environment()
+        envs = [f"{name}={settings[name]}" for name in ("AWS_ENDPOINT_URL", "AWS_REGION")]
+        secrets = [f"{name}={settings[name]}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+        options = [part for env in envs for part in ("--env", env)]
+        options += [part for secret in (*secrets, "HF_TOKEN=none") for part in ("--secret", secret)]
+        self._clouds.sky("jobs", "launch", "-y", "-d", "-n", self.name, str(self._task), *options)
+
+    def status(self) -> tuple[str, int, str]:
+        """Status, recoveries and the reason of a failure, from SkyPilot's own database: asking its server takes seconds."""
+        database = sqlite3.connect(f"file:{self._clouds.home}/.sky/spot_jobs.db?mode=ro", uri=True)
+        try:
+            rows = database.execute(
+                "select status, recovery_count, failure_reason from spot where task_name = ? or job_name = ?",
+                (self.name, self.name),
+            ).fetchall()
+        finally:
+            database.close()
+        return rows[-1] if rows else ("", 0, "")
+
+    def events(self) -> list[Event]:
+        return read_events(self.store)
+
+    def step(self) -> int:
+        """The newest step that a heartbeat told of."""
+        try:
+            beat = read_heartbeat(self.store)
+        except NotusError:
+            return -1
+        return beat.step if beat and beat.phase in ("training", "saving") else -1
+
+    def machine(self) -> dict[str, Any]:
+        """The machine that it runs on."""
+        found = [
+            machine
+            for machine in self._clouds.state()["machines"]
+            if machine["name"].startswith(self.name) and machine["ended_at"] is None
+        ]
+        assert len(found) == 1, found
+        return found[0]
+
+    def wait(self, what: str, condition: Callable[[], bool], timeout_s: float = START_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline or self.status()[0].startswith("FAILED"):
+                raise AssertionError(f"{what} did not happen: {self.status()}\n{self.story()}")
+            time.sleep(1)
+
+    def wait_until_done(self, timeout_s: float = START_S) -> None:
+        self.wait("the end", lambda: self.status()[0] == "SUCCEEDED", timeout_s)
+
+    def story(self) -> str:
+        """What is known, for a failed test."""
+        lines = [f"{event.time:%H:%M:%S} {event.kind} {json.dumps(event.data)[:200]}" for event in self.events()]
+        lines += [json.dumps(event) for event in self._clouds.state()["events"][-20:]]
+        logs = sorted(Path(self._clouds.home, "sky_logs/jobs_controller").glob("[0-9]*.log"))
+        return "\n".join([*lines, *(log.read_text()[-3000:] for log in logs[-1:])])
