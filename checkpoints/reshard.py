@@ -12,19 +12,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from checkpoints.confirm import confirmed
-from checkpoints.errors import CorruptCheckpoint
 from checkpoints.head import Commit
 from checkpoints.manifest import Chunk, Manifest, ShardIndex, TensorRecord
 from checkpoints.parallel import parallel_map
-from checkpoints.restore import CONCURRENCY, Restored, fetch_chunk, load_index, load_manifest, restore_shard
-from checkpoints.snapshot import Buffer, HostBuffer, padded
+from checkpoints.restore import CONCURRENCY, Restored, fetch_chunk, load_manifest, load_rank, restore_from
+from checkpoints.snapshot import padded
 from checkpoints.store import Store
 from checkpoints.tree import decode, tensor_from
 from checkpoints.zero3 import (
@@ -182,15 +180,7 @@ class ReshardedShard:
         return tensor_from(tensor.kind, tensor.dtype, tensor.shape, view)
 
 
-def restore_for(
-    store: Store,
-    commit: Commit,
-    rank: int,
-    world_size: int,
-    buffer: Buffer | None = None,
-    *,
-    local: Path | None = None,
-) -> Restored:
+def restore_for(store: Store, commit: Commit, rank: int, world_size: int, *, local: Path | None = None) -> Restored:
     """The state of `rank` of `world_size`, whoever saved it. `local` as in `restore_shard`.
 
     Raises:
@@ -199,16 +189,15 @@ def restore_for(
     """
     manifest = load_manifest(store, commit)
     base = rank % manifest.world_size
-    if manifest.world_size == world_size:
-        return restore_shard(store, commit, rank, buffer, local=local)
-    index = load_index(store, manifest.shards[base])
-    if not has_zero3_state(index.trees):
-        return restore_shard(store, commit, base, buffer)
     old = _OldRanks(store, manifest)
+    index = old.index(base)
+    if manifest.world_size == world_size:
+        return restore_from(store, manifest, index, local=local)
+    if not has_zero3_state(index.trees):
+        return restore_from(store, manifest, index)
     layout = NewLayout.of(old[base], world_size)
     plan = _plan(old, layout, base, rank, world_size)
-    data = (buffer or HostBuffer()).reserve(plan.size_bytes)
-    np.frombuffer(data, dtype=np.uint8)[:] = 0  # padding isn't copied
+    data = memoryview(bytearray(plan.size_bytes))  # zeros: padding isn't copied
     for source in sorted({copy.rank for copy in plan.copies}):
         _fetch(store, old.index(source), [copy for copy in plan.copies if copy.rank == source], data)
     return ReshardedShard(manifest, index, layout, plan, rank, world_size, data)
@@ -219,19 +208,14 @@ class _OldRanks:
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self._store = store
-        self._refs = {ref.rank: ref for ref in manifest.shards}
+        self._manifest = manifest
         self._indexes: dict[int, ShardIndex] = {}
         self._states: dict[int, RankState] = {}
-
-    @cached_property
-    def world_size(self) -> int:
-        return len(self._refs)
+        self.world_size = manifest.world_size
 
     def index(self, rank: int) -> ShardIndex:
         if rank not in self._indexes:
-            if rank not in self._refs:
-                raise CorruptCheckpoint(f"the manifest has no shard of rank {rank}")
-            self._indexes[rank] = load_index(self._store, self._refs[rank])
+            self._indexes[rank] = load_rank(self._store, self._manifest, rank)
         return self._indexes[rank]
 
     def __getitem__(self, rank: int) -> RankState:

@@ -76,13 +76,16 @@ def load_index(store: Store, ref: ShardRef) -> ShardIndex:
     return index
 
 
+def load_rank(store: Store, manifest: Manifest, rank: int) -> ShardIndex:
+    """Read and verify the shard index of a rank; raises `CorruptCheckpoint`."""
+    for ref in manifest.shards:
+        if ref.rank == rank:
+            return load_index(store, ref)
+    raise CorruptCheckpoint(f"the manifest of step {manifest.step} has no shard of rank {rank}")
+
+
 def restore_shard(
-    store: Store,
-    commit: Commit,
-    rank: int,
-    buffer: Buffer | None = None,
-    *,
-    local: Path | None = None,
+    store: Store, commit: Commit, rank: int, buffer: Buffer | None = None, *, local: Path | None = None
 ) -> RestoredShard:
     """Return what `rank` saved in the checkpoint `commit`.
 
@@ -93,10 +96,13 @@ def restore_shard(
         CorruptCheckpoint: an object is missing, cut, or differs from its checksum; names the object.
     """
     manifest = load_manifest(store, commit)
-    ref = next((shard for shard in manifest.shards if shard.rank == rank), None)
-    if ref is None:
-        raise CorruptCheckpoint(f"{commit.manifest} has no shard of rank {rank}")
-    index = load_index(store, ref)
+    return restore_from(store, manifest, load_rank(store, manifest, rank), buffer, local=local)
+
+
+def restore_from(
+    store: Store, manifest: Manifest, index: ShardIndex, buffer: Buffer | None = None, *, local: Path | None = None
+) -> RestoredShard:
+    """`restore_shard`, for who has read the records already."""
     data = (buffer or HostBuffer()).reserve(index.size_bytes)
     if local is None or not _take_local(index, data, local):
         _fetch(store, index, data)  # each chunk against its CRC32C; `verify` also compares each tensor's xxh3

@@ -44,7 +44,7 @@ class RunMemory:
         return self._folders(writer_id)[0] / f"r{rank}"
 
     def fallback(self, writer_id: str, rank: int) -> Path:
-        """Where it has it if /dev/shm is too small."""
+        """Where it has it if /dev/shm is too small. Another name, because without a /dev/shm both are in one folder."""
         return self._folders(writer_id)[1] / f"f{rank}"
 
     def forget(self, writer_id: str) -> None:

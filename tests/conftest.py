@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints.run import open_run
+from checkpoints.store import Store
 from tests.seaweed import S3Server, seaweed
 
 # Minutes of root's work, see tests/e2e/conftest.py: only where they are asked for.
@@ -32,6 +34,16 @@ def s3_environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Se
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """An uninterrupted run of tiny-dpo, to compare with."""
+    from tests.integration.conftest import Launcher  # the unit tests need none of it
+
+    launcher = Launcher(tmp_path_factory.mktemp("reference"))
+    launcher.run(*launcher.local("tiny-dpo", "--name", "reference")).receipt()
+    return open_run(launcher.bucket, "reference")
 
 
 @pytest.fixture

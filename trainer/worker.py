@@ -1,6 +1,6 @@
 """One rank of an attempt, started by torchrun: resume or start, train, finish.
 
-Reads top to bottom as the story. torch is imported in `_train`, after the checkpoint's download has begun.
+Reads top to bottom as the story. torch is imported in `_run`, after the checkpoint's download has begun.
 """
 
 from __future__ import annotations
@@ -70,7 +70,6 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
         raise UserError("this rank was started without a claim of the run", "start `notus-train RECIPE`")
     shared = rank if recipe.zero else 0  # under DDP rank 0 saves the weights for all
     world_size = int(os.environ["WORLD_SIZE"])
-
     predecessor = os.environ.get("NOTUS_PREDECESSOR", "")
 
     def fetch(whose: int) -> Prefetch:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tests.e2e.image import REPOSITORY, Image
 
 NAMESPACE = "notus-e2e"
 SKY_PORT = 46999
+CONTROL = f"http://127.0.0.1:{API_PORT}/control"
 CLONE_NEWNET = 0x40000000
 GCLOUD = """#!/bin/sh
 case "$*" in
@@ -62,14 +64,14 @@ class Clouds:
             server.wait(30)
 
     def serve(self, *arguments: str, log: str) -> None:
-        """Start a Python server inside."""
+        """Start a Python server."""
         with (self.folder / log).open("ab") as output:
             command = [sys.executable, *arguments]
             self._servers.append(subprocess.Popen(command, stdout=output, stderr=output, cwd=REPOSITORY))
 
     def _wait_for_server(self) -> None:
         for _ in range(100):
-            with contextlib.suppress(subprocess.CalledProcessError):
+            with contextlib.suppress(OSError):
                 self.state()
                 return
             time.sleep(0.1)
@@ -142,14 +144,13 @@ class Clouds:
 
     def state(self) -> dict[str, Any]:
         """Machines and events of both clouds."""
-        return json.loads(self._control("state"))  # type: ignore[no-any-return]
+        with urllib.request.urlopen(f"{CONTROL}/state", timeout=30) as answer:
+            found: dict[str, Any] = json.load(answer)
+        return found
 
     def control(self, what: str, **body: Any) -> None:
         """capacity, quota, preempt, partition."""
-        self._control(what, "-X", "POST", "-d", json.dumps(body))
-
-    def _control(self, what: str, *arguments: str) -> str:
-        return self.run("curl", "-sf", *arguments, f"http://127.0.0.1:{API_PORT}/control/{what}", timeout_s=30)
+        urllib.request.urlopen(f"{CONTROL}/{what}", json.dumps(body).encode(), timeout=30).close()
 
 
 def _run(*command: str) -> None:

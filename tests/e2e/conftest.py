@@ -14,10 +14,10 @@ from checkpoints.store import Store
 from tests.e2e.cloud.machines import GATEWAY
 from tests.e2e.clouds import Clouds, own_network, running_clouds
 from tests.e2e.image import Image, sky_wheel
-from tests.integration.conftest import Launcher
 from tests.seaweed import S3Server, seaweed
 
-TOOLS = ("ip", "unshare", "nsenter", "mmdebstrap", "ssh", "rsync", "nc", "curl", "openssl", "ssh-keygen")
+TOOLS = ("ip", "unshare", "nsenter", "mmdebstrap", "ssh", "rsync", "nc", "openssl", "ssh-keygen")
+PACKAGES = "mmdebstrap openssh-server rsync netcat-openbsd iproute2 openssl"
 CACHE = Path(os.environ.get("NOTUS_E2E_CACHE") or Path.home() / ".cache/notus-e2e")
 
 
@@ -25,11 +25,7 @@ def _missing() -> str:
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         return "the loopback clouds need root on Linux: their machines are namespaces"
     tools = [tool for tool in TOOLS if shutil.which(tool) is None]
-    return (
-        f"missing: {', '.join(tools)} (Debian: apt-get install mmdebstrap openssh-server rsync netcat-openbsd iproute2 curl openssl)"
-        if tools
-        else ""
-    )
+    return f"missing: {', '.join(tools)} (Debian: apt-get install {PACKAGES})" if tools else ""
 
 
 @pytest.fixture(scope="session")
@@ -44,17 +40,7 @@ def image() -> Image:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """The run that all others are compared with, made on this machine."""
-    from checkpoints.run import open_run
-
-    launcher = Launcher(tmp_path_factory.mktemp("uninterrupted"))
-    launcher.run(*launcher.local("tiny-dpo", "--name", "reference")).receipt()
-    return open_run(launcher.bucket, "reference")
-
-
-@pytest.fixture(scope="session")
-def bucket(tmp_path_factory: pytest.TempPathFactory, image: Image, uninterrupted: Store) -> Iterator[S3Server]:
+def bucket(tmp_path_factory: pytest.TempPathFactory, image: Image, reference: Store) -> Iterator[S3Server]:
     """From here on this process is in the clouds' network. SeaweedFS is its object storage."""
     with own_network(), seaweed(tmp_path_factory.mktemp("weed"), GATEWAY) as server:
         server.client().create_bucket(Bucket="runs")

@@ -13,14 +13,14 @@ LAMBDA = Rung(cloud="lambda", gpus="A100:8", spot=False)
 GCP_SPOT = Rung(cloud="gcp", gpus="A100:8", spot=True)
 
 
-def test_lambda_on_demand_from_nothing_to_done(clouds: Clouds, bucket: S3Server, uninterrupted: Store) -> None:
+def test_lambda_on_demand_from_nothing_to_done(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
     run = CloudRun(clouds, bucket, "lambda-run", [LAMBDA])
     run.submit()
     run.wait_until_done()
-    assert_bit_exact(run.store, uninterrupted)
+    assert_bit_exact(run.store, reference)
 
 
-def test_spot_with_a_notice_saves_and_moves_on(clouds: Clouds, bucket: S3Server, uninterrupted: Store) -> None:
+def test_spot_with_a_notice_saves_and_moves_on(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
     run = CloudRun(clouds, bucket, "noticed", [GCP_SPOT, LAMBDA])
     run.submit()
     run.wait("step 3", lambda: run.step() >= 3)
@@ -35,10 +35,10 @@ def test_spot_with_a_notice_saves_and_moves_on(clouds: Clouds, bucket: S3Server,
     saved = [event.data["step"] for event in events if event.kind == "saved" and event.attempt == 1]
     resumed = [event.data["step"] for event in events if event.kind == "resumed"]
     assert resumed == saved[-1:], "nothing that was done before the notice is lost"
-    assert_bit_exact(run.store, uninterrupted)
+    assert_bit_exact(run.store, reference)
 
 
-def test_spot_killed_without_a_word(clouds: Clouds, bucket: S3Server, uninterrupted: Store) -> None:
+def test_spot_killed_without_a_word(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
     run = CloudRun(clouds, bucket, "killed", [GCP_SPOT, LAMBDA])
     run.submit()
     run.wait("step 8", lambda: run.step() >= 8)
@@ -46,4 +46,4 @@ def test_spot_killed_without_a_word(clouds: Clouds, bucket: S3Server, uninterrup
     run.wait_until_done(600)
     assert run.status()[1] == 1, "one recovery"
     assert [event.data["step"] >= 5 for event in run.events() if event.kind == "resumed"] == [True]
-    assert_bit_exact(run.store, uninterrupted)
+    assert_bit_exact(run.store, reference)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import pytest
 from checkpoints.head import read_head
 from checkpoints.manifest import ShardIndex
 from checkpoints.restore import load_manifest, restore_shard
-from checkpoints.run import open_run, read_metrics
+from checkpoints.run import read_metrics
 from checkpoints.store import Store
 from trainer.scratch import Progress, Scratch
 
@@ -84,6 +85,11 @@ class Launcher:
         """The newest step of a running attempt."""
         return self.progress(run).step
 
+    def announce_preemption(self, run: str, seconds: float) -> None:
+        """Give a running attempt a notice."""
+        attempt = next((self.home / "scratch" / run).glob("attempt-*"))
+        (attempt / "notice").write_text(json.dumps({"seconds": seconds}))
+
     def processes(self) -> list[psutil.Process]:
         """All living processes of this launcher's attempts."""
         found = []
@@ -117,12 +123,16 @@ def seed() -> int:
     return value
 
 
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """An uninterrupted run of tiny-dpo, to compare with."""
-    launcher = Launcher(tmp_path_factory.mktemp("reference"))
-    launcher.run(*launcher.local("tiny-dpo", "--name", "reference")).receipt()
-    return open_run(launcher.bucket, "reference")
+def recipe(folder: Path, base: str, *changes: tuple[str, str]) -> str:
+    """A variant of a recipe that comes with the package, in a new file of `folder` (created)."""
+    text = (files("trainer") / f"recipes/{base}.yaml").read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{base}-{len(list(folder.glob('*.yaml')))}.yaml"
+    path.write_text(text)
+    return str(path)
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_S) -> None:

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,12 @@ import pytest
 
 from checkpoints.run import open_run, read_metrics
 from checkpoints.store import Store
-from tests.integration.conftest import Launcher, wait_for
+from tests.integration.conftest import Launcher, recipe, wait_for
 
 LORA_TOLERANCE = 0.05
 """Other dropout masks; a lost adapter or optimizer would show from the first step on."""
 LOSS_TOLERANCE = 0.02
 """Of 0.69; rounding in bf16 is all that differs. (0.002 relative was seen with 2 to 1 and 2 to 4 ranks.)"""
-
-
-def recipe(folder: Path, base: str, *changes: tuple[str, str]) -> str:
-    """A variant of a recipe that comes with the package."""
-    text = files("trainer").joinpath(f"recipes/{base}.yaml").read_text()
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    path = folder / f"{base}-{len(list(folder.glob('*.yaml')))}.yaml"
-    path.write_text(text)
-    return str(path)
 
 
 def stop_after(launcher: Launcher, arguments: tuple[str, ...], run: str, step: int) -> None:

@@ -13,16 +13,16 @@ import pytest
 from checkpoints.run import open_run
 from checkpoints.store import Store
 from tests.faulty_proxy import FaultyProxy
-from tests.integration.conftest import Launcher, assert_bit_exact, wait_for
+from tests.integration.conftest import Launcher, assert_bit_exact, recipe, wait_for
 from tests.loopback import serving
 from tests.seaweed import S3Server
 
 STEPS_PER_EPOCH = 12
 
 
-@pytest.mark.parametrize("recipe", ["tiny-dpo", "tiny-dpo-lora"])
-def test_killed_in_the_first_and_in_the_second_epoch(launcher: Launcher, recipe: str, seed: int) -> None:
-    done = launcher.run(*launcher.local(recipe, "--name", "killed", "--preempt", "2", "--seed", str(seed)))
+@pytest.mark.parametrize("name", ["tiny-dpo", "tiny-dpo-lora"])
+def test_killed_in_the_first_and_in_the_second_epoch(launcher: Launcher, name: str, seed: int) -> None:
+    done = launcher.run(*launcher.local(name, "--name", "killed", "--preempt", "2", "--seed", str(seed)))
     receipt = done.receipt()
     first, second, third = receipt["attempts"]
     assert [line["ended"] for line in receipt["attempts"]] == ["preempted", "preempted", "finished"]
@@ -34,7 +34,7 @@ def test_killed_in_the_first_and_in_the_second_epoch(launcher: Launcher, recipe:
     twin = open_run(launcher.bucket, "killed-uninterrupted")
     assert_bit_exact(open_run(launcher.bucket, "killed"), twin)
     final = {entry.key for entry in twin.list("final")}
-    assert ("final/model.safetensors" if recipe == "tiny-dpo" else "final/adapter_model.safetensors") in final
+    assert ("final/model.safetensors" if name == "tiny-dpo" else "final/adapter_model.safetensors") in final
     assert not [key for key in final if key.endswith((".bin", ".pt", ".pth", ".pkl"))]
 
 
@@ -131,17 +131,14 @@ def test_one_rank_dies(launcher: Launcher, reference: Store, seed: int) -> None:
 def test_real_pairs(launcher: Launcher, shared: Path, seed: int) -> None:
     """The 700 pairs of the shared folder, preempted once."""
     data = shared / "data/preferences/alpaca_eval_gpt4_700.jsonl"
-    recipe = launcher.home / "real.yaml"
-    launcher.home.mkdir()
-    tiny = (Path(__file__).parents[2] / "trainer/recipes/tiny-dpo.yaml").read_text()
-    recipe.write_text(
-        tiny.replace("builtin:tiny-preferences", str(data))
-        .replace("eval_rows: 16", "eval_rows: 50")
-        .replace("  epochs: 2", "  epochs: 1\n  max_steps: 20")
+    real = recipe(
+        launcher.home,
+        "tiny-dpo",
+        ("builtin:tiny-preferences", str(data)),
+        ("eval_rows: 16", "eval_rows: 50"),
+        ("  epochs: 2", "  epochs: 1\n  max_steps: 20"),
     )
-    receipt = launcher.run(
-        *launcher.local(str(recipe), "--name", "real", "--preempt", "1", "--seed", str(seed))
-    ).receipt()
+    receipt = launcher.run(*launcher.local(real, "--name", "real", "--preempt", "1", "--seed", str(seed))).receipt()
     assert receipt["bit_exact"] is True
     assert receipt["steps"] == 20
     assert_bit_exact(open_run(launcher.bucket, "real"), open_run(launcher.bucket, "real-uninterrupted"))

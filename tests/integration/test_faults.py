@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -16,7 +15,7 @@ from checkpoints.head import read_head
 from checkpoints.restore import load_index, load_manifest, verify
 from checkpoints.run import open_run
 from checkpoints.store import Store
-from tests.integration.conftest import Launcher, assert_bit_exact, wait_for
+from tests.integration.conftest import Launcher, assert_bit_exact, recipe, wait_for
 
 
 def test_second_launcher_ctrl_c_damage_and_resume(launcher: Launcher, reference: Store) -> None:
@@ -65,15 +64,13 @@ def test_second_launcher_ctrl_c_damage_and_resume(launcher: Launcher, reference:
 def test_accumulation_remainder_and_the_end_in_mid_epoch(launcher: Launcher) -> None:
     """24 micro-steps an epoch in steps of 5, the last of 4; the end at step 8 of 10. Steps slower than the supervisor's
     tick, so a stop goes all the way through it."""
-    launcher.home.mkdir()
-    tiny = (Path(__file__).parents[2] / "trainer/recipes/tiny-dpo.yaml").read_text()
-    recipe = launcher.home / "mine.yaml"
-    recipe.write_text(
-        tiny.replace("per_device_batch: 4", "per_device_batch: 2\n  accumulation: 5\n  max_steps: 8").replace(
-            "every_steps: 5", "every_steps: 2"
-        )
+    mine = recipe(
+        launcher.home,
+        "tiny-dpo",
+        ("per_device_batch: 4", "per_device_batch: 2\n  accumulation: 5\n  max_steps: 8"),
+        ("every_steps: 5", "every_steps: 2"),
     )
-    arguments = launcher.local(str(recipe), "--name", "run")
+    arguments = launcher.local(mine, "--name", "run")
     process = launcher.start(*arguments)
     wait_for(lambda: launcher.progress_step("run") >= 3, "step 3")
     process.send_signal(signal.SIGINT)
@@ -85,7 +82,7 @@ def test_accumulation_remainder_and_the_end_in_mid_epoch(launcher: Launcher) -> 
     assert [e.data["source"] for e in events if e.kind == "notice"] == ["user"]
 
     assert launcher.run(*arguments).receipt()["steps"] == 8
-    launcher.run(*launcher.local(str(recipe), "--name", "twin")).receipt()
+    launcher.run(*launcher.local(mine, "--name", "twin")).receipt()
     assert_bit_exact(store, open_run(launcher.bucket, "twin"))
 
     # killed between the last save and the export: the next attempt exports and trains no step more
@@ -98,13 +95,13 @@ def test_accumulation_remainder_and_the_end_in_mid_epoch(launcher: Launcher) -> 
 
 def test_stopped_in_the_middle_of_an_evaluation(launcher: Launcher) -> None:
     """LoRA with dropout: a generator that is one draw off would show in every later loss."""
-    launcher.home.mkdir()
-    tiny = (Path(__file__).parents[2] / "trainer/recipes/tiny-dpo-lora.yaml").read_text()
-    recipe = launcher.home / "mine.yaml"
-    recipe.write_text(
-        tiny.replace("eval_rows: 16", "eval_rows: 64").replace("per_device_eval_batch: 4", "per_device_eval_batch: 1")
+    mine = recipe(
+        launcher.home,
+        "tiny-dpo-lora",
+        ("eval_rows: 16", "eval_rows: 64"),
+        ("per_device_eval_batch: 4", "per_device_eval_batch: 1"),
     )
-    arguments = launcher.local(str(recipe), "--name", "run")
+    arguments = launcher.local(mine, "--name", "run")
     process = launcher.start(*arguments)
     wait_for(lambda: launcher.progress("run").phase == "evaluating", "an evaluation")
     process.send_signal(signal.SIGINT)
@@ -120,14 +117,13 @@ def test_stopped_in_the_middle_of_an_evaluation(launcher: Launcher) -> None:
     # A notice in the evaluation that the resume makes up for: its step is committed already.
     process = launcher.start(*arguments)
     wait_for(lambda: launcher.progress("run").phase == "evaluating", "the evaluation that was due")
-    attempt = next((launcher.home / "scratch" / "run").glob("attempt-*"))
-    (attempt / "notice").write_text(json.dumps({"seconds": 30}))
+    launcher.announce_preemption("run", seconds=30)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     ended = [event.data["outcome"] for event in read_events(store) if event.kind == "attempt_ended"]
     assert ended == ["preempted", "preempted", "finished"]
 
-    launcher.run(*launcher.local(str(recipe), "--name", "twin")).receipt()
+    launcher.run(*launcher.local(mine, "--name", "twin")).receipt()
     twin = open_run(launcher.bucket, "twin")
     assert_bit_exact(store, twin)
     evaluations = [
@@ -179,10 +175,8 @@ def test_a_full_disk_ends_the_run_with_one_clear_line(launcher: Launcher, tmp_pa
 def test_bad_data_is_refused_before_anything_starts(launcher: Launcher, row: str, message: str) -> None:
     launcher.home.mkdir()
     (launcher.home / "pairs.jsonl").write_text(row + "\n")
-    recipe = launcher.home / "mine.yaml"
-    tiny = (Path(__file__).parents[2] / "trainer/recipes/tiny-dpo.yaml").read_text()
-    recipe.write_text(tiny.replace("builtin:tiny-preferences", "pairs.jsonl"))
-    done = launcher.run(*launcher.local(str(recipe), "--name", "bad"))
+    mine = recipe(launcher.home, "tiny-dpo", ("builtin:tiny-preferences", "pairs.jsonl"))
+    done = launcher.run(*launcher.local(mine, "--name", "bad"))
     assert done.code == 2
     assert message in done.err
     assert not (Path(launcher.bucket) / "bad").exists()
@@ -192,10 +186,8 @@ def test_bad_data_found_by_the_ranks_is_never_retried(launcher: Launcher) -> Non
     launcher.home.mkdir()
     same = '{"prompt": "a", "chosen": "same", "rejected": "same"}\n'
     (launcher.home / "pairs.jsonl").write_text(same * 5)
-    recipe = launcher.home / "mine.yaml"
-    tiny = (Path(__file__).parents[2] / "trainer/recipes/tiny-dpo.yaml").read_text()
-    recipe.write_text(tiny.replace("builtin:tiny-preferences", "pairs.jsonl"))
-    done = launcher.run(*launcher.local(str(recipe), "--name", "bad"))
+    mine = recipe(launcher.home, "tiny-dpo", ("builtin:tiny-preferences", "pairs.jsonl"))
+    done = launcher.run(*launcher.local(mine, "--name", "bad"))
     assert done.code == 2
     assert "none of the 5 rows" in done.err
     assert "Traceback" not in done.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -85,8 +84,7 @@ def run_with_notice(launcher: Launcher, moment: Callable[[Progress], bool], seco
     """Run tiny-dpo to its end, with a notice of so many seconds at a moment of its first attempt."""
     process = launcher.start(*launcher.local("tiny-dpo", "--name", "noticed"))
     wait_for(lambda: moment(launcher.progress("noticed")), "the moment of the notice")
-    attempt = next((launcher.home / "scratch" / "noticed").glob("attempt-*"))
-    (attempt / "notice").write_text(json.dumps({"seconds": seconds}))
+    launcher.announce_preemption("noticed", seconds)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return open_run(launcher.bucket, "noticed")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from hypothesis import given
@@ -11,29 +9,22 @@ from hypothesis import strategies as st
 
 from checkpoints.gather import gather_partition, to_bfloat16
 from checkpoints.zero3 import partition_map
+from tests.zero3_fake import part, random_values
 
 shapes = st.lists(st.lists(st.integers(1, 7), max_size=3).map(tuple), min_size=1, max_size=6)
 
 
 @given(st.lists(shapes, min_size=1, max_size=3), st.integers(1, 5), st.integers(0, 2**32 - 1))
 def test_what_was_cut_is_put_together(groups: list[list[tuple[int, ...]]], world_size: int, seed: int) -> None:
-    generator = np.random.default_rng(seed)
     named = [{f"g{g}.p{i}": shape for i, shape in enumerate(group)} for g, group in enumerate(groups)]
-    values = {
-        name: generator.standard_normal(shape).astype(np.float32) for group in named for name, shape in group.items()
-    }
-    flats: list[list[np.ndarray]] = []  # group -> rank -> flat, as DeepSpeed lays them out
-    for group in named:
-        pieces: list[list[np.ndarray]] = [[] for _ in range(world_size)]
-        for name in group:
-            length = math.ceil(values[name].size / world_size)
-            padded = np.zeros(length * world_size, dtype=np.float32)
-            padded[: values[name].size] = values[name].reshape(-1)
-            for rank in range(world_size):
-                pieces[rank].append(padded[rank * length : (rank + 1) * length])
-        flats.append([np.concatenate(rank) for rank in pieces])
-    for part in partition_map(named, world_size):
-        assert np.array_equal(gather_partition(part, flats[part.group]), values[part.name])
+    values = random_values(named, seed)[""]
+    flats = [  # group -> rank -> flat, as DeepSpeed lays them out
+        [torch.cat([part(values[name], rank, world_size) for name in group]).numpy() for rank in range(world_size)]
+        for group in named
+    ]
+    for partition in partition_map(named, world_size):
+        whole = gather_partition(partition, flats[partition.group])
+        assert np.array_equal(whole, values[partition.name].numpy())
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=50))

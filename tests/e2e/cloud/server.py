@@ -6,10 +6,11 @@ The control API below /control/ is for the tests: GET state; POST capacity, quot
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,20 +20,17 @@ from tests.e2e.cloud import lambda_api
 from tests.e2e.cloud.gcp_api import Gcp
 from tests.e2e.cloud.machines import GATEWAY, NamespaceMachines
 from tests.e2e.cloud.world import Machine, World
+from tests.loopback import QuietHandler
 
 API_PORT = 8181
 METADATA_PORT = 80
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """Both clouds' APIs and the control API."""
 
-    protocol_version = "HTTP/1.1"
     world: World
     gcp: Gcp
-
-    def log_message(self, *args: Any) -> None:
-        pass
 
     def _handle(self) -> None:
         parts = urlsplit(self.path)
@@ -88,14 +86,10 @@ class Handler(BaseHTTPRequestHandler):
         return 200, {}
 
 
-class Metadata(BaseHTTPRequestHandler):
+class Metadata(QuietHandler):
     """Google's metadata server; a machine is known by its address."""
 
-    protocol_version = "HTTP/1.1"
     world: World
-
-    def log_message(self, *args: Any) -> None:
-        pass
 
     def do_GET(self) -> None:
         machine = self._machine()
@@ -135,8 +129,6 @@ def main() -> None:
 
 def _close(world: World) -> None:
     world.close()
-    import os
-
     os._exit(0)
 
 
