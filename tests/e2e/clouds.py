@@ -148,6 +148,10 @@ class Clouds:
             found: dict[str, Any] = json.load(answer)
         return found
 
+    def running(self) -> list[dict[str, Any]]:
+        """The machines that are there now."""
+        return [machine for machine in self.state()["machines"] if machine["ended_at"] is None]
+
     def control(self, what: str, **body: Any) -> None:
         """capacity, quota, preempt, partition."""
         urllib.request.urlopen(f"{CONTROL}/{what}", json.dumps(body).encode(), timeout=30).close()

@@ -70,11 +70,7 @@ class CloudRun:
 
     def machine(self) -> dict[str, Any]:
         """The machine that it runs on."""
-        found = [
-            machine
-            for machine in self._clouds.state()["machines"]
-            if machine["name"].startswith(self.name) and machine["ended_at"] is None
-        ]
+        found = [machine for machine in self._clouds.running() if machine["name"].startswith(self.name)]
         assert len(found) == 1, found
         return found[0]
 
