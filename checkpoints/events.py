@@ -37,6 +37,12 @@ Kind = Literal[
     "finished",  # the run is done
     "failed",  # the run has given up, and why
     "stopped",  # the user stopped it; it can go on
+    "decided",  # the launcher's policy: what it does next, and why
+    "machine_up",  # a machine runs the job (place, since when it is paid)
+    "machine_gone",  # it is given back or was taken away (why)
+    "no_capacity",  # places that had no machine, and what their clouds said
+    "alarm",  # the run makes no progress
+    "false_recovery",  # SkyPilot thought the machine dead, and it is not
     "compared",  # bit-exactness against an uninterrupted run
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class ObjectStore:
         self._signed = SignedReader(self._sign) if isinstance(store, S3Store) else None
 
     @classmethod
-    def open(cls, url: str) -> ObjectStore:
+    def open(cls, url: str, environment: Mapping[str, str] | None = None) -> ObjectStore:
         """Open `s3://bucket/prefix` or `gs://bucket/prefix`; raises `UserError` for a URL without a bucket."""
         parts = urlsplit(url)
         bucket, prefix = parts.netloc, parts.path.strip("/")
@@ -65,8 +65,8 @@ class ObjectStore:
             raise UserError(f"bucket {url!r} names no bucket", "write s3://bucket/prefix")
         try:
             if parts.scheme == "gs":
-                return cls(GCSStore(bucket, prefix=prefix or None, retry_config=_RETRY), url)
-            return cls(_s3_store(bucket, prefix), url)
+                return cls(GCSStore(bucket, prefix=prefix or None, retry_config=_RETRY, **_gcs_key(environment)), url)
+            return cls(_s3_store(bucket, prefix, os.environ if environment is None else environment), url)
         except BaseError as error:
             raise BucketUnusable(f"can't open {url}: {_first_line(error)}", _CREDENTIALS_HINT) from error
 
@@ -193,20 +193,28 @@ _CREDENTIALS_HINT = (
 )
 
 
-def _s3_store(bucket: str, prefix: str) -> S3Store:
+def _gcs_key(environment: Mapping[str, str] | None) -> dict[str, Any]:
+    """A service account's key that somebody else's environment holds; {} = whatever this process has."""
+    key = (environment or {}).get("GOOGLE_SERVICE_ACCOUNT_KEY")
+    return {"service_account_key": key} if key else {}
+
+
+def _s3_store(bucket: str, prefix: str, environment: Mapping[str, str]) -> S3Store:
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
 
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
-        if (
-            os.environ.get(name) == ""
-        ):  # a task file's way to say "AWS's own"; obstore and boto3 would take it literally
-            del os.environ[name]
-    session = boto3.Session()
+        if os.environ.get(name) == "":
+            del os.environ[name]  # a task file's way to say "AWS's own"; obstore and boto3 would take it literally
+    session = boto3.Session(
+        aws_access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
+        aws_secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
+        aws_session_token=environment.get("AWS_SESSION_TOKEN"),
+    )
     if session.get_credentials() is None:
         raise BucketUnusable(f"no credentials for s3://{bucket}", _CREDENTIALS_HINT)
     config: dict[str, Any] = {}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
     client: Any = {}
     if endpoint:
         config |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
@@ -216,7 +224,7 @@ def _s3_store(bucket: str, prefix: str) -> S3Store:
     return S3Store(
         bucket,
         prefix=prefix or None,
-        region=os.environ.get("AWS_REGION") or session.region_name or "us-east-1",
+        region=environment.get("AWS_REGION") or session.region_name or "us-east-1",
         credential_provider=Boto3CredentialProvider(session),
         retry_config=_RETRY,
         client_options=client,

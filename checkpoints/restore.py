@@ -162,6 +162,23 @@ def verify(store: Store, commit: Commit, progress: Callable[[int], None] = lambd
     return manifest
 
 
+def verify_presence(store: Store, commit: Commit) -> Manifest:
+    """Verify the records of a checkpoint, and that each chunk is there with its size, without reading the chunks.
+
+    For whoever is far from the bucket: `verify` would download the whole state. Raises `CorruptCheckpoint`.
+    """
+    manifest = load_manifest(store, commit)
+    for index in parallel_map(lambda ref: load_index(store, ref), manifest.shards, CONCURRENCY):
+        folders = {chunk.key.rsplit("/", 1)[0] for chunk in index.chunks}
+        sizes = {entry.key: entry.size_bytes for folder in folders for entry in store.list(folder)}
+        for chunk in index.chunks:
+            if sizes.get(chunk.key) != chunk.size_bytes:
+                raise CorruptCheckpoint(
+                    f"{store.url}/{chunk.key} has {sizes.get(chunk.key, 'no')} of {chunk.size_bytes} bytes"
+                )
+    return manifest
+
+
 def _read(store: Store, key: str, digest: str) -> bytes:
     def read() -> bytes:
         try:

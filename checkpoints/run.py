@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
@@ -43,9 +44,9 @@ class Heartbeat(Record):
     loss: float | None = None
 
 
-def open_run(bucket_url: str, name: str) -> Store:
-    """The store of one run; raises `InvalidName` for a name that isn't one."""
-    return open_store(bucket_url, check_run_name(name))
+def open_run(bucket_url: str, name: str, environment: Mapping[str, str] | None = None) -> Store:
+    """The store of one run; raises `InvalidName` for a name that isn't one. `environment`: see `open_store`."""
+    return open_store(bucket_url, check_run_name(name), environment)
 
 
 def register_run(store: Store, record: RunRecord) -> RunRecord:

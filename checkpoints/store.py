@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -92,12 +92,13 @@ class Store(Protocol):
         """Remove the object; removing a missing one is fine."""
 
 
-def open_store(url: str, prefix: str = "") -> Store:
+def open_store(url: str, prefix: str = "", environment: Mapping[str, str] | None = None) -> Store:
     """Open the store behind a bucket URL, or the folder `prefix` in it.
 
     `s3://bucket/prefix` (also R2, MinIO, ... through AWS_ENDPOINT_URL), `gs://bucket/prefix`, `file:///folder` or a
-    plain path. Credentials come from the environment, by boto3's rules for S3 and Google's for GCS. Raises
-    `UserError` for an unknown scheme. Nothing is contacted yet: see `probe`.
+    plain path. Credentials come from the environment, by boto3's rules for S3 and Google's for GCS; a process that
+    works for several users gives each one's `environment` instead. Raises `UserError` for an unknown scheme. Nothing
+    is contacted yet: see `probe`.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -109,7 +110,7 @@ def open_store(url: str, prefix: str = "") -> Store:
     if scheme in ("s3", "gs"):
         from checkpoints.object_store import ObjectStore
 
-        return ObjectStore.open(f"{url.rstrip('/')}/{prefix}" if prefix else url)
+        return ObjectStore.open(f"{url.rstrip('/')}/{prefix}" if prefix else url, environment)
     raise UserError(
         f"bucket {url!r} has the unknown scheme {scheme!r}",
         "use s3://bucket/prefix, gs://bucket/prefix or a folder (file:///path)",

@@ -57,7 +57,6 @@ def launch(
     if ctx.invoked_subcommand is not None:
         return
     from checkpoints.names import check_run_name
-    from launcher import launch as story
     from launcher import request as asked
 
     asked.check_output(output)
@@ -76,11 +75,17 @@ def launch(
         name=check_run_name(name) if name else None,
     )
     if clouds == (asked.LOCAL,):
+        from launcher import launch as story
+
         asked.refuse_cloud_options(request, dry_run=dry_run)
         local = story.LocalOptions(preempt, preempt > 0 if compare is None else compare, seed, processes)
         raise typer.Exit(story.launch_local(request, local, output))
     asked.refuse_local_options(preempt, compare, seed, processes)
-    raise typer.Exit(story.plan_only(request, output) if dry_run else story.launch_cloud(request, output))
+    from launcher import cloud as clouds_story
+
+    if dry_run:
+        raise typer.Exit(clouds_story.plan_only(request, output))
+    raise typer.Exit(clouds_story.launch_cloud(request, clouds_story.CloudOptions(detach, yes), output))
 
 
 @app.command()
@@ -129,6 +134,31 @@ def report(
     from launcher import look
 
     look.show_report(bucket, run, output)
+
+
+@app.command()
+def stop(
+    run: o.RunArgument,
+    now: o.NowOption = False,
+    bucket: o.BucketOption = None,
+    debug: o.DebugOption = False,
+) -> None:
+    """Save, verify the checkpoint, end the run and give its machine back. The same --name goes on later."""
+    from launcher import stop as story
+
+    raise typer.Exit(story.stop_run(bucket, run, at_once=now))
+
+
+@app.command()
+def doctor(
+    fix: o.FixOption = False,
+    output: o.OutputOption = "text",
+    debug: o.DebugOption = False,
+) -> None:
+    """What a launch in a cloud needs from this machine, and what is missing."""
+    from launcher import look
+
+    raise typer.Exit(look.show_doctor(fix=fix, output=output))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ NotusError
 |   +-- UnknownRun       no such run in the bucket
 +-- NothingFits          exit code 3: no offer, or none within deadline and budget
 +-- RunFailed            the run has given up; the message says why
++-- SkyFailed            SkyPilot refused or does not answer
 """
 
 from __future__ import annotations
@@ -31,3 +32,7 @@ class NothingFits(NotusError):
 
 class RunFailed(NotusError):
     """The run ended without a model."""
+
+
+class SkyFailed(NotusError):
+    """SkyPilot refused what we asked for, or does not answer."""

@@ -1,12 +1,10 @@
-"""The story of a launch: load, check, plan, run, report. Called by the command line."""
+"""The story of a launch on this machine, and the receipt of any run. Called by the command line."""
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
@@ -16,90 +14,19 @@ from checkpoints.events import Diary, read_events
 from checkpoints.names import check_run_name
 from checkpoints.run import open_run, read_metrics, register_run
 from checkpoints.store import Store, probe
-from launcher.errors import EXIT_STOPPED, RequestError, RunFailed
+from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.local import LocalBackend, LocalRun, committed_step
 from launcher.offers import Offer, cheapest_by_kind, find_catalog, load_offers
 from launcher.options import default_bucket, home
-from launcher.plan import DryRun, dry_run, ladder, require_plan, wanted_gpus
 from launcher.report.exact import compare_runs
 from launcher.report.receipt import Receipt, make_receipt
-from launcher.report.render import receipt_panel, show_dry_run
-from launcher.request import CLOUDS, LaunchRequest, parse_gpus
-from launcher.sky.render import needed_secrets, task_config, to_yaml
+from launcher.report.render import receipt_panel
+from launcher.request import LaunchRequest, parse_gpus
 from launcher.watch import watcher
 from trainer.main import default_processes, new_record
 from trainer.pairs import check_local
-from trainer.recipe import Recipe, builtin_names, load_recipe
+from trainer.recipe import Recipe, load_recipe
 from trainer.scratch import Outcome
-
-
-def plan_only(request: LaunchRequest, output: str) -> int:
-    """`--dry-run`: nothing is started, no credentials are needed."""
-    recipe = load_recipe(request.recipe)
-    result = plan_run(request, recipe)
-    task = render_task(request, recipe, result)
-    if output == "json":
-        sys.stdout.write(json.dumps({**result.model_dump(mode="json"), "task": task}, indent=2) + "\n")
-    else:
-        show_dry_run(Console(), result, task)
-    require_plan(result, request)
-    return 0
-
-
-def plan_run(request: LaunchRequest, recipe: Recipe) -> DryRun:
-    """Compare the plans for a request."""
-    catalog = find_catalog()
-    offers = load_offers(catalog, wanted_gpus(request, recipe), request.clouds or tuple(CLOUDS))
-    return dry_run(request, recipe, offers, catalog.source)
-
-
-def render_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
-    """The SkyPilot task of the recommended plan; '' where there is none."""
-    plan = next((plan for plan in result.plans if plan.name == result.recommended), None)
-    if plan is None:
-        return ""
-    rungs = ladder(plan, [other for other in result.plans if other.within_limits])
-    return to_yaml(
-        task_config(
-            recipe,
-            rungs,
-            run=request.name or recipe.name,
-            bucket=request.bucket,
-            recipe_argument=recipe_on_vm(request.recipe, Path.cwd()),
-        )
-    )
-
-
-def recipe_on_vm(name_or_path: str, workdir: Path) -> str:
-    """How the VM finds the recipe: by its name, or by its path in the working tree that SkyPilot sends.
-
-    Raises `RequestError` for a file outside of it.
-    """
-    if name_or_path in builtin_names():
-        return name_or_path
-    path, workdir = Path(name_or_path).resolve(), workdir.resolve()
-    if not path.is_relative_to(workdir):
-        raise RequestError(
-            f"the recipe {name_or_path} is outside of {workdir}, so it would not be on the machine",
-            "SkyPilot sends the current folder: put the recipe (and its data file) below it, or change into its folder",
-        )
-    return str(path.relative_to(workdir))
-
-
-def launch_cloud(request: LaunchRequest, output: str) -> int:
-    """Plan, show the task, and say how to submit it. Submitting by ourselves comes with the SkyPilot issue."""
-    recipe = load_recipe(request.recipe)
-    check_local(recipe.dataset)
-    result = plan_run(request, recipe)
-    require_plan(result, request)
-    task = render_task(request, recipe, result)
-    sys.stdout.write(json.dumps({"started": False, "task": task}) + "\n" if output == "json" else task)
-    raise RunFailed(
-        f"nothing was started: this version plans a cloud run ({result.recommended}) but does not submit it yet",
-        "save the task above as task.yaml and run: sky jobs launch task.yaml "
-        + ("" if request.bucket else "--env NOTUS_BUCKET=... ")
-        + " ".join(f"--secret {name}" for name in needed_secrets(recipe, request.bucket)),
-    )
 
 
 class LocalOptions(NamedTuple):
@@ -138,7 +65,7 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
             f"to go on: notus-launch --cloud local --recipe {request.recipe} --name {name} --bucket {bucket} "
             f"--processes {run.processes}"
         )
-        return EXIT_STOPPED if outcome.kind == "preempted" else RunFailed.exit_code
+        return EXIT_STOPPED if outcome.kind in ("preempted", "stopped") else RunFailed.exit_code
     if options.compare:
         _compare_with_twin(run, recipe, store)
     show_receipt(read_receipt(store, name, recipe), output)

@@ -195,7 +195,7 @@ class LocalBackend:
 
     def _is_final(self, outcome: Outcome) -> bool:
         """Does the run end here? Raises what the user has to fix."""
-        if outcome.kind == "finished":
+        if outcome.kind in ("finished", "stopped"):
             return True
         if outcome.kind == "fenced":
             raise RunFailed(outcome.message, outcome.hint)

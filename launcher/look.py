@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.console import Console
 
@@ -17,9 +19,10 @@ from checkpoints.store import Store
 from launcher.errors import UnknownRun
 from launcher.launch import read_receipt, show_receipt
 from launcher.options import default_bucket
-from launcher.report.render import status_table
+from launcher.report.render import doctor_table, status_table
 from launcher.report.status import OVER, RunStatus, read_status
 from launcher.request import check_output
+from launcher.sky import doctor
 from trainer.recipe import Recipe
 
 FOLLOW_EVERY_S = 2.0
@@ -58,6 +61,19 @@ def show_report(bucket: str | None, name: str, output: str) -> None:
     record = read_run(store)
     recipe = Recipe.model_validate(record.recipe) if record else None
     show_receipt(read_receipt(store, name, recipe), output)
+
+
+def show_doctor(*, fix: bool, output: str) -> int:
+    """Print what a cloud launch needs, after writing what can be written; returns the exit code."""
+    check_output(output)
+    for line in doctor.fix(Path.home(), os.environ) if fix else []:
+        sys.stderr.write(f"notus-launch: {line}\n")
+    found = doctor.examine(Path.home(), os.environ)
+    if output == "json":
+        sys.stdout.write(json.dumps([finding._asdict() for finding in found], indent=2) + "\n")
+    else:
+        Console().print(doctor_table(found))
+    return 1 if any(finding.state == "missing" for finding in found) else 0
 
 
 def print_logs(bucket: str | None, name: str, attempt: int | None, *, follow: bool) -> None:

@@ -32,11 +32,11 @@ HoursOption = Annotated[float | None, typer.Option(help="Hours of work, instead 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Compare plans and show the task. Starts nothing.")]
 YesOption = Annotated[
     bool,
-    typer.Option("--yes", "-y", help="Don't ask before money is spent (clouds; this version submits nothing yet)."),
+    typer.Option("--yes", "-y", help="Don't ask before money is spent."),
 ]
-DetachOption = Annotated[
-    bool, typer.Option("--detach", "-d", help="Return after submission (clouds; this version submits nothing yet).")
-]
+DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return after submission (clouds).")]
+NowOption = Annotated[bool, typer.Option("--now", help="Don't save first: steps since the last checkpoint are lost.")]
+FixOption = Annotated[bool, typer.Option("--fix", help="Write plugin and consolidation mode into SkyPilot's files.")]
 PreemptOption = Annotated[
     int,
     typer.Option(help="Local only: kill it without warning so many times, at random steps.", min=0, max=20),

@@ -86,7 +86,7 @@ def _yaml(value: Any) -> str:
 def _cli_page() -> str:
     parts = [f"{_WRITTEN}# Command lines\n"]
     commands = [
-        ("notus-launch", launch_app, ["", "status", "runs", "logs", "report"]),
+        ("notus-launch", launch_app, ["", "status", "runs", "logs", "report", "stop", "doctor"]),
         ("notus-train", train_app, [""]),
         ("notus-ckpt", ckpt_app, ["", "ls", "show", "verify", "pull", "export", "pin", "gc"]),
     ]

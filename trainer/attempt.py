@@ -23,6 +23,7 @@ from checkpoints.errors import Fenced, NotusError
 from checkpoints.events import Diary
 from checkpoints.head import LEASE_S, Lease, Writer, read_head
 from checkpoints.journal import Journal
+from checkpoints.requests import Request, read_request, withdraw
 from checkpoints.run import HEARTBEAT_KEY, Heartbeat
 from checkpoints.shm import RunMemory
 from checkpoints.store import Store
@@ -72,6 +73,7 @@ class Supervisor:
         self._store = store
         self._scratch = scratch
         self._processes = processes
+        self._request: Request | None = None
 
     def run(self, *, gone: str = "", wait_s: float = 0.0) -> Outcome:
         """Run the attempt to its end and return how it ended.
@@ -94,8 +96,11 @@ class Supervisor:
         self._tensorboard = TensorBoardMirror(self._store, self._scratch.tensorboard)
         outcome = Outcome(kind="failed", message="the attempt ended without an outcome")
         try:
-            outcome = self._supervise()
+            stopped = Outcome(kind="preempted", step=self._resumed_step())
+            outcome = stopped if self._must_stop() else self._supervise()
             outcome = outcome.model_copy(update={"progressed": self._has_committed()})
+            if outcome.kind == "preempted" and self._request is not None and self._request.action == "stop":
+                outcome = outcome.model_copy(update={"kind": "stopped", "message": self._request.reason})
         finally:
             if not (outcome.kind == "failed" and outcome.progressed):  # else the next attempt may restore from it
                 memory.forget(writer.id)
@@ -142,6 +147,7 @@ class Supervisor:
                 self._keep_lease()
                 if now >= next_beat:
                     self._beat()
+                    self._must_stop()
                     self._journal.sync()
                     self._tensorboard.sync()
                     next_beat = now + HEARTBEAT_S
@@ -170,6 +176,15 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 continue
         return None
+
+    def _must_stop(self) -> bool:
+        """Has somebody asked this attempt, through the bucket, to save and end? The ranks hear of it as of a notice."""
+        request = read_request(self._store)
+        if request is None or not request.is_for(self._lease.head.epoch):
+            return False
+        self._request = request
+        request_stop(self._scratch.stop, request.action)
+        return True
 
     def _resumed_step(self) -> int:
         commits = self._lease.head.commits
@@ -221,6 +236,10 @@ class Supervisor:
         self._diary.try_write("attempt_ended", outcome=outcome.kind, step=step, message=outcome.message)
         if outcome.kind == "finished":
             self._diary.try_write("finished", step=outcome.step)
+        if outcome.kind == "stopped":
+            self._diary.try_write("stopped", step=outcome.step, reason=outcome.message)
+        if outcome.kind in ("finished", "stopped"):
+            self._best_effort("the request to stop", lambda: withdraw(self._store))
         if outcome.kind != "fenced":
             self._best_effort("the lease", self._lease.release)
 

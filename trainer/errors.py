@@ -14,6 +14,8 @@ from __future__ import annotations
 from checkpoints.errors import NotusError, UserError
 
 EXIT_PREEMPTED = 75
+EXIT_STOPPED = 76
+"""Saved and ended because somebody, or a limit, said so: nobody may start it again by itself, so it isn't 75."""
 
 
 class RecipeError(UserError):

@@ -19,14 +19,21 @@ from checkpoints.store import probe
 from checkpoints.terminal import run_app, show_error
 from trainer.attempt import Supervisor, gpus_here
 from trainer.batching import batch_of_run
-from trainer.errors import EXIT_PREEMPTED, HardwareError
+from trainer.errors import EXIT_PREEMPTED, EXIT_STOPPED, HardwareError
 from trainer.pairs import check_local
 from trainer.recipe import Recipe, load_recipe
 from trainer.scratch import Outcome, Scratch
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-EXIT_CODES = {"finished": 0, "preempted": EXIT_PREEMPTED, "failed": 1, "fenced": 1, "user_error": 2}
+EXIT_CODES = {
+    "finished": 0,
+    "preempted": EXIT_PREEMPTED,
+    "stopped": EXIT_STOPPED,
+    "failed": 1,
+    "fenced": 1,
+    "user_error": 2,
+}
 
 
 @app.command()
@@ -50,8 +57,8 @@ def train(
 ) -> None:
     """Run one attempt: resume from the newest good checkpoint, or start, and train until done or stopped.
 
-    Exit codes: 0 done; 1 failed; 2 your error; 75 start it again: preempted or stopped with the state saved, or crashed
-    after a save.
+    Exit codes: 0 done; 1 failed; 2 your error; 75 start it again: preempted with the state saved, or crashed after a
+    save; 76 stopped by `notus-launch stop` or a limit, with the state saved: don't start it again by yourself.
     """
     folder = Scratch(scratch or Path(tempfile.mkdtemp(prefix="notus-attempt-")))
     try:
@@ -121,6 +128,7 @@ def _report(outcome: Outcome, scratch: Scratch) -> None:
     line = {
         "finished": f"done at step {outcome.step}",
         "preempted": f"stopped at step {outcome.step}; the state is saved, launch again to go on",
+        "stopped": f"stopped at step {outcome.step} on request ({outcome.message}); launch again to go on",
     }.get(outcome.kind, f"{outcome.kind.replace('_', ' ')}: {outcome.message}")
     sys.stderr.write(f"notus-train: {line}\n")
     if outcome.hint:

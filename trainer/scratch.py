@@ -52,7 +52,7 @@ class Outcome(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["finished", "preempted", "failed", "user_error", "fenced"]
+    kind: Literal["finished", "preempted", "stopped", "failed", "user_error", "fenced"]
     step: int = 0
     message: str = ""
     hint: str = ""

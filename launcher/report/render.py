@@ -13,6 +13,7 @@ from launcher.offers import Offer
 from launcher.plan import DryRun
 from launcher.report.receipt import Receipt
 from launcher.report.status import RunStatus
+from launcher.sky.doctor import Finding
 
 
 def receipt_panel(receipt: Receipt) -> RenderableType:
@@ -173,6 +174,16 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
             "" if status.loss is None else f"{status.loss:.4f}",
             "" if status.silent_s is None else f"{seconds(status.silent_s)} ago",
         )
+    return table
+
+
+def doctor_table(findings: Sequence[Finding]) -> Table:
+    """What a launch needs, one a line."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for finding in findings:
+        style = {"ok": "green", "missing": "bold red"}.get(finding.state, "dim")
+        fix = f"{finding.detail}\n  fix: {finding.fix}" if finding.fix else finding.detail
+        table.add_row(finding.what, Text(finding.state, style=style), fix)
     return table
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
@@ -13,31 +14,53 @@ from launcher.plan import Rung
 from trainer.errors import EXIT_PREEMPTED
 from trainer.recipe import Recipe
 
+SKYPILOTS_OWN = "EAGER_NEXT_REGION"
+NOTUS = "NOTUS"
+"""The strategy of `launcher.sky.plugin`."""
+
 PYTHON = "3.11"
 DISK_GB = 512
 """Base weights, caches, and scratch space for the export of a 7B model, with room."""
 
-SETUP = f"""\
+_SETUP = """\
 set -euo pipefail
 # Runs on every fresh VM, recoveries included. A failure here ends the job (it is never retried), so
 # downloads are tried three times. Never exit 75 here: that would ask for a new VM, for ever.
 retry() {{ "$@" || {{ sleep 10; "$@"; }} || {{ sleep 60; "$@"; }}; }}
 export PATH="$HOME/.local/bin:$PATH"
 command -v uv >/dev/null || retry python3 -m pip install --user uv
-[ -x ~/notus-venv/bin/python ] || retry uv venv --python {PYTHON} --seed ~/notus-venv
+[ -x ~/notus-venv/bin/python ] || retry uv venv --python {python} --seed ~/notus-venv
 . ~/notus-venv/bin/activate
 # torch first: a later resolve may otherwise swap its build
 retry pip install torch==2.13.0
-retry pip install -c constraints.txt '.[trainer]'
+retry pip install -c constraints.txt '{package}'
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv
 # flash-attn is compiled against this torch; without it the trainer uses sdpa and says so
-pip install -c constraints.txt --no-build-isolation '.[gpu]' || echo 'notus: flash-attn is not available, using sdpa'
+pip install -c constraints.txt --no-build-isolation '{gpu_package}' \\
+  || echo 'notus: flash-attn is not available, using sdpa'
 """
+
+
+def setup_script(release: str | None = None) -> str:
+    """The set-up of a VM: installs the tree that was sent, or a release of the package."""
+    package, gpu = (f"notus-launch[{extra}]=={release}" if release else f".[{extra}]" for extra in ("trainer", "gpu"))
+    return _SETUP.format(python=PYTHON, package=package, gpu_package=gpu)
+
 
 RUN = """\
 . ~/notus-venv/bin/activate
 exec notus-train "$NOTUS_RECIPE" --run "$NOTUS_RUN" --bucket "$NOTUS_BUCKET"
 """
+
+
+class Limits(NamedTuple):
+    """What the user asked for, as far as the strategy enforces it."""
+
+    hours: float | None = None
+    """Of work; None = the recipe's figure."""
+    deadline: datetime | None = None
+    budget_usd: float | None = None
+
 
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
@@ -49,11 +72,17 @@ def task_config(
     run: str,
     bucket: str | None,
     recipe_argument: str | None = None,
+    strategy: str = SKYPILOTS_OWN,
+    limits: Limits | None = None,
+    workdir: str = ".",
+    release: str | None = None,
+    s3: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The task as plain data, in the order that people read it.
 
     A `bucket` of None becomes a null env: SkyPilot refuses to launch until `--env NOTUS_BUCKET=...` gives it.
-    Secrets are names; SkyPilot takes the values from `--secret NAME`.
+    Secrets are names; SkyPilot takes the values from `--secret NAME`. `limits` are for the NOTUS strategy; SkyPilot's
+    own ones don't read them. `workdir` is what is sent; `release` is installed instead of it.
     """
     return {
         "name": run,
@@ -62,7 +91,7 @@ def task_config(
             "ordered": [{"infra": rung.cloud, "accelerators": rung.gpus, "use_spot": rung.spot} for rung in ladder],
             # Outside of `ordered`: SkyPilot copies it onto every entry, and refuses entries that differ.
             "job_recovery": {
-                "strategy": "EAGER_NEXT_REGION",
+                "strategy": strategy,
                 "max_restarts_on_errors": 0,
                 "recover_on_exit_codes": [EXIT_PREEMPTED],
             },
@@ -71,12 +100,23 @@ def task_config(
             "NOTUS_BUCKET": bucket,
             "NOTUS_RUN": run,
             "NOTUS_RECIPE": recipe_argument or recipe.name,
+            **_limits(recipe, limits or Limits()),
             **_s3_settings(bucket),
+            **(s3 or {}),
         },
         "secrets": dict.fromkeys(needed_secrets(recipe, bucket)),
-        "workdir": ".",
-        "setup": SETUP,
+        "workdir": workdir,
+        "setup": setup_script(release),
         "run": RUN,
+    }
+
+
+def _limits(recipe: Recipe, limits: Limits) -> dict[str, str]:
+    """For the NOTUS strategy; '' = none."""
+    return {
+        "NOTUS_HOURS": f"{limits.hours or recipe.hardware.hours:g}",
+        "NOTUS_DEADLINE": limits.deadline.astimezone(UTC).isoformat(timespec="seconds") if limits.deadline else "",
+        "NOTUS_BUDGET_USD": f"{limits.budget_usd:g}" if limits.budget_usd else "",
     }
 
 

@@ -37,6 +37,8 @@ def _task(name: str) -> str:
         f"# From the root of a checkout (the working tree is what runs on the VM):\n"
         f"#   sky jobs launch sky_tasks/{name}.yaml --env NOTUS_BUCKET=gs://my-bucket/notus --env NOTUS_RUN=my-run \\\n"
         f"#     {secrets}\n"
+        f"# Deadline, budget and the way back to spot need the NOTUS strategy (`notus-launch doctor --fix`);\n"
+        f"# then write `strategy: NOTUS` below and give --env NOTUS_DEADLINE=... --env NOTUS_BUDGET_USD=...\n"
         f"# Launching again with the same NOTUS_RUN goes on where that run was. For a gs:// bucket leave the AWS keys\n"
         f"# out of `secrets:`.\n"
     )

@@ -80,7 +80,6 @@ class Clouds:
     def _make_home(self) -> None:
         sky = self.home / ".sky"
         sky.mkdir(parents=True, exist_ok=True)
-        (sky / "config.yaml").write_text("jobs: {controller: {consolidation_mode: true}}\n")
         catalogs = REPOSITORY.parent / "shared/data/catalogs/v8"
         shutil.copytree(catalogs, sky / "catalogs/v8", dirs_exist_ok=True)
         keys = self.home / ".lambda_cloud/lambda_keys"
@@ -152,8 +151,14 @@ class Clouds:
         """The machines that are there now."""
         return [machine for machine in self.state()["machines"] if machine["ended_at"] is None]
 
+    def reset(self) -> None:
+        """Everything is to be had again, and no machine is left."""
+        self.control("capacity")
+        self.control("quota")
+        self.control("bury")
+
     def control(self, what: str, **body: Any) -> None:
-        """capacity, quota, preempt, partition."""
+        """capacity, quota, preempt, partition, lose, find, bury."""
         urllib.request.urlopen(f"{CONTROL}/{what}", json.dumps(body).encode(), timeout=30).close()
 
 

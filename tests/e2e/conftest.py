@@ -55,6 +55,7 @@ def clouds(tmp_path_factory: pytest.TempPathFactory, image: Image, bucket: S3Ser
     """Lambda, GCP, and a SkyPilot that knows both."""
     shutil.copytree(CACHE / "home/.sky/wheels", (folder := tmp_path_factory.mktemp("clouds")) / "home/.sky/wheels")
     with running_clouds(folder, image) as made:
+        made.run("notus-launch", "doctor", "--fix")
         made.sky("check", "gcp", "lambda")
         yield made
         # SkyPilot takes a machine down after it has said that the job is done.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from checkpoints.events import Event, read_events
 from checkpoints.run import open_run, read_heartbeat
 from checkpoints.store import Store
 from launcher.plan import Rung
-from launcher.sky.render import task_config, to_yaml
+from launcher.sky.render import SKYPILOTS_OWN, task_config, to_yaml
 from tests.e2e.clouds import Clouds
+from tests.integration.conftest import wait_for
 from tests.seaweed import S3Server
 from trainer.recipe import load_recipe
 
@@ -27,17 +29,21 @@ START_S = 420.0
 class CloudRun:
     """A managed job of tiny-dpo."""
 
-    def __init__(self, clouds: Clouds, bucket: S3Server, name: str, rungs: Sequence[Rung]) -> None:
+    def __init__(self, clouds: Clouds, bucket: S3Server, name: str) -> None:
         self._clouds = clouds
         self._bucket = bucket
         self.name = name
         self.store: Store = open_run(BUCKET, name)
-        task = to_yaml(task_config(load_recipe("tiny-dpo"), rungs, run=name, bucket=BUCKET))
-        self._task = clouds.folder / f"{name}.yaml"
-        self._task.write_text(task)
 
-    def submit(self) -> None:
+    def submit(
+        self, rungs: Sequence[Rung], strategy: str = SKYPILOTS_OWN, *, setup: str | None = None, **more_envs: str
+    ) -> None:
         """As a user of plain SkyPilot does."""
+        self._task = self._clouds.folder / f"{self.name}.yaml"
+        config = task_config(load_recipe("tiny-dpo"), rungs, run=self.name, bucket=BUCKET, strategy=strategy)
+        config["envs"] |= more_envs
+        config["setup"] = setup or config["setup"]
+        self._task.write_text(to_yaml(config))
         settings = self._bucket.environment()
         envs = [f"{name}={settings[name]}" for name in ("AWS_ENDPOINT_URL", "AWS_REGION")]
         secrets = [f"{name}={settings[name]}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
@@ -45,9 +51,40 @@ class CloudRun:
         options += [part for secret in (*secrets, "HF_TOKEN=none") for part in ("--secret", secret)]
         self._clouds.sky("jobs", "launch", "-y", "-d", "-n", self.name, str(self._task), *options)
 
+    def launch(self, *options: str) -> subprocess.Popen[str]:
+        """By `notus-launch`, which follows the run; its output is in a file beside the clouds."""
+        command = ["notus-launch", "--recipe", "tiny-dpo", "--bucket", BUCKET, "--name", self.name, "--yes", *options]
+        with self.output.open("a") as output:
+            return subprocess.Popen(
+                command, env=self._environment(), stdout=output, stderr=output, text=True, cwd=self._clouds.folder
+            )
+
+    def notus(self, *arguments: str) -> str:
+        """Another command of `notus-launch`, to its end."""
+        done = subprocess.run(
+            ["notus-launch", *arguments],
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    def _environment(self) -> dict[str, str]:
+        return {**self._clouds.environment, **self._bucket.environment(), "NOTUS_BUCKET": BUCKET}
+
+    @property
+    def output(self) -> Path:
+        return self._clouds.folder / f"{self.name}.out"
+
     def status(self) -> tuple[str, int, str]:
         """Status, recoveries and the reason of a failure, from SkyPilot's own database: asking its server takes seconds."""
-        database = sqlite3.connect(f"file:{self._clouds.home}/.sky/spot_jobs.db?mode=ro", uri=True)
+        path = self._clouds.home / ".sky/spot_jobs.db"
+        if not path.exists():
+            return "", 0, ""
+        database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
             rows = database.execute(
                 "select status, recovery_count, failure_reason from spot where task_name = ? or job_name = ?",
@@ -81,6 +118,10 @@ class CloudRun:
                 raise AssertionError(f"{what} did not happen: {self.status()}\n{self.story()}")
             time.sleep(1)
 
+    def wait_for_status(self, *wanted: str) -> None:
+        """Of a job that shall fail."""
+        wait_for(lambda: self.status()[0] in wanted, " or ".join(wanted), timeout_s=START_S)
+
     def wait_until_done(self, timeout_s: float = START_S) -> None:
         self.wait("the end", lambda: self.status()[0] == "SUCCEEDED", timeout_s)
 
@@ -89,4 +130,6 @@ class CloudRun:
         lines = [f"{event.time:%H:%M:%S} {event.kind} {json.dumps(event.data)[:200]}" for event in self.events()]
         lines += [json.dumps(event) for event in self._clouds.state()["events"][-20:]]
         logs = sorted(Path(self._clouds.home, "sky_logs/jobs_controller").glob("[0-9]*.log"))
+        if self.output.exists():
+            lines.append(self.output.read_text())
         return "\n".join([*lines, *(log.read_text()[-3000:] for log in logs[-1:])])

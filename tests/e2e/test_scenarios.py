@@ -14,15 +14,15 @@ GCP_SPOT = Rung(cloud="gcp", gpus="A100:8", spot=True)
 
 
 def test_lambda_on_demand_from_nothing_to_done(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
-    run = CloudRun(clouds, bucket, "lambda-run", [LAMBDA])
-    run.submit()
+    run = CloudRun(clouds, bucket, "lambda-run")
+    run.submit([LAMBDA])
     run.wait_until_done()
     assert_bit_exact(run.store, reference)
 
 
 def test_spot_with_a_notice_saves_and_moves_on(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
-    run = CloudRun(clouds, bucket, "noticed", [GCP_SPOT, LAMBDA])
-    run.submit()
+    run = CloudRun(clouds, bucket, "noticed")
+    run.submit([GCP_SPOT, LAMBDA])
     run.wait("step 3", lambda: run.step() >= 3)
     first = run.machine()
     clouds.control("preempt", id=first["id"], notice=True)
@@ -39,8 +39,8 @@ def test_spot_with_a_notice_saves_and_moves_on(clouds: Clouds, bucket: S3Server,
 
 
 def test_spot_killed_without_a_word(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
-    run = CloudRun(clouds, bucket, "killed", [GCP_SPOT, LAMBDA])
-    run.submit()
+    run = CloudRun(clouds, bucket, "killed")
+    run.submit([GCP_SPOT, LAMBDA])
     run.wait("step 8", lambda: run.step() >= 8)
     clouds.control("preempt", id=run.machine()["id"], notice=False)
     run.wait_until_done(600)

@@ -60,15 +60,6 @@ def test_bad_input(
     assert "Traceback" not in error
 
 
-def test_a_cloud_run_is_planned_and_shown_but_not_claimed_to_be_started(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert launch("--cloud", "lambda", "--gpus", "A100:8", monkeypatch=monkeypatch, home=tmp_path) == 1
-    captured = capsys.readouterr()
-    assert "infra: lambda" in captured.out
-    assert "nothing was started" in captured.err
-
-
 def test_dry_run_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ("--dry-run", "--cloud", "gcp", "--cloud", "lambda", "--deadline", "24h", "-o", "json")
     assert launch(*arguments, monkeypatch=monkeypatch, home=tmp_path) == 0
@@ -120,22 +111,3 @@ def test_notus_train_under_torchrun_explains_itself() -> None:
     )
     assert done.returncode == 2
     assert "starts torchrun itself" in done.stderr
-
-
-def test_the_vm_finds_the_recipe_that_was_asked_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """A copied recipe keeps its old name: the VM must run the copy all the same."""
-    original = (Path(__file__).parents[2] / "trainer/recipes/notus-7b-dpo.yaml").read_text()
-    (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes/mine.yaml").write_text(original)
-    monkeypatch.chdir(tmp_path)
-    assert launch("--recipe", "recipes/mine.yaml", "--cloud", "gcp", monkeypatch=monkeypatch, home=tmp_path) == 1
-    captured = capsys.readouterr()
-    assert "NOTUS_RECIPE: recipes/mine.yaml" in captured.out
-    for secret in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"):
-        assert f"--secret {secret}" in captured.err
-    monkeypatch.chdir(tmp_path / "recipes")
-    (tmp_path / "outside.yaml").write_text(original)
-    assert launch("--recipe", "../outside.yaml", "--cloud", "gcp", monkeypatch=monkeypatch, home=tmp_path) == 2
-    assert "would not be on the machine" in capsys.readouterr().err

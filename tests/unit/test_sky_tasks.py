@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
 from launcher.plan import Rung
-from launcher.sky.render import SETUP, needed_secrets, task_config, to_yaml
+from launcher.sky.render import Limits, needed_secrets, setup_script, task_config, to_yaml
 from launcher.sky.tasks import shipped_tasks
 from trainer.recipe import load_recipe
 
@@ -34,7 +35,29 @@ def test_the_yaml_says_what_the_plan_says() -> None:
     ]
     assert back["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
     assert back["resources"]["job_recovery"]["max_restarts_on_errors"] == 0
-    assert back["envs"] == {"NOTUS_BUCKET": "gs://b/notus", "NOTUS_RUN": "my-run", "NOTUS_RECIPE": "notus-7b-dpo"}
+    assert back["envs"] == {
+        "NOTUS_BUCKET": "gs://b/notus",
+        "NOTUS_RUN": "my-run",
+        "NOTUS_RECIPE": "notus-7b-dpo",
+        "NOTUS_HOURS": "12",
+        "NOTUS_DEADLINE": "",
+        "NOTUS_BUDGET_USD": "",
+    }
+
+
+def test_the_limits_travel_as_the_strategy_reads_them() -> None:
+    deadline = datetime(2026, 11, 25, 8, tzinfo=timezone(timedelta(hours=1)))
+    limits = Limits(hours=3.5, deadline=deadline, budget_usd=250)
+    envs = task_config(RECIPE, LADDER, run="my-run", bucket="gs://b", strategy="NOTUS", limits=limits)["envs"]
+    assert envs["NOTUS_HOURS"] == "3.5"
+    assert envs["NOTUS_DEADLINE"] == "2026-11-25T07:00:00+00:00"
+    assert envs["NOTUS_BUDGET_USD"] == "250"
+
+
+def test_an_installed_release_travels_as_its_number() -> None:
+    assert "'.[trainer]'" in setup_script()
+    assert "'notus-launch[trainer]==0.1.0'" in setup_script("0.1.0")
+    assert "'.[" not in setup_script("0.1.0")
 
 
 def test_secrets_are_names_never_values() -> None:
@@ -46,5 +69,5 @@ def test_secrets_are_names_never_values() -> None:
 
 
 def test_setup_fails_on_the_first_error_and_never_asks_for_a_new_machine() -> None:
-    assert SETUP.startswith("set -euo pipefail")
-    assert "exit 75" not in SETUP.replace("Never exit 75 here", "")
+    assert setup_script().startswith("set -euo pipefail")
+    assert "exit 75" not in setup_script().replace("Never exit 75 here", "")

@@ -78,7 +78,7 @@ def _shown(machine: Machine) -> dict[str, Any]:
 
 def _type(world: World, name: str) -> dict[str, Any]:
     price, _, vcpus, memory = TYPES[name]
-    regions = [region for region in REGIONS if world.capacity.get(f"{region}/{name}", 1) > 0]
+    regions = [region for region in REGIONS if world.room(region, name) > 0]
     return {
         "instance_type": {
             "name": name,

@@ -1,6 +1,7 @@
 """The process that is both clouds: `python -m tests.e2e.cloud.server ROOT FOLDER`, inside the clouds' network namespace.
 
-The control API below /control/ is for the tests: GET state; POST capacity, quota, preempt, partition.
+The control API below /control/ is for the tests: GET state; POST capacity, quota (each replaces what was
+set), preempt, partition, lose, find, bury.
 """
 
 from __future__ import annotations
@@ -76,11 +77,17 @@ class Handler(QuietHandler):
             case "requests":
                 return 200, [event for event in world.events if event["kind"] == "request"]
             case "capacity":
-                world.capacity |= body
+                world.capacity = body
             case "quota":
                 world.quotas = body
             case "preempt":
                 world.preempt(world.alive[body["id"]], notice=body["notice"])
+            case "lose":
+                world.lose(world.alive[body["id"]])
+            case "find":
+                world.find()
+            case "bury":
+                world.bury()
             case "partition":
                 world.partition(world.alive[body["id"]], cut=body["cut"])
         return 200, {}

@@ -69,9 +69,11 @@ class World:
         self.gone: list[Machine] = []
         self.keys: dict[str, str] = {}
         self.capacity: dict[str, int] = {}
-        """`place/kind` -> how many more may start; what isn't named may always."""
+        """`place/kind` or `*/kind` -> how many more may start; what isn't named may always."""
         self.quotas: dict[str, str] = {}
-        """`place/kind` -> the cloud's message; such a request is over quota."""
+        """`place/kind` or `*/kind` -> the cloud's message; such a request is over quota."""
+        self.undead: list[Machine] = []
+        """Forgotten by their cloud, but still running: see `lose`."""
         self.events: list[dict[str, Any]] = []
 
     def note(self, kind: str, **data: Any) -> None:
@@ -81,15 +83,14 @@ class World:
     def start(self, cloud: str, name: str, place: str, kind: str, public_key: str, **details: Any) -> Machine:
         """Start a machine in a thread. Raises `Refused`."""
         with self.lock:
-            key = f"{place}/{kind}"
-            if key in self.quotas:
+            over = [self.quotas[key] for key in (f"{place}/{kind}", f"*/{kind}") if key in self.quotas]
+            if over:
                 self.note("quota", place=place, machine_kind=kind)
-                raise Refused("quota", self.quotas[key])
-            if self.capacity.get(key, 1) <= 0:
+                raise Refused("quota", over[0])
+            if self.room(place, kind) <= 0:
                 self.note("stock-out", place=place, machine_kind=kind)
                 raise Refused("capacity", f"no capacity for {kind} in {place}")
-            if key in self.capacity:
-                self.capacity[key] -= 1
+            self._take(place, kind, 1)
             number = next(self._numbers)
             machine = Machine(
                 id=uuid.uuid4().hex, name=name, cloud=cloud, place=place, kind=kind, ip=f"10.77.0.{number}",
@@ -99,6 +100,14 @@ class World:
             self.note("launch", id=machine.id, name=name, place=place, machine_kind=kind)
         threading.Thread(target=self._boot, args=(machine,), daemon=True).start()
         return machine
+
+    def room(self, place: str, kind: str) -> int:
+        """How many more machines of a kind may start there."""
+        return self.capacity.get(f"{place}/{kind}", self.capacity.get(f"*/{kind}", 1))
+
+    def _take(self, place: str, kind: str, count: int) -> None:
+        if f"{place}/{kind}" in self.capacity:
+            self.capacity[f"{place}/{kind}"] -= count
 
     def _boot(self, machine: Machine) -> None:
         time.sleep(self._boot_s)
@@ -115,9 +124,8 @@ class World:
                 return
             machine.state, machine.ended_at = "terminated", time.time()
             self.gone.append(machine)
-            key = f"{machine.place}/{machine.kind}"
-            if key in self.capacity and why != "preempted":
-                self.capacity[key] += 1
+            if why != "preempted":
+                self._take(machine.place, machine.kind, -1)
             self.note(why, id=machine.id, name=machine.name, place=machine.place)
         self._machines.kill(machine)
 
@@ -136,6 +144,25 @@ class World:
         self.note("partition" if cut else "healed", id=machine.id)
         self._machines.partition(machine, cut=cut)
 
+    def lose(self, machine: Machine) -> None:
+        """The network is cut and the cloud forgets the machine, but it runs on: `find` gives it its network back."""
+        self.partition(machine, cut=True)
+        with self.lock:
+            self.alive.pop(machine.id)
+            machine.state, machine.ended_at = "terminated", time.time()
+            self.gone.append(machine)
+            self.undead.append(machine)
+
+    def find(self) -> None:
+        """Every lost machine can talk again."""
+        for machine in self.undead:
+            self.partition(machine, cut=False)
+
+    def bury(self) -> None:
+        """End the lost machines for good."""
+        while self.undead:
+            self._machines.kill(self.undead.pop())
+
     def of(self, cloud: str) -> list[Machine]:
         with self.lock:
             return [machine for machine in self.alive.values() if machine.cloud == cloud]
@@ -143,3 +170,4 @@ class World:
     def close(self) -> None:
         for machine in list(self.alive.values()):
             self.end(machine, "closed")
+        self.bury()

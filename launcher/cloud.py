@@ -1,0 +1,205 @@
+"""The story of a launch in a cloud: check everything that can be checked for nothing, submit, and follow the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import typer
+from rich.console import Console
+
+from checkpoints.clock import SystemClock
+from checkpoints.events import Diary
+from checkpoints.names import check_run_name
+from checkpoints.requests import withdraw
+from checkpoints.run import open_run, register_run
+from checkpoints.store import Store, probe
+from launcher.errors import RequestError
+from launcher.follow import follow
+from launcher.launch import new_name, read_receipt, say, show_receipt
+from launcher.offers import find_catalog, load_offers
+from launcher.options import home
+from launcher.plan import DryRun, Plan, Rung, dry_run, ladder, require_plan, wanted_gpus
+from launcher.report.render import show_dry_run
+from launcher.report.status import read_status
+from launcher.request import CLOUDS, LaunchRequest
+from launcher.sky import client
+from launcher.sky.doctor import plugin_is_configured
+from launcher.sky.render import NOTUS, SKYPILOTS_OWN, Limits, task_config, to_yaml
+from launcher.sky.secrets import collect
+from launcher.sky.sent import gather
+from trainer.main import new_record
+from trainer.pairs import check_local
+from trainer.recipe import Recipe, builtin_names, load_recipe
+
+MISSING_WITHOUT_PLUGIN = (
+    "without the NOTUS strategy SkyPilot chooses where to go on: no way back to spot, no deadline or budget kept while "
+    "it runs, and the zone that was just preempted may be tried first"
+)
+
+
+class CloudOptions(NamedTuple):
+    """What only a launch in a cloud knows."""
+
+    detach: bool
+    yes: bool
+
+
+def plan_only(request: LaunchRequest, output: str) -> int:
+    """`--dry-run`: nothing is started, no credentials are needed."""
+    recipe = load_recipe(request.recipe)
+    result = plan_run(request, recipe)
+    task = shown_task(request, recipe, result)
+    if output == "json":
+        sys.stdout.write(json.dumps({**result.model_dump(mode="json"), "task": task}, indent=2) + "\n")
+    else:
+        show_dry_run(Console(), result, task)
+    require_plan(result, request)
+    return 0
+
+
+def plan_run(request: LaunchRequest, recipe: Recipe) -> DryRun:
+    """Compare the plans for a request."""
+    catalog = find_catalog()
+    offers = load_offers(catalog, wanted_gpus(request, recipe), request.clouds or tuple(CLOUDS))
+    return dry_run(request, recipe, offers, catalog.source)
+
+
+def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
+    """The SkyPilot task of the recommended plan as `--dry-run` shows it; '' where there is no plan."""
+    plan = next((plan for plan in result.plans if plan.name == result.recommended), None)
+    if plan is None:
+        return ""
+    known = request.recipe in builtin_names()
+    return to_yaml(
+        task_config(
+            recipe,
+            _rungs(plan, result),
+            run=request.name or recipe.name,
+            bucket=request.bucket,
+            recipe_argument=request.recipe if known else "recipe.yaml",
+            strategy=_strategy(),
+            limits=_limits(request, datetime.now(UTC)),
+        )
+    )
+
+
+def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> int:
+    """Launch, or go on with the run of this name; returns the exit code.
+
+    The same name again: a run that is done shows its receipt, one that is under way is followed, one that has ended is
+    started again from its last checkpoint.
+    """
+    recipe = load_recipe(request.recipe)
+    check_local(recipe.dataset)
+    result = plan_run(request, recipe)
+    rungs = _rungs(require_plan(result, request), result)
+    name = check_run_name(request.name or new_name(recipe))
+    bucket = _cloud_bucket(request.bucket)
+    strategy = _strategy()
+    if strategy != NOTUS:
+        _say_what_is_missing(request)
+    secrets = collect(recipe, bucket, rungs, os.environ)
+    store = open_run(bucket, name)
+    probe(store)
+    register_run(store, new_record(name, recipe))
+    if read_status(store, name, datetime.now(UTC)).state == "finished":
+        say(f"run {name} is done already")
+        show_receipt(read_receipt(store, name, recipe), output)
+        return 0
+    job = client.find_job(name)
+    if job is not None and not job.over:
+        say(f"run {name} is under way as SkyPilot's job {job.id}")
+        job_id = job.id
+    else:
+        _confirm(name, result, options)
+        withdraw(store)  # a stop of yesterday is not meant for this launch
+        sent = gather(request.recipe, home() / "sent" / name)
+        config = task_config(
+            recipe,
+            rungs,
+            run=name,
+            bucket=bucket,
+            recipe_argument=sent.recipe,
+            strategy=strategy,
+            limits=_limits(request, datetime.now(UTC)),
+            workdir=str(sent.folder),
+            release=sent.release,
+            s3=_s3_environment(bucket),
+        )
+        Diary(store, 0).write(
+            "planned", plan=result.recommended, strategy=strategy, order=[rung.model_dump() for rung in rungs]
+        )
+        job_id = client.submit(config, secrets)
+        say(f"run {name}: SkyPilot's job {job_id}, dashboard {client.dashboard(job_id)}")
+    return _after_submission(store, name, job_id, recipe, options, output)
+
+
+def _after_submission(store: Store, name: str, job_id: int, recipe: Recipe, options: CloudOptions, output: str) -> int:
+    if options.detach:
+        if output == "json":
+            sys.stdout.write(json.dumps({"run": name, "job": job_id, "bucket": store.url}) + "\n")
+        say(f"watch it: notus-launch status {name}; end it: notus-launch stop {name}")
+        return 0
+    end = follow(store, name, lambda: client.find_job(name, job_id), SystemClock())
+    if end.receipt:
+        show_receipt(read_receipt(store, name, recipe), output)
+        say(f"the model is in {store.url}/final")
+    return end.code
+
+
+def _rungs(plan: Plan, result: DryRun) -> tuple[Rung, ...]:
+    return ladder(plan, [other for other in result.plans if other.within_limits])
+
+
+def _limits(request: LaunchRequest, now: datetime) -> Limits:
+    deadline = None if request.deadline_h is None else now + timedelta(hours=request.deadline_h)
+    return Limits(request.hours, deadline, request.budget_usd)
+
+
+def _strategy() -> str:
+    return NOTUS if plugin_is_configured(Path.home(), os.environ) else SKYPILOTS_OWN
+
+
+def _cloud_bucket(bucket: str | None) -> str:
+    if bucket is None or not bucket.startswith(("s3://", "gs://")):
+        raise RequestError(
+            "a cloud run needs a bucket that its machines can reach" + (f", and {bucket} is none" if bucket else ""),
+            "give --bucket s3://NAME/PREFIX or gs://NAME/PREFIX, or set NOTUS_BUCKET",
+        )
+    return bucket
+
+
+def _s3_environment(bucket: str) -> dict[str, str]:
+    """Where the bucket is, as it is known here."""
+    if not bucket.startswith("s3://"):
+        return {}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return {"AWS_REGION": os.environ.get("AWS_REGION", ""), "AWS_ENDPOINT_URL": endpoint}
+
+
+def _say_what_is_missing(request: LaunchRequest) -> None:
+    if request.deadline_h is not None or request.budget_usd is not None:
+        raise RequestError(
+            "--deadline and --budget need the NOTUS strategy, which is not in SkyPilot's plugin configuration",
+            "run: notus-launch doctor --fix, then: sky api stop (running jobs survive it)",
+        )
+    say(MISSING_WITHOUT_PLUGIN)
+    say("to have it: notus-launch doctor --fix, then: sky api stop")
+
+
+def _confirm(name: str, result: DryRun, options: CloudOptions) -> None:
+    plan = next(plan for plan in result.plans if plan.name == result.recommended)
+    say(
+        f"run {name}: {plan.name}, about ${plan.expected_cost_usd:,.2f} (95 %: ${plan.cost_p95_usd:,.2f}), "
+        f"done in about {plan.expected_finish_h:.1f} h; {result.reason}"
+    )
+    if options.yes:
+        return
+    if not sys.stdin.isatty():
+        raise RequestError("nobody is there to say yes before money is spent", "add --yes")
+    typer.confirm("launch it?", abort=True, err=True)

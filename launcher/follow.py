@@ -1,0 +1,158 @@
+"""Watching a cloud run from the bucket, with a look at SkyPilot now and then, until it is over or the user leaves."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NamedTuple, Protocol
+
+from checkpoints.clock import Clock
+from checkpoints.errors import NotusError
+from checkpoints.events import Event, read_events
+from checkpoints.run import Heartbeat, read_heartbeat
+from checkpoints.store import Store
+from launcher.launch import say
+from launcher.local import Watcher
+from launcher.policy.history import place_of
+from launcher.watch import watcher
+from trainer.scratch import Progress
+
+EVERY_S = 3.0
+ASK_SKYPILOT_EVERY_S = 20.0
+
+
+class JobState(Protocol):
+    """What is asked of a managed job."""
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def over(self) -> bool: ...
+
+
+class End(NamedTuple):
+    """How it ended, or that the user left."""
+
+    code: int
+    receipt: bool = False
+
+
+def follow(store: Store, name: str, ask_job: Callable[[], JobState | None], clock: Clock) -> End:
+    """Show what happens until the end. Ctrl-C leaves; the run goes on without us."""
+    try:
+        with watcher(name) as watching:
+            return _Follower(store, name, ask_job, clock).run(watching)
+    except KeyboardInterrupt:
+        say(f"the run goes on. Watch it: notus-launch status {name}; end it: notus-launch stop {name}")
+        return End(0)
+
+
+class _Follower:
+    def __init__(self, store: Store, name: str, ask_job: Callable[[], JobState | None], clock: Clock) -> None:
+        self._store = store
+        self._name = name
+        self._ask_job = ask_job
+        self._clock = clock
+        self._said: set[str] = {event.id for event in read_events(store) if event.kind != "planned"}
+        self._status = ""
+        self._attempt = 0
+
+    def run(self, watching: Watcher) -> End:
+        next_question = self._clock.now()
+        while True:
+            with contextlib.suppress(NotusError):  # a bucket that doesn't answer now will later
+                if (end := self._new_events()) is not None:
+                    return end
+                if (beat := read_heartbeat(self._store)) is not None:
+                    if beat.attempt != self._attempt:
+                        self._attempt = beat.attempt
+                        watching.attempt_started(beat.attempt)
+                    watching.progress(_progress(beat))
+            if self._clock.now() >= next_question:
+                if (end := self._look_at_job()) is not None:
+                    return end
+                next_question = self._clock.now() + timedelta(seconds=ASK_SKYPILOT_EVERY_S)
+            self._clock.sleep(EVERY_S)
+
+    def _new_events(self) -> End | None:
+        for event in read_events(
+            self._store, lambda key: key.rsplit("-", 1)[-1].removesuffix(".json") not in self._said
+        ):
+            self._said.add(event.id)
+            if text := line_of(event):
+                say(text)
+            if (end := end_of(event)) is not None:
+                return end
+        return None
+
+    def _is_new(self, key: str) -> bool:
+        return key.rsplit("-", 1)[-1].removesuffix(".json") not in self._said
+
+    def _look_at_job(self) -> End | None:
+        try:
+            job = self._ask_job()
+        except NotusError as error:
+            say(f"{error.message} (the run goes on)")
+            return None
+        if job is None:
+            return None
+        if job.status != self._status:
+            self._status = job.status
+            say(f"SkyPilot: {job.status}" + (f": {job.reason}" if job.reason else ""))
+        if not job.over:
+            return None
+        if (end := self._new_events()) is not None:  # it may have been written between two looks
+            return end
+        return End(3 if job.status == "FAILED_NO_RESOURCE" else 1)
+
+
+def line_of(event: Event) -> str | None:
+    """An event in one line; None for what isn't worth one."""
+    data = event.data
+    match event.kind:
+        case "decided":
+            return f"{data['action']}: {data['reason']}" + (f"; first {data['first']}" if "first" in data else "")
+        case "machine_up":
+            place = place_of(data["place"])
+            return f"machine: {place}, ${place.price_usd_per_hour:.2f}/h"
+        case "machine_gone":
+            return f"machine gone ({data['why']}): {place_of(data['place'])}"
+        case "no_capacity":
+            reasons = "; ".join(data["reasons"][:3]) or "no reason given"
+            return f"no machine in {len(data['places'])} places: {reasons}"
+        case "false_recovery":
+            return "SkyPilot took the machine for dead, but it trains: nothing is restarted"
+        case "alarm":
+            return f"no new step for {data['stuck_s'] / 60:.0f} min (step {data['step']}, {data['phase']})"
+        case "resumed":
+            return f"attempt {event.attempt} goes on from step {data['step']}"
+        case "training":
+            return f"attempt {event.attempt}: first step done ({data['step']}/{data['total_steps']})"
+        case "notice":
+            return f"attempt {event.attempt}: told to stop ({data['source']}); saving"
+        case "attempt_ended":
+            said = f": {data['message']}" if data.get("message") else ""
+            return f"attempt {event.attempt} ended at step {data['step']}: {data['outcome']}{said}"
+        case "stopped":
+            return f"stopped: {data.get('reason') or 'on request'}; the state is saved"
+    return None
+
+
+def end_of(event: Event) -> End | None:
+    """Is this the end of the run, and with which exit code?"""
+    if event.kind == "finished":
+        return End(0, receipt=True)
+    if event.kind == "stopped":
+        return End(3 if event.data.get("limit") or "budget" in event.data.get("reason", "") else 75)
+    if event.kind == "attempt_ended" and event.data.get("outcome") == "user_error":
+        return End(2)
+    return None
+
+
+def _progress(beat: Heartbeat) -> Progress:
+    return Progress.model_validate(beat.model_dump(include={"phase", "step", "total_steps", "loss"}))

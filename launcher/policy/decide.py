@@ -1,0 +1,124 @@
+"""The policy: cheapest spot first, on demand where there is none or where the deadline wants it, back to spot later.
+
+The simplest one that keeps its promises: it never lets a spot machine run into the time that an on-demand machine needs
+to make the deadline, and starts nothing that the budget can't pay to its end. The planner issue replaces it, behind the
+same function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.policy.model import Action, GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
+
+FIRST_WAIT_H = 1 / 60
+LONGEST_WAIT_H = 5 / 60
+WAIT_GROWTH = 1.6
+"""Between rounds in which nobody had a machine: SkyPilot's own back-off, so that we are never slower."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user may turn."""
+
+    return_h: float = 0.5
+    """How long to stay on demand before spot is tried again; doubled after each try in vain."""
+    cool_h: float = 1.0
+    """A place that took a machine away goes last for so long: preemptions come in clusters."""
+    check_h: float = 1 / 60
+    """Time between two looks at a running machine."""
+
+
+def decide(seen: Observation, settings: Settings | None = None) -> Action:
+    """What to do now.
+
+    With a machine running: `Stay`, `Move` or `GiveUp`. Without one: `Launch`, `Wait` or `GiveUp`.
+    """
+    settings = settings or Settings()
+    if seen.running is not None:
+        return _while_running(seen, seen.running, settings)
+    return _without_machine(seen, settings)
+
+
+def _without_machine(seen: Observation, settings: Settings) -> Action:
+    if not seen.places:
+        return GiveUp("places", "no cloud has an offer for this task")
+    payable = [known for known in seen.places if _payable(seen, known.place)]
+    if not payable:
+        cheapest = min((known.place for known in seen.places), key=lambda place: place.price_usd_per_hour)
+        return GiveUp(
+            "budget",
+            f"the budget has ${_money(seen):.2f} left, and the cheapest way to the end is "
+            f"${_cost_to_end(seen, cheapest):.2f} ({cheapest})",
+        )
+    if _all_refused_just_now(payable):
+        hours = min(FIRST_WAIT_H * WAIT_GROWTH ** max(0, seen.refusals_in_a_row - 1), LONGEST_WAIT_H)
+        return Wait(hours, f"none of the {len(payable)} places has a machine")
+    hurry = _must_be_safe(seen, settings)
+    order = sorted(payable, key=lambda known: _rank(known, settings, on_demand_first=hurry))
+    why = "the deadline is near: on demand first" if hurry else "cheapest first, places that were just taken away last"
+    return Launch(tuple(known.place for known in order), why)
+
+
+def _while_running(seen: Observation, running: Running, settings: Settings) -> Action:
+    place = running.place
+    # One look and one restart's time is what it takes until the machine is really given back.
+    closing_h = settings.check_h + min(seen.restart_h, 5 / 60)
+    if seen.budget_left_usd is not None and seen.budget_left_usd <= closing_h * place.price_usd_per_hour:
+        return GiveUp("budget", f"the budget is used up but for ${_money(seen):.2f}")
+    if place.spot:
+        can_be_safe = any(not known.place.spot and _payable(seen, known.place) for known in seen.places)
+        if can_be_safe and _must_be_safe(seen, settings) and _on_demand_makes_it(seen):
+            return Move("the deadline is near, and a preemption would miss it: going on demand")
+        return Stay()
+    return _back_to_spot(seen, running, settings)
+
+
+def _back_to_spot(seen: Observation, running: Running, settings: Settings) -> Action:
+    spot = [known.place for known in seen.places if known.place.spot and _payable(seen, known.place)]
+    if not spot or running.age_h < settings.return_h * 2**seen.moves_in_vain:
+        return Stay()
+    if seen.deadline_h is not None and seen.deadline_h < seen.work_left_h + 3 * seen.restart_h + settings.check_h:
+        return Stay()  # time for a move in vain, and for a preemption after a good one
+    best = min(spot, key=lambda place: place.price_usd_per_hour)
+    saved = seen.work_left_h * (running.place.price_usd_per_hour - best.price_usd_per_hour)
+    # In vain it costs a restart on demand, and a good one costs a restart on spot and most likely a preemption.
+    price_of_trying = seen.restart_h * (running.place.price_usd_per_hour + 2 * best.price_usd_per_hour)
+    if saved <= price_of_trying:
+        return Stay()
+    return Move(f"{best} would save ${saved:.2f} on the rest")
+
+
+def _must_be_safe(seen: Observation, settings: Settings) -> bool:
+    """Would one more preemption on spot miss a deadline that on demand could still meet?"""
+    if seen.deadline_h is None:
+        return False
+    return seen.deadline_h <= seen.work_left_h + 2 * seen.restart_h + settings.check_h
+
+
+def _on_demand_makes_it(seen: Observation) -> bool:
+    return seen.deadline_h is not None and seen.deadline_h >= seen.work_left_h + seen.restart_h
+
+
+def _payable(seen: Observation, place: Place) -> bool:
+    return seen.budget_left_usd is None or _cost_to_end(seen, place) <= seen.budget_left_usd
+
+
+def _cost_to_end(seen: Observation, place: Place) -> float:
+    return (seen.work_left_h + seen.restart_h) * place.price_usd_per_hour
+
+
+def _money(seen: Observation) -> float:
+    return max(0.0, seen.budget_left_usd or 0.0)
+
+
+def _all_refused_just_now(places: list[Known]) -> bool:
+    """Since the last wait nobody had anything."""
+    return all(known.refused_h_ago is not None and known.refused_h_ago < FIRST_WAIT_H for known in places)
+
+
+def _rank(known: Known, settings: Settings, *, on_demand_first: bool) -> tuple[bool, bool, bool, float, str]:
+    taken_away = known.preempted_h_ago is not None and known.preempted_h_ago < settings.cool_h
+    refused = known.refused_h_ago is not None and known.refused_h_ago < LONGEST_WAIT_H
+    place = known.place
+    return place.spot == on_demand_first, taken_away, refused, place.price_usd_per_hour, place.where

@@ -1,0 +1,101 @@
+"""What a policy sees and what it may say. Times are hours, money is US dollars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Place:
+    """A market that a machine can be asked for: one zone (or region, where a cloud has no zones), spot or on demand."""
+
+    cloud: str
+    region: str
+    zone: str | None
+    gpus: str
+    spot: bool
+    price_usd_per_hour: float = field(compare=False)
+    """Of the whole node. Not part of the identity: a price that moves doesn't make another place."""
+
+    @property
+    def where(self) -> str:
+        return f"{self.cloud}/{self.zone or self.region}"
+
+    def __str__(self) -> str:
+        return f"{'spot' if self.spot else 'on-demand'} {self.gpus} in {self.where}"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A place, and what this run has seen there."""
+
+    place: Place
+    preempted_h_ago: float | None = None
+    refused_h_ago: float | None = None
+    """Since the last time that it had no capacity or no quota."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """The machine that the run is on."""
+
+    place: Place
+    age_h: float
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Everything that a decision may depend on."""
+
+    places: tuple[Known, ...]
+    work_left_h: float
+    restart_h: float
+    """From the end of one machine to the first new step on the next one."""
+    running: Running | None = None
+    deadline_h: float | None = None
+    """Until the deadline; negative when it has passed."""
+    budget_left_usd: float | None = None
+    refusals_in_a_row: int = 0
+    """Rounds in which no place had a machine, since the last machine."""
+    moves_in_vain: int = 0
+    """Times that the run left an on-demand machine for spot and found none, since it last had a spot machine."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Ask these places for a machine, in this order."""
+
+    places: tuple[Place, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Ask again after so many hours."""
+
+    hours: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stay:
+    """Leave the run where it is."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """Have the trainer save, give the machine back, and decide anew."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """End the run, its state saved: going on would break a limit."""
+
+    limit: Literal["budget", "places"]
+    reason: str
+
+
+Action = Launch | Wait | Stay | Move | GiveUp

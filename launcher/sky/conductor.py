@@ -1,0 +1,225 @@
+"""Carries out what the policy says: asks for machines, notes in the run's diary what became of it, asks for moves.
+
+Knows SkyPilot only as `Hands`, so that tests conduct a fake one. Everything that it has to remember is in the diary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple, Protocol
+
+from checkpoints.clock import Clock
+from checkpoints.errors import NotusError
+from checkpoints.events import Diary, Event, read_events
+from checkpoints.head import read_head
+from checkpoints.requests import ask, read_request
+from checkpoints.run import Heartbeat, read_heartbeat
+from checkpoints.store import Store
+from launcher.policy.decide import decide
+from launcher.policy.history import ENDS, Limits, MachineSpell, machines, observe, place_data, why_gone
+from launcher.policy.model import Action, GiveUp, Launch, Move, Observation, Place, Wait
+
+logger = logging.getLogger("sky.notus")
+"""Below "sky", so that what we say is in the job's controller log."""
+
+BEAT_WAIT_S = 12.0
+"""A live trainer's heartbeat comes every 5 s."""
+NO_PROGRESS_S = 1200.0
+"""No new step for so long is worth an alarm: a step of a 7B model takes seconds, an evaluation minutes."""
+
+
+class LimitReached(NotusError):
+    """The run ends here, its state saved: the budget, or no place at all."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Up:
+    """A machine runs the job."""
+
+    place: Place
+    since: datetime
+    """When it was asked for: it is paid from then on, at the latest."""
+    submitted_at: float
+    """What SkyPilot wants back: the job's start, in seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """None of the places had a machine."""
+
+    reasons: tuple[str, ...]
+
+
+class Hands(Protocol):
+    """What SkyPilot does for us."""
+
+    async def places(self) -> list[Place]:
+        """Every market of the task, with today's price."""
+
+    async def launch_in(self, places: Sequence[Place]) -> Up | Refused:
+        """Ask for a machine, one place after the other, and start the job on it."""
+
+    async def release(self) -> None:
+        """Give the machine back; nothing happens if it is gone."""
+
+    async def cloud_says_up(self) -> bool:
+        """Does the cloud still have the machine?"""
+
+    async def wait(self, seconds: float, reason: str) -> None:
+        """Sleep, showing why."""
+
+
+class Progress(NamedTuple):
+    """The last step that was new, and when."""
+
+    attempt: int
+    step: int
+    since: datetime
+
+
+class Conductor:
+    """One run."""
+
+    def __init__(self, store: Store, limits: Limits, hands: Hands, clock: Clock) -> None:
+        self._store = store
+        self._limits = limits
+        self._hands = hands
+        self._clock = clock
+        self._diary = Diary(store, 0, clock)
+        self._progress: Progress | None = None
+        self._places: list[Place] = []
+
+    # --- finding a machine ------------------------------------------------------------------------
+
+    async def place(self) -> float:
+        """Find a machine for the job, for as long as it takes; returns the job's start. Raises `LimitReached`."""
+        self._places = await self._hands.places()
+        while True:
+            action = await self._decide()
+            if isinstance(action, GiveUp):
+                self._note("stopped", reason=action.reason, step=0)
+                raise LimitReached(f"stopped, its state is saved: {action.reason}", _hint(action))
+            if isinstance(action, Wait):
+                await self._hands.wait(action.hours * 3600, action.reason)
+                continue
+            assert isinstance(action, Launch), action
+            self._note("decided", action="launch", reason=action.reason, first=str(action.places[0]))
+            answer = await self._hands.launch_in(action.places)
+            if isinstance(answer, Up):
+                self._note("machine_up", place=place_data(answer.place), since=answer.since.isoformat())
+                return answer.submitted_at
+            places = [place_data(place) for place in action.places]
+            everywhere = len(action.places) == len(self._places)
+            self._note("no_capacity", places=places, everywhere=everywhere, reasons=list(answer.reasons))
+
+    async def recover(self) -> float:
+        """After the job's end with exit code 75, or after SkyPilot has lost the machine. Raises `LimitReached`."""
+        spell = self._current(await self._events())
+        if spell is not None:
+            if await self._is_alive(spell):
+                self._note("false_recovery", place=place_data(spell.place))
+                return self._clock.now().timestamp()
+            why = why_gone(await self._events(), spell.since)
+            self._note("machine_gone", why=why, place=place_data(spell.place))
+        await self._hands.release()
+        return await self.place()
+
+    async def _is_alive(self, spell: MachineSpell) -> bool:
+        """SkyPilot takes a node for dead that it can't reach: a live trainer goes on beating in the bucket."""
+        if any(event.kind == "attempt_ended" and event.time >= spell.since for event in await self._events()):
+            return False
+        if not await self._hands.cloud_says_up():
+            return False
+        before = await asyncio.to_thread(self._heartbeat)
+        if before is None or self._clock.now() - before.time > timedelta(seconds=10 * BEAT_WAIT_S):
+            return False
+        await asyncio.to_thread(self._clock.sleep, BEAT_WAIT_S)
+        after = await asyncio.to_thread(self._heartbeat)
+        return after is not None and after.time > before.time
+
+    # --- looking after it -------------------------------------------------------------------------
+
+    async def look(self) -> bool:
+        """One look at the running job: ask it to move or stop where the policy wants it; False = the run is over."""
+        events = await self._events()
+        spell = self._current(events)
+        if spell is None:
+            return not _is_over(events)
+        action = await self._decide(events)
+        self._watch_progress(await asyncio.to_thread(self._heartbeat))
+        if isinstance(action, Move | GiveUp):
+            await self._ask(action)
+        return True
+
+    async def _ask(self, action: Move | GiveUp) -> None:
+        """Leave the wish in the bucket; the trainer saves and ends. Said once to each attempt."""
+        head = await asyncio.to_thread(read_head, self._store)
+        if head is None:
+            return
+        what: Literal["move", "stop"] = "move" if isinstance(action, Move) else "stop"
+        standing = await asyncio.to_thread(read_request, self._store)
+        if standing is not None and standing.action == what and standing.is_for(head.epoch):
+            return
+        self._note("decided", action=what, reason=action.reason)
+        await asyncio.to_thread(ask, self._store, what, head.epoch, action.reason, self._clock)
+
+    def _watch_progress(self, beat: Heartbeat | None) -> None:
+        now = self._clock.now()
+        if beat is None:
+            return
+        last = self._progress
+        if last is None or (beat.attempt, beat.step) != (last.attempt, last.step):
+            self._progress = Progress(beat.attempt, beat.step, now)
+        elif (now - last.since).total_seconds() > NO_PROGRESS_S:
+            stuck_s = round((now - last.since).total_seconds())
+            self._note("alarm", step=beat.step, phase=beat.phase, stuck_s=stuck_s)
+            self._progress = last._replace(since=now)
+
+    # --- what is known ----------------------------------------------------------------------------
+
+    async def _decide(self, events: list[Event] | None = None) -> Action:
+        if not self._places:
+            self._places = await self._hands.places()
+        seen = await self._observe(await self._events() if events is None else events)
+        action = decide(seen, self._limits.settings)
+        logger.info("%s -> %s", seen, action)
+        return action
+
+    async def _observe(self, events: list[Event]) -> Observation:
+        beat = await asyncio.to_thread(self._heartbeat)
+        return observe(events, beat, self._places, self._limits, self._clock.now())
+
+    async def _events(self) -> list[Event]:
+        return await asyncio.to_thread(read_events, self._store)
+
+    def _heartbeat(self) -> Heartbeat | None:
+        return read_heartbeat(self._store)
+
+    def _current(self, events: Sequence[Event]) -> MachineSpell | None:
+        spells = machines(events)
+        return spells[-1] if spells and spells[-1].until is None else None
+
+    def _note(self, kind: Any, /, **data: Any) -> None:
+        self._diary.write(kind, **data)
+
+
+def _is_over(events: Sequence[Event]) -> bool:
+    turns = [event.kind for event in events if event.kind in (*ENDS, "machine_up", "attempt_started")]
+    return bool(turns) and turns[-1] in ENDS
+
+
+def _hint(action: GiveUp) -> str:
+    if action.limit == "budget":
+        return "raise --budget and launch the same --name again: it goes on where it was"
+    return "add a --cloud or other --gpus"
+
+
+def utc(seconds: float) -> datetime:
+    """A point in time from seconds since 1970."""
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,234 @@
+"""The NOTUS recovery strategy, as a plugin of SkyPilot 0.14.1's API server and jobs controllers.
+
+~/.sky/plugins.yaml names `launcher.sky.plugin.NotusPlugin` (`notus-launch doctor --fix` writes it). SkyPilot then hands
+every job with `job_recovery: {strategy: NOTUS}` to `NotusStrategy`. Imports sky: only SkyPilot loads this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sky
+from sky import exceptions, global_user_state
+from sky.backends import backend_utils
+from sky.clouds.cloud import CloudCapability
+from sky.jobs import recovery_strategy, state
+from sky.server import plugins
+from sky.utils import registry, resources_utils, status_lib
+
+from checkpoints.clock import SystemClock
+from checkpoints.errors import NotusError
+from checkpoints.run import open_run
+from launcher.policy.decide import Settings
+from launcher.policy.history import Limits
+from launcher.policy.model import Place
+from launcher.sky.conductor import Conductor, LimitReached, Refused, Up, utc
+from trainer.recipe import load_recipe
+
+logger = logging.getLogger("sky.notus")
+
+STRATEGY = "NOTUS"
+
+
+class NotusPlugin(plugins.BasePlugin):  # type: ignore[misc]  # sky has no types
+    """Registers the strategy. Takes no parameters: each job brings its own limits in its environment."""
+
+    def install(self, extension_context: plugins.ExtensionContext) -> None:
+        """Called once in the API server, in its executors and in each jobs controller."""
+        if STRATEGY.lower() not in registry.JOBS_RECOVERY_STRATEGY_REGISTRY:
+            registry.JOBS_RECOVERY_STRATEGY_REGISTRY.type_register(name=STRATEGY)(NotusStrategy)
+
+
+class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
+    """Asks the policy where to run, at the launch, after a preemption, and every minute while the job runs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._task: sky.Task = self.dag.tasks[0]
+        self._resources: dict[Place, sky.Resources] = {}
+        self._recovering = False
+        self._refusals: list[Exception] = []
+        self._watching: asyncio.Task[None] | None = None
+        environment = job_environment(self._task)
+        self._limits = limits_of(environment)
+        store = open_run(environment["NOTUS_BUCKET"], environment["NOTUS_RUN"], environment)
+        self._conductor = Conductor(store, self._limits, self, SystemClock())
+
+    # --- what SkyPilot calls ----------------------------------------------------------------------
+
+    async def launch(self) -> float:
+        """The first machine."""
+        return await self._within_limits(self._conductor.place())
+
+    async def recover(self) -> float:
+        """The next one, unless the old one turns out to be alive."""
+        self._recovering = True
+        return await self._within_limits(self._conductor.recover())
+
+    async def monitor_task(self, **_: Any) -> bool | None:
+        """Looks after the running job beside SkyPilot's own loop, which goes on as ever."""
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
+        return None
+
+    async def _within_limits(self, finding: Any) -> float:
+        try:
+            return float(await finding)
+        except LimitReached as error:  # SkyPilot ends the job: FAILED_NO_RESOURCE, with this text
+            raise exceptions.ManagedJobReachedMaxRetriesError(f"{error.message}. {error.hint}") from error
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.settings.check_h * 3600)
+            if (await asyncio.to_thread(state.get_status, self.job_id)).is_terminal():
+                return
+            try:
+                if not await self._conductor.look():
+                    return
+            except NotusError as error:  # the bucket doesn't answer: the next look may be luckier
+                logger.warning("notus: %s", error.message)
+
+    # --- Hands ------------------------------------------------------------------------------------
+
+    async def places(self) -> list[Place]:
+        """Every zone of the task's resources, with its price in SkyPilot's catalog."""
+        if not self._resources:
+            self._resources = await asyncio.to_thread(expand, list(self._task.resources))
+        return list(self._resources)
+
+    async def launch_in(self, places: Sequence[Place]) -> Up | Refused:
+        """One launch request of SkyPilot's, with exactly these zones in this order."""
+        whole = self._task.resources
+        self._task.set_resources([self._resources[place] for place in places])
+        self._refusals = []
+        started = time.time()
+        try:
+            submitted_at = await self._launch(max_retry=1, recovery=self._recovering)
+        except exceptions.ManagedJobReachedMaxRetriesError:
+            return Refused(tuple(reasons(self._refusals)))
+        finally:
+            self._task.set_resources(whole)
+        assert submitted_at is not None
+        handle = await asyncio.to_thread(global_user_state.get_handle_from_cluster_name, self.cluster_name)
+        await asyncio.to_thread(self._tell_where, handle)
+        return Up(place_of(handle.launched_resources), utc(started), submitted_at)
+
+    async def release(self) -> None:
+        """Terminate what is left of the cluster."""
+        await asyncio.to_thread(self._cleanup_cluster)
+
+    async def cloud_says_up(self) -> bool:
+        """Asks the cloud's API."""
+        try:
+            status, _ = await asyncio.to_thread(
+                backend_utils.refresh_cluster_status_handle,
+                self.cluster_name,
+                force_refresh_statuses=set(status_lib.ClusterStatus),
+            )
+        except Exception as error:  # SkyPilot raises many kinds; not knowing is not "up"
+            logger.info("notus: the cloud did not say whether the machine is there: %s", error)
+            return False
+        return bool(status == status_lib.ClusterStatus.UP)
+
+    async def wait(self, seconds: float, reason: str) -> None:
+        """As SkyPilot's own back-off: PENDING, with the reason in `sky jobs queue`."""
+        text = f"notus: {reason}; asking again in {seconds:.0f} s"
+        logger.info(text)
+        await state.set_backoff_pending_async(self.job_id, self.task_id, reason=text)
+        await asyncio.sleep(seconds)
+        await state.set_restarting_async(self.job_id, self.task_id, self._recovering)
+
+    # --- inside SkyPilot --------------------------------------------------------------------------
+
+    async def _await_launch_request(self, request_id: str, stream_task: Any) -> None:
+        """Keeps what each zone answered: `_launch` only logs it."""
+        try:
+            await super()._await_launch_request(request_id, stream_task)
+        except exceptions.ResourcesUnavailableError as error:
+            self._refusals = list(error.failover_history) or [error]
+            raise
+
+    def _tell_where(self, handle: Any) -> None:
+        """`sky jobs queue` shows cloud, region and zone of a job."""
+        launched = handle.launched_resources
+        names = handle.cached_cluster_info.get_node_names() if handle.cached_cluster_info is not None else None
+        state.set_job_infra(
+            self.job_id,
+            cloud=str(launched.cloud),
+            region=launched.region,
+            zone=launched.zone,
+            current_node_names=names,
+        )
+
+
+def expand(resources: Sequence[sky.Resources]) -> dict[Place, sky.Resources]:
+    """Every zone where one of the entries can be had, the cheapest machine type of each."""
+    found: dict[Place, sky.Resources] = {}
+    for launchable in (one for entry in resources for one in _launchable(entry)):
+        for zoned in resources_utils.make_launchables_for_valid_region_zones(
+            launchable, override_optimize_by_zone=True
+        ):
+            place = place_of(zoned)
+            known = next((other for other in found if other == place), None)
+            if known is None or place.price_usd_per_hour < known.price_usd_per_hour:
+                found.pop(place, None)
+                found[place] = zoned
+    return found
+
+
+def _launchable(entry: sky.Resources) -> list[sky.Resources]:
+    """The entry with a machine type, in its cloud or in every enabled one."""
+    clouds = [entry.cloud]
+    if entry.cloud is None:
+        clouds = sky.check.get_cached_enabled_clouds_or_refresh(CloudCapability.COMPUTE)
+    found = [cloud.get_feasible_launchable_resources(entry.copy(cloud=cloud), 1).resources_list for cloud in clouds]
+    return [one for some in found for one in some]
+
+
+def place_of(resources: sky.Resources) -> Place:
+    """The market that launchable resources belong to."""
+    ((name, count),) = resources.accelerators.items()
+    return Place(
+        cloud=str(resources.cloud).lower(),
+        region=resources.region,
+        zone=resources.zone,
+        gpus=f"{name}:{count:g}",
+        spot=resources.use_spot,
+        price_usd_per_hour=resources.get_cost(3600),
+    )
+
+
+def reasons(errors: Sequence[Exception]) -> list[str]:
+    """What the clouds said, each text once, on one line."""
+    return list(dict.fromkeys(" ".join(str(error).split())[:300] for error in errors))[:20]
+
+
+def job_environment(task: sky.Task) -> dict[str, str]:
+    """The job's environment and secrets. Stays in this process: it is how the bucket is opened."""
+    plain = {name: str(value) for name, value in task.envs.items()}
+    return plain | {name: value.get_secret_value() for name, value in task.secrets.items()}
+
+
+def limits_of(environment: Mapping[str, str]) -> Limits:
+    """Deadline, budget and the policy's settings, as the task's environment has them; '' = none."""
+    defaults = Settings()
+
+    def hours(name: str, default: float) -> float:
+        return float(environment[name]) / 60 if environment.get(name) else default
+
+    deadline, budget = environment.get("NOTUS_DEADLINE"), environment.get("NOTUS_BUDGET_USD")
+    return Limits(
+        hours=float(environment.get("NOTUS_HOURS") or load_recipe(environment["NOTUS_RECIPE"]).hardware.hours),
+        restart_h=hours("NOTUS_RESTART_MIN", Limits.restart_h),
+        deadline=datetime.fromisoformat(deadline) if deadline else None,
+        budget_usd=float(budget) if budget else None,
+        settings=Settings(
+            return_h=hours("NOTUS_RETURN_MIN", defaults.return_h),
+            check_h=hours("NOTUS_CHECK_MIN", defaults.check_h),
+        ),
+    )

@@ -1,0 +1,81 @@
+"""What is sent to the machine: our code, and the user's recipe with its data file.
+
+From a checkout it is the working tree, so that what was changed is what runs; from an installed release only its number
+travels, and the machine installs it from the package index.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import launcher
+from launcher.errors import RequestError
+from trainer.recipe import Recipe, builtin_names, local_data_file
+from trainer.yaml_model import load_settings
+
+TREE = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "launcher", "trainer", "checkpoints")
+RECIPE = "recipe.yaml"
+
+
+class Sent(NamedTuple):
+    """A folder for SkyPilot to send."""
+
+    folder: Path
+    recipe: str
+    """How `notus-train` finds the recipe there."""
+    release: str | None
+    """To install instead of the folder."""
+
+
+def gather(recipe: str, folder: Path, checkout: Path | None = None) -> Sent:
+    """Fill `folder` anew. Raises `RequestError` for a data file that can't travel with the recipe."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    root = checkout or find_checkout()
+    if root is None:
+        shutil.copy(Path(launcher.__file__).parent / "data/constraints.txt", folder)
+    else:
+        for name in TREE:
+            _copy(root / name, folder / name)
+    return Sent(folder, _recipe(recipe, folder), None if root else version("notus-launch"))
+
+
+def find_checkout() -> Path | None:
+    """The root of the working tree that this very code runs from, or None for an installed package."""
+    root = Path(launcher.__file__).parents[1]
+    try:
+        text = (root / "pyproject.toml").read_text()
+    except OSError:
+        return None
+    return root if re.search(r'^name = "notus-launch"$', text, re.MULTILINE) else None
+
+
+def _recipe(name_or_path: str, folder: Path) -> str:
+    if name_or_path in builtin_names():
+        return name_or_path
+    path = Path(name_or_path)
+    shutil.copy(path, folder / RECIPE)
+    written = load_settings(Recipe, path)
+    data = local_data_file(written, path.parent)
+    if data is not None:
+        beside = path.resolve().parent
+        if Path(written.dataset.name).is_absolute() or not data.resolve().is_relative_to(beside):
+            raise RequestError(
+                f"the data file {written.dataset.name} can't be sent with the recipe",
+                f"put it below {beside} and write its path relative to the recipe, or use a hub data set",
+            )
+        target = folder / data.resolve().relative_to(beside)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(data, target)
+    return RECIPE
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    else:
+        shutil.copy(source, target)

@@ -1,0 +1,186 @@
+"""The NOTUS strategy on the loopback clouds: where it goes, when it waits, and that it comes back to spot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from checkpoints.events import Event
+from checkpoints.store import Store
+from launcher.plan import Rung
+from launcher.sky.render import NOTUS
+from tests.e2e.clouds import Clouds
+from tests.e2e.runs import CloudRun
+from tests.integration.conftest import assert_bit_exact, wait_for
+from tests.seaweed import S3Server
+
+LAMBDA = Rung(cloud="lambda", gpus="A100:8", spot=False)
+GCP = Rung(cloud="gcp", gpus="A100:8", spot=False)
+GCP_SPOT = Rung(cloud="gcp", gpus="A100:8", spot=True)
+QUICK = {"NOTUS_CHECK_MIN": "0.1", "NOTUS_RESTART_MIN": "0.02"}
+"""A run of two minutes is looked at more often, and its machines start faster than a cloud's."""
+NO_SPOT = {"*/SPOT": 0}
+NOTHING = {"*/SPOT": 0, "*/STANDARD": 0, "*/gpu_8x_a100": 0, "*/gpu_8x_a100_80gb_sxm4": 0}
+
+
+@pytest.fixture(autouse=True)
+def plenty(clouds: Clouds) -> Iterator[None]:
+    yield
+    clouds.reset()
+
+
+def places(run: CloudRun) -> list[dict[str, object]]:
+    """Where the run was, in order."""
+    return [event.data["place"] for event in run.events() if event.kind == "machine_up"]
+
+
+def of(run: CloudRun, kind: str) -> list[Event]:
+    return [event for event in run.events() if event.kind == kind]
+
+
+def lost_steps(run: CloudRun) -> int:
+    """Steps between what the first attempt did and where the second went on."""
+    (ended,) = [event for event in of(run, "attempt_ended") if event.attempt == 1]
+    (resumed,) = [event for event in of(run, "resumed") if event.attempt == 2]
+    return int(ended.data["step"]) - int(resumed.data["step"])
+
+
+def test_notus_launch_goes_on_in_another_zone(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
+    run = CloudRun(clouds, bucket, "launched")
+    launcher = run.launch("--cloud", "gcp", "--cloud", "lambda", "--gpus", "A100:8")
+    run.wait("step 8", lambda: run.step() >= 8)
+    first = run.machine()
+    assert first["kind"] == "SPOT"
+    clouds.control("preempt", id=first["id"], notice=False)
+    assert launcher.wait(600) == 0, run.story()
+    second = places(run)[1]
+    assert second["spot"]
+    assert second["zone"] != first["place"], "the zone that was just preempted is not tried while others are untried"
+    assert [event.data["why"] for event in of(run, "machine_gone")] == ["preempted"]
+    assert_bit_exact(run.store, reference)
+    told = run.output.read_text()
+    assert "first step done" in told
+    assert "goodput" in told
+    again = run.notus("--recipe", "tiny-dpo", "--name", run.name, "--cloud", "gcp", "--yes")
+    assert "is done already" in again, "launching a finished run again starts nothing"
+
+
+def test_on_demand_while_spot_is_out_then_back_to_spot(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
+    clouds.control("capacity", **NO_SPOT)
+    run = CloudRun(clouds, bucket, "back")
+    run.submit([GCP_SPOT, GCP, LAMBDA], NOTUS, NOTUS_RETURN_MIN="1", **QUICK)
+    run.wait("a machine", lambda: bool(places(run)))
+    assert places(run)[0]["cloud"] == "lambda", "the cheapest on-demand machine"
+    clouds.reset()
+    run.wait("the way back", lambda: len(places(run)) > 1, 600)
+    assert places(run)[1]["spot"]
+    run.wait_until_done(600)
+    assert [event.data["why"] for event in of(run, "machine_gone")] == ["moved"]
+    if len(of(run, "resumed")):
+        assert lost_steps(run) == 0
+    assert_bit_exact(run.store, reference)
+
+
+def test_stock_outs_everywhere_then_capacity(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
+    clouds.control("capacity", **NOTHING)
+    run = CloudRun(clouds, bucket, "sold-out")
+    launcher = run.launch("--cloud", "gcp", "--cloud", "lambda", "--gpus", "A100:8")
+    run.wait("the news that there is nothing", lambda: bool(of(run, "no_capacity")))
+    assert "ZONE_RESOURCE_POOL_EXHAUSTED" in str(of(run, "no_capacity")[0].data["reasons"])
+    clouds.reset()
+    assert launcher.wait(600) == 0, run.story()
+    assert "no machine in" in run.output.read_text()
+    assert_bit_exact(run.store, reference)
+
+
+def test_a_quota_of_zero_is_named_and_the_run_can_be_stopped(clouds: Clouds, bucket: S3Server) -> None:
+    message = "Quota 'PREEMPTIBLE_NVIDIA_A100_GPUS' exceeded.  Limit: 0.0 in region us-central1."
+    clouds.control("quota", **{"*/SPOT": message})
+    run = CloudRun(clouds, bucket, "no-quota")
+    run.submit([GCP_SPOT], NOTUS)
+    run.wait("the reason", lambda: bool(of(run, "no_capacity")))
+    assert "Limit: 0.0" in str(of(run, "no_capacity")[0].data["reasons"])
+    run.notus("stop", run.name)
+    wait_for(lambda: run.status()[0] == "CANCELLED", "the end of the job", timeout_s=60)
+    assert clouds.running() == []
+
+
+def test_the_users_errors_end_the_job_at_once(clouds: Clouds, bucket: S3Server) -> None:
+    setup, recipe = CloudRun(clouds, bucket, "bad-setup"), CloudRun(clouds, bucket, "bad-recipe")
+    setup.submit([LAMBDA], NOTUS, setup="echo the driver is too old >&2; exit 3")
+    recipe.submit([GCP_SPOT], NOTUS, NOTUS_RECIPE="tiny-dop")
+    setup.wait_for_status("FAILED_SETUP")
+    recipe.wait_for_status("FAILED")
+    for run in (setup, recipe):
+        assert run.status()[1] == 0, "no recovery"
+        assert len(places(run)) == 1
+
+
+def test_a_zombie_is_fenced(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
+    """A machine vanishes from its cloud and its network, a successor starts, and then the old one is back."""
+    run = CloudRun(clouds, bucket, "zombie")
+    run.submit([GCP_SPOT, LAMBDA], NOTUS, **QUICK)
+    run.wait("step 5", lambda: run.step() >= 5)
+    clouds.control("lose", id=run.machine()["id"])
+    run.wait("a successor", lambda: any(event.attempt == 2 for event in of(run, "attempt_started")), 600)
+    clouds.control("find")
+    run.wait_until_done(600)
+    wait_for(
+        lambda: any(event.attempt == 1 and event.data["outcome"] == "fenced" for event in of(run, "attempt_ended")),
+        "the zombie's end",
+        timeout_s=120,
+    )
+    assert_bit_exact(run.store, reference)
+
+
+def test_the_api_server_restarts_in_mid_run(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
+    run = CloudRun(clouds, bucket, "restarted")
+    run.submit([GCP_SPOT, LAMBDA], NOTUS, **QUICK)
+    run.wait("step 3", lambda: run.step() >= 3)
+    clouds.sky("api", "stop")
+    clouds.sky("api", "start")
+    run.wait_until_done(600)
+    assert run.status()[1] == 0, "the job went on"
+    assert_bit_exact(run.store, reference)
+
+
+def test_the_budget_ends_the_run_before_it_is_gone(clouds: Clouds, bucket: S3Server) -> None:
+    run = CloudRun(clouds, bucket, "budget")
+    run.submit([GCP_SPOT, LAMBDA], NOTUS, NOTUS_BUDGET_USD="0.25", NOTUS_HOURS="0.01", **QUICK)
+    run.wait_for_status("FAILED", "FAILED_NO_RESOURCE")
+    (stopped,) = of(run, "stopped")
+    assert "budget" in stopped.data["reason"]
+    assert len(places(run)) == 1
+    wait_for(lambda: not clouds.running(), "the machine's end", timeout_s=60)
+    (machine,) = [one for one in clouds.state()["machines"] if one["name"].startswith(run.name)]
+    price = float(str(places(run)[0]["price_usd_per_hour"]))
+    assert (machine["ended_at"] - machine["started_at"]) / 3600 * price < 0.25 + price / 60, (
+        "given back within a minute"
+    )
+
+
+def test_near_the_deadline_it_goes_on_demand_in_time(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
+    run = CloudRun(clouds, bucket, "deadline")
+    deadline = (datetime.now(UTC) + timedelta(minutes=9)).isoformat()
+    settings = {"NOTUS_CHECK_MIN": "0.1", "NOTUS_RESTART_MIN": "1.5", "NOTUS_HOURS": "0.05"}
+    run.submit([GCP_SPOT, LAMBDA], NOTUS, NOTUS_DEADLINE=deadline, **settings)
+    run.wait_until_done(600)
+    assert [place["spot"] for place in places(run)] == [True, False]
+    moves = [event for event in of(run, "decided") if event.data["action"] == "move"]
+    assert "deadline" in moves[0].data["reason"]
+    assert_bit_exact(run.store, reference)
+
+
+def test_stop_saves_and_the_same_name_goes_on(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
+    run = CloudRun(clouds, bucket, "stopped")
+    run.launch("--cloud", "gcp", "--gpus", "A100:8", "--detach").wait(300)
+    run.wait("step 5", lambda: run.step() >= 5)
+    said = run.notus("stop", run.name)
+    assert "is whole" in said
+    wait_for(lambda: not clouds.running(), "the machine's end", timeout_s=120)
+    assert run.status()[0] in ("FAILED", "CANCELLED")
+    assert run.launch("--cloud", "lambda", "--gpus", "A100:8").wait(600) == 0, run.story()
+    assert lost_steps(run) == 0
+    assert_bit_exact(run.store, reference)

@@ -1,0 +1,223 @@
+"""The conductor with a fake SkyPilot: what it asks for, what it notes, and that a restart of it forgets nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from checkpoints.clock import FakeClock
+from checkpoints.events import Diary, Event, read_events
+from checkpoints.head import Lease, Writer
+from checkpoints.object_store import ObjectStore
+from checkpoints.requests import ask, read_request
+from checkpoints.run import HEARTBEAT_KEY, Heartbeat
+from launcher.policy.decide import Settings
+from launcher.policy.history import Limits
+from launcher.policy.model import Place
+from launcher.sky.conductor import NO_PROGRESS_S, Conductor, LimitReached, Refused, Up
+
+SPOT_A = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
+SPOT_B = Place("gcp", "us", "us-b", "A100:8", True, 11.0)
+LAMBDA = Place("lambda", "us-east-1", None, "A100:8", False, 16.0)
+
+
+class FakeSky:
+    """Clouds with so many machines a place; time passes as on real ones."""
+
+    def __init__(self, clock: FakeClock, stock: dict[Place, int]) -> None:
+        self.clock = clock
+        self.stock = stock
+        self.asked: list[tuple[Place, ...]] = []
+        self.waits: list[float] = []
+        self.released = 0
+        self.up = False
+        self.after_wait: dict[Place, int] = {}
+
+    async def places(self) -> list[Place]:
+        return list(self.stock)
+
+    async def launch_in(self, places: Sequence[Place]) -> Up | Refused:
+        self.asked.append(tuple(places))
+        since = self.clock.now()
+        for place in places:
+            self.clock.sleep(4)
+            if self.stock[place] > 0:
+                self.up = True
+                self.clock.sleep(90)
+                return Up(place, since, self.clock.now().timestamp())
+        return Refused(("ZONE_RESOURCE_POOL_EXHAUSTED",))
+
+    async def release(self) -> None:
+        self.released += 1
+        self.up = False
+
+    async def cloud_says_up(self) -> bool:
+        return self.up
+
+    async def wait(self, seconds: float, reason: str) -> None:
+        self.waits.append(seconds)
+        self.clock.sleep(seconds)
+        self.stock |= self.after_wait
+
+
+class Run:
+    """A run in memory, conducted."""
+
+    def __init__(self, stock: dict[Place, int], **limits: Any) -> None:
+        self.clock = FakeClock()
+        self.store = ObjectStore.memory()
+        self.sky = FakeSky(self.clock, stock)
+        self.limits = Limits(hours=8.0, **limits)
+        self.conductor = self.restarted()
+
+    def restarted(self) -> Conductor:
+        self.conductor = Conductor(self.store, self.limits, self.sky, self.clock)
+        return self.conductor
+
+    def place(self) -> None:
+        asyncio.run(self.conductor.place())
+
+    def recover(self) -> float:
+        return asyncio.run(self.conductor.recover())
+
+    def look(self) -> bool:
+        return asyncio.run(self.conductor.look())
+
+    def train(self, attempt: int, *, minutes: float, ended: str | None = None, notice: str | None = None) -> None:
+        """An attempt on the machine that is up."""
+        diary = Diary(self.store, attempt, self.clock)
+        diary.write("attempt_started")
+        Lease.claim(self.store, Writer(id=f"w{attempt}", host="h", pid=1, pid_scope="x"), clock=self.clock).release()
+        self.clock.sleep(minutes * 60)
+        self.beat(attempt, 10)
+        if notice:
+            diary.write("notice", source=notice)
+        if ended:
+            diary.write("attempt_ended", outcome=ended, step=10)
+
+    def beat(self, attempt: int, step: int) -> None:
+        beat = Heartbeat(attempt=attempt, time=self.clock.now(), phase="training", step=step, total_steps=1000)
+        self.store.put(HEARTBEAT_KEY, beat.to_json())
+
+    def events(self, kind: str) -> list[Event]:
+        return [event for event in read_events(self.store) if event.kind == kind]
+
+
+def test_a_launch_says_where_and_since_when_it_is_paid() -> None:
+    run = Run({SPOT_A: 0, SPOT_B: 1, LAMBDA: 1})
+    before = run.clock.now()
+    run.place()
+    assert run.sky.asked == [(SPOT_A, SPOT_B, LAMBDA)]
+    (up,) = run.events("machine_up")
+    assert up.data["place"]["zone"] == "us-b"
+    assert up.data["since"] == before.isoformat()
+
+
+def test_after_a_preemption_another_zone_comes_first_also_after_a_restart_of_the_controller() -> None:
+    run = Run({SPOT_A: 1, SPOT_B: 1, LAMBDA: 1})
+    run.place()
+    run.train(1, minutes=30)
+    run.sky.up = False
+    run.clock.sleep(15)
+    run.restarted()
+    run.recover()
+    assert run.sky.asked[1][0] == SPOT_B
+    assert [event.data["why"] for event in run.events("machine_gone")] == ["preempted"]
+    assert run.sky.released == 1
+
+
+def test_stock_outs_everywhere_are_waited_for_with_a_reason() -> None:
+    run = Run({SPOT_A: 0, LAMBDA: 0})
+    run.sky.after_wait = {LAMBDA: 1}
+    run.place()
+    assert run.sky.waits == [60.0]
+    assert run.events("no_capacity")[0].data["reasons"] == ["ZONE_RESOURCE_POOL_EXHAUSTED"]
+    assert len(run.events("machine_up")) == 1
+
+
+def test_a_machine_that_trains_on_is_not_restarted() -> None:
+    run = Run({SPOT_A: 1, LAMBDA: 1})
+    run.place()
+    run.train(1, minutes=5)
+    sleep = run.clock.sleep
+
+    def sleep_while_it_beats(seconds: float) -> None:
+        sleep(seconds)
+        run.beat(1, 11)
+
+    run.clock.sleep = sleep_while_it_beats  # type: ignore[method-assign]
+    run.recover()
+    assert run.sky.asked == [(SPOT_A, LAMBDA)]
+    assert run.sky.released == 0
+    assert len(run.events("false_recovery")) == 1
+    run.clock.sleep = sleep  # type: ignore[method-assign]
+    run.recover()
+    assert len(run.events("machine_gone")) == 1, "silent now: it is dead"
+
+
+def test_back_to_spot_through_the_bucket() -> None:
+    run = Run({SPOT_A: 0, LAMBDA: 1}, settings=Settings(return_h=0.5))
+    run.place()
+    run.train(1, minutes=10)
+    assert run.look()
+    assert read_request(run.store) is None
+    run.clock.sleep(1800)
+    run.beat(1, 10)
+    assert run.look()
+    request = read_request(run.store)
+    assert request is not None
+    assert (request.action, request.attempt) == ("move", 1)
+    assert run.look()
+    assert len(run.events("decided")) == 2, "asked once"
+    run.sky.stock[SPOT_A] = 1
+    Diary(run.store, 1, run.clock).write("notice", source="move")
+    Diary(run.store, 1, run.clock).write("attempt_ended", outcome="preempted", step=11)
+    run.recover()
+    assert run.sky.asked[-1][0] == SPOT_A
+    assert [event.data["why"] for event in run.events("machine_gone")] == ["moved"]
+
+
+def test_the_budget_ends_the_run() -> None:
+    run = Run({SPOT_A: 1, LAMBDA: 1}, budget_usd=100.0)
+    run.place()
+    run.train(1, minutes=595)
+    assert run.look()
+    request = read_request(run.store)
+    assert request is not None
+    assert request.action == "stop"
+    assert "budget" in request.reason
+    Diary(run.store, 1, run.clock).write("attempt_ended", outcome="preempted", step=11)
+    with pytest.raises(LimitReached, match="budget"):
+        run.recover()
+    assert run.events("stopped")
+    assert not run.look()
+
+
+def test_what_cannot_be_paid_is_never_asked_for() -> None:
+    run = Run({SPOT_A: 1, LAMBDA: 1}, budget_usd=50.0)
+    with pytest.raises(LimitReached, match=r"\$50.00 left"):
+        run.place()
+    assert run.sky.asked == []
+
+
+def test_a_run_without_progress_raises_an_alarm_once_in_a_while() -> None:
+    run = Run({SPOT_A: 1})
+    run.place()
+    run.train(1, minutes=1)
+    for _ in range(int(NO_PROGRESS_S // 60) + 3):
+        run.beat(1, 10)
+        run.look()
+        run.clock.sleep(60)
+    (alarm,) = run.events("alarm")
+    assert alarm.data["step"] == 10
+
+
+def test_a_stop_is_never_replaced_by_a_move() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    ask(store, "stop", 1, "by the user", clock)
+    assert ask(store, "move", 1, "cheaper", clock).action == "stop"
+    assert (clock.now() + timedelta(0)) == clock.now()

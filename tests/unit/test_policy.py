@@ -1,0 +1,261 @@
+"""The policy and the history that it decides on: pure, so everything is tried."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checkpoints.events import Event
+from checkpoints.run import Heartbeat
+from launcher.policy.decide import FIRST_WAIT_H, LONGEST_WAIT_H, Settings, decide
+from launcher.policy.history import Limits, machines, observe, place_data, spent_usd, why_gone, work_left_h
+from launcher.policy.model import GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
+
+START = datetime(2026, 11, 24, 20, tzinfo=UTC)
+
+
+def place(zone: str, price: float, *, spot: bool = True, cloud: str = "gcp") -> Place:
+    return Place(cloud, zone.rsplit("-", 1)[0], zone, "A100:8", spot, price)
+
+
+A, B, C = place("us-a", 10.0), place("us-b", 11.0), place("eu-c", 12.0)
+ON_DEMAND = place("us-a", 30.0, spot=False)
+LAMBDA = Place("lambda", "us-east-1", None, "A100:8", False, 16.0)
+ALL = (A, B, C, ON_DEMAND, LAMBDA)
+
+
+def seen(*places: Known | Place, **more: Any) -> Observation:
+    known = tuple(one if isinstance(one, Known) else Known(one) for one in places or ALL)
+    return Observation(known, **{"work_left_h": 8.0, "restart_h": 0.25, **more})
+
+
+def order(observation: Observation) -> tuple[Place, ...]:
+    action = decide(observation)
+    assert isinstance(action, Launch), action
+    return action.places
+
+
+def test_cheapest_spot_first_then_the_cheapest_on_demand() -> None:
+    assert order(seen()) == (A, B, C, LAMBDA, ON_DEMAND)
+
+
+def test_a_place_that_was_just_taken_away_comes_after_the_untried_ones() -> None:
+    assert order(seen(Known(A, preempted_h_ago=0.1), B, LAMBDA)) == (B, A, LAMBDA)
+    assert order(seen(Known(A, preempted_h_ago=2.0), B, LAMBDA)) == (A, B, LAMBDA)
+    assert order(seen(Known(A, refused_h_ago=0.05), B, LAMBDA)) == (B, A, LAMBDA)
+
+
+def test_waits_grow_where_nobody_has_a_machine_and_end() -> None:
+    waits = []
+    for count in range(1, 8):
+        action = decide(
+            seen(Known(A, refused_h_ago=0.001), Known(LAMBDA, refused_h_ago=0.001), refusals_in_a_row=count)
+        )
+        assert isinstance(action, Wait)
+        waits.append(action.hours)
+    assert waits[0] == FIRST_WAIT_H
+    assert waits == sorted(waits)
+    assert waits[-1] == LONGEST_WAIT_H
+    assert order(seen(Known(A, refused_h_ago=FIRST_WAIT_H), refusals_in_a_row=3)) == (A,)
+
+
+def test_near_the_deadline_on_demand_goes_first() -> None:
+    assert order(seen(deadline_h=20.0))[0] == A
+    assert order(seen(deadline_h=8.5)) == (LAMBDA, ON_DEMAND, A, B, C)
+
+
+def test_a_spot_machine_is_left_in_time_for_the_deadline() -> None:
+    running = Running(A, 1.0)
+    assert isinstance(decide(seen(running=running, deadline_h=9.0)), Stay)
+    assert isinstance(decide(seen(running=running, deadline_h=8.45)), Move)
+    too_late = decide(seen(running=running, deadline_h=8.1))
+    assert isinstance(too_late, Stay), "moving would only make it later"
+    assert isinstance(decide(seen(A, B, running=running, deadline_h=8.45)), Stay), "there is no safe place"
+
+
+def test_nothing_is_started_that_cannot_be_paid() -> None:
+    assert order(seen(budget_left_usd=100.0)) == (A, B, C)  # 8.25 h x $12 = $99
+    assert order(seen(budget_left_usd=84.0)) == (A,)
+    action = decide(seen(budget_left_usd=80.0))
+    assert isinstance(action, GiveUp)
+    assert action.limit == "budget"
+    assert "$80.00 left" in action.reason
+    assert "$82.50" in action.reason
+
+
+def test_a_machine_is_given_back_before_the_budget_is_gone() -> None:
+    assert isinstance(decide(seen(running=Running(A, 1.0), budget_left_usd=5.0)), Stay)
+    assert isinstance(decide(seen(running=Running(A, 1.0), budget_left_usd=0.9)), GiveUp)
+
+
+def test_back_to_spot_after_a_while_where_it_pays() -> None:
+    assert isinstance(decide(seen(running=Running(LAMBDA, 0.1))), Stay)
+    assert isinstance(decide(seen(running=Running(LAMBDA, 0.6))), Move)
+    assert isinstance(decide(seen(running=Running(LAMBDA, 0.6), moves_in_vain=1)), Stay)
+    assert isinstance(decide(seen(running=Running(LAMBDA, 1.1), moves_in_vain=1)), Move)
+    assert isinstance(decide(seen(running=Running(LAMBDA, 0.6), work_left_h=0.5)), Stay), "too little is left"
+    assert isinstance(decide(seen(running=Running(LAMBDA, 0.6), deadline_h=8.5)), Stay), "the deadline is too near"
+    assert isinstance(decide(seen(LAMBDA, ON_DEMAND, running=Running(LAMBDA, 9.0))), Stay), "no spot was asked for"
+
+
+known_places = st.builds(
+    Known,
+    st.sampled_from(ALL),
+    st.none() | st.floats(0, 10),
+    st.none() | st.floats(0, 10),
+)
+
+
+@given(
+    st.lists(known_places, max_size=6, unique_by=lambda known: known.place),
+    st.none() | st.sampled_from(ALL),
+    st.floats(0, 30),
+    st.none() | st.floats(-5, 60),
+    st.none() | st.floats(-5, 1000),
+    st.integers(0, 20),
+)
+def test_what_a_decision_never_does(
+    places: list[Known], at: Place | None, work: float, deadline: float | None, budget: float | None, count: int
+) -> None:
+    running = None if at is None else Running(at, 1.0)
+    observation = Observation(tuple(places), work, 0.25, running, deadline, budget, count, count)
+    action = decide(observation)
+    assert decide(observation) == action, "pure"
+    if running is not None:
+        assert isinstance(action, Stay | Move | GiveUp)
+        return
+    assert isinstance(action, Launch | Wait | GiveUp)
+    if isinstance(action, Launch):
+        assert len(set(action.places)) == len(action.places)
+        assert set(action.places) <= {known.place for known in places}
+        for chosen in action.places:
+            assert budget is None or (work + 0.25) * chosen.price_usd_per_hour <= budget
+        if deadline is not None and work + 0.25 <= deadline <= work + 0.5 and any(not p.spot for p in action.places):
+            assert not action.places[0].spot, "spot may not endanger a deadline that on demand can make"
+
+
+# --- history ----------------------------------------------------------------------------------------
+
+
+class Diary:
+    """Events a minute apart, or as told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def add(self, kind: Any, minute: float, attempt: int = 0, **data: Any) -> None:
+        time = START + timedelta(minutes=minute)
+        self.events.append(Event(time=time, id=f"{len(self.events):012d}", kind=kind, attempt=attempt, data=data))
+
+    def up(self, where: Place, minute: float) -> None:
+        self.add("machine_up", minute + 2, place=place_data(where), since=at(minute).isoformat())
+
+    def gone(self, where: Place, minute: float, why: str) -> None:
+        self.add("machine_gone", minute, place=place_data(where), why=why)
+
+    def observe(self, minute: float, **limits: Any) -> Observation:
+        return observe(self.events, None, ALL, Limits(hours=8.0, **limits), at(minute))
+
+
+def at(minute: float) -> datetime:
+    return START + timedelta(minutes=minute)
+
+
+def test_what_was_spent_is_the_sum_of_all_machines() -> None:
+    diary = Diary()
+    diary.up(A, 0)
+    diary.gone(A, 60, "preempted")
+    diary.up(LAMBDA, 90)
+    assert spent_usd(machines(diary.events), at(120)) == pytest.approx(10.0 + 8.0)
+    seen_now = diary.observe(120, budget_usd=100.0)
+    assert seen_now.budget_left_usd == pytest.approx(82.0)
+    assert seen_now.running == Running(LAMBDA, 0.5)
+    diary.add("finished", 150, attempt=2, step=9)
+    assert spent_usd(machines(diary.events), at(600)) == pytest.approx(10.0 + 16.0)
+
+
+def test_a_machine_whose_end_nobody_wrote_ends_where_the_next_begins() -> None:
+    diary = Diary()
+    diary.up(A, 0)
+    diary.up(B, 60)
+    first, second = machines(diary.events)
+    assert first.until == at(60)
+    assert second.until is None
+
+
+def test_places_remember_preemptions_and_refusals() -> None:
+    diary = Diary()
+    diary.up(A, 0)
+    diary.gone(A, 30, "preempted")
+    diary.add("no_capacity", 60, places=[place_data(B)], everywhere=False, reasons=[])
+    known = {one.place: one for one in diary.observe(90).places}
+    assert known[A].preempted_h_ago == pytest.approx(1.0)
+    assert known[B].refused_h_ago == pytest.approx(0.5)
+    assert known[C] == Known(C)
+
+
+def test_a_price_that_moved_is_the_same_place() -> None:
+    diary = Diary()
+    diary.up(replace(A, price_usd_per_hour=9.0), 0)
+    diary.gone(A, 30, "preempted")
+    assert diary.observe(60).places[0].preempted_h_ago == pytest.approx(0.5)
+
+
+def test_rounds_without_a_machine_and_moves_in_vain_are_counted() -> None:
+    diary = Diary()
+    diary.add("no_capacity", 1, places=[], everywhere=True, reasons=[])
+    diary.add("no_capacity", 2, places=[], everywhere=True, reasons=[])
+    assert diary.observe(3).refusals_in_a_row == 2
+    diary.up(LAMBDA, 3)
+    assert diary.observe(6).refusals_in_a_row == 0
+    for minute in (60, 120):
+        diary.gone(LAMBDA, minute, "moved")
+        diary.up(LAMBDA, minute + 1)
+    assert diary.observe(130).moves_in_vain == 2
+    diary.gone(LAMBDA, 180, "moved")
+    diary.up(A, 181)
+    assert diary.observe(190).moves_in_vain == 0
+
+
+@pytest.mark.parametrize(
+    ("notice", "outcome", "why"),
+    [
+        (None, None, "preempted"),
+        ("gcp", "preempted", "preempted"),
+        ("move", "preempted", "moved"),
+        ("SIGTERM", "preempted", "stopped"),
+        (None, "failed", "crashed"),
+    ],
+)
+def test_why_a_machine_is_gone(notice: str | None, outcome: str | None, why: str) -> None:
+    diary = Diary()
+    diary.add("attempt_ended", -10, attempt=1, outcome="preempted", step=1)  # of the machine before
+    diary.add("attempt_started", 1, attempt=2)
+    diary.up(A, 0)
+    if notice:
+        diary.add("notice", 30, attempt=2, source=notice)
+    if outcome:
+        diary.add("attempt_ended", 31, attempt=2, outcome=outcome, step=5)
+    assert why_gone(diary.events, machines(diary.events)[-1].since) == why
+
+
+def test_work_left_is_assumed_first_and_measured_later() -> None:
+    diary = Diary()
+    assert work_left_h(diary.events, None, 8.0, at(0)) == 8.0
+    diary.add("training", 10, attempt=1, step=1, total_steps=101)
+    assert work_left_h(diary.events, None, 8.0, at(11)) == pytest.approx(8.0)
+    diary.add("saved", 30, attempt=1, step=21)  # 20 steps in 20 minutes
+    assert work_left_h(diary.events, None, 8.0, at(31)) == pytest.approx(80 / 60)
+    beat = Heartbeat(attempt=1, time=at(36), phase="training", step=27, total_steps=101)
+    assert work_left_h(diary.events, beat, 8.0, at(36)) == pytest.approx(74 / 60), "a live attempt counts"
+    assert work_left_h(diary.events, beat, 8.0, at(60)) == pytest.approx(80 / 60), "a dead one has lost it"
+
+
+def test_the_deadline_is_what_is_left_of_it() -> None:
+    assert Diary().observe(60, deadline=at(180)).deadline_h == pytest.approx(2.0)
+    assert Settings().return_h < 1
