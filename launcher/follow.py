@@ -14,7 +14,7 @@ from checkpoints.run import Heartbeat, read_heartbeat
 from checkpoints.store import Store
 from launcher.launch import say
 from launcher.local import Watcher
-from launcher.policy.history import place_of
+from launcher.report.story import line_of
 from launcher.watch import watcher
 from trainer.scratch import Progress
 
@@ -109,38 +109,6 @@ class _Follower:
         if (end := self._new_events()) is not None:  # it may have been written between two looks
             return end
         return End(3 if job.status == "FAILED_NO_RESOURCE" else 1)
-
-
-def line_of(event: Event) -> str | None:
-    """An event in one line; None for what isn't worth one."""
-    data = event.data
-    match event.kind:
-        case "decided":
-            return f"{data['action']}: {data['reason']}" + (f"; first {data['first']}" if "first" in data else "")
-        case "machine_up":
-            place = place_of(data["place"])
-            return f"machine: {place}, ${place.price_usd_per_hour:.2f}/h"
-        case "machine_gone":
-            return f"machine gone ({data['why']}): {place_of(data['place'])}"
-        case "no_capacity":
-            reasons = "; ".join(data["reasons"][:3]) or "no reason given"
-            return f"no machine in {len(data['places'])} places: {reasons}"
-        case "false_recovery":
-            return "SkyPilot took the machine for dead, but it trains: nothing is restarted"
-        case "alarm":
-            return f"no new step for {data['stuck_s'] / 60:.0f} min (step {data['step']}, {data['phase']})"
-        case "resumed":
-            return f"attempt {event.attempt} goes on from step {data['step']}"
-        case "training":
-            return f"attempt {event.attempt}: first step done ({data['step']}/{data['total_steps']})"
-        case "notice":
-            return f"attempt {event.attempt}: told to stop ({data['source']}); saving"
-        case "attempt_ended":
-            said = f": {data['message']}" if data.get("message") else ""
-            return f"attempt {event.attempt} ended at step {data['step']}: {data['outcome']}{said}"
-        case "stopped":
-            return f"stopped: {data.get('reason') or 'on request'}; the state is saved"
-    return None
 
 
 def end_of(event: Event) -> End | None:

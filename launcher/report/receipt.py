@@ -12,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from checkpoints.events import Event
 from checkpoints.run import StepMetrics
 from launcher.offers import Offer
+from launcher.policy.history import machines
+
+CLOUD_NOTICES = frozenset({"gcp", "aws", "file"})
+"""Sources of a notice that mean a preemption: the others are people, signals and moves."""
 
 
 class AttemptLine(BaseModel):
@@ -45,6 +49,18 @@ class CostLine(BaseModel):
     cost_usd: float
 
 
+class MachineLine(BaseModel):
+    """A machine that a cloud was paid for."""
+
+    model_config = ConfigDict(frozen=True)
+
+    place: str
+    price_usd_per_hour: float
+    hours: float = Field(description="from the moment it was asked for")
+    cost_usd: float
+    ended: str = Field(description="preempted, moved, finished, ..., or running")
+
+
 class Receipt(BaseModel):
     """A run in figures."""
 
@@ -68,7 +84,9 @@ class Receipt(BaseModel):
     lost_to_preemptions_s: float = Field(description="redone steps, waiting, and the start-ups after the first")
     goodput: float = Field(description="useful_s / wall_s")
     machine_hours: float
-    costs: tuple[CostLine, ...] = ()
+    machines: tuple[MachineLine, ...] = Field(default=(), description="empty where no cloud was paid")
+    cost_usd: float = Field(default=0.0, description="of all machines; without storage and egress")
+    costs: tuple[CostLine, ...] = Field(default=(), description="without machines: what the hours would cost")
     damaged_checkpoints: int = 0
     bit_exact: bool | None = Field(default=None, description="None = not compared")
     compared: dict[str, Any] = Field(default_factory=dict)
@@ -98,6 +116,7 @@ def make_receipt(
     later_startups_s = sum(attempt.startup_s for attempt in attempts[1:])
     compared = [event.data for event in events if event.kind == "compared"]
     hours = running_s / 3600
+    paid = _machines(events, now)
     return Receipt(
         run=run,
         state=_state(events, attempts),
@@ -116,19 +135,50 @@ def make_receipt(
         other_s=other_s,
         lost_to_preemptions_s=redone_s + max(0.0, recovering_s) + later_startups_s,
         goodput=useful_s / wall_s if wall_s else 0.0,
-        machine_hours=hours,
+        machine_hours=sum(machine.hours for machine in paid) if paid else hours,
+        machines=paid,
+        cost_usd=sum(machine.cost_usd for machine in paid),
         costs=tuple(
             CostLine(
                 offer=f"{offer.cloud} {'spot' if offer.spot else 'on demand'} {offer.gpus}",
                 price_usd_per_hour=offer.price_usd_per_hour,
                 cost_usd=hours * offer.price_usd_per_hour,
             )
-            for offer in offers
+            for offer in (() if paid else offers)
         ),
         damaged_checkpoints=sum(event.kind == "damaged" for event in events),
         bit_exact=bool(compared[-1]["equal"]) if compared else None,
         compared=compared[-1] if compared else {},
     )
+
+
+def _machines(events: Sequence[Event], now: datetime) -> tuple[MachineLine, ...]:
+    lines = []
+    for spell in machines(events):
+        hours = ((spell.until or now) - spell.since).total_seconds() / 3600
+        price = spell.place.price_usd_per_hour
+        lines.append(
+            MachineLine(
+                place=str(spell.place),
+                price_usd_per_hour=price,
+                hours=hours,
+                cost_usd=hours * price,
+                ended=spell.ended or "running",
+            )
+        )
+    return tuple(lines)
+
+
+def _how_ended(end: Event, notices: Sequence[str]) -> str:
+    """In the receipt's words. An attempt that was told to stop says "preempted" whoever told it."""
+    if end.kind == "preempted":
+        return "preempted"
+    outcome = str(end.data.get("outcome", "failed"))
+    if outcome != "preempted":
+        return outcome
+    if "move" in notices:
+        return "moved"
+    return "preempted" if any(source in CLOUD_NOTICES for source in notices) else "stopped"
 
 
 def _attempts(events: Sequence[Event], now: datetime) -> list[AttemptLine]:
@@ -143,7 +193,8 @@ def _attempts(events: Sequence[Event], now: datetime) -> list[AttemptLine]:
             ended_at, ended = (now, "running") if number == numbers[-1] else (last_seen, "preempted")
         else:
             ended_at = end.time
-            ended = "preempted" if end.kind == "preempted" else str(end.data.get("outcome", "failed"))
+            told = [event.data["source"] for event in events if event.kind == "notice" and event.attempt == number]
+            ended = _how_ended(end, told)
         from_step = int(mine["resumed"].data["step"]) if "resumed" in mine else 0
         steps = [
             int(event.data["step"])
@@ -156,7 +207,7 @@ def _attempts(events: Sequence[Event], now: datetime) -> list[AttemptLine]:
                 number=number,
                 started_at=started,
                 ended_at=ended_at,
-                ended="stopped" if ended == "preempted" and end is not None and end.kind == "attempt_ended" else ended,
+                ended=ended,
                 from_step=from_step,
                 not_exact=tuple(mine["resumed"].data.get("not_exact", ())) if "resumed" in mine else (),
                 trained="training" in mine,

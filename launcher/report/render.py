@@ -24,6 +24,8 @@ def receipt_panel(receipt: Receipt) -> RenderableType:
     for label, value in _figures(receipt):
         figures.add_row(label, value)
     parts: list[RenderableType] = [figures, Text(), _attempt_table(receipt)]
+    if receipt.machines:
+        parts += [Text(), _machine_table(receipt)]
     if receipt.costs:
         parts += [Text(), _cost_table(receipt)]
     return Panel(Group(*parts), title=f"receipt of {receipt.run}", expand=False)
@@ -81,6 +83,23 @@ def _attempt_table(receipt: Receipt) -> Table:
             seconds(attempt.seconds),
             attempt.ended,
         )
+    return table
+
+
+def _machine_table(receipt: Receipt) -> Table:
+    table = Table(
+        title=f"{receipt.machine_hours:.2f} machine hours cost ${receipt.cost_usd:,.2f} (without storage and egress)",
+        box=None,
+        padding=(0, 2, 0, 0),
+        title_justify="left",
+    )
+    table.add_column("machine")
+    for column in ("$/h", "hours", "cost"):
+        table.add_column(column, justify="right")
+    table.add_column("end")
+    for line in receipt.machines:
+        price, cost = f"{line.price_usd_per_hour:.2f}", f"${line.cost_usd:,.2f}"
+        table.add_row(line.place, price, f"{line.hours:.2f}", cost, line.ended)
     return table
 
 
@@ -162,7 +181,7 @@ def offers_table(offers: Sequence[Offer], limit: int = 12) -> Table:
 def status_table(statuses: Sequence[RunStatus]) -> Table:
     """Runs, one a line."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("run", "state", "attempt", "step", "saved at", "loss", "last sign of life"):
+    for name in ("run", "state", "attempt", "step", "saved at", "loss", "last sign of life", "where", "cost"):
         table.add_column(name)
     for status in statuses:
         table.add_row(
@@ -173,7 +192,11 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
             "" if status.saved_step is None else f"step {status.saved_step}",
             "" if status.loss is None else f"{status.loss:.4f}",
             "" if status.silent_s is None else f"{seconds(status.silent_s)} ago",
+            status.where or "",
+            f"${status.cost_usd:,.2f}" if status.cost_usd else "",
         )
+        if status.note:
+            table.add_row("", Text(f"-> {status.note}", style="yellow"))
     return table
 
 

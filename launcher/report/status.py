@@ -11,6 +11,8 @@ from checkpoints.head import Head, read_head
 from checkpoints.run import Heartbeat, read_heartbeat, read_run
 from checkpoints.store import Store
 from launcher.errors import UnknownRun
+from launcher.policy.history import machines, spent_usd
+from launcher.report.story import line_of
 
 ABANDONED_S = 1800.0
 """A recovery takes minutes; after so long it is doubtful that anybody is trying."""
@@ -20,6 +22,9 @@ SILENCE_S = 120.0
 
 _FINAL = frozenset({"finished", "failed", "stopped"})
 _STATE_EVENTS = frozenset({*_FINAL, "attempt_started", "preempted", "attempt_ended"})
+
+_TROUBLE = frozenset({"no_capacity", "alarm", "false_recovery"})
+_NEWS = frozenset({*_TROUBLE, *_FINAL, "machine_up", "training", "saved"})
 
 OVER = frozenset({"finished", "failed", "stopped", "damaged"})
 """States in which nothing more happens by itself."""
@@ -40,6 +45,12 @@ class RunStatus(BaseModel):
     saved_step: int | None
     loss: float | None
     silent_s: float | None
+    where: str | None = None
+    """The machine that it is on, in a cloud."""
+    cost_usd: float = 0.0
+    """Of all its machines until now."""
+    note: str | None = None
+    """What keeps it from running, or wants a look."""
 
     @classmethod
     def damaged(cls, run: str) -> RunStatus:
@@ -78,18 +89,29 @@ def derive_status(
     last = next((event for event in reversed(events) if event.kind in _STATE_EVENTS), None)
     silent_s = max(0.0, (now - heartbeat.time).total_seconds()) if heartbeat else None
     state = _state(last, heartbeat, silent_s, now)
+    spells = machines(events)
+    attempts = [event.attempt for event in events if event.kind == "attempt_started"]
     return RunStatus(
         run=name,
         recipe=recipe,
         state=state,
-        attempt=last.attempt if last else None,
+        attempt=attempts[-1] if attempts else None,
         phase=heartbeat.phase if heartbeat and state == "running" else None,
         step=max(heartbeat.step if heartbeat else 0, _last_step(events)),
         total_steps=heartbeat.total_steps if heartbeat else 0,
         saved_step=head.commits[0].step if head and head.commits else None,
         loss=heartbeat.loss if heartbeat else None,
         silent_s=silent_s,
+        where=str(spells[-1].place) if spells and spells[-1].until is None else None,
+        cost_usd=spent_usd(spells, now),
+        note=_note(events),
     )
+
+
+def _note(events: list[Event]) -> str | None:
+    """The last news, unless it is that all is well."""
+    news = [event for event in events if event.kind in _NEWS]
+    return line_of(news[-1]) if news and news[-1].kind in _TROUBLE else None
 
 
 def _state(last: Event | None, heartbeat: Heartbeat | None, silent_s: float | None, now: datetime) -> str:

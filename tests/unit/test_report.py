@@ -32,6 +32,8 @@ from checkpoints.upload import upload_shard
 from launcher.errors import UnknownRun
 from launcher.local import dead_holder, preemption_points
 from launcher.offers import Offer
+from launcher.policy.history import place_data
+from launcher.policy.model import Place
 from launcher.report.exact import compare_runs
 from launcher.report.receipt import make_receipt
 from launcher.report.render import receipt_panel, seconds
@@ -321,3 +323,59 @@ def test_only_a_dead_process_of_this_boot_is_known_to_be_dead(monkeypatch: pytes
     assert dead_holder(head(2, "this-boot")) == "w"
     assert dead_holder(head(2, "other-boot")) == ""
     assert dead_holder(head(2, "")) == ""
+
+
+SPOT = Place("gcp", "us", "us-a", "A100:8", True, 36.0)
+LAMBDA = Place("lambda", "us-east-1", None, "A100:8", False, 72.0)
+
+
+def up(seconds: float, place: Place) -> Event:
+    since = START + timedelta(seconds=seconds)
+    return event(seconds, "machine_up", 0, place=place_data(place), since=since.isoformat())
+
+
+def test_the_machines_of_a_cloud_run_are_what_it_costs() -> None:
+    events = [
+        up(-100, SPOT),
+        *PREEMPTED_RUN[:5],
+        event(58, "machine_gone", 0, place=place_data(SPOT), why="preempted"),
+        up(59, LAMBDA),
+        *PREEMPTED_RUN[5:],
+    ]
+    events = sorted(events, key=lambda e: e.time)
+    receipt = make_receipt("r", events, PREEMPTED_METRICS, [OFFER], START)
+    assert [(line.ended, round(line.hours * 3600, 1)) for line in receipt.machines] == [
+        ("preempted", 158.0),
+        ("finished", 36.5),
+    ]
+    assert receipt.cost_usd == pytest.approx(158 * 0.01 + 36.5 * 0.02)
+    assert receipt.costs == (), "no guess beside the real bill"
+
+
+@pytest.mark.parametrize(
+    ("source", "ended", "preemptions"), [("gcp", "preempted", 1), ("move", "moved", 0), ("SIGTERM", "stopped", 0)]
+)
+def test_who_told_an_attempt_to_stop_decides_how_it_is_called(source: str, ended: str, preemptions: int) -> None:
+    events = [
+        event(0, "attempt_started", 1),
+        event(20, "training", 1, step=1),
+        event(30, "notice", 1, source=source),
+        event(40, "attempt_ended", 1, outcome="preempted", step=5),
+        event(60, "attempt_started", 2),
+        event(80, "training", 2, step=6),
+    ]
+    receipt = make_receipt("r", events, [], [], START + timedelta(seconds=90))
+    assert receipt.attempts[0].ended == ended
+    assert receipt.preemptions == preemptions
+
+
+def test_status_says_where_it_is_what_it_costs_and_what_is_wrong() -> None:
+    refused = event(5, "no_capacity", 0, places=[place_data(SPOT)], everywhere=True, reasons=["sold out"])
+    now = START + timedelta(seconds=10)
+    waiting = derive_status("r", "tiny-dpo", None, None, [refused], now)
+    assert waiting.note == "no machine in 1 places: sold out"
+    events = [refused, up(6, SPOT), event(7, "attempt_started", 1)]
+    running = derive_status("r", "tiny-dpo", None, None, events, START + timedelta(seconds=106))
+    assert running.note is None
+    assert running.where == "spot A100:8 in gcp/us-a"
+    assert running.cost_usd == pytest.approx(1.0)
