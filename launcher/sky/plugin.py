@@ -28,6 +28,7 @@ from launcher.policy.decide import Settings
 from launcher.policy.history import Limits
 from launcher.policy.model import Place
 from launcher.sky.conductor import Conductor, LimitReached, Refused, Up, utc
+from launcher.sky.entries import Entry, requests
 from trainer.recipe import load_recipe
 
 logger = logging.getLogger("sky.notus")
@@ -102,18 +103,27 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         return list(self._resources)
 
     async def launch_in(self, places: Sequence[Place]) -> Up | Refused:
-        """One launch request of SkyPilot's, with exactly these zones in this order."""
+        """Requests of SkyPilot's with exactly these places in this order."""
         whole = self._task.resources
-        self._task.set_resources([self._resources[place] for place in places])
-        self._refusals = []
-        started = time.time()
+        refusals: list[Exception] = []
         try:
-            submitted_at = await self._launch(max_retry=1, recovery=self._recovering)
-        except exceptions.ManagedJobReachedMaxRetriesError:
-            return Refused(tuple(reasons(self._refusals)))
+            for entries in requests(places, list(self._resources)):
+                self._task.set_resources([self._entry(entry) for entry in entries])
+                self._refusals = []
+                started = time.time()
+                try:
+                    submitted_at = await self._launch(max_retry=1, recovery=self._recovering)
+                    return await self._up(started, submitted_at)
+                except exceptions.ManagedJobReachedMaxRetriesError:
+                    refusals += self._refusals
         finally:
             self._task.set_resources(whole)
-        assert submitted_at is not None
+        return Refused(tuple(reasons(refusals)))
+
+    def _entry(self, entry: Entry) -> sky.Resources:
+        return self._resources[entry.example].copy(region=entry.region, zone=entry.zone)
+
+    async def _up(self, started: float, submitted_at: float) -> Up:
         handle = await asyncio.to_thread(global_user_state.get_handle_from_cluster_name, self.cluster_name)
         await asyncio.to_thread(self._tell_where, handle)
         return Up(place_of(handle.launched_resources), utc(started), submitted_at)
