@@ -1,8 +1,8 @@
 """An ordered list of places as few entries of a SkyPilot task. Pure.
 
 SkyPilot optimizes anew after each place that has no machine, and that takes longer the more entries there are (0.5 s
-for 3, 7.5 s for 30, run on 2 cores). So places that SkyPilot itself would try in the same order become one entry: a whole
-market, or the zones of a region; and long lists go in several requests.
+for 3, 7.5 s for 30, run on 2 cores). So places that SkyPilot itself would try in the same order become one entry: a
+whole market, or the zones of a region; and long lists go in several requests.
 """
 
 from __future__ import annotations
