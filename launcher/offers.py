@@ -18,7 +18,8 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from launcher.errors import NothingFits
-from launcher.request import CLOUDS, GPU_MEMORY_GIB, Gpus
+from launcher.request import CLOUDS, Gpus
+from trainer.gpus import GPU_MEMORY_GIB
 
 SNAPSHOT_DATE = "2026-11"
 SCHEMA = "v8"

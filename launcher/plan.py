@@ -10,7 +10,8 @@ from launcher.errors import NothingFits
 from launcher.estimate import Estimate, estimate
 from launcher.hazard import ASSUMED_SPOT, ON_DEMAND, Hazard
 from launcher.offers import Offer, cheapest_by_kind
-from launcher.request import CLOUDS, GPU_MEMORY_GIB, Gpus, LaunchRequest, parse_gpus
+from launcher.request import CLOUDS, Gpus, LaunchRequest, parse_gpus
+from trainer.gpus import GPU_MEMORY_GIB
 from trainer.recipe import Recipe
 
 DEADLINE_CONFIDENCE = 0.95

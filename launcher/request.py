@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from launcher.errors import RequestError
+from trainer.gpus import GPU_MEMORY_GIB
 
 Market = Literal["auto", "spot", "on-demand"]
 
@@ -22,25 +23,28 @@ class CloudTraits(NamedTuple):
     name: str
     label: str
     has_spot: bool
+    notice_s: float | None
+    """Between a spot machine's notice and its end, where the trainer knows how to hear it."""
+    can_stop: bool
+    hosts_controller: bool
+    """May SkyPilot's jobs controller live on a VM there?"""
 
 
 CLOUDS = {
     traits.name: traits
     for traits in (
-        CloudTraits("gcp", "GCP", has_spot=True),
-        CloudTraits("lambda", "Lambda", has_spot=False),
-        CloudTraits("aws", "AWS", has_spot=True),
-        CloudTraits("runpod", "RunPod", has_spot=False),
-        CloudTraits("nebius", "Nebius", has_spot=True),
-        CloudTraits("vast", "Vast", has_spot=False),
+        CloudTraits("gcp", "GCP", has_spot=True, notice_s=30.0, can_stop=True, hosts_controller=True),
+        CloudTraits("lambda", "Lambda", has_spot=False, notice_s=None, can_stop=False, hosts_controller=False),
+        CloudTraits("aws", "AWS", has_spot=True, notice_s=120.0, can_stop=True, hosts_controller=True),
+        CloudTraits("runpod", "RunPod", has_spot=False, notice_s=None, can_stop=False, hosts_controller=True),
+        CloudTraits("nebius", "Nebius", has_spot=True, notice_s=None, can_stop=True, hosts_controller=True),
+        CloudTraits("vast", "Vast", has_spot=False, notice_s=None, can_stop=True, hosts_controller=True),
     )
 }
-"""Lambda has no spot, no stop and no notice (skypilot-facts). RunPod's and Vast's spot columns of the catalog equal the
+"""As SkyPilot 0.14.1 says (a test compares), but for spot: RunPod's and Vast's spot columns of the catalog equal the
 on-demand price or zero, so they aren't read as spot here."""
 
 LOCAL = "local"
-
-GPU_MEMORY_GIB = {"A100": 40, "A100-80GB": 80, "H100": 80}
 
 
 @dataclass(frozen=True)

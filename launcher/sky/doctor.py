@@ -36,7 +36,8 @@ class Finding(NamedTuple):
 
 def examine(home: Path, environment: Mapping[str, str]) -> list[Finding]:
     """Everything, in the order in which a user would fix it."""
-    return [_skypilot(), _plugin(home, environment), _consolidation(home), *_clouds(home, environment)]
+    clouds = _clouds(home, environment)
+    return [_skypilot(), _plugin(home, environment), _controller(home, clouds), *clouds]
 
 
 def plugin_is_configured(home: Path, environment: Mapping[str, str]) -> bool:
@@ -92,6 +93,20 @@ def _plugin(home: Path, environment: Mapping[str, str]) -> Finding:
     if plugin_is_configured(home, environment):
         return Finding("NOTUS strategy", "ok", str(path))
     return Finding("NOTUS strategy", "missing", f"not in {path}", "notus-launch doctor --fix")
+
+
+def _controller(home: Path, clouds: list[Finding]) -> Finding:
+    found = _consolidation(home)
+    usable = {finding.what for finding in clouds if finding.state == "ok"}
+    hosts = {traits.label for traits in CLOUDS.values() if traits.hosts_controller}
+    if found.state == "note" and usable and not usable & hosts:
+        return Finding(
+            "controller",
+            "missing",
+            f"a VM of its own is wanted, and {', '.join(sorted(usable))} can't host one",
+            "set consolidation_mode: true in ~/.sky/config.yaml",
+        )
+    return found
 
 
 def _consolidation(home: Path) -> Finding:

@@ -34,7 +34,7 @@ command -v uv >/dev/null || retry python3 -m pip install --user uv
 # torch first: a later resolve may otherwise swap its build
 retry pip install torch==2.13.0
 retry pip install -c constraints.txt '{package}'
-nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv
+python -m trainer.preflight "$NOTUS_RECIPE"
 # flash-attn is compiled against this torch; without it the trainer uses sdpa and says so
 pip install -c constraints.txt --no-build-isolation '{gpu_package}' \\
   || echo 'notus: flash-attn is not available, using sdpa'

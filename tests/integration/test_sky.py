@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from launcher.request import CLOUDS
+from launcher.sky.doctor import fix
 from launcher.sky.tasks import LADDER, shipped_tasks
 
 PARSE = """
@@ -65,6 +70,69 @@ def test_skypilot_reads_what_we_mean(name: str, sky_environment: dict[str, str])
     assert task["envs"]["NOTUS_BUCKET"] == "gs://b"
     assert 'notus-train "$NOTUS_RECIPE" --run "$NOTUS_RUN" --bucket "$NOTUS_BUCKET"' in task["run"]
     assert "constraints.txt" in task["setup"]
+
+
+TRAITS = """
+import json
+import sky
+from sky import clouds
+from sky.clouds.cloud import CloudImplementationFeatures as F
+found = {}
+for name in ("GCP", "Lambda", "AWS", "RunPod", "Nebius", "Vast"):
+    cloud = getattr(clouds, name)()
+    lacks = cloud._unsupported_features_for_resources(sky.Resources(cloud=cloud))
+    found[name] = [F.SPOT_INSTANCE not in lacks, F.STOP not in lacks, F.HOST_CONTROLLERS not in lacks]
+print(json.dumps(found))
+"""
+
+PLUGIN = """
+import json
+from sky.server import plugins
+from sky.utils import registry
+plugins.load_plugins(plugins.ExtensionContext(plugins.PluginContext.CONTROLLER))
+plugins.load_plugins(plugins.ExtensionContext(plugins.PluginContext.CONTROLLER))
+import sky
+from launcher.sky.plugin import expand, limits_of
+spot = sky.Resources(infra="gcp", accelerators="A100:8", use_spot=True)
+places = expand([spot, sky.Resources(infra="lambda", accelerators="A100:8")])
+print(json.dumps({
+    "strategy": registry.JOBS_RECOVERY_STRATEGY_REGISTRY.from_str("NOTUS").__name__,
+    "places": [[p.cloud, p.region, p.zone, p.gpus, p.spot, p.price_usd_per_hour] for p in places],
+    "launchable": all(r.is_launchable() for r in places.values()),
+    "budget": limits_of({"NOTUS_HOURS": "3", "NOTUS_BUDGET_USD": "7.5", "NOTUS_DEADLINE": ""}).budget_usd,
+}))
+"""
+
+
+def test_what_each_cloud_can_do_is_what_skypilot_says(sky_environment: dict[str, str]) -> None:
+    for label, (spot, stop, controller) in run(TRAITS, sky_environment).items():
+        traits = next(one for one in CLOUDS.values() if one.label == label)
+        assert not traits.has_spot or spot, label
+        assert (traits.can_stop, traits.hosts_controller) == (stop, controller), label
+
+
+def test_skypilot_loads_the_strategy_and_knows_every_zone(sky_environment: dict[str, str]) -> None:
+    home = Path(sky_environment["HOME"])
+    fix(home, {})
+    shutil.copytree(files("launcher") / "data/catalogs", home / ".sky/catalogs")  # type: ignore[arg-type]
+    found = run(PLUGIN, sky_environment)
+    assert found["strategy"] == "NotusStrategy"
+    assert found["launchable"]
+    assert found["budget"] == 7.5
+    zones = {(cloud, spot): [] for cloud, _, _, _, spot, _ in found["places"]}
+    for cloud, region, zone, gpus, spot, price in found["places"]:
+        zones[cloud, spot].append(zone or region)
+        assert gpus == "A100:8"
+        assert price > 1
+    assert len(zones["gcp", True]) == len(set(zones["gcp", True])) > 5
+    assert "us-east-1" in zones["lambda", False]
+
+
+def run(code: str, environment: dict[str, str]) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def test_skypilot_refuses_to_launch_without_a_bucket(sky_environment: dict[str, str]) -> None:

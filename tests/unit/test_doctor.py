@@ -51,6 +51,17 @@ def test_a_controller_that_was_chosen_is_left_alone(tmp_path: Path) -> None:
     assert "false" in (tmp_path / ".sky/config.yaml").read_text()
 
 
+def test_a_controller_that_no_cloud_can_host_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / ".sky").mkdir()
+    (tmp_path / ".sky/config.yaml").write_text("jobs: {controller: {consolidation_mode: false}}\n")
+    (tmp_path / ".lambda_cloud").mkdir()
+    (tmp_path / ".lambda_cloud/lambda_keys").touch()
+    assert states(tmp_path)["controller"] == "missing"
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/credentials").touch()
+    assert states(tmp_path)["controller"] == "note"
+
+
 def test_a_broken_file_is_named_and_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / ".sky").mkdir()
     (tmp_path / ".sky/plugins.yaml").write_text("plugins: [unfinished\n")
