@@ -95,7 +95,10 @@ def status(
     output: o.OutputOption = "text",
     debug: o.DebugOption = False,
 ) -> None:
-    """Where a run is; without a name, all runs of the bucket. Reads the bucket only."""
+    """Where a run is, what it costs and what keeps it waiting; without a name, all runs of the bucket.
+
+    Reads the bucket; for one cloud run also asks SkyPilot, where its server runs.
+    """
     from launcher import look
 
     look.show_status(bucket, [run] if run else None, output)

@@ -22,7 +22,7 @@ from launcher.options import default_bucket
 from launcher.report.render import doctor_table, status_table
 from launcher.report.status import OVER, RunStatus, read_status
 from launcher.request import check_output
-from launcher.sky import doctor
+from launcher.sky import client, doctor
 from trainer.recipe import Recipe
 
 FOLLOW_EVERY_S = 2.0
@@ -36,13 +36,23 @@ def show_status(bucket: str | None, names: list[str] | None, output: str) -> Non
     if names is None:
         statuses = [_status_or_damage(url, name, now) for name in list_runs(url)]
     else:
-        statuses = [read_status(open_run(url, name), name, now) for name in names]
+        statuses = [_with_skypilot(read_status(open_run(url, name), name, now)) for name in names]
     if output == "json":
         sys.stdout.write(json.dumps([status.model_dump(mode="json") for status in statuses], indent=2) + "\n")
     elif statuses:
         Console().print(status_table(statuses))
     else:
         sys.stderr.write(f"notus-launch: no runs in {url}\n")
+
+
+def _with_skypilot(status: RunStatus) -> RunStatus:
+    """What SkyPilot says of a cloud run that isn't over, where its server runs: the bucket knows no set-up of a VM."""
+    if not status.in_cloud or status.state in OVER:
+        return status
+    job = client.peek(status.run)
+    return (
+        status if job is None else status.model_copy(update={"job": f"{job.id} {job.status}", "job_says": job.reason})
+    )
 
 
 def _status_or_damage(url: str, name: str, now: datetime) -> RunStatus:
@@ -86,7 +96,8 @@ def print_logs(bucket: str | None, name: str, attempt: int | None, *, follow: bo
         sys.stdout.buffer.flush()
     if not found:
         which = f"attempt {attempt} of run {name!r}" if attempt else f"run {name!r}"
-        raise UnknownRun(f"{which} has no log", "see `notus-launch report` for its attempts")
+        hint = f"see `notus-launch report` for its attempts; while a machine is set up: sky jobs logs -n {name}"
+        raise UnknownRun(f"{which} has no log", hint)
 
 
 def log_stream(store: Store, name: str, attempt: int | None, *, follow: bool, clock: Clock) -> Iterator[bytes]:

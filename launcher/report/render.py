@@ -195,6 +195,10 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
             status.where or "",
             f"${status.cost_usd:,.2f}" if status.cost_usd else "",
         )
+        if status.job:
+            table.add_row(
+                "", Text(f"-> SkyPilot's job {status.job}" + (f": {status.job_says}" if status.job_says else ""))
+            )
         if status.note:
             table.add_row("", Text(f"-> {status.note}", style="yellow"))
     return table

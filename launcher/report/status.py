@@ -51,6 +51,11 @@ class RunStatus(BaseModel):
     """Of all its machines until now."""
     note: str | None = None
     """What keeps it from running, or wants a look."""
+    in_cloud: bool = False
+    """Was it launched by `notus-launch` in a cloud?"""
+    job: str | None = None
+    """SkyPilot's job and its status; None = nobody asked, or nobody answered."""
+    job_says: str = ""
 
     @classmethod
     def damaged(cls, run: str) -> RunStatus:
@@ -105,6 +110,7 @@ def derive_status(
         where=str(spells[-1].place) if spells and spells[-1].until is None else None,
         cost_usd=spent_usd(spells, now),
         note=_note(events),
+        in_cloud=any(event.kind == "planned" for event in events),
     )
 
 

@@ -5,6 +5,7 @@ The first call imports sky, which takes a second, and may start the local API se
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 from launcher.errors import SkyFailed
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 ENDED = frozenset({"SUCCEEDED", "CANCELLED"})
 """And every FAILED_...: see `Job.over`."""
@@ -67,6 +70,21 @@ def find_job(name: str, job_id: int | None = None) -> Job | None:
         recoveries=newest.recovery_count or 0,
         reason=newest.failure_reason or newest.details or "",
     )
+
+
+def peek(name: str) -> Job | None:
+    """`find_job` where a server answers at once; None, and nothing is started, where none does."""
+    try:
+        from sky.server import common
+    except ImportError:
+        return None
+    try:
+        if common.get_api_server_status().status is not common.ApiServerStatus.HEALTHY:
+            return None
+        return find_job(name)
+    except Exception as error:  # a courtesy: the bucket has told what matters
+        logger.info("SkyPilot does not say: %s", error)
+        return None
 
 
 def cancel(job_id: int) -> None:

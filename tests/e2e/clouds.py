@@ -9,7 +9,9 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -152,10 +154,29 @@ class Clouds:
         return [machine for machine in self.state()["machines"] if machine["ended_at"] is None]
 
     def reset(self) -> None:
-        """Everything is to be had again, and no machine is left."""
+        """Everything is to be had again, and no machine is left, whatever a test has left behind."""
         self.control("capacity")
         self.control("quota")
         self.control("bury")
+        if not self._emptied(60):  # SkyPilot takes a machine down after it has said that the job is done
+            self.sky("jobs", "cancel", "-a", "-y")
+            if not self._emptied(120):
+                raise AssertionError(f"leaked machines: {self.running()}")
+
+    def _emptied(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while self.running():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(1)
+        return True
+
+    def leaks(self) -> list[str]:
+        """Mounts, links and disks of machines that are gone. Empty after `stop`."""
+        machines = self.folder / "machines"
+        mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(machines) in line]
+        links = [name for _, name in socket.if_nameindex() if re.fullmatch(r"[vp]\d+", name)]
+        return [*mounts, *links, *(path.name for path in machines.iterdir())]
 
     def control(self, what: str, **body: Any) -> None:
         """capacity, quota, preempt, partition, lose, find, bury."""

@@ -13,13 +13,19 @@ import pytest
 from checkpoints.store import Store
 from tests.e2e.cloud.machines import GATEWAY
 from tests.e2e.clouds import Clouds, own_network, running_clouds
+from tests.e2e.figures import MEASURED, report
 from tests.e2e.image import Image, sky_wheel
-from tests.integration.conftest import wait_for
 from tests.seaweed import S3Server, seaweed
 
 TOOLS = ("ip", "unshare", "nsenter", "mmdebstrap", "ssh", "rsync", "nc", "openssl", "ssh-keygen")
 PACKAGES = "mmdebstrap openssh-server rsync netcat-openbsd iproute2 openssl"
 CACHE = Path(os.environ.get("NOTUS_E2E_CACHE") or Path.home() / ".cache/notus-e2e")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was measured, also where a test failed."""
+    if MEASURED:
+        terminalreporter.write_line(report())
 
 
 def _missing() -> str:
@@ -58,5 +64,12 @@ def clouds(tmp_path_factory: pytest.TempPathFactory, image: Image, bucket: S3Ser
         made.run("notus-launch", "doctor", "--fix")
         made.sky("check", "gcp", "lambda")
         yield made
-        # SkyPilot takes a machine down after it has said that the job is done.
-        wait_for(lambda: not made.running(), "the end of every machine", timeout_s=120)
+        made.reset()
+    assert made.leaks() == []
+
+
+@pytest.fixture(autouse=True)
+def plenty(clouds: Clouds) -> Iterator[None]:
+    """After each scenario, failed ones too: everything is to be had again, and no machine is left."""
+    yield
+    clouds.reset()

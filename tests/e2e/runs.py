@@ -111,6 +111,12 @@ class CloudRun:
         assert len(found) == 1, found
         return found[0]
 
+    def preempt_for_good(self) -> None:
+        """The machine dies without a word, and its zone has none left: as when a spot market tightens."""
+        machine = self.machine()
+        self._clouds.control("capacity", **{f"{machine['place']}/{machine['kind']}": 0})
+        self._clouds.control("preempt", id=machine["id"], notice=False)
+
     def wait(self, what: str, condition: Callable[[], bool], timeout_s: float = START_S) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from checkpoints.store import Store
 from launcher.plan import Rung
 from tests.e2e.clouds import Clouds
+from tests.e2e.figures import measure
 from tests.e2e.runs import CloudRun
 from tests.integration.conftest import assert_bit_exact
 from tests.seaweed import S3Server
@@ -42,8 +43,9 @@ def test_spot_killed_without_a_word(clouds: Clouds, bucket: S3Server, reference:
     run = CloudRun(clouds, bucket, "killed")
     run.submit([GCP_SPOT, LAMBDA])
     run.wait("step 8", lambda: run.step() >= 8)
-    clouds.control("preempt", id=run.machine()["id"], notice=False)
+    run.preempt_for_good()
     run.wait_until_done(600)
+    measure(clouds, run)
     assert run.status()[1] == 1, "one recovery"
     assert [event.data["step"] >= 5 for event in run.events() if event.kind == "resumed"] == [True]
     assert_bit_exact(run.store, reference)

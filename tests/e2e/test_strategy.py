@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-
-import pytest
 
 from checkpoints.events import Event
 from checkpoints.store import Store
 from launcher.plan import Rung
 from launcher.sky.render import NOTUS
 from tests.e2e.clouds import Clouds
+from tests.e2e.figures import measure
 from tests.e2e.runs import CloudRun
 from tests.integration.conftest import assert_bit_exact, wait_for
 from tests.seaweed import S3Server
@@ -23,12 +21,6 @@ QUICK = {"NOTUS_CHECK_MIN": "0.1", "NOTUS_RESTART_MIN": "0.02"}
 """A run of two minutes is looked at more often, and its machines start faster than a cloud's."""
 NO_SPOT = {"*/SPOT": 0}
 NOTHING = {"*/SPOT": 0, "*/STANDARD": 0, "*/gpu_8x_a100": 0, "*/gpu_8x_a100_80gb_sxm4": 0}
-
-
-@pytest.fixture(autouse=True)
-def plenty(clouds: Clouds) -> Iterator[None]:
-    yield
-    clouds.reset()
 
 
 def places(run: CloudRun) -> list[dict[str, object]]:
@@ -53,8 +45,10 @@ def test_notus_launch_goes_on_in_another_zone(clouds: Clouds, bucket: S3Server, 
     run.wait("step 8", lambda: run.step() >= 8)
     first = run.machine()
     assert first["kind"] == "SPOT"
-    clouds.control("preempt", id=first["id"], notice=False)
+    run.preempt_for_good()
     assert launcher.wait(600) == 0, run.story()
+    wait_for(lambda: not clouds.running(), "the machine's end", timeout_s=60)
+    measure(clouds, run)
     second = places(run)[1]
     assert second["spot"]
     assert second["zone"] != first["place"], "the zone that was just preempted is not tried while others are untried"
@@ -73,7 +67,7 @@ def test_on_demand_while_spot_is_out_then_back_to_spot(clouds: Clouds, bucket: S
     run.submit([GCP_SPOT, GCP, LAMBDA], NOTUS, NOTUS_RETURN_MIN="1", **QUICK)
     run.wait("a machine", lambda: bool(places(run)))
     assert places(run)[0]["cloud"] == "lambda", "the cheapest on-demand machine"
-    clouds.reset()
+    clouds.control("capacity")
     run.wait("the way back", lambda: len(places(run)) > 1, 600)
     assert places(run)[1]["spot"]
     run.wait_until_done(600)
@@ -89,7 +83,7 @@ def test_stock_outs_everywhere_then_capacity(clouds: Clouds, bucket: S3Server, r
     launcher = run.launch("--cloud", "gcp", "--cloud", "lambda", "--gpus", "A100:8")
     run.wait("the news that there is nothing", lambda: bool(of(run, "no_capacity")))
     assert "ZONE_RESOURCE_POOL_EXHAUSTED" in str(of(run, "no_capacity")[0].data["reasons"])
-    clouds.reset()
+    clouds.control("capacity")
     assert launcher.wait(600) == 0, run.story()
     assert "no machine in" in run.output.read_text()
     assert_bit_exact(run.store, reference)

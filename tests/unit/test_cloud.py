@@ -16,7 +16,7 @@ from checkpoints.head import Lease, Writer
 from checkpoints.object_store import ObjectStore
 from checkpoints.requests import ask, read_request
 from checkpoints.run import HEARTBEAT_KEY, Heartbeat, register_run
-from launcher import cli, cloud, follow, stop
+from launcher import cli, cloud, follow, look, stop
 from launcher.errors import RequestError
 from launcher.plan import Rung
 from launcher.sky import client
@@ -267,3 +267,21 @@ def test_stop_of_a_running_one_asks_the_trainer(
     monkeypatch.setattr(stop, "SystemClock", Clock)
     assert launch("stop", "r") == 0
     assert asked == ["stop"]
+
+
+def test_status_of_a_cloud_run_also_asks_skypilot(
+    launch: Launch,
+    sky: FakeSky,
+    store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    registered(store)
+    monkeypatch.setattr(look, "open_run", lambda bucket, name: store)
+    monkeypatch.setattr(client, "peek", lambda name: Job(7, name, "PENDING", 0, "asking again in 60 s"))
+    assert launch("status", "r", "-o", "json") == 0
+    (status,) = json.loads(capsys.readouterr().out)
+    assert (status["job"], status["job_says"]) == ("7 PENDING", "asking again in 60 s")
+    Diary(store, 1).write("finished", step=3)
+    monkeypatch.setattr(client, "peek", lambda name: pytest.fail("a run that is over has no job to ask about"))
+    assert launch("status", "r") == 0
