@@ -94,6 +94,7 @@ class Conductor:
         self._diary = Diary(store, 0, clock)
         self._progress: Progress | None = None
         self._places: list[Place] = []
+        self._read: dict[str, Event] = {}
 
     # --- finding a machine ------------------------------------------------------------------------
 
@@ -196,7 +197,10 @@ class Conductor:
         return observe(events, beat, self._places, self._limits, self._clock.now())
 
     async def _events(self) -> list[Event]:
-        return await asyncio.to_thread(read_events, self._store)
+        """The diary. Its objects never change, so each is read once."""
+        for event in await asyncio.to_thread(read_events, self._store, lambda key: key not in self._read):
+            self._read[event.key] = event
+        return sorted(self._read.values(), key=lambda event: (event.time, event.id))
 
     def _heartbeat(self) -> Heartbeat | None:
         return read_heartbeat(self._store)
@@ -206,7 +210,8 @@ class Conductor:
         return spells[-1] if spells and spells[-1].until is None else None
 
     def _note(self, kind: Any, /, **data: Any) -> None:
-        self._diary.write(kind, **data)
+        """A machine that is up must not be lost, or asked for twice, because the diary could not be written."""
+        self._diary.try_write(kind, **data)
 
 
 def _is_over(events: Sequence[Event]) -> bool:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import sky
@@ -22,7 +22,7 @@ from sky.server import plugins
 from sky.utils import registry, resources_utils, status_lib
 
 from checkpoints.clock import SystemClock
-from checkpoints.errors import NotusError
+from checkpoints.errors import NotusError, StoreError, UserError
 from checkpoints.run import open_run
 from launcher.policy.decide import Settings
 from launcher.policy.history import Limits
@@ -34,6 +34,7 @@ from trainer.recipe import load_recipe
 logger = logging.getLogger("sky.notus")
 
 STRATEGY = "NOTUS"
+BUCKET_RETRY_S = 30.0
 
 
 class NotusPlugin(plugins.BasePlugin):  # type: ignore[misc]  # sky has no types
@@ -55,21 +56,18 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         self._recovering = False
         self._refusals: list[Exception] = []
         self._watching: asyncio.Task[None] | None = None
-        environment = job_environment(self._task)
-        self._limits = limits_of(environment)
-        store = open_run(environment["NOTUS_BUCKET"], environment["NOTUS_RUN"], environment)
-        self._conductor = Conductor(store, self._limits, self, SystemClock())
+        self._opened: Conductor | None = None
 
     # --- what SkyPilot calls ----------------------------------------------------------------------
 
     async def launch(self) -> float:
         """The first machine."""
-        return await self._within_limits(self._conductor.place())
+        return await self._within_limits(lambda conductor: conductor.place())
 
     async def recover(self) -> float:
         """The next one, unless the old one turns out to be alive."""
         self._recovering = True
-        return await self._within_limits(self._conductor.recover())
+        return await self._within_limits(lambda conductor: conductor.recover())
 
     async def monitor_task(self, **_: Any) -> bool | None:
         """Looks after the running job beside SkyPilot's own loop, which goes on as ever."""
@@ -77,22 +75,43 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             self._watching = asyncio.create_task(self._watch())
         return None
 
-    async def _within_limits(self, finding: Any) -> float:
-        try:
-            return float(await finding)
-        except LimitReached as error:  # SkyPilot ends the job: FAILED_NO_RESOURCE, with this text
-            raise exceptions.ManagedJobReachedMaxRetriesError(f"{error.message}. {error.hint}") from error
+    async def _within_limits(self, find: Callable[[Conductor], Awaitable[float]]) -> float:
+        """Translates what ends the run into SkyPilot's words, and waits for a bucket that doesn't answer."""
+        while True:
+            try:
+                return await find(self._conductor())
+            except LimitReached as error:  # SkyPilot ends the job: FAILED_NO_RESOURCE, with this text
+                raise exceptions.ManagedJobReachedMaxRetriesError(f"{error.message}. {error.hint}") from error
+            except StoreError as error:
+                logger.warning("notus: %s; trying again in %.0f s", error.message, BUCKET_RETRY_S)
+                await asyncio.sleep(BUCKET_RETRY_S)
+            except NotusError as error:  # FAILED_PRECHECKS
+                raise exceptions.ProvisionPrechecksError([error]) from error
 
     async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(self._limits.settings.check_h * 3600)
-            if (await asyncio.to_thread(state.get_status, self.job_id)).is_terminal():
-                return
+        while not (await asyncio.to_thread(state.get_status, self.job_id)).is_terminal():
             try:
-                if not await self._conductor.look():
+                await asyncio.sleep(self._limits().settings.check_h * 3600)
+                if not await self._conductor().look():
                     return
             except NotusError as error:  # the bucket doesn't answer: the next look may be luckier
                 logger.warning("notus: %s", error.message)
+            except Exception:  # the job must not go unwatched because of one bad look
+                logger.exception("notus: a look at the job failed")
+
+    def _conductor(self) -> Conductor:
+        """Opens the bucket; raises `UserError` for a task that isn't one of ours, or can't."""
+        if self._opened is None:
+            environment = job_environment(self._task)
+            for name in ("NOTUS_BUCKET", "NOTUS_RUN", "NOTUS_RECIPE"):
+                if not environment.get(name):
+                    raise UserError(f"the task has no {name}", "the NOTUS strategy is for tasks of notus-launch")
+            store = open_run(environment["NOTUS_BUCKET"], environment["NOTUS_RUN"], environment)
+            self._opened = Conductor(store, limits_of(environment), self, SystemClock())
+        return self._opened
+
+    def _limits(self) -> Limits:
+        return limits_of(job_environment(self._task))
 
     # --- Hands ------------------------------------------------------------------------------------
 
@@ -232,13 +251,25 @@ def limits_of(environment: Mapping[str, str]) -> Limits:
         return float(environment[name]) / 60 if environment.get(name) else default
 
     deadline, budget = environment.get("NOTUS_DEADLINE"), environment.get("NOTUS_BUDGET_USD")
-    return Limits(
-        hours=float(environment.get("NOTUS_HOURS") or load_recipe(environment["NOTUS_RECIPE"]).hardware.hours),
-        restart_h=hours("NOTUS_RESTART_MIN", Limits.restart_h),
-        deadline=datetime.fromisoformat(deadline) if deadline else None,
-        budget_usd=float(budget) if budget else None,
-        settings=Settings(
-            return_h=hours("NOTUS_RETURN_MIN", defaults.return_h),
-            check_h=hours("NOTUS_CHECK_MIN", defaults.check_h),
-        ),
-    )
+    try:
+        return Limits(
+            hours=float(environment.get("NOTUS_HOURS") or load_recipe(environment["NOTUS_RECIPE"]).hardware.hours),
+            restart_h=hours("NOTUS_RESTART_MIN", Limits.restart_h),
+            deadline=_moment(deadline) if deadline else None,
+            budget_usd=float(budget) if budget else None,
+            settings=Settings(
+                return_h=hours("NOTUS_RETURN_MIN", defaults.return_h),
+                check_h=hours("NOTUS_CHECK_MIN", defaults.check_h),
+            ),
+        )
+    except ValueError as error:
+        raise UserError(
+            f"a limit of the task can't be read: {error}",
+            "NOTUS_DEADLINE is an ISO time (2026-11-25T08:00Z); NOTUS_BUDGET_USD and NOTUS_HOURS are numbers",
+        ) from error
+
+
+def _moment(text: str) -> datetime:
+    """An ISO time; without a zone it is UTC, because the controller's is nobody's."""
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

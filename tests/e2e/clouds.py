@@ -119,7 +119,7 @@ class Clouds:
         return {
             "HOME": str(self.home),
             "PATH": f"{self.home}/bin:{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "PYTHONPATH": f"{self.home}/hook",
+            "PYTHONPATH": f"{self.home}/hook:{REPOSITORY}",
             "LOOPBACK_CLOUDS": f"http://127.0.0.1:{API_PORT}",
             "GOOGLE_APPLICATION_CREDENTIALS": str(self.home / ".config/gcloud/account.json"),
             "GOOGLE_CLOUD_PROJECT": PROJECT,

@@ -92,13 +92,23 @@ from sky.utils import registry
 plugins.load_plugins(plugins.ExtensionContext(plugins.PluginContext.CONTROLLER))
 plugins.load_plugins(plugins.ExtensionContext(plugins.PluginContext.CONTROLLER))
 import sky
+from checkpoints.errors import UserError
 from launcher.sky.plugin import expand, limits_of
+
+def refused(environment):
+    try:
+        limits_of(environment)
+    except UserError as error:
+        return error.hint
+
 spot = sky.Resources(infra="gcp", accelerators="A100:8", use_spot=True)
 places = expand([spot, sky.Resources(infra="lambda", accelerators="A100:8")])
 print(json.dumps({
     "strategy": registry.JOBS_RECOVERY_STRATEGY_REGISTRY.from_str("NOTUS").__name__,
     "places": [[p.cloud, p.region, p.zone, p.gpus, p.spot, p.price_usd_per_hour] for p in places],
     "launchable": all(r.is_launchable() for r in places.values()),
+    "refused": refused({"NOTUS_HOURS": "3", "NOTUS_DEADLINE": "tomorrow"}),
+    "deadline": limits_of({"NOTUS_HOURS": "3", "NOTUS_DEADLINE": "2026-11-25T08:00"}).deadline.isoformat(),
     "budget": limits_of({"NOTUS_HOURS": "3", "NOTUS_BUDGET_USD": "7.5", "NOTUS_DEADLINE": ""}).budget_usd,
 }))
 """
@@ -119,6 +129,8 @@ def test_skypilot_loads_the_strategy_and_knows_every_zone(sky_environment: dict[
     assert found["strategy"] == "NotusStrategy"
     assert found["launchable"]
     assert found["budget"] == 7.5
+    assert found["deadline"] == "2026-11-25T08:00:00+00:00"
+    assert "ISO time" in found["refused"]
     zones = {(cloud, spot): [] for cloud, _, _, _, spot, _ in found["places"]}
     for cloud, region, zone, gpus, spot, price in found["places"]:
         zones[cloud, spot].append(zone or region)
