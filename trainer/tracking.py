@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,13 @@ def usable_trackers(recipe: Recipe, environment: Mapping[str, str]) -> list[str]
         logger.warning("no WANDB_API_KEY: not reporting to W&B (the metrics are in the bucket all the same)")
         trackers.remove("wandb")
     return trackers
+
+
+def tracker_links() -> list[str]:
+    """Where people look at this run: the W&B page, if W&B is in use here. Imports nothing for it."""
+    run = getattr(sys.modules.get("wandb"), "run", None)
+    url = getattr(run, "url", None)
+    return [str(url)] if url else []
 
 
 class TensorBoardMirror:

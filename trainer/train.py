@@ -43,7 +43,7 @@ from trainer.rhythm import Rhythm
 from trainer.scratch import Outcome, Phase, Progress, Scratch
 from trainer.settings import Device, choose_attention, dpo_arguments
 from trainer.stop import StopRequest
-from trainer.tracking import usable_trackers
+from trainer.tracking import tracker_links, usable_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -364,7 +364,8 @@ class Attempt:
             self.first_step = False
             self._release_restored()
             if dist.get_rank() == 0:
-                self.diary.try_write("training", step=state.global_step, total_steps=state.max_steps)
+                progress = {"step": state.global_step, "total_steps": state.max_steps}
+                self.diary.try_write("training", **progress, links=tracker_links())
         self._announce("training")
 
     def _on_evaluated(self, state: TrainerState, metrics: dict[str, float]) -> None:

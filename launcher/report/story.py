@@ -27,7 +27,8 @@ def line_of(event: Event) -> str | None:
         case "resumed":
             return f"attempt {event.attempt} goes on from step {data['step']}"
         case "training":
-            return f"attempt {event.attempt}: first step done ({data['step']}/{data['total_steps']})"
+            links = "".join(f"; {link}" for link in data.get("links", ()))
+            return f"attempt {event.attempt}: first step done ({data['step']}/{data['total_steps']}){links}"
         case "notice":
             return f"attempt {event.attempt}: told to stop ({data['source']}); saving"
         case "attempt_ended":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from trainer.saving import Moment, save_reason
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.settings import choose_attention, deepspeed_config, dpo_arguments
 from trainer.stop import StopRequest, request_stop
-from trainer.tracking import usable_trackers
+from trainer.tracking import tracker_links, usable_trackers
 
 
 def moment(**changes: Any) -> Moment:
@@ -326,3 +327,13 @@ def test_exit_codes(outcome: Outcome, code: int) -> None:
 )
 def test_whose_fault_a_failed_load_is(error: Exception, kind: type[Exception]) -> None:
     assert type(blame(error, "the model", "x", "model.name")) is kind
+
+
+def test_the_trackers_page_is_known_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    assert tracker_links() == []
+    assert "wandb" not in sys.modules
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=None))  # type: ignore[misc]
+    assert tracker_links() == []
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=SimpleNamespace(url="https://wandb/r")))  # type: ignore[misc]
+    assert tracker_links() == ["https://wandb/r"]
