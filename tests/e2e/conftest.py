@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from checkpoints.store import Store
 from tests.e2e.cloud.machines import GATEWAY
 from tests.e2e.clouds import Clouds, own_network, running_clouds
 from tests.e2e.figures import MEASURED, report
-from tests.e2e.image import Image, sky_wheel
+from tests.e2e.image import Image, mirror, sky_wheel
 from tests.seaweed import S3Server, seaweed
 
 TOOLS = ("ip", "unshare", "nsenter", "mmdebstrap", "ssh", "rsync", "nc", "openssl", "ssh-keygen")
@@ -32,7 +33,13 @@ def _missing() -> str:
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         return "the loopback clouds need root on Linux: their machines are namespaces"
     tools = [tool for tool in TOOLS if shutil.which(tool) is None]
-    return f"missing: {', '.join(tools)} (Debian: apt-get install {PACKAGES})" if tools else ""
+    if tools:
+        return f"missing: {', '.join(tools)} (Debian: apt-get install {PACKAGES})"
+    if not mirror():
+        return "this machine has no Debian mirror in /etc/apt to make the machines' root from"
+    probe = ["unshare", "--fork", "--pid", "--mount", "--net", "--uts", "--ipc", "--mount-proc", "true"]
+    done = subprocess.run(probe, capture_output=True, text=True, check=False)
+    return f"this machine may not make namespaces: {done.stderr.strip()}" if done.returncode else ""
 
 
 @pytest.fixture(scope="session")

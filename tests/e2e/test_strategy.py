@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from checkpoints.events import Event
 from checkpoints.store import Store
 from launcher.plan import Rung
@@ -39,6 +41,7 @@ def lost_steps(run: CloudRun) -> int:
     return int(ended.data["step"]) - int(resumed.data["step"])
 
 
+@pytest.mark.every_change
 def test_notus_launch_goes_on_in_another_zone(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
     run = CloudRun(clouds, bucket, "launched")
     launcher = run.launch("--cloud", "gcp", "--cloud", "lambda", "--gpus", "A100:8")
@@ -101,6 +104,7 @@ def test_a_quota_of_zero_is_named_and_the_run_can_be_stopped(clouds: Clouds, buc
     assert clouds.running() == []
 
 
+@pytest.mark.every_change
 def test_the_users_errors_end_the_job_at_once(clouds: Clouds, bucket: S3Server) -> None:
     setup, recipe = CloudRun(clouds, bucket, "bad-setup"), CloudRun(clouds, bucket, "bad-recipe")
     setup.submit([LAMBDA], NOTUS, setup="echo the driver is too old >&2; exit 3")
