@@ -7,7 +7,10 @@ every job with `job_recovery: {strategy: NOTUS}` to `NotusStrategy`. Imports sky
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,6 +19,7 @@ from typing import Any
 import sky
 from sky import exceptions, global_user_state
 from sky.backends import backend_utils
+from sky.client import sdk
 from sky.clouds.cloud import CloudCapability
 from sky.jobs import recovery_strategy, state
 from sky.server import plugins
@@ -35,6 +39,9 @@ logger = logging.getLogger("sky.notus")
 
 STRATEGY = "NOTUS"
 BUCKET_RETRY_S = 30.0
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+WARNING = re.compile(r"^W \d\d-\d\d [\d:.]+ PID=\d+ \S+\] (.+)$", re.MULTILINE)
+"""A warning in SkyPilot's log format."""
 
 
 class NotusPlugin(plugins.BasePlugin):  # type: ignore[misc]  # sky has no types
@@ -54,7 +61,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         self._task: sky.Task = self.dag.tasks[0]
         self._resources: dict[Place, sky.Resources] = {}
         self._recovering = False
-        self._refusals: list[Exception] = []
+        self._refusals: list[str] = []
         self._watching: asyncio.Task[None] | None = None
         self._opened: Conductor | None = None
 
@@ -124,7 +131,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
     async def launch_in(self, places: Sequence[Place]) -> Up | Refused:
         """Requests of SkyPilot's with exactly these places in this order."""
         whole = self._task.resources
-        refusals: list[Exception] = []
+        refusals: list[str] = []
         try:
             for entries in requests(places, list(self._resources)):
                 self._task.set_resources([self._entry(entry) for entry in entries])
@@ -179,7 +186,8 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         try:
             await super()._await_launch_request(request_id, stream_task)
         except exceptions.ResourcesUnavailableError as error:
-            self._refusals = list(error.failover_history) or [error]
+            said = await asyncio.to_thread(cloud_warnings, request_id)
+            self._refusals = said or [str(one) for one in error.failover_history] or [str(error)]
             raise
 
     def _tell_where(self, handle: Any) -> None:
@@ -232,9 +240,21 @@ def place_of(resources: sky.Resources) -> Place:
     )
 
 
-def reasons(errors: Sequence[Exception]) -> list[str]:
+def reasons(texts: Sequence[str]) -> list[str]:
     """What the clouds said, each text once, on one line."""
-    return list(dict.fromkeys(" ".join(str(error).split())[:300] for error in errors))[:20]
+    return list(dict.fromkeys(" ".join(text.split())[:300] for text in texts))[:20]
+
+
+def cloud_warnings(request_id: str) -> list[str]:
+    """The warnings in the log of a launch request that failed: the cloud's own words for each place.
+
+    The exception says only "failed to acquire resources in us-central1-a", be it sold out or over quota.
+    """
+    log = io.StringIO()
+    with contextlib.suppress(Exception):  # it raises the request's own error again
+        sdk.stream_and_get(request_id, output_stream=log)
+    plain = ANSI.sub("", log.getvalue())
+    return [match[1] for match in WARNING.finditer(plain)]
 
 
 def job_environment(task: sky.Task) -> dict[str, str]:

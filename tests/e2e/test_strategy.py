@@ -85,7 +85,7 @@ def test_stock_outs_everywhere_then_capacity(clouds: Clouds, bucket: S3Server, r
     run = CloudRun(clouds, bucket, "sold-out")
     launcher = run.launch("--cloud", "lambda", "--gpus", "A100:8")
     run.wait("the news that there is nothing", lambda: bool(of(run, "no_capacity")))
-    assert "Failed to acquire resources" in str(of(run, "no_capacity")[0].data["reasons"])
+    assert "insufficient-capacity" in str(of(run, "no_capacity")[0].data["reasons"])
     clouds.control("capacity")
     assert launcher.wait(600) == 0, run.story()
     assert "no machine in" in run.output.read_text()
