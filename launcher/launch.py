@@ -12,6 +12,7 @@ from rich.console import Console
 from checkpoints.errors import NotusError
 from checkpoints.events import Diary, read_events
 from checkpoints.names import check_run_name
+from checkpoints.requests import withdraw
 from checkpoints.run import open_run, read_metrics, register_run
 from checkpoints.store import Store, probe
 from launcher.errors import EXIT_STOPPED, RunFailed
@@ -75,6 +76,7 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
 
 def _run(run: LocalRun, recipe: Recipe, store: Store, *, label: str) -> Outcome:
     register_run(store, new_record(run.run, recipe))
+    withdraw(store)  # a stop of yesterday is not meant for this launch
     with watcher(label) as watching:
         return LocalBackend(run, store, home() / "scratch" / run.run, watching).run()
 

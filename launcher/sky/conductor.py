@@ -104,7 +104,7 @@ class Conductor:
         while True:
             action = await self._decide()
             if isinstance(action, GiveUp):
-                self._note("stopped", reason=action.reason, step=0)
+                self._note("stopped", reason=action.reason, limit=action.limit, step=0)
                 raise LimitReached(f"stopped, its state is saved: {action.reason}", _hint(action))
             if isinstance(action, Wait):
                 await self._hands.wait(action.hours * 3600, action.reason)

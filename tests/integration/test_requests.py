@@ -21,6 +21,7 @@ def test_stop_and_move_from_anywhere_and_nothing_is_lost(launcher: Launcher, ref
     store = open_run(launcher.bucket, "asked")
     assert read_request(store) is None, "fulfilled: the next launch is not stopped"
 
+    assert launcher.run("stop", "asked", "--bucket", launcher.bucket).code == 0, "twice is harmless"
     process = launcher.start(*launcher.local("tiny-dpo", "--name", "asked"))
     wait_for(lambda: launcher.progress("asked").phase == "training", "the second attempt")
     ask(store, "move", 1, "meant for an attempt that is over")
