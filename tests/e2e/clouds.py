@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.e2e.cloud.gcp_api import ACCOUNT, PROJECT
 from tests.e2e.cloud.lambda_api import KEY
 from tests.e2e.cloud.machines import BRIDGE, GATEWAY
@@ -61,9 +63,22 @@ class Clouds:
         """End everything that was started, machines first."""
         with contextlib.suppress(subprocess.CalledProcessError):
             self.sky("api", "stop")
+        for (
+            process
+        ) in self._skypilots():  # its controllers are daemons, and start the server again for an unfinished job
+            process.kill()
         for server in reversed(self._servers):
             server.terminate()
             server.wait(30)
+
+    def _skypilots(self) -> list[psutil.Process]:
+        """Every process that has this home."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("HOME") == str(self.home):
+                    found.append(process)
+        return found
 
     def serve(self, *arguments: str, log: str) -> None:
         """Start a Python server."""
@@ -172,11 +187,12 @@ class Clouds:
         return True
 
     def leaks(self) -> list[str]:
-        """Mounts, links and disks of machines that are gone. Empty after `stop`."""
+        """Mounts, links and disks of machines that are gone, and SkyPilot's processes. Empty after `stop`."""
         machines = self.folder / "machines"
         mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(machines) in line]
         links = [name for _, name in socket.if_nameindex() if re.fullmatch(r"[vp]\d+", name)]
-        return [*mounts, *links, *(path.name for path in machines.iterdir())]
+        processes = [f"{process.pid} {process.name()}" for process in self._skypilots()]
+        return [*mounts, *links, *processes, *(path.name for path in machines.iterdir())]
 
     def control(self, what: str, **body: Any) -> None:
         """capacity, quota, preempt, partition, lose, find, bury."""
