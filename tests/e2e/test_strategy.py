@@ -182,3 +182,15 @@ def test_stop_saves_and_the_same_name_goes_on(clouds: Clouds, bucket: S3Server, 
     assert run.launch("--cloud", "lambda", "--gpus", "A100:8").wait(600) == 0, run.story()
     assert lost_steps(run) == 0
     assert_bit_exact(run.store, reference)
+
+
+def test_a_machine_that_goes_in_its_set_up_is_replaced(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
+    run = CloudRun(clouds, bucket, "young")
+    run.submit([GCP_SPOT, LAMBDA], NOTUS, **QUICK)
+    run.wait("a machine that runs", lambda: any(machine["state"] == "running" for machine in clouds.running()))
+    first = run.machine()["place"]
+    run.preempt_for_good()
+    run.wait_until_done(600)
+    assert [event.attempt for event in of(run, "attempt_started")] == [1]
+    assert places(run)[-1]["zone"] != first
+    assert_bit_exact(run.store, reference)
