@@ -10,10 +10,11 @@ from checkpoints.events import Diary, Event, read_events
 from checkpoints.head import read_head
 from checkpoints.requests import ask, withdraw
 from checkpoints.restore import verify_presence
+from checkpoints.run import open_run
 from checkpoints.store import Store
 from launcher.errors import RunFailed
 from launcher.launch import say
-from launcher.look import existing_run
+from launcher.options import default_bucket
 from launcher.report.status import OVER, read_status
 from launcher.sky import client
 
@@ -24,9 +25,9 @@ POLL_S = 2.0
 
 def stop_run(bucket: str | None, name: str, *, at_once: bool) -> int:
     """Stop a run; returns the exit code. Raises `RunFailed` where it does not end in time."""
-    store = existing_run(bucket, name)
+    store = open_run(bucket or default_bucket(), name)
     status = read_status(store, name, datetime.now(UTC))
-    in_cloud = any(event.kind == "planned" for event in read_events(store))
+    in_cloud = status.in_cloud
     if status.state in OVER:
         say(f"run {name} is over already: {status.state}")
         _give_back(name, in_cloud=in_cloud)

@@ -52,7 +52,7 @@ class RunStatus(BaseModel):
     note: str | None = None
     """What keeps it from running, or wants a look."""
     in_cloud: bool = False
-    """Was it launched by `notus-launch` in a cloud?"""
+    """Was it launched by `notus-launch` in a cloud, or does the NOTUS strategy look after it?"""
     job: str | None = None
     """SkyPilot's job and its status; None = nobody asked, or nobody answered."""
     job_says: str = ""
@@ -77,9 +77,11 @@ class RunStatus(BaseModel):
 def read_status(store: Store, name: str, now: datetime) -> RunStatus:
     """The status of a run; raises `UnknownRun`."""
     record = read_run(store)
-    if record is None:
+    events = read_events(store)
+    if record is None and not events:  # run.json is the trainer's where plain SkyPilot was told to launch
         raise UnknownRun(f"there is no run {name!r} in {store.url.rsplit('/', 1)[0]}", "list them: notus-launch runs")
-    return derive_status(name, record.recipe_name, read_head(store), read_heartbeat(store), read_events(store), now)
+    recipe = record.recipe_name if record else ""
+    return derive_status(name, recipe, read_head(store), read_heartbeat(store), events, now)
 
 
 def derive_status(
@@ -110,7 +112,7 @@ def derive_status(
         where=str(spells[-1].place) if spells and spells[-1].until is None else None,
         cost_usd=spent_usd(spells, now),
         note=_note(events),
-        in_cloud=any(event.kind == "planned" for event in events),
+        in_cloud=any(event.kind in ("planned", "decided", "machine_up") for event in events),
     )
 
 

@@ -66,7 +66,6 @@ def store(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     made = ObjectStore.memory()
     for module in (cloud, stop):
         monkeypatch.setattr(module, "open_run", lambda bucket, name: made, raising=False)
-    monkeypatch.setattr(stop, "existing_run", lambda bucket, name: made)
     return made
 
 
@@ -236,6 +235,17 @@ def test_a_job_that_skypilot_gave_up_ends_it_too(store: ObjectStore, capsys: pyt
     assert "flash-attn does not build" in capsys.readouterr().err
     gone = Job(7, "r", "FAILED_NO_RESOURCE", 0, "quota 0")
     assert follow.follow(store, "r", lambda: gone, FakeClock()).code == 3
+
+
+def test_a_run_of_plain_skypilot_can_be_stopped_before_its_trainer_started(
+    launch: Launch, sky: FakeSky, store: ObjectStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch("stop", "r") == 2
+    assert "there is no run 'r'" in capsys.readouterr().err
+    Diary(store, 0).write("decided", action="launch", reason="cheapest first")
+    sky.job = Job(7, "r", "PENDING", 0, "")
+    assert launch("stop", "r") == 0
+    assert sky.cancelled == [7]
 
 
 def test_stop_without_a_trainer_cancels_the_job(launch: Launch, sky: FakeSky, store: ObjectStore) -> None:
