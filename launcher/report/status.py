@@ -21,7 +21,8 @@ SILENCE_S = 120.0
 """Without a heartbeat for so long, a running attempt is called silent: the machine may be gone."""
 
 _FINAL = frozenset({"finished", "failed", "stopped"})
-_STATE_EVENTS = frozenset({*_FINAL, "attempt_started", "preempted", "attempt_ended"})
+_BETWEEN = {"planned": "waiting", "no_capacity": "waiting for a machine", "machine_gone": "recovering"}
+_STATE_EVENTS = frozenset({*_FINAL, *_BETWEEN, "attempt_started", "preempted", "attempt_ended"})
 
 _TROUBLE = frozenset({"no_capacity", "alarm", "false_recovery"})
 _NEWS = frozenset({*_TROUBLE, *_FINAL, "machine_up", "training", "saved"})
@@ -127,6 +128,8 @@ def _state(last: Event | None, heartbeat: Heartbeat | None, silent_s: float | No
         return "waiting"
     if last.kind in _FINAL:
         return last.kind
+    if last.kind in _BETWEEN:  # the strategy is looking for a machine
+        return _BETWEEN[last.kind]
     if last.kind == "attempt_started":
         if heartbeat is not None and heartbeat.attempt == last.attempt and silent_s is not None:
             return "running" if silent_s < SILENCE_S else "silent"

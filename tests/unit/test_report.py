@@ -374,6 +374,9 @@ def test_status_says_where_it_is_what_it_costs_and_what_is_wrong() -> None:
     now = START + timedelta(seconds=10)
     waiting = derive_status("r", "tiny-dpo", None, None, [refused], now)
     assert waiting.note == "no machine in 1 places: sold out"
+    assert waiting.state == "waiting for a machine"
+    again = [event(0, "stopped", 1, step=3), event(5, "planned", 0)]
+    assert derive_status("r", "tiny-dpo", None, None, again, now).state == "waiting", "launched again"
     events = [refused, up(6, SPOT), event(7, "attempt_started", 1)]
     running = derive_status("r", "tiny-dpo", None, None, events, START + timedelta(seconds=106))
     assert running.note is None
