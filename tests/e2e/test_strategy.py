@@ -110,7 +110,7 @@ def test_the_users_errors_end_the_job_at_once(clouds: Clouds, bucket: S3Server) 
     setup.submit([LAMBDA], NOTUS, setup="echo the driver is too old >&2; exit 3")
     recipe.submit([GCP_SPOT], NOTUS, NOTUS_RECIPE="tiny-dop")
     setup.wait_for_status("FAILED_SETUP")
-    recipe.wait_for_status("FAILED")
+    recipe.wait_for_status("FAILED_SETUP")  # the preflight reads it
     for run in (setup, recipe):
         assert run.status()[1] == 0, "no recovery"
         assert len(places(run)) == 1
