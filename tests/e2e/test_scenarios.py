@@ -42,7 +42,6 @@ def test_spot_with_a_notice_saves_and_moves_on(clouds: Clouds, bucket: S3Server,
     assert_bit_exact(run.store, reference)
 
 
-@pytest.mark.every_change
 def test_spot_killed_without_a_word(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
     run = CloudRun(clouds, bucket, "killed")
     run.submit([GCP_SPOT, LAMBDA])
