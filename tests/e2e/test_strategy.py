@@ -178,7 +178,7 @@ def test_stop_saves_and_the_same_name_goes_on(clouds: Clouds, bucket: S3Server, 
     said = run.notus("stop", run.name)
     assert "is whole" in said
     wait_for(lambda: not clouds.running(), "the machine's end", timeout_s=120)
-    assert run.status()[0] in ("FAILED", "CANCELLED")
+    run.wait_for_status("FAILED", "CANCELLED")
     assert run.launch("--cloud", "lambda", "--gpus", "A100:8").wait(600) == 0, run.story()
     assert lost_steps(run) == 0
     assert_bit_exact(run.store, reference)
