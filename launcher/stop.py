@@ -49,11 +49,12 @@ def stop_run(bucket: str | None, name: str, *, at_once: bool) -> int:
 
 def _save_and_end(store: Store, name: str, clock: Clock) -> None:
     head = read_head(store)
-    asked = ask(store, "stop", head.epoch if head else 0, "by the user", clock)
+    before = {event.id for event in read_events(store)}  # not by time: the machine's clock isn't ours
+    ask(store, "stop", head.epoch if head else 0, "by the user", clock)
     say(f"asked run {name} to save and end (Ctrl-C leaves; it ends all the same)")
     deadline = clock.now() + timedelta(seconds=PATIENCE_S)
     while clock.now() < deadline:
-        if (end := _end(read_events(store), asked.time)) is not None:
+        if (end := _end(read_events(store), before)) is not None:
             say(f"run {name}: {end.kind} at step {end.data.get('step', 0)}")
             return
         clock.sleep(POLL_S)
@@ -63,8 +64,8 @@ def _save_and_end(store: Store, name: str, clock: Clock) -> None:
     )
 
 
-def _end(events: list[Event], since: datetime) -> Event | None:
-    ends = [event for event in events if event.kind in ("stopped", "finished", "failed") and event.time >= since]
+def _end(events: list[Event], before: set[str]) -> Event | None:
+    ends = [event for event in events if event.kind in ("stopped", "finished", "failed") and event.id not in before]
     return ends[-1] if ends else None
 
 

@@ -26,7 +26,7 @@ from sky.server import plugins
 from sky.utils import registry, resources_utils, status_lib
 
 from checkpoints.clock import SystemClock
-from checkpoints.errors import NotusError, StoreError, UserError
+from checkpoints.errors import BucketUnusable, NotusError, StoreError, UserError
 from checkpoints.run import open_run
 from launcher.policy.decide import Settings
 from launcher.policy.history import Limits
@@ -89,17 +89,21 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                 return await find(self._conductor())
             except LimitReached as error:  # SkyPilot ends the job: FAILED_NO_RESOURCE, with this text
                 raise exceptions.ManagedJobReachedMaxRetriesError(f"{error.message}. {error.hint}") from error
-            except StoreError as error:
+            except (StoreError, BucketUnusable) as error:
+                if isinstance(error, BucketUnusable) and not self._recovering:
+                    raise exceptions.ProvisionPrechecksError([error]) from error
+                # A run of hours doesn't end because the bucket, or a right to it, is away for a while.
                 logger.warning("notus: %s; trying again in %.0f s", error.message, BUCKET_RETRY_S)
                 await asyncio.sleep(BUCKET_RETRY_S)
             except NotusError as error:  # FAILED_PRECHECKS
                 raise exceptions.ProvisionPrechecksError([error]) from error
 
     async def _watch(self) -> None:
-        while not (await asyncio.to_thread(state.get_status, self.job_id)).is_terminal():
+        while True:
+            await asyncio.sleep(self._limits().settings.check_h * 3600)
             try:
-                await asyncio.sleep(self._limits().settings.check_h * 3600)
-                if not await self._conductor().look():
+                status = await asyncio.to_thread(state.get_status, self.job_id)
+                if status is None or status.is_terminal() or not await self._conductor().look():
                     return
             except NotusError as error:  # the bucket doesn't answer: the next look may be luckier
                 logger.warning("notus: %s", error.message)
