@@ -36,7 +36,7 @@ test-unit: $(READY) ## The tests that take seconds
 e2e: $(READY) ## Real SkyPilot on loopback clouds (root on Linux; 40 min and 3 GB of cache)
 	@NOTUS_E2E=1 $(BIN)/pytest tests/e2e --timeout 1800
 
-e2e-quick: $(READY) ## Those of its scenarios that CI runs; installs the Debian packages that they need
+e2e-quick: $(READY) ## The one of its scenarios that CI runs; installs the Debian packages that it needs
 	@command -v mmdebstrap >/dev/null || { apt-get update -qq && apt-get install -qq -y $(E2E_PACKAGES) >/dev/null; } \
 	  || echo "make: can't install $(E2E_PACKAGES)"
 	@NOTUS_E2E=1 $(BIN)/pytest tests/e2e -m every_change --timeout 1800

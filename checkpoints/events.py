@@ -72,9 +72,17 @@ class Diary:
 
     def write(self, kind: Kind, /, **data: Any) -> Event:
         """Append an event; durable when this returns."""
-        event = Event(time=self._clock.now(), id=uuid.uuid4().hex[:12], kind=kind, attempt=self._attempt, data=data)
-        put_once(self._store, event.key, event.to_json())
+        event = self.compose(kind, **data)
+        self.append(event)
         return event
+
+    def compose(self, kind: Kind, /, **data: Any) -> Event:
+        """An event of now, not yet in the diary."""
+        return Event(time=self._clock.now(), id=uuid.uuid4().hex[:12], kind=kind, attempt=self._attempt, data=data)
+
+    def append(self, event: Event) -> None:
+        """Write it; again is harmless."""
+        put_once(self._store, event.key, event.to_json())
 
     def try_write(self, kind: Kind, /, **data: Any) -> None:
         """`write`, where a missing line in the diary is better than what would be lost by an error."""

@@ -108,6 +108,8 @@ class _Follower:
             return None
         if (end := self._new_events()) is not None:  # it may have been written between two looks
             return end
+        if job.status == "SUCCEEDED":  # its last event was there before we looked, or could not be written
+            return End(0, receipt=True)
         return End(3 if job.status == "FAILED_NO_RESOURCE" else 1)
 
 

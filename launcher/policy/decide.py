@@ -54,7 +54,7 @@ def _without_machine(seen: Observation, settings: Settings) -> Action:
     if _all_refused_just_now(payable):
         hours = min(FIRST_WAIT_H * WAIT_GROWTH ** max(0, seen.refusals_in_a_row - 1), LONGEST_WAIT_H)
         return Wait(hours, f"none of the {len(payable)} places has a machine")
-    hurry = _must_be_safe(seen, settings)
+    hurry = _must_be_safe(seen, settings) and _on_demand_makes_it(seen)
     order = sorted(payable, key=lambda known: _rank(known, settings, on_demand_first=hurry))
     why = "the deadline is near: on demand first" if hurry else "cheapest first, places that were just taken away last"
     return Launch(tuple(known.place for known in order), why)
@@ -67,7 +67,7 @@ def _while_running(seen: Observation, running: Running, settings: Settings) -> A
     if seen.budget_left_usd is not None and seen.budget_left_usd <= closing_h * place.price_usd_per_hour:
         return GiveUp("budget", f"the budget is used up but for ${_money(seen):.2f}")
     if place.spot:
-        can_be_safe = any(not known.place.spot and _payable(seen, known.place) for known in seen.places)
+        can_be_safe = any(_is_safe_place(seen, known) for known in seen.places)
         if can_be_safe and _must_be_safe(seen, settings) and _on_demand_makes_it(seen):
             return Move("the deadline is near, and a preemption would miss it: going on demand")
         return Stay()
@@ -78,8 +78,9 @@ def _back_to_spot(seen: Observation, running: Running, settings: Settings) -> Ac
     spot = [known.place for known in seen.places if known.place.spot and _payable(seen, known.place)]
     if not spot or running.age_h < settings.return_h * 2**seen.moves_in_vain:
         return Stay()
-    if seen.deadline_h is not None and seen.deadline_h < seen.work_left_h + 3 * seen.restart_h + settings.check_h:
-        return Stay()  # time for a move in vain, and for a preemption after a good one
+    needed_h = seen.work_left_h + 3 * seen.restart_h + settings.check_h
+    if seen.deadline_h is not None and seen.work_left_h <= seen.deadline_h < needed_h:
+        return Stay()  # time for a move in vain, and for a preemption after a good one; a lost deadline binds nobody
     best = min(spot, key=lambda place: place.price_usd_per_hour)
     saved = seen.work_left_h * (running.place.price_usd_per_hour - best.price_usd_per_hour)
     # In vain it costs a restart on demand, and a good one costs a restart on spot and most likely a preemption.
@@ -94,6 +95,12 @@ def _must_be_safe(seen: Observation, settings: Settings) -> bool:
     if seen.deadline_h is None:
         return False
     return seen.deadline_h <= seen.work_left_h + 2 * seen.restart_h + settings.check_h
+
+
+def _is_safe_place(seen: Observation, known: Known) -> bool:
+    """On demand, payable, and not sold out just now: else a move would only throw a good spot machine away."""
+    just_refused = known.refused_h_ago is not None and known.refused_h_ago <= seen.restart_h
+    return not known.place.spot and not just_refused and _payable(seen, known.place)
 
 
 def _on_demand_makes_it(seen: Observation) -> bool:

@@ -55,16 +55,21 @@ def place_of(data: dict[str, Any]) -> Place:
 def machines(events: Sequence[Event]) -> list[MachineSpell]:
     """The machines of the run, oldest first. The end of the run ends its machine too."""
     found: list[MachineSpell] = []
+    before: datetime | None = None
     for event in events:
         last = found[-1] if found else None
+        if event.kind == "planned" and last and last.until is None:
+            # A launch finds no machine of an earlier job: it ended after its last word, at a time that nobody wrote.
+            found[-1] = last._replace(until=max(last.since, before or last.since), ended="unknown")
         if event.kind == "machine_up":
             since = datetime.fromisoformat(event.data["since"])
             if last and last.until is None:  # its end was never written: the controller was killed in between
                 found[-1] = last._replace(until=since, ended="unknown")
             found.append(MachineSpell(place_of(event.data["place"]), since, None, None))
-        elif last and last.until is None and (event.kind == "machine_gone" or _ends_run(event)):
+        elif last and found[-1].until is None and (event.kind == "machine_gone" or _ends_run(event)):
             ended = event.data["why"] if event.kind == "machine_gone" else event.kind
             found[-1] = last._replace(until=event.time, ended=ended)
+        before = event.time
     return found
 
 

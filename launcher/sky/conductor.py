@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -16,7 +16,7 @@ from checkpoints.clock import Clock
 from checkpoints.errors import NotusError
 from checkpoints.events import Diary, Event, read_events
 from checkpoints.head import read_head
-from checkpoints.requests import ask, read_request
+from checkpoints.requests import ask, read_request, withdraw
 from checkpoints.run import Heartbeat, read_heartbeat
 from checkpoints.store import Store
 from launcher.policy.decide import decide
@@ -28,6 +28,8 @@ logger = logging.getLogger("sky.notus")
 
 BEAT_WAIT_S = 12.0
 """A live trainer's heartbeat comes every 5 s."""
+DEAF_S = 900.0
+"""After so long nobody will obey any more: a step, a save and its upload take a few minutes."""
 NO_PROGRESS_S = 1200.0
 """No new step for so long is worth an alarm: a step of a 7B model takes seconds, an evaluation minutes."""
 
@@ -95,6 +97,7 @@ class Conductor:
         self._progress: Progress | None = None
         self._places: list[Place] = []
         self._read: dict[str, Event] = {}
+        self._unwritten: list[Event] = []
 
     # --- finding a machine ------------------------------------------------------------------------
 
@@ -102,34 +105,54 @@ class Conductor:
         """Find a machine for the job, for as long as it takes; returns the job's start. Raises `LimitReached`."""
         self._places = await self._hands.places()
         while True:
-            action = await self._decide()
+            await self._obey_a_stop()
+            action = decide(replace(await self._observe(await self._events()), running=None), self._limits.settings)
+            logger.info("notus: %s", action)
             if isinstance(action, GiveUp):
-                self._note("stopped", reason=action.reason, limit=action.limit, step=0)
+                await self._note("stopped", reason=action.reason, limit=action.limit, step=0)
                 raise LimitReached(f"stopped, its state is saved: {action.reason}", _hint(action))
             if isinstance(action, Wait):
                 await self._hands.wait(action.hours * 3600, action.reason)
                 continue
             assert isinstance(action, Launch), action
-            self._note("decided", action="launch", reason=action.reason, first=str(action.places[0]))
+            await self._note("decided", action="launch", reason=action.reason, first=str(action.places[0]))
             answer = await self._hands.launch_in(action.places)
             if isinstance(answer, Up):
-                self._note("machine_up", place=place_data(answer.place), since=answer.since.isoformat())
+                await self._note("machine_up", place=place_data(answer.place), since=answer.since.isoformat())
                 return answer.submitted_at
             places = [place_data(place) for place in action.places]
             everywhere = len(action.places) == len(self._places)
-            self._note("no_capacity", places=places, everywhere=everywhere, reasons=list(answer.reasons))
+            await self._note("no_capacity", places=places, everywhere=everywhere, reasons=list(answer.reasons))
 
     async def recover(self) -> float:
         """After the job's end with exit code 75, or after SkyPilot has lost the machine. Raises `LimitReached`."""
-        spell = self._current(await self._events())
+        events = await self._events()
+        if _is_over(events):  # the controller slept through the job's end, and the machine went by itself
+            await self._hands.release()
+            raise LimitReached(f"nothing to recover: the run is {_last_turn(events)}", "launch it again to go on")
+        spell = self._current(events)
         if spell is not None:
             if await self._is_alive(spell):
-                self._note("false_recovery", place=place_data(spell.place))
+                await self._note("false_recovery", place=place_data(spell.place))
                 return self._clock.now().timestamp()
             why = why_gone(await self._events(), spell.since)
-            self._note("machine_gone", why=why, place=place_data(spell.place))
+            await self._note("machine_gone", why=why, place=place_data(spell.place))
         await self._hands.release()
         return await self.place()
+
+    async def close(self, why: str) -> None:
+        """The job is over: so is its machine, also where nobody has written that."""
+        if (spell := self._current(await self._events())) is not None:
+            await self._note("machine_gone", why=why, place=place_data(spell.place))
+
+    async def _obey_a_stop(self) -> None:
+        """A stop that nobody has seen yet ends the run before another machine is paid. Raises `LimitReached`."""
+        request = await asyncio.to_thread(read_request, self._store)
+        if request is None or request.action != "stop":
+            return
+        await self._note("stopped", reason=request.reason, step=0)
+        await asyncio.to_thread(withdraw, self._store)
+        raise LimitReached(f"stopped: {request.reason}", "launch the same --name again to go on")
 
     async def _is_alive(self, spell: MachineSpell) -> bool:
         """SkyPilot takes a node for dead that it can't reach: a live trainer goes on beating in the bucket."""
@@ -153,7 +176,7 @@ class Conductor:
         if spell is None:
             return not _is_over(events)
         action = await self._decide(events)
-        self._watch_progress(await asyncio.to_thread(self._heartbeat))
+        await self._watch_progress(await asyncio.to_thread(self._heartbeat), spell)
         if isinstance(action, Move | GiveUp):
             await self._ask(action)
         return True
@@ -161,25 +184,28 @@ class Conductor:
     async def _ask(self, action: Move | GiveUp) -> None:
         """Leave the wish in the bucket; the trainer saves and ends. Said once to each attempt."""
         head = await asyncio.to_thread(read_head, self._store)
-        if head is None:
-            return
+        epoch = head.epoch if head else 0
         what: Literal["move", "stop"] = "move" if isinstance(action, Move) else "stop"
         standing = await asyncio.to_thread(read_request, self._store)
-        if standing is not None and standing.action == what and standing.is_for(head.epoch):
+        if standing is not None and standing.action == what and standing.is_for(epoch):
+            if what == "stop" and self._clock.now() - standing.time > timedelta(seconds=DEAF_S):
+                # Nobody obeys: a set-up that hangs, or a dead supervisor. Money goes before the unsaved steps.
+                await self.close("budget")
+                await self._hands.release()
             return
-        self._note("decided", action=what, reason=action.reason)
-        await asyncio.to_thread(ask, self._store, what, head.epoch, action.reason, self._clock)
+        await self._note("decided", action=what, reason=action.reason)
+        await asyncio.to_thread(ask, self._store, what, epoch, action.reason, self._clock)
 
-    def _watch_progress(self, beat: Heartbeat | None) -> None:
+    async def _watch_progress(self, beat: Heartbeat | None, spell: MachineSpell) -> None:
+        """No new step for long is an alarm, also where no attempt has begun: a set-up may hang."""
         now = self._clock.now()
-        if beat is None:
-            return
+        attempt, step = (beat.attempt, beat.step) if beat else (0, 0)
         last = self._progress
-        if last is None or (beat.attempt, beat.step) != (last.attempt, last.step):
-            self._progress = Progress(beat.attempt, beat.step, now)
-        elif (now - last.since).total_seconds() > NO_PROGRESS_S:
+        if last is None or (attempt, step) != (last.attempt, last.step):
+            last = self._progress = Progress(attempt, step, now if beat else spell.since)
+        if (now - last.since).total_seconds() > NO_PROGRESS_S:
             stuck_s = round((now - last.since).total_seconds())
-            self._note("alarm", step=beat.step, phase=beat.phase, stuck_s=stuck_s)
+            await self._note("alarm", step=step, phase=beat.phase if beat else "set-up", stuck_s=stuck_s)
             self._progress = last._replace(since=now)
 
     # --- what is known ----------------------------------------------------------------------------
@@ -198,6 +224,7 @@ class Conductor:
 
     async def _events(self) -> list[Event]:
         """The diary. Its objects never change, so each is read once."""
+        await asyncio.to_thread(self._write_down)
         for event in await asyncio.to_thread(read_events, self._store, lambda key: key not in self._read):
             self._read[event.key] = event
         return sorted(self._read.values(), key=lambda event: (event.time, event.id))
@@ -209,14 +236,33 @@ class Conductor:
         spells = machines(events)
         return spells[-1] if spells and spells[-1].until is None else None
 
-    def _note(self, kind: Any, /, **data: Any) -> None:
-        """A machine that is up must not be lost, or asked for twice, because the diary could not be written."""
-        self._diary.try_write(kind, **data)
+    async def _note(self, kind: Any, /, **data: Any) -> None:
+        """A machine that is up must not be lost, or asked for twice, because the diary could not be written.
+
+        What can't be written is known here all the same, and written later.
+        """
+        event = self._diary.compose(kind, **data)
+        self._read[event.key] = event
+        self._unwritten.append(event)
+        try:
+            await asyncio.to_thread(self._write_down)
+        except NotusError as error:
+            logger.warning("notus: could not note %r yet: %s", kind, error.message)
+
+    def _write_down(self) -> None:
+        """Not on the event loop: it is every job's, and a bucket that is away takes minutes."""
+        while self._unwritten:
+            self._diary.append(self._unwritten[0])
+            self._unwritten.pop(0)
 
 
 def _is_over(events: Sequence[Event]) -> bool:
-    turns = [event.kind for event in events if event.kind in (*ENDS, "machine_up", "attempt_started")]
-    return bool(turns) and turns[-1] in ENDS
+    return _last_turn(events) in ENDS
+
+
+def _last_turn(events: Sequence[Event]) -> str:
+    turns = [event.kind for event in events if event.kind in (*ENDS, "planned", "machine_up", "attempt_started")]
+    return turns[-1] if turns else ""
 
 
 def _hint(action: GiveUp) -> str:

@@ -26,7 +26,7 @@ from sky.server import plugins
 from sky.utils import registry, resources_utils, status_lib
 
 from checkpoints.clock import SystemClock
-from checkpoints.errors import BucketUnusable, NotusError, StoreError, UserError
+from checkpoints.errors import NotusError, StoreError, UserError
 from checkpoints.run import open_run
 from launcher.policy.decide import Settings
 from launcher.policy.history import Limits
@@ -39,6 +39,8 @@ logger = logging.getLogger("sky.notus")
 
 STRATEGY = "NOTUS"
 BUCKET_RETRY_S = 30.0
+RELEASE_AFTER = 20
+"""Tries in a row without the bucket, until the old machine is given back all the same."""
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 WARNING = re.compile(r"^W \d\d-\d\d [\d:.]+ PID=\d+ \S+\] (.+)$", re.MULTILINE)
 """A warning in SkyPilot's log format."""
@@ -84,27 +86,32 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
 
     async def _within_limits(self, find: Callable[[Conductor], Awaitable[float]]) -> float:
         """Translates what ends the run into SkyPilot's words, and waits for a bucket that doesn't answer."""
+        failures = 0
         while True:
             try:
-                return await find(self._conductor())
+                return await find(await asyncio.to_thread(self._conductor))
             except LimitReached as error:  # SkyPilot ends the job: FAILED_NO_RESOURCE, with this text
                 raise exceptions.ManagedJobReachedMaxRetriesError(f"{error.message}. {error.hint}") from error
-            except (StoreError, BucketUnusable) as error:
-                if isinstance(error, BucketUnusable) and not self._recovering:
-                    raise exceptions.ProvisionPrechecksError([error]) from error
+            except NotusError as error:
+                if not self._recovering and not isinstance(error, StoreError):
+                    raise exceptions.ProvisionPrechecksError([error]) from error  # FAILED_PRECHECKS
                 # A run of hours doesn't end because the bucket, or a right to it, is away for a while.
+                failures += 1
                 logger.warning("notus: %s; trying again in %.0f s", error.message, BUCKET_RETRY_S)
-                await asyncio.sleep(BUCKET_RETRY_S)
-            except NotusError as error:  # FAILED_PRECHECKS
-                raise exceptions.ProvisionPrechecksError([error]) from error
+            if failures == RELEASE_AFTER and self._recovering:
+                await self.release()  # nobody knows how long: not every cloud gives an idle machine back by itself
+            await asyncio.sleep(BUCKET_RETRY_S)
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._limits().settings.check_h * 3600)
             try:
                 status = await asyncio.to_thread(state.get_status, self.job_id)
-                if status is None or status.is_terminal() or not await self._conductor().look():
+                conductor = await asyncio.to_thread(self._conductor)
+                if status is None or status.is_terminal():
+                    await conductor.close(status.value.lower() if status else "unknown")
                     return
+                await conductor.look()
             except NotusError as error:  # the bucket doesn't answer: the next look may be luckier
                 logger.warning("notus: %s", error.message)
             except Exception:  # the job must not go unwatched because of one bad look
@@ -136,6 +143,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         """Requests of SkyPilot's with exactly these places in this order."""
         whole = self._task.resources
         refusals: list[str] = []
+        asked, prechecks = False, None
         try:
             for entries in requests(places, list(self._resources)):
                 self._task.set_resources([self._entry(entry) for entry in entries])
@@ -146,8 +154,14 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                     return await self._up(started, submitted_at)
                 except exceptions.ManagedJobReachedMaxRetriesError:
                     refusals += self._refusals
+                    asked = True
+                except exceptions.ProvisionPrechecksError as error:  # of these entries: others may be good
+                    refusals += [str(reason) for reason in error.reasons]
+                    prechecks = error
         finally:
             self._task.set_resources(whole)
+        if prechecks is not None and not asked and not self._recovering:
+            raise prechecks
         return Refused(tuple(reasons(refusals)))
 
     def _entry(self, entry: Entry) -> sky.Resources:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from checkpoints.store import Store
 from launcher.plan import Rung
 from tests.e2e.clouds import Clouds
@@ -16,7 +14,6 @@ LAMBDA = Rung(cloud="lambda", gpus="A100:8", spot=False)
 GCP_SPOT = Rung(cloud="gcp", gpus="A100:8", spot=True)
 
 
-@pytest.mark.every_change
 def test_lambda_on_demand_from_nothing_to_done(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
     run = CloudRun(clouds, bucket, "lambda-run")
     run.submit([LAMBDA])

@@ -104,7 +104,6 @@ def test_a_quota_of_zero_is_named_and_the_run_can_be_stopped(clouds: Clouds, buc
     assert clouds.running() == []
 
 
-@pytest.mark.every_change
 def test_the_users_errors_end_the_job_at_once(clouds: Clouds, bucket: S3Server) -> None:
     setup, recipe = CloudRun(clouds, bucket, "bad-setup"), CloudRun(clouds, bucket, "bad-recipe")
     setup.submit([LAMBDA], NOTUS, setup="echo the driver is too old >&2; exit 3")

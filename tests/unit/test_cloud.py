@@ -233,12 +233,14 @@ def test_a_job_that_skypilot_gave_up_ends_it_too(store: ObjectStore, capsys: pyt
     job = Job(7, "r", "FAILED_SETUP", 0, "flash-attn does not build")
     assert follow.follow(store, "r", lambda: job, FakeClock()).code == 1
     assert "flash-attn does not build" in capsys.readouterr().err
+    done = Job(7, "r", "SUCCEEDED", 0, "")
+    assert follow.follow(store, "r", lambda: done, FakeClock()) == follow.End(0, receipt=True)
     gone = Job(7, "r", "FAILED_NO_RESOURCE", 0, "quota 0")
     assert follow.follow(store, "r", lambda: gone, FakeClock()).code == 3
 
 
 def test_a_run_of_plain_skypilot_can_be_stopped_before_its_trainer_started(
-    launch: Launch, sky: FakeSky, store: ObjectStore, capsys: pytest.CaptureFixture[str]
+    launch: Launch, sky: FakeSky, store: ObjectStore, quick: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch("stop", "r") == 2
     assert "there is no run 'r'" in capsys.readouterr().err
@@ -248,7 +250,24 @@ def test_a_run_of_plain_skypilot_can_be_stopped_before_its_trainer_started(
     assert sky.cancelled == [7]
 
 
-def test_stop_without_a_trainer_cancels_the_job(launch: Launch, sky: FakeSky, store: ObjectStore) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No real time."""
+    monkeypatch.setattr(stop, "SystemClock", FakeClock)
+
+
+def test_a_stop_that_reaches_nobody_stands_and_is_not_called_done(
+    launch: Launch, sky: FakeSky, store: ObjectStore, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another machine, another SkyPilot: it knows no such job, and must not say that it has ended."""
+    registered(store)
+    assert launch("stop", "r") == 1
+    assert "can't end the job" in capsys.readouterr().err
+    assert read_request(store) is not None
+    assert "stopped" not in [event.kind for event in read_events(store)]
+
+
+def test_stop_without_a_trainer_cancels_the_job(launch: Launch, sky: FakeSky, store: ObjectStore, quick: None) -> None:
     registered(store)
     sky.job = Job(7, "r", "STARTING", 0, "")
     assert launch("stop", "r") == 0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from checkpoints.clock import FakeClock
+from checkpoints.errors import StoreError
 from checkpoints.events import Diary, Event, read_events
 from checkpoints.head import Lease, Writer
 from checkpoints.object_store import ObjectStore
@@ -18,7 +19,7 @@ from checkpoints.run import HEARTBEAT_KEY, Heartbeat
 from launcher.policy.decide import Settings
 from launcher.policy.history import Limits
 from launcher.policy.model import Place
-from launcher.sky.conductor import NO_PROGRESS_S, Conductor, LimitReached, Refused, Up
+from launcher.sky.conductor import DEAF_S, NO_PROGRESS_S, Conductor, LimitReached, Refused, Up
 
 SPOT_A = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
 SPOT_B = Place("gcp", "us", "us-b", "A100:8", True, 11.0)
@@ -221,3 +222,71 @@ def test_a_stop_is_never_replaced_by_a_move() -> None:
     ask(store, "stop", 1, "by the user", clock)
     assert ask(store, "move", 1, "cheaper", clock).action == "stop"
     assert (clock.now() + timedelta(0)) == clock.now()
+
+
+def test_a_launch_after_a_job_that_nobody_closed_starts_afresh() -> None:
+    """A set-up that failed writes no end; three days later the same name is launched again."""
+    run = Run({SPOT_A: 2, LAMBDA: 1}, budget_usd=200.0)
+    run.place()
+    run.clock.sleep(3 * 86400)
+    Diary(run.store, 0, run.clock).write("planned")
+    run.clock.sleep(1)
+    run.restarted()
+    run.place()
+    assert len(run.events("machine_up")) == 2
+    run.train(1, minutes=1)
+    assert run.look()
+    assert read_request(run.store) is None, "three days without a machine cost nothing"
+
+
+@pytest.mark.parametrize("end", ["finished", "stopped"])
+def test_nothing_is_recovered_of_a_run_that_is_over(end: Any) -> None:
+    """The controller slept through the end of the job, and finds no cluster."""
+    run = Run({SPOT_A: 2})
+    run.place()
+    run.train(1, minutes=5)
+    run.clock.sleep(1)
+    Diary(run.store, 1, run.clock).write(end, step=10)
+    with pytest.raises(LimitReached, match=f"the run is {end}"):
+        run.recover()
+    assert len(run.sky.asked) == 1
+
+
+def test_a_stop_that_stands_is_obeyed_before_another_machine_is_paid() -> None:
+    run = Run({SPOT_A: 1})
+    ask(run.store, "stop", 0, "by the user", run.clock)
+    with pytest.raises(LimitReached, match="by the user"):
+        run.place()
+    assert run.sky.asked == []
+    assert read_request(run.store) is None
+    assert run.events("stopped")
+
+
+def test_a_machine_that_obeys_nobody_is_given_back_when_the_budget_is_gone() -> None:
+    """Its set-up hangs: there is no trainer that could hear of a stop."""
+    run = Run({SPOT_A: 1}, budget_usd=100.0)
+    run.place()
+    run.clock.sleep(597 * 60)
+    assert run.look()
+    assert run.sky.released == 0
+    run.clock.sleep(DEAF_S + 1)
+    run.look()
+    assert run.sky.released == 1
+    assert [event.data["why"] for event in run.events("machine_gone")] == ["budget"]
+    assert run.events("alarm"), "nor did it make any progress"
+
+
+def test_a_diary_that_cannot_be_written_now_is_written_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run({SPOT_A: 1})
+    append = Diary.append
+
+    def away(self: Diary, event: Event) -> None:
+        raise StoreError("away")
+
+    monkeypatch.setattr(Diary, "append", away)
+    run.place()
+    assert run.events("machine_up") == []
+    monkeypatch.setattr(Diary, "append", append)
+    run.train(1, minutes=1)
+    assert run.look()
+    assert len(run.events("machine_up")) == 1

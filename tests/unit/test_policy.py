@@ -78,6 +78,17 @@ def test_a_spot_machine_is_left_in_time_for_the_deadline() -> None:
     assert isinstance(decide(seen(A, B, running=running, deadline_h=8.45)), Stay), "there is no safe place"
 
 
+def test_a_deadline_that_is_lost_binds_nobody() -> None:
+    assert order(seen(deadline_h=-1.0))[0] == A
+    assert isinstance(decide(seen(running=Running(LAMBDA, 0.6), deadline_h=-1.0)), Move)
+
+
+def test_a_spot_machine_is_not_thrown_away_for_one_that_is_sold_out() -> None:
+    sold_out = Known(LAMBDA, refused_h_ago=0.1)
+    assert isinstance(decide(seen(A, sold_out, running=Running(A, 1.0), deadline_h=8.45)), Stay)
+    assert isinstance(decide(seen(A, sold_out, ON_DEMAND, running=Running(A, 1.0), deadline_h=8.45)), Move)
+
+
 def test_nothing_is_started_that_cannot_be_paid() -> None:
     assert order(seen(budget_left_usd=100.0)) == (A, B, C)  # 8.25 h x $12 = $99
     assert order(seen(budget_left_usd=84.0)) == (A,)
