@@ -10,12 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
+import stamina
 import typer
 
-from checkpoints.errors import NotusError, UserError
+from checkpoints.errors import NotusError, StoreError, UserError
 from checkpoints.head import LEASE_S, read_head
 from checkpoints.run import RunRecord, open_run, register_run
-from checkpoints.store import probe
+from checkpoints.store import Store, probe
 from checkpoints.terminal import run_app, show_error
 from trainer.attempt import Supervisor, gpus_here
 from trainer.batching import batch_of_run
@@ -25,6 +26,9 @@ from trainer.recipe import Recipe, load_recipe
 from trainer.scratch import Outcome, Scratch
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+BUCKET_PATIENCE_S = 900.0
+"""A VM has just been paid for, and exit code 1 would end the whole job: the bucket may be back in a minute."""
 
 EXIT_CODES = {
     "finished": 0,
@@ -92,11 +96,17 @@ def _attempt(
     count = processes or default_processes(settings)
     check_local(settings.dataset)
     store = open_run(bucket, run)
-    probe(store)
-    register_run(store, new_record(run, settings))
-    batch_of_run(store, read_head(store), settings, count)  # refuses a number of processes that can't go on with it
+    prepare = stamina.retry(on=StoreError, attempts=None if wait_s else 1, timeout=BUCKET_PATIENCE_S, wait_max=30)
+    prepare(_prepare)(store, run, settings, count)
     supervisor = Supervisor(settings, recipe, run=run, bucket=bucket, store=store, scratch=scratch, processes=count)
     return supervisor.run(gone=gone, wait_s=wait_s)
+
+
+def _prepare(store: Store, run: str, recipe: Recipe, processes: int) -> None:
+    """Everything in the bucket before the claim. Harmless twice."""
+    probe(store)
+    register_run(store, new_record(run, recipe))
+    batch_of_run(store, read_head(store), recipe, processes)  # refuses processes that can't go on with the run
 
 
 def default_processes(recipe: Recipe) -> int:

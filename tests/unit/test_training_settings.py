@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from checkpoints.errors import NotExact, UserError
+from checkpoints.errors import NotExact, StoreError, UserError
 from checkpoints.events import Diary, read_events
 from checkpoints.head import Head, Writer
 from checkpoints.object_store import ObjectStore
+from trainer import main
 from trainer.attempt import combine_outcomes, gpus_here, rank_environment
 from trainer.batching import Batch, fit_batch
 from trainer.errors import HardwareError, TrainingFailed
@@ -337,3 +338,22 @@ def test_the_trackers_page_is_known_without_importing_it(monkeypatch: pytest.Mon
     assert tracker_links() == []
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=SimpleNamespace(url="https://wandb/r")))  # type: ignore[misc]
     assert tracker_links() == ["https://wandb/r"]
+
+
+@pytest.mark.parametrize(("wait_s", "succeeds"), [(0.0, False), (240.0, True)])
+def test_a_machine_waits_for_a_bucket_that_is_away_and_a_laptop_does_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wait_s: float, succeeds: bool
+) -> None:
+    """Exit code 1 would end a job of hours that has just got its next machine."""
+    asked: list[str] = []
+
+    def prepare(store: object, run: str, recipe: object, processes: int) -> None:
+        asked.append(run)
+        raise StoreError("away") if len(asked) < 3 else UserError("here again")
+
+    monkeypatch.setattr(main, "_prepare", prepare)
+    monkeypatch.setattr(main, "open_run", lambda bucket, run: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(UserError if succeeds else StoreError):
+        main._attempt("tiny-dpo", "r", "s3://b", 2, Scratch(tmp_path), "", wait_s=wait_s)
+    assert len(asked) == (3 if succeeds else 1)
