@@ -81,15 +81,19 @@ class CloudRun:
 
     def status(self) -> tuple[str, int, str]:
         """Status, recoveries and the reason of a failure, from SkyPilot's own database: asking its server takes seconds."""
-        path = self._clouds.home / ".sky/spot_jobs.db"
-        if not path.exists():
+        try:
+            database = sqlite3.connect(f"file:{self._clouds.home}/.sky/spot_jobs.db?mode=ro", uri=True)
+        except sqlite3.OperationalError:  # the server has not made it yet
             return "", 0, ""
-        database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
             rows = database.execute(
                 "select status, recovery_count, failure_reason from spot where task_name = ? or job_name = ?",
                 (self.name, self.name),
             ).fetchall()
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
+            return "", 0, ""  # it is just being made
         finally:
             database.close()
         return rows[-1] if rows else ("", 0, "")
