@@ -207,6 +207,9 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             said = await asyncio.to_thread(cloud_warnings, request_id)
             self._refusals = said or [str(one) for one in error.failover_history] or [str(error)]
             raise
+        except Exception as error:  # no refusal of a cloud's, but SkyPilot tries again all the same: so it is told
+            self._refusals = [f"SkyPilot: {error}"]
+            raise
 
     def _tell_where(self, handle: Any) -> None:
         """`sky jobs queue` shows cloud, region and zone of a job."""

@@ -48,8 +48,10 @@ def image() -> Image:
     if reason := _missing():
         pytest.skip(reason)
     made = Image(CACHE / "image")
-    if not made.ready():
-        made.build(*sky_wheel(CACHE / "home"))
+    # Asked anew each time: a SkyPilot that was installed since makes another one, which the machines must have too.
+    wheel, wheel_hash = sky_wheel(CACHE / "home")
+    if not made.ready(wheel_hash):
+        made.build(wheel, wheel_hash)
     return made
 
 

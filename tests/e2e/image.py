@@ -40,9 +40,9 @@ class Image:
         self.root = folder / "root"
         self._stamp = folder / "stamp"
 
-    def ready(self) -> bool:
-        """Is it there, and made from what is written here?"""
-        return self._stamp.exists() and self._stamp.read_text() == _fingerprint()
+    def ready(self, wheel_hash: str) -> bool:
+        """Is it there, and made from what is written here and from this wheel of SkyPilot's?"""
+        return self._stamp.exists() and self._stamp.read_text() == _fingerprint(wheel_hash)
 
     def build(self, wheel: Path, wheel_hash: str) -> None:
         """Make it anew; takes some minutes. `wheel` is the one that SkyPilot sends to its machines, with its hash."""
@@ -59,7 +59,7 @@ class Image:
         (self.root / f"home/{USER}/.config/pip/pip.conf").write_text(PIP_CONF)
         self._as_user("rm -rf ~/.cache/uv ~/.cache/pip")
         _run("chown", "-R", "1000:1000", str(self.root / f"home/{USER}"))
-        self._stamp.write_text(_fingerprint())
+        self._stamp.write_text(_fingerprint(wheel_hash))
 
     def _configure(self) -> None:
         root = self.root
@@ -129,8 +129,8 @@ class Image:
             (self.root / "etc/pip.conf").unlink(missing_ok=True)
 
 
-def _fingerprint() -> str:
-    parts = [Path(__file__).read_bytes(), (REPOSITORY / "constraints.txt").read_bytes()]
+def _fingerprint(wheel_hash: str) -> str:
+    parts = [Path(__file__).read_bytes(), (REPOSITORY / "constraints.txt").read_bytes(), wheel_hash.encode()]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
@@ -171,5 +171,6 @@ def sky_wheel(home: Path) -> tuple[Path, str]:
 if __name__ == "__main__":
     cache = Path(sys.argv[1])
     image = Image(cache / "image")
-    if not image.ready():
-        image.build(*sky_wheel(cache / "home"))
+    wheel, wheel_hash = sky_wheel(cache / "home")
+    if not image.ready(wheel_hash):
+        image.build(wheel, wheel_hash)
