@@ -47,6 +47,10 @@ Kind = Literal[
 ]
 
 
+RUN_ENDS: frozenset[Kind] = frozenset({"finished", "failed", "stopped"})
+"""After one of these nothing more happens to a run by itself."""
+
+
 class Event(Record):
     """One thing that happened."""
 

@@ -9,8 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from checkpoints.clock import Clock, SystemClock
-from checkpoints.confirm import read_record
-from checkpoints.errors import ObjectMissing
+from checkpoints.confirm import read_if_there
 from checkpoints.manifest import Record
 from checkpoints.store import Store
 
@@ -49,10 +48,7 @@ def ask(
 
 def read_request(store: Store) -> Request | None:
     """The wish that stands, or None."""
-    try:
-        return read_record(store, REQUEST_KEY, Request)
-    except ObjectMissing:
-        return None
+    return read_if_there(store, REQUEST_KEY, Request)
 
 
 def withdraw(store: Store) -> None:

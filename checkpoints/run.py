@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from checkpoints.confirm import confirmed, read_record
-from checkpoints.errors import CorruptCheckpoint, ObjectMissing, UserError
+from checkpoints.confirm import confirmed, read_if_there
+from checkpoints.errors import CorruptCheckpoint, UserError
 from checkpoints.manifest import CHECK, Record, checksum
 from checkpoints.names import check_run_name, is_run_name
 from checkpoints.parallel import parallel_map
@@ -68,18 +68,12 @@ def register_run(store: Store, record: RunRecord) -> RunRecord:
 
 def read_run(store: Store) -> RunRecord | None:
     """run.json, or None."""
-    try:
-        return read_record(store, RUN_KEY, RunRecord)
-    except ObjectMissing:
-        return None
+    return read_if_there(store, RUN_KEY, RunRecord)
 
 
 def read_heartbeat(store: Store) -> Heartbeat | None:
     """The newest heartbeat, or None."""
-    try:
-        return read_record(store, HEARTBEAT_KEY, Heartbeat)
-    except ObjectMissing:
-        return None
+    return read_if_there(store, HEARTBEAT_KEY, Heartbeat)
 
 
 def list_runs(bucket_url: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -24,12 +25,13 @@ from launcher.launch import new_name, read_receipt, say, show_receipt
 from launcher.offers import find_catalog, load_offers
 from launcher.options import home
 from launcher.plan import DryRun, Plan, Rung, dry_run, ladder, require_plan, wanted_gpus
+from launcher.policy.limits import Limits
 from launcher.report.render import show_dry_run
 from launcher.report.status import read_status
 from launcher.request import CLOUDS, LaunchRequest
 from launcher.sky import client
 from launcher.sky.doctor import plugin_is_configured
-from launcher.sky.render import NOTUS, SKYPILOTS_OWN, Limits, task_config, to_yaml
+from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
 from launcher.sky.secrets import collect
 from launcher.sky.sent import gather
 from trainer.main import new_record
@@ -71,19 +73,18 @@ def plan_run(request: LaunchRequest, recipe: Recipe) -> DryRun:
 
 def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
     """The SkyPilot task of the recommended plan as `--dry-run` shows it; '' where there is no plan."""
-    plan = next((plan for plan in result.plans if plan.name == result.recommended), None)
-    if plan is None:
+    if result.best is None:
         return ""
     known = request.recipe in builtin_names()
     return to_yaml(
         task_config(
             recipe,
-            _rungs(plan, result),
+            _rungs(result.best, result),
             run=request.name or recipe.name,
             bucket=request.bucket,
             recipe_argument=request.recipe if known else "recipe.yaml",
             strategy=_strategy(),
-            limits=_limits(request, datetime.now(UTC)),
+            limits=_limits(request, recipe, datetime.now(UTC)),
         )
     )
 
@@ -97,12 +98,12 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     recipe = load_recipe(request.recipe)
     check_local(recipe.dataset)
     result = plan_run(request, recipe)
-    rungs = _rungs(require_plan(result, request), result)
+    plan = require_plan(result, request)
     name = check_run_name(request.name or new_name(recipe))
     bucket = _cloud_bucket(request.bucket)
-    strategy = _strategy()
-    if strategy != NOTUS:
+    if _strategy() != NOTUS:
         _say_what_is_missing(request)
+    rungs = _rungs(plan, result)
     secrets = collect(recipe, bucket, rungs, os.environ)
     store = open_run(bucket, name)
     probe(store)
@@ -114,29 +115,36 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     job = client.find_job(name)
     if job is not None and not job.over:
         say(f"run {name} is under way as SkyPilot's job {job.id}")
-        job_id = job.id
-    else:
-        _confirm(name, result, options)
-        withdraw(store)  # a stop of yesterday is not meant for this launch
-        sent = gather(request.recipe, home() / "sent" / name)
-        config = task_config(
-            recipe,
-            rungs,
-            run=name,
-            bucket=bucket,
-            recipe_argument=sent.recipe,
-            strategy=strategy,
-            limits=_limits(request, datetime.now(UTC)),
-            workdir=str(sent.folder),
-            release=sent.release,
-            s3=_s3_environment(bucket),
-        )
-        Diary(store, 0).write(
-            "planned", plan=result.recommended, strategy=strategy, order=[rung.model_dump() for rung in rungs]
-        )
-        job_id = client.submit(config, secrets)
-        say(f"run {name}: SkyPilot's job {job_id}, dashboard {client.dashboard(job_id)}")
+        return _after_submission(store, name, job.id, recipe, options, output)
+    _confirm(name, plan, result.reason, options)
+    job_id = _submit(request.model_copy(update={"name": name}), recipe, rungs, store, secrets)
     return _after_submission(store, name, job_id, recipe, options, output)
+
+
+def _submit(
+    request: LaunchRequest, recipe: Recipe, rungs: Sequence[Rung], store: Store, secrets: Mapping[str, str]
+) -> int:
+    """Send the code and the task; returns SkyPilot's number of the job."""
+    name = str(request.name)
+    withdraw(store)  # a stop of yesterday is not meant for this launch
+    sent = gather(request.recipe, home() / "sent" / name)
+    strategy = _strategy()
+    config = task_config(
+        recipe,
+        rungs,
+        run=name,
+        bucket=request.bucket,
+        recipe_argument=sent.recipe,
+        strategy=strategy,
+        limits=_limits(request, recipe, datetime.now(UTC)),
+        workdir=str(sent.folder),
+        release=sent.release,
+        environment=os.environ,
+    )
+    Diary(store, 0).write("planned", strategy=strategy, order=[rung.model_dump() for rung in rungs])
+    job_id = client.submit(config, secrets)
+    say(f"run {name}: SkyPilot's job {job_id}, dashboard {client.dashboard(job_id)}")
+    return job_id
 
 
 def _after_submission(store: Store, name: str, job_id: int, recipe: Recipe, options: CloudOptions, output: str) -> int:
@@ -156,9 +164,9 @@ def _rungs(plan: Plan, result: DryRun) -> tuple[Rung, ...]:
     return ladder(plan, [other for other in result.plans if other.within_limits])
 
 
-def _limits(request: LaunchRequest, now: datetime) -> Limits:
+def _limits(request: LaunchRequest, recipe: Recipe, now: datetime) -> Limits:
     deadline = None if request.deadline_h is None else now + timedelta(hours=request.deadline_h)
-    return Limits(request.hours, deadline, request.budget_usd)
+    return Limits(request.hours or recipe.hardware.hours, deadline=deadline, budget_usd=request.budget_usd)
 
 
 def _strategy() -> str:
@@ -174,14 +182,6 @@ def _cloud_bucket(bucket: str | None) -> str:
     return bucket
 
 
-def _s3_environment(bucket: str) -> dict[str, str]:
-    """Where the bucket is, as it is known here."""
-    if not bucket.startswith("s3://"):
-        return {}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    return {"AWS_REGION": os.environ.get("AWS_REGION", ""), "AWS_ENDPOINT_URL": endpoint}
-
-
 def _say_what_is_missing(request: LaunchRequest) -> None:
     if request.deadline_h is not None or request.budget_usd is not None:
         raise RequestError(
@@ -192,11 +192,10 @@ def _say_what_is_missing(request: LaunchRequest) -> None:
     say("to have it: notus-launch doctor --fix, then: sky api stop")
 
 
-def _confirm(name: str, result: DryRun, options: CloudOptions) -> None:
-    plan = next(plan for plan in result.plans if plan.name == result.recommended)
+def _confirm(name: str, plan: Plan, reason: str, options: CloudOptions) -> None:
     say(
         f"run {name}: {plan.name}, about ${plan.expected_cost_usd:,.2f} (95 %: ${plan.cost_p95_usd:,.2f}), "
-        f"done in about {plan.expected_finish_h:.1f} h; {result.reason}"
+        f"done in about {plan.expected_finish_h:.1f} h; {reason}"
     )
     if options.yes:
         return

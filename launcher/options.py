@@ -35,7 +35,7 @@ YesOption = Annotated[
     typer.Option("--yes", "-y", help="Don't ask before money is spent."),
 ]
 DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return after submission (clouds).")]
-NowOption = Annotated[bool, typer.Option("--now", help="Don't save first: steps since the last checkpoint are lost.")]
+NowOption = Annotated[bool, typer.Option("--now", help="In a cloud: lose the steps since the last checkpoint.")]
 FixOption = Annotated[bool, typer.Option("--fix", help="Write plugin and consolidation mode into SkyPilot's files.")]
 PreemptOption = Annotated[
     int,

@@ -52,6 +52,11 @@ class DryRun(BaseModel):
     reason: str
     assumptions: tuple[str, ...]
 
+    @property
+    def best(self) -> Plan | None:
+        """The recommended plan."""
+        return next((plan for plan in self.plans if plan.name == self.recommended), None)
+
 
 def wanted_gpus(request: LaunchRequest, recipe: Recipe) -> tuple[Gpus, ...]:
     """The nodes to look for: what was asked, else the recipe's and every known kind with at least its memory."""
@@ -107,9 +112,8 @@ def ladder(plan: Plan, plans: Sequence[Plan]) -> tuple[Rung, ...]:
 
 def require_plan(result: DryRun, request: LaunchRequest) -> Plan:
     """The recommended plan; raises `NothingFits` where nothing keeps the limits."""
-    for plan in result.plans:
-        if plan.name == result.recommended:
-            return plan
+    if result.best is not None:
+        return result.best
     if not result.plans:
         raise NothingFits(
             "no trusted offer fits the request",

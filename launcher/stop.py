@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from checkpoints.clock import Clock, SystemClock
 from checkpoints.errors import NotusError
-from checkpoints.events import Diary, read_events
+from checkpoints.events import RUN_ENDS, Diary, read_events
 from checkpoints.head import read_head
 from checkpoints.requests import ask, withdraw
 from checkpoints.restore import verify_presence
@@ -73,7 +73,7 @@ def _save_and_end(store: Store, name: str, clock: Clock, *, sure: bool) -> bool:
     start = clock.now()
     while clock.now() - start < timedelta(seconds=PATIENCE_S if sure else ANSWER_S):
         news = [event for event in read_events(store) if event.id not in before]
-        if ends := [event for event in news if event.kind in ("stopped", "finished", "failed")]:
+        if ends := [event for event in news if event.kind in RUN_ENDS]:
             say(f"run {name}: {ends[-1].kind} at step {ends[-1].data.get('step', 0)}")
             return True
         sure = sure or read_heartbeat(store) != beat or any(event.kind == "notice" for event in news)

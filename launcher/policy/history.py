@@ -6,31 +6,20 @@ The strategy writes `machine_up`, `machine_gone`, `no_capacity` and `decided` (a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from checkpoints.events import Event
+from checkpoints.events import RUN_ENDS, Event
 from checkpoints.run import Heartbeat
-from launcher.policy.decide import Settings
+from launcher.policy.limits import Limits
 from launcher.policy.model import Known, Observation, Place, Running
 
-ENDS = frozenset({"finished", "stopped", "failed"})
+CLOUD_NOTICES = frozenset({"gcp", "aws", "file"})
+"""Sources of a notice that mean a preemption: the others are people, signals and moves."""
 MIN_MEASURED_STEPS = 5
 """Of one attempt, before its speed replaces the assumed one: the first steps compile and warm up."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the user asked for."""
-
-    hours: float
-    """Of work in the whole run, assumed until it is measured."""
-    restart_h: float = 0.25
-    deadline: datetime | None = None
-    budget_usd: float | None = None
-    settings: Settings = field(default_factory=Settings)
 
 
 class MachineSpell(NamedTuple):
@@ -73,6 +62,11 @@ def machines(events: Sequence[Event]) -> list[MachineSpell]:
     return found
 
 
+def machine_now(spells: Sequence[MachineSpell]) -> MachineSpell | None:
+    """The one that the run has, if it has one."""
+    return spells[-1] if spells and spells[-1].until is None else None
+
+
 def spent_usd(spells: Sequence[MachineSpell], now: datetime) -> float:
     """What all machines have cost until now."""
     return sum(_hours((spell.until or now) - spell.since) * spell.place.price_usd_per_hour for spell in spells)
@@ -87,12 +81,17 @@ def why_gone(events: Sequence[Event], since: datetime) -> str:
     ended = [event for event in since_up if event.kind == "attempt_ended"]
     if not ended:
         return "preempted"
-    notices = [event.data["source"] for event in since_up if event.kind == "notice"]
+    if ended[-1].data.get("outcome") != "preempted":
+        return "crashed"
+    return told_by([event.data["source"] for event in since_up if event.kind == "notice"])
+
+
+def told_by(notices: Sequence[str]) -> str:
+    """How to call the end of an attempt that was told to stop, by the sources of its notices: it says "preempted"
+    whoever told it."""
     if "move" in notices:
         return "moved"
-    if ended[-1].data.get("outcome") == "preempted":
-        return "stopped" if notices and notices[-1].startswith("SIG") else "preempted"
-    return "crashed"
+    return "preempted" if any(source in CLOUD_NOTICES for source in notices) else "stopped"
 
 
 def observe(
@@ -104,10 +103,11 @@ def observe(
 ) -> Observation:
     """What the policy may know at `now`."""
     spells = machines(events)
-    current = spells[-1] if spells and spells[-1].until is None else None
+    current = machine_now(spells)
+    refused = _refused_at(events)
     left = None if limits.budget_usd is None else limits.budget_usd - spent_usd(spells, now)
     return Observation(
-        places=tuple(_known(place, spells, events, now) for place in places),
+        places=tuple(_known(place, spells, refused.get(place), now) for place in places),
         work_left_h=work_left_h(events, heartbeat, limits.hours, now),
         restart_h=limits.restart_h,
         running=Running(current.place, _hours(now - current.since)) if current else None,
@@ -134,7 +134,7 @@ def work_left_h(events: Sequence[Event], heartbeat: Heartbeat | None, hours: flo
 
 
 def _ends_run(event: Event) -> bool:
-    return event.kind in ENDS or (event.kind == "attempt_ended" and event.data.get("outcome") == "user_error")
+    return event.kind in RUN_ENDS or (event.kind == "attempt_ended" and event.data.get("outcome") == "user_error")
 
 
 def _hours_per_step(events: Sequence[Event]) -> float | None:
@@ -147,14 +147,16 @@ def _hours_per_step(events: Sequence[Event]) -> float | None:
     return None
 
 
-def _known(place: Place, spells: Sequence[MachineSpell], events: Sequence[Event], now: datetime) -> Known:
+def _known(place: Place, spells: Sequence[MachineSpell], refused: datetime | None, now: datetime) -> Known:
     taken = [spell.until for spell in spells if spell.place == place and spell.ended == "preempted"]
-    refused = [
-        event.time
-        for event in events
-        if event.kind == "no_capacity" and any(place_of(data) == place for data in event.data["places"])
-    ]
-    return Known(place, _ago(taken, now), _ago(refused, now))
+    return Known(place, _ago(taken, now), _ago([refused], now))
+
+
+def _refused_at(events: Sequence[Event]) -> dict[Place, datetime]:
+    """When each place last had nothing."""
+    return {
+        place_of(data): event.time for event in events if event.kind == "no_capacity" for data in event.data["places"]
+    }
 
 
 def _refusals(events: Sequence[Event]) -> int:

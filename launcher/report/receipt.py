@@ -9,13 +9,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from checkpoints.events import Event
+from checkpoints.events import RUN_ENDS, Event
 from checkpoints.run import StepMetrics
 from launcher.offers import Offer
-from launcher.policy.history import machines
-
-CLOUD_NOTICES = frozenset({"gcp", "aws", "file"})
-"""Sources of a notice that mean a preemption: the others are people, signals and moves."""
+from launcher.policy.history import machines, told_by
 
 
 class AttemptLine(BaseModel):
@@ -170,15 +167,13 @@ def _machines(events: Sequence[Event], now: datetime) -> tuple[MachineLine, ...]
 
 
 def _how_ended(end: Event, notices: Sequence[str]) -> str:
-    """In the receipt's words. An attempt that was told to stop says "preempted" whoever told it."""
+    """In the receipt's words."""
     if end.kind == "preempted":
         return "preempted"
     outcome = str(end.data.get("outcome", "failed"))
     if outcome != "preempted":
         return outcome
-    if "move" in notices:
-        return "moved"
-    return "preempted" if any(source in CLOUD_NOTICES for source in notices) else "stopped"
+    return told_by(notices)
 
 
 def _attempts(events: Sequence[Event], now: datetime) -> list[AttemptLine]:
@@ -247,7 +242,7 @@ def _state(
 ) -> Literal["running", "finished", "stopped", "failed", "empty"]:
     if not attempts:
         return "empty"
-    ends = [event for event in events if event.kind in ("finished", "failed", "stopped", "attempt_started")]
+    ends = [event for event in events if event.kind in RUN_ENDS or event.kind == "attempt_started"]
     match ends[-1].kind:
         case "finished":
             return "finished"

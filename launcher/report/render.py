@@ -16,6 +16,11 @@ from launcher.report.status import RunStatus
 from launcher.sky.doctor import Finding
 
 
+def _table(title: str | None = None, *, header: bool = True) -> Table:
+    """A table without lines, as all of ours are."""
+    return Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=header)
+
+
 def receipt_panel(receipt: Receipt) -> RenderableType:
     """The receipt as a panel."""
     figures = Table.grid(padding=(0, 2))
@@ -64,7 +69,7 @@ def _verdict(receipt: Receipt) -> str:
 
 
 def _attempt_table(receipt: Receipt) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = _table()
     for column, justify in (
         ("attempt", "right"),
         ("steps", "left"),
@@ -87,11 +92,8 @@ def _attempt_table(receipt: Receipt) -> Table:
 
 
 def _machine_table(receipt: Receipt) -> Table:
-    table = Table(
-        title=f"{receipt.machine_hours:.2f} machine hours cost ${receipt.cost_usd:,.2f} (without storage and egress)",
-        box=None,
-        padding=(0, 2, 0, 0),
-        title_justify="left",
+    table = _table(
+        f"{receipt.machine_hours:.2f} machine hours cost ${receipt.cost_usd:,.2f} (without storage and egress)"
     )
     table.add_column("machine")
     for column in ("$/h", "hours", "cost"):
@@ -104,12 +106,7 @@ def _machine_table(receipt: Receipt) -> Table:
 
 
 def _cost_table(receipt: Receipt) -> Table:
-    table = Table(
-        title=f"{receipt.machine_hours:.4f} machine hours on real offers would cost",
-        box=None,
-        padding=(0, 2, 0, 0),
-        title_justify="left",
-    )
+    table = _table(f"{receipt.machine_hours:.4f} machine hours on real offers would cost")
     table.add_column("offer")
     table.add_column("$/h", justify="right")
     table.add_column("this run", justify="right")
@@ -120,12 +117,7 @@ def _cost_table(receipt: Receipt) -> Table:
 
 def show_dry_run(console: Console, result: DryRun, task: str) -> None:
     """The comparison of plans, the recommendation, the assumptions and the task."""
-    plans = Table(
-        title=f"plans for {result.recipe}, {result.work_h:g} h of work",
-        title_justify="left",
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
+    plans = _table(f"plans for {result.recipe}, {result.work_h:g} h of work")
     for name in ("", "plan", "expected $", "p95 $", "finish h", "p95 h", "preemptions", "in time"):
         plans.add_column(name, justify="left" if name in ("", "plan") else "right")
     for plan in result.plans:
@@ -155,12 +147,7 @@ def show_dry_run(console: Console, result: DryRun, task: str) -> None:
 
 def offers_table(offers: Sequence[Offer], limit: int = 12) -> Table:
     """The cheapest offers, and every flagged one among them marked."""
-    table = Table(
-        title=f"cheapest {min(limit, len(offers))} of {len(offers)} offers",
-        title_justify="left",
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
+    table = _table(f"cheapest {min(limit, len(offers))} of {len(offers)} offers")
     for name in ("cloud", "zone", "instance", "GPUs", "market", "$/h", "remarks"):
         table.add_column(name, justify="right" if name == "$/h" else "left")
     for offer in offers[:limit]:
@@ -180,7 +167,7 @@ def offers_table(offers: Sequence[Offer], limit: int = 12) -> Table:
 
 def status_table(statuses: Sequence[RunStatus]) -> Table:
     """Runs, one a line."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = _table()
     for name in ("run", "state", "attempt", "step", "saved at", "loss", "last sign of life", "where", "cost"):
         table.add_column(name)
     for status in statuses:
@@ -206,7 +193,7 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
 
 def doctor_table(findings: Sequence[Finding]) -> Table:
     """What a launch needs, one a line."""
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table = _table(header=False)
     for finding in findings:
         style = {"ok": "green", "missing": "bold red"}.get(finding.state, "dim")
         fix = f"{finding.detail}\n  fix: {finding.fix}" if finding.fix else finding.detail

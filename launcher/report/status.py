@@ -6,12 +6,12 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from checkpoints.events import Event, read_events
+from checkpoints.events import RUN_ENDS, Event, read_events
 from checkpoints.head import Head, read_head
 from checkpoints.run import Heartbeat, read_heartbeat, read_run
 from checkpoints.store import Store
 from launcher.errors import UnknownRun
-from launcher.policy.history import machines, spent_usd
+from launcher.policy.history import machine_now, machines, spent_usd
 from launcher.report.story import line_of
 
 ABANDONED_S = 1800.0
@@ -20,14 +20,13 @@ ABANDONED_S = 1800.0
 SILENCE_S = 120.0
 """Without a heartbeat for so long, a running attempt is called silent: the machine may be gone."""
 
-_FINAL = frozenset({"finished", "failed", "stopped"})
-_BETWEEN = {"planned": "waiting", "no_capacity": "waiting for a machine", "machine_gone": "recovering"}
-_STATE_EVENTS = frozenset({*_FINAL, *_BETWEEN, "attempt_started", "preempted", "attempt_ended"})
+_BETWEEN = {"planned": "waiting", "no_capacity": "waiting for a machine"}
+_STATE_EVENTS = frozenset({*RUN_ENDS, *_BETWEEN, "attempt_started", "preempted", "attempt_ended", "machine_gone"})
 
 _TROUBLE = frozenset({"no_capacity", "alarm", "false_recovery"})
-_NEWS = frozenset({*_TROUBLE, *_FINAL, "machine_up", "training", "saved"})
+_NEWS = frozenset({*_TROUBLE, *RUN_ENDS, "machine_up", "training", "saved"})
 
-OVER = frozenset({"finished", "failed", "stopped", "damaged"})
+OVER = frozenset({*RUN_ENDS, "damaged"})
 """States in which nothing more happens by itself."""
 
 
@@ -98,6 +97,7 @@ def derive_status(
     silent_s = max(0.0, (now - heartbeat.time).total_seconds()) if heartbeat else None
     state = _state(last, heartbeat, silent_s, now)
     spells = machines(events)
+    current = machine_now(spells)
     attempts = [event.attempt for event in events if event.kind == "attempt_started"]
     return RunStatus(
         run=name,
@@ -110,7 +110,7 @@ def derive_status(
         saved_step=head.commits[0].step if head and head.commits else None,
         loss=heartbeat.loss if heartbeat else None,
         silent_s=silent_s,
-        where=str(spells[-1].place) if spells and spells[-1].until is None else None,
+        where=str(current.place) if current else None,
         cost_usd=spent_usd(spells, now),
         note=_note(events),
         in_cloud=any(event.kind in ("planned", "decided", "machine_up") for event in events),
@@ -126,7 +126,7 @@ def _note(events: list[Event]) -> str | None:
 def _state(last: Event | None, heartbeat: Heartbeat | None, silent_s: float | None, now: datetime) -> str:
     if last is None:
         return "waiting"
-    if last.kind in _FINAL:
+    if last.kind in RUN_ENDS:
         return last.kind
     if last.kind in _BETWEEN:  # the strategy is looking for a machine
         return _BETWEEN[last.kind]
@@ -136,6 +136,8 @@ def _state(last: Event | None, heartbeat: Heartbeat | None, silent_s: float | No
         return "starting" if (now - last.time).total_seconds() < SILENCE_S else "silent"
     if last.kind == "attempt_ended" and last.data.get("outcome") == "user_error":
         return "failed"  # never retried, whoever started it
+    if last.kind == "machine_gone" and last.data["why"].startswith(("failed", "cancelled")):
+        return "failed" if last.data["why"].startswith("failed") else "stopped"  # SkyPilot's last word on the job
     # Another attempt is due. Nobody may be there to start it: after a while that is worth saying.
     return "recovering" if (now - last.time).total_seconds() < ABANDONED_S else "waiting for a launcher"
 

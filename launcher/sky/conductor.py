@@ -9,18 +9,19 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple, Protocol
 
 from checkpoints.clock import Clock
 from checkpoints.errors import NotusError
-from checkpoints.events import Diary, Event, read_events
+from checkpoints.events import RUN_ENDS, Diary, Event, read_events
 from checkpoints.head import read_head
 from checkpoints.requests import ask, read_request, withdraw
 from checkpoints.run import Heartbeat, read_heartbeat
 from checkpoints.store import Store
 from launcher.policy.decide import decide
-from launcher.policy.history import ENDS, Limits, MachineSpell, machines, observe, place_data, why_gone
+from launcher.policy.history import MachineSpell, machine_now, machines, observe, place_data, why_gone
+from launcher.policy.limits import Limits
 from launcher.policy.model import Action, GiveUp, Launch, Move, Observation, Place, Wait
 
 logger = logging.getLogger("sky.notus")
@@ -103,11 +104,9 @@ class Conductor:
 
     async def place(self) -> float:
         """Find a machine for the job, for as long as it takes; returns the job's start. Raises `LimitReached`."""
-        self._places = await self._hands.places()
         while True:
             await self._obey_a_stop()
-            action = decide(replace(await self._observe(await self._events()), running=None), self._limits.settings)
-            logger.info("notus: %s", action)
+            action = self._choose(replace(await self._observe(await self._events()), running=None))
             if isinstance(action, GiveUp):
                 await self._note("stopped", reason=action.reason, limit=action.limit, step=0)
                 raise LimitReached(f"stopped, its state is saved: {action.reason}", _hint(action))
@@ -130,7 +129,7 @@ class Conductor:
         if _is_over(events):  # the controller slept through the job's end, and the machine went by itself
             await self._hands.release()
             raise LimitReached(f"nothing to recover: the run is {_last_turn(events)}", "launch it again to go on")
-        spell = self._current(events)
+        spell = machine_now(machines(events))
         if spell is not None:
             if await self._is_alive(spell):
                 await self._note("false_recovery", place=place_data(spell.place))
@@ -142,7 +141,7 @@ class Conductor:
 
     async def close(self, why: str) -> None:
         """The job is over: so is its machine, also where nobody has written that."""
-        if (spell := self._current(await self._events())) is not None:
+        if (spell := machine_now(machines(await self._events()))) is not None:
             await self._note("machine_gone", why=why, place=place_data(spell.place))
 
     async def _obey_a_stop(self) -> None:
@@ -172,10 +171,10 @@ class Conductor:
     async def look(self) -> bool:
         """One look at the running job: ask it to move or stop where the policy wants it; False = the run is over."""
         events = await self._events()
-        spell = self._current(events)
+        spell = machine_now(machines(events))
         if spell is None:
             return not _is_over(events)
-        action = await self._decide(events)
+        action = self._choose(await self._observe(events))
         await self._watch_progress(await asyncio.to_thread(self._heartbeat), spell)
         if isinstance(action, Move | GiveUp):
             await self._ask(action)
@@ -210,15 +209,15 @@ class Conductor:
 
     # --- what is known ----------------------------------------------------------------------------
 
-    async def _decide(self, events: list[Event] | None = None) -> Action:
-        if not self._places:
-            self._places = await self._hands.places()
-        seen = await self._observe(await self._events() if events is None else events)
+    def _choose(self, seen: Observation) -> Action:
         action = decide(seen, self._limits.settings)
-        logger.info("%s -> %s", seen, action)
+        logger.debug("notus: saw %s", seen)
+        logger.info("notus: %s", action)
         return action
 
     async def _observe(self, events: list[Event]) -> Observation:
+        if not self._places:
+            self._places = await self._hands.places()
         beat = await asyncio.to_thread(self._heartbeat)
         return observe(events, beat, self._places, self._limits, self._clock.now())
 
@@ -231,10 +230,6 @@ class Conductor:
 
     def _heartbeat(self) -> Heartbeat | None:
         return read_heartbeat(self._store)
-
-    def _current(self, events: Sequence[Event]) -> MachineSpell | None:
-        spells = machines(events)
-        return spells[-1] if spells and spells[-1].until is None else None
 
     async def _note(self, kind: Any, /, **data: Any) -> None:
         """A machine that is up must not be lost, or asked for twice, because the diary could not be written.
@@ -257,11 +252,11 @@ class Conductor:
 
 
 def _is_over(events: Sequence[Event]) -> bool:
-    return _last_turn(events) in ENDS
+    return _last_turn(events) in RUN_ENDS
 
 
 def _last_turn(events: Sequence[Event]) -> str:
-    turns = [event.kind for event in events if event.kind in (*ENDS, "planned", "machine_up", "attempt_started")]
+    turns = [event.kind for event in events if event.kind in (*RUN_ENDS, "planned", "machine_up", "attempt_started")]
     return turns[-1] if turns else ""
 
 
@@ -269,8 +264,3 @@ def _hint(action: GiveUp) -> str:
     if action.limit == "budget":
         return "raise --budget and launch the same --name again: it goes on where it was"
     return "add a --cloud or other --gpus"
-
-
-def utc(seconds: float) -> datetime:
-    """A point in time from seconds since 1970."""
-    return datetime.fromtimestamp(seconds, UTC)

@@ -11,8 +11,7 @@ import contextlib
 import io
 import logging
 import re
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,12 +27,10 @@ from sky.utils import registry, resources_utils, status_lib
 from checkpoints.clock import SystemClock
 from checkpoints.errors import NotusError, StoreError, UserError
 from checkpoints.run import open_run
-from launcher.policy.decide import Settings
-from launcher.policy.history import Limits
+from launcher.policy.limits import Limits, limits_of
 from launcher.policy.model import Place
-from launcher.sky.conductor import Conductor, LimitReached, Refused, Up, utc
+from launcher.sky.conductor import Conductor, LimitReached, Refused, Up
 from launcher.sky.entries import Entry, requests
-from trainer.recipe import load_recipe
 
 logger = logging.getLogger("sky.notus")
 
@@ -148,7 +145,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             for entries in requests(places, list(self._resources)):
                 self._task.set_resources([self._entry(entry) for entry in entries])
                 self._refusals = []
-                started = time.time()
+                started = datetime.now(UTC)
                 try:
                     submitted_at = await self._launch(max_retry=1, recovery=self._recovering)
                     return await self._up(started, submitted_at)
@@ -167,10 +164,10 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
     def _entry(self, entry: Entry) -> sky.Resources:
         return self._resources[entry.example].copy(region=entry.region, zone=entry.zone)
 
-    async def _up(self, started: float, submitted_at: float) -> Up:
+    async def _up(self, started: datetime, submitted_at: float) -> Up:
         handle = await asyncio.to_thread(global_user_state.get_handle_from_cluster_name, self.cluster_name)
         await asyncio.to_thread(self._tell_where, handle)
-        return Up(place_of(handle.launched_resources), utc(started), submitted_at)
+        return Up(place_of(handle.launched_resources), started, submitted_at)
 
     async def release(self) -> None:
         """Terminate what is left of the cluster."""
@@ -282,35 +279,3 @@ def job_environment(task: sky.Task) -> dict[str, str]:
     """The job's environment and secrets. Stays in this process: it is how the bucket is opened."""
     plain = {name: str(value) for name, value in task.envs.items()}
     return plain | {name: value.get_secret_value() for name, value in task.secrets.items()}
-
-
-def limits_of(environment: Mapping[str, str]) -> Limits:
-    """Deadline, budget and the policy's settings, as the task's environment has them; '' = none."""
-    defaults = Settings()
-
-    def hours(name: str, default: float) -> float:
-        return float(environment[name]) / 60 if environment.get(name) else default
-
-    deadline, budget = environment.get("NOTUS_DEADLINE"), environment.get("NOTUS_BUDGET_USD")
-    try:
-        return Limits(
-            hours=float(environment.get("NOTUS_HOURS") or load_recipe(environment["NOTUS_RECIPE"]).hardware.hours),
-            restart_h=hours("NOTUS_RESTART_MIN", Limits.restart_h),
-            deadline=_moment(deadline) if deadline else None,
-            budget_usd=float(budget) if budget else None,
-            settings=Settings(
-                return_h=hours("NOTUS_RETURN_MIN", defaults.return_h),
-                check_h=hours("NOTUS_CHECK_MIN", defaults.check_h),
-            ),
-        )
-    except ValueError as error:
-        raise UserError(
-            f"a limit of the task can't be read: {error}",
-            "NOTUS_DEADLINE is an ISO time (2026-11-25T08:00Z); NOTUS_BUDGET_USD and NOTUS_HOURS are numbers",
-        ) from error
-
-
-def _moment(text: str) -> datetime:
-    """An ISO time; without a zone it is UTC, because the controller's is nobody's."""
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

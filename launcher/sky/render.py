@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 
 from launcher.plan import Rung
+from launcher.policy.limits import Limits
 from trainer.errors import EXIT_PREEMPTED
 from trainer.recipe import Recipe
 
@@ -53,15 +53,6 @@ exec notus-train "$NOTUS_RECIPE" --run "$NOTUS_RUN" --bucket "$NOTUS_BUCKET"
 """
 
 
-class Limits(NamedTuple):
-    """What the user asked for, as far as the strategy enforces it."""
-
-    hours: float | None = None
-    """Of work; None = the recipe's figure."""
-    deadline: datetime | None = None
-    budget_usd: float | None = None
-
-
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
@@ -76,13 +67,14 @@ def task_config(
     limits: Limits | None = None,
     workdir: str = ".",
     release: str | None = None,
-    s3: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The task as plain data, in the order that people read it.
 
     A `bucket` of None becomes a null env: SkyPilot refuses to launch until `--env NOTUS_BUCKET=...` gives it.
     Secrets are names; SkyPilot takes the values from `--secret NAME`. `limits` are for the NOTUS strategy; SkyPilot's
     own ones don't read them. `workdir` is what is sent; `release` is installed instead of it.
+    `environment` is the launching user's: it may know where an S3 bucket is.
     """
     return {
         "name": run,
@@ -100,9 +92,8 @@ def task_config(
             "NOTUS_BUCKET": bucket,
             "NOTUS_RUN": run,
             "NOTUS_RECIPE": recipe_argument or recipe.name,
-            **_limits(recipe, limits or Limits()),
-            **_s3_settings(bucket),
-            **(s3 or {}),
+            **(limits or Limits(recipe.hardware.hours)).environment(),
+            **_s3_settings(bucket, environment or {}),
         },
         "secrets": dict.fromkeys(needed_secrets(recipe, bucket)),
         "workdir": workdir,
@@ -111,20 +102,12 @@ def task_config(
     }
 
 
-def _limits(recipe: Recipe, limits: Limits) -> dict[str, str]:
-    """For the NOTUS strategy; '' = none."""
-    return {
-        "NOTUS_HOURS": f"{limits.hours or recipe.hardware.hours:g}",
-        "NOTUS_DEADLINE": limits.deadline.astimezone(UTC).isoformat(timespec="seconds") if limits.deadline else "",
-        "NOTUS_BUDGET_USD": f"{limits.budget_usd:g}" if limits.budget_usd else "",
-    }
-
-
-def _s3_settings(bucket: str | None) -> dict[str, str]:
+def _s3_settings(bucket: str | None, environment: Mapping[str, str]) -> dict[str, str]:
     """Where an S3 bucket is: region, and the endpoint of R2, MinIO and others. Empty = AWS's own default."""
     if bucket is not None and not bucket.startswith("s3://"):
         return {}
-    return {"AWS_REGION": "", "AWS_ENDPOINT_URL": ""}
+    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or ""
+    return {"AWS_REGION": environment.get("AWS_REGION", ""), "AWS_ENDPOINT_URL": endpoint}
 
 
 def needed_secrets(recipe: Recipe, bucket: str | None) -> list[str]:

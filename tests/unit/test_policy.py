@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from checkpoints.events import Event
 from checkpoints.run import Heartbeat
-from launcher.policy.decide import FIRST_WAIT_H, LONGEST_WAIT_H, Settings, decide
-from launcher.policy.history import Limits, machines, observe, place_data, spent_usd, why_gone, work_left_h
+from launcher.policy.decide import FIRST_WAIT_H, LONGEST_WAIT_H, decide
+from launcher.policy.history import machines, observe, place_data, spent_usd, why_gone, work_left_h
+from launcher.policy.limits import Limits
 from launcher.policy.model import GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
 
 START = datetime(2026, 11, 24, 20, tzinfo=UTC)
@@ -269,4 +270,3 @@ def test_work_left_is_assumed_first_and_measured_later() -> None:
 
 def test_the_deadline_is_what_is_left_of_it() -> None:
     assert Diary().observe(60, deadline=at(180)).deadline_h == pytest.approx(2.0)
-    assert Settings().return_h < 1

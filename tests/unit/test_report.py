@@ -369,6 +369,15 @@ def test_who_told_an_attempt_to_stop_decides_how_it_is_called(source: str, ended
     assert receipt.preemptions == preemptions
 
 
+@pytest.mark.parametrize(
+    ("why", "state"), [("failed_setup", "failed"), ("cancelled", "stopped"), ("moved", "recovering")]
+)
+def test_skypilots_last_word_on_a_job_is_not_taken_for_a_recovery(why: str, state: str) -> None:
+    events = [up(0, SPOT), event(50, "machine_gone", 0, place=place_data(SPOT), why=why)]
+    status = derive_status("r", "tiny-dpo", None, None, events, START + timedelta(seconds=60))
+    assert (status.state, status.where) == (state, None)
+
+
 def test_status_says_where_it_is_what_it_costs_and_what_is_wrong() -> None:
     refused = event(5, "no_capacity", 0, places=[place_data(SPOT)], everywhere=True, reasons=["sold out"])
     now = START + timedelta(seconds=10)

@@ -8,7 +8,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from launcher.plan import Rung
-from launcher.sky.render import Limits, needed_secrets, setup_script, task_config, to_yaml
+from launcher.policy.limits import Limits
+from launcher.sky.render import needed_secrets, setup_script, task_config, to_yaml
 from launcher.sky.tasks import shipped_tasks
 from trainer.recipe import load_recipe
 

@@ -1,0 +1,63 @@
+"""What the user asked for, and how it travels: the launcher writes the task's environment, the strategy reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from checkpoints.errors import UserError
+from launcher.policy.decide import Settings
+from trainer.recipe import load_recipe
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may take."""
+
+    hours: float
+    """Of work in the whole run, assumed until it is measured."""
+    restart_h: float = 0.25
+    deadline: datetime | None = None
+    budget_usd: float | None = None
+    settings: Settings = field(default_factory=Settings)
+
+    def environment(self) -> dict[str, str]:
+        """For the task; '' = none. The settings stay at their defaults unless somebody adds them there by hand."""
+        return {
+            "NOTUS_HOURS": f"{self.hours:g}",
+            "NOTUS_DEADLINE": self.deadline.astimezone(UTC).isoformat(timespec="seconds") if self.deadline else "",
+            "NOTUS_BUDGET_USD": f"{self.budget_usd:g}" if self.budget_usd else "",
+        }
+
+
+def limits_of(environment: Mapping[str, str]) -> Limits:
+    """Deadline, budget and the policy's settings, as the task's environment has them; '' = none."""
+    defaults = Settings()
+
+    def hours(name: str, default: float) -> float:
+        return float(environment[name]) / 60 if environment.get(name) else default
+
+    deadline, budget = environment.get("NOTUS_DEADLINE"), environment.get("NOTUS_BUDGET_USD")
+    try:
+        return Limits(
+            hours=float(environment.get("NOTUS_HOURS") or load_recipe(environment["NOTUS_RECIPE"]).hardware.hours),
+            restart_h=hours("NOTUS_RESTART_MIN", Limits.restart_h),
+            deadline=_moment(deadline) if deadline else None,
+            budget_usd=float(budget) if budget else None,
+            settings=Settings(
+                return_h=hours("NOTUS_RETURN_MIN", defaults.return_h),
+                check_h=hours("NOTUS_CHECK_MIN", defaults.check_h),
+            ),
+        )
+    except ValueError as error:
+        raise UserError(
+            f"a limit of the task can't be read: {error}",
+            "NOTUS_DEADLINE is an ISO time (2026-11-25T08:00Z); NOTUS_BUDGET_USD and NOTUS_HOURS are numbers",
+        ) from error
+
+
+def _moment(text: str) -> datetime:
+    """An ISO time; without a zone it is UTC, because the controller's is nobody's."""
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
