@@ -7,7 +7,7 @@ from launcher.plan import Rung
 from tests.e2e.clouds import Clouds
 from tests.e2e.figures import measure
 from tests.e2e.runs import CloudRun
-from tests.integration.conftest import assert_bit_exact
+from tests.integration.conftest import assert_bit_exact, wait_for
 from tests.seaweed import S3Server
 
 LAMBDA = Rung(cloud="lambda", gpus="A100:8", spot=False)
@@ -45,6 +45,7 @@ def test_spot_killed_without_a_word(clouds: Clouds, bucket: S3Server, reference:
     run.wait("step 8", lambda: run.step() >= 8)
     run.preempt_for_good()
     run.wait_until_done(600)
+    wait_for(lambda: not clouds.running(), "the machine's end", timeout_s=120)
     measure(clouds, run)
     assert run.status()[1] == 1, "one recovery"
     assert [event.data["step"] >= 5 for event in run.events() if event.kind == "resumed"] == [True]
