@@ -7,13 +7,17 @@ same function.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from launcher.policy.market import Market
 from launcher.policy.model import Action, GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
+from launcher.policy.outlook import Outlook, Problem, solve, step_of
 
 FIRST_WAIT_H = 1 / 60
 LONGEST_WAIT_H = 5 / 60
 WAIT_GROWTH = 1.6
+ROUNDING_H = 1e-9
 """Between rounds in which nobody had a machine: SkyPilot's own back-off, so that we are never slower."""
 
 
@@ -27,6 +31,9 @@ class Settings:
     """A place that took a machine away goes last for so long: preemptions come in clusters."""
     check_h: float = 1 / 60
     """Time between two looks at a running machine."""
+    margin: float = 1.0
+    """What is kept of the time to a deadline beyond what one preemption takes, as a share of a restart and a look:
+    machines start late and speeds are estimates. 0 where time is exact, as in a replay."""
 
 
 def decide(seen: Observation, settings: Settings | None = None) -> Action:
@@ -51,6 +58,8 @@ def _without_machine(seen: Observation, settings: Settings) -> Action:
             f"the budget has ${_money(seen):.2f} left, and the cheapest way to the end is "
             f"${_cost_to_end(seen, cheapest):.2f} ({cheapest})",
         )
+    if seen.market is not None and seen.deadline_h is not None:
+        return _by_outlook(seen, seen.market, payable, settings)
     if _all_refused_just_now(payable):
         hours = min(FIRST_WAIT_H * WAIT_GROWTH ** max(0, seen.refusals_in_a_row - 1), LONGEST_WAIT_H)
         return Wait(hours, f"none of the {len(payable)} places has a machine")
@@ -71,6 +80,8 @@ def _while_running(seen: Observation, running: Running, settings: Settings) -> A
         if can_be_safe and _must_be_safe(seen, settings) and _on_demand_makes_it(seen):
             return Move("the deadline is near, and a preemption would miss it: going on demand")
         return Stay()
+    if seen.market is not None and seen.deadline_h is not None:
+        return _leave_on_demand(seen, seen.market, settings)
     return _back_to_spot(seen, running, settings)
 
 
@@ -90,11 +101,73 @@ def _back_to_spot(seen: Observation, running: Running, settings: Settings) -> Ac
     return Move(f"{best} would save ${saved:.2f} on the rest")
 
 
+def _by_outlook(seen: Observation, market: Market, payable: list[Known], settings: Settings) -> Action:
+    """Without a machine, when spot can be seen and there is a deadline: what the slack is worth decides."""
+    on_demand = [known.place for known in payable if not known.place.spot]
+    spot = [known for known in payable if known.place.spot and known.up_h is not None]
+    buy = Launch(tuple(sorted(on_demand, key=_price)), "the slack is worth less than the price of on demand")
+    outlook = _outlook(seen, market, settings)
+    slack_h = (seen.deadline_h or 0.0) - seen.work_left_h
+    can_wait = slack_h - settings.check_h >= (1 + settings.margin) * seen.restart_h - ROUNDING_H
+    wait = Wait(settings.check_h, f"{slack_h:.1f} h of slack are enough to wait for spot")
+    if not on_demand:
+        return Launch(_best_spot(seen, spot, market), "cheapest first") if spot else wait
+    if slack_h <= outlook.at(outlook.buy, seen.work_left_h, market):
+        return buy
+    early = spot and slack_h > outlook.at(outlook.wait, seen.work_left_h, market)
+    if spot and not early and not _must_be_safe(seen, settings):
+        return Launch(_best_spot(seen, spot, market), "spot is there, and the slack bears a preemption")
+    return wait if can_wait else buy
+
+
+def _leave_on_demand(seen: Observation, market: Market, settings: Settings) -> Action:
+    outlook = _outlook(seen, market, settings)
+    slack_h = (seen.deadline_h or 0.0) - seen.work_left_h
+    if slack_h <= outlook.at(outlook.keep, seen.work_left_h, market):
+        return Stay()
+    return Move(f"{slack_h:.1f} h of slack are worth a change to spot")
+
+
+def _outlook(seen: Observation, market: Market, settings: Settings) -> Outlook:
+    """For the work and the slack that are left, rounded up: tables are shared, and cover all that comes later."""
+    spot = [known.place.price_usd_per_hour for known in seen.places if known.place.spot]
+    on_demand = [known.place.price_usd_per_hour for known in seen.places if not known.place.spot]
+    work_h = _round_up(seen.work_left_h)
+    deadline_h = work_h + _round_up(max(0.0, (seen.deadline_h or 0.0) - seen.work_left_h))
+    price = min(spot) / min(on_demand) if spot and on_demand else 1.0
+    step_h = step_of(work_h, deadline_h, settings.check_h)
+    return solve(Problem(work_h, deadline_h, seen.restart_h, price, step_h, market.chain))
+
+
+def _round_up(hours: float) -> float:
+    """To the next of 0.75, 1.5, 3, 6, 12, 24 ... hours."""
+    return float(0.75 * 2 ** math.ceil(math.log2(max(hours / 0.75, 1.0)) - ROUNDING_H))
+
+
+def _best_spot(seen: Observation, spot: list[Known], market: Market) -> tuple[Place, ...]:
+    """By the price of an hour of work: each preemption costs a restart; of equals the one that has held for longest."""
+
+    def per_hour_of_work(known: Known) -> tuple[float, float]:
+        restarts = market.chain.ends_at(known.up_h or 0.0) * seen.restart_h
+        return known.place.price_usd_per_hour * (1 + restarts), -(known.up_h or 0.0)
+
+    return tuple(known.place for known in sorted(spot, key=per_hour_of_work))
+
+
+def _price(place: Place) -> float:
+    return place.price_usd_per_hour
+
+
 def _must_be_safe(seen: Observation, settings: Settings) -> bool:
     """Would one more preemption on spot miss a deadline that on demand could still meet?"""
     if seen.deadline_h is None:
         return False
-    return seen.deadline_h <= seen.work_left_h + 2 * seen.restart_h + settings.check_h
+    start_h = seen.running.restart_left_h if seen.running else seen.restart_h
+    if start_h + seen.work_left_h <= min(settings.check_h, seen.deadline_h):
+        return False  # done before the next look
+    left_h = seen.work_left_h - max(0.0, settings.check_h - start_h)
+    kept_h = (1 + settings.margin) * seen.restart_h + settings.margin * settings.check_h
+    return seen.deadline_h - settings.check_h < left_h + kept_h - ROUNDING_H
 
 
 def _is_safe_place(seen: Observation, known: Known) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from launcher.policy.market import Market
+
 
 @dataclass(frozen=True)
 class Place:
@@ -34,6 +36,8 @@ class Known:
     preempted_h_ago: float | None = None
     refused_h_ago: float | None = None
     """Since the last time that it had no capacity or no quota."""
+    up_h: float | None = None
+    """For how long it has had machines, where somebody can see that."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Running:
 
     place: Place
     age_h: float
+    restart_left_h: float = 0.0
+    """Of its start: until it does new work."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Observation:
     """Rounds in which no place had a machine, since the last machine."""
     moves_in_vain: int = 0
     """Times that the run left an on-demand machine for spot and found none, since it last had a spot machine."""
+    market: Market | None = None
+    """Spot as a whole, where it can be seen. Without it the policy tries and asks what is refused."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,142 @@
+"""How a spot market comes and goes: a chain of spells whose hazard falls with their age, learned from what was seen.
+
+A fresh spell of availability ends much sooner than one that has held for hours, and so does a fresh stock-out (spot
+traces of "Can't Be Late", Wu et al., NSDI'24). So a hazard is a table by the age of the spell, one for the end of an up
+spell and one for the end of a down spell. The shipped table is the prior; each place's own history updates it bin by
+bin: a Gamma prior on a Poisson rate, whose weight is `PRIOR_EVENTS` events.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+AGE_EDGES_H = (0.2, 0.6, 1.5, 4.0, 10.0)
+"""Borders of the age bins, hours; the last bin is open."""
+BINS = len(AGE_EDGES_H) + 1
+
+Rates = tuple[float, ...]
+"""Ends per hour, one for each age bin."""
+
+PRIOR_UP: Rates = (1.58, 1.17, 0.66, 0.26, 0.14, 0.05)
+PRIOR_DOWN: Rates = (1.71, 1.16, 0.61, 0.38, 0.27, 0.10)
+"""Pooled over the spot traces of 2022-10-26, 2023-02-15 (AWS V100 and K80, 1 node) and 2023-08-03 (4 nodes), first half
+of the recorded time; ends / hours at risk. For A100s in another cloud they are assumed, not measured."""
+PRIOR_EVENTS = 3.0
+PRIOR_ELSEWHERE = 0.2
+"""Chance that another place is up when one is taken away, before anything was seen."""
+
+
+def age_bin(age_h: float) -> int:
+    """The bin of a spell of that age."""
+    return bisect_right(AGE_EDGES_H, age_h)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The rates of a market of one or more places."""
+
+    machine_ends: Rates = PRIOR_UP
+    """Preemptions of a machine, by the age of its place's spell."""
+    up_ends: Rates = PRIOR_UP
+    """Of the whole market: no place has a machine any more."""
+    down_ends: Rates = PRIOR_DOWN
+    elsewhere: float = 0.0
+    """Chance that another place is up when a machine is taken away."""
+
+    def ends_at(self, age_h: float) -> float:
+        """Preemptions per hour in a spell of that age."""
+        return self.machine_ends[age_bin(age_h)]
+
+    def rounded(self) -> Chain:
+        """To 5 %, so that tables computed from it can be shared."""
+
+        def near(rates: Rates) -> Rates:
+            return tuple(math.exp(round(math.log(max(rate, 1e-3)) / 0.05) * 0.05) for rate in rates)
+
+        return Chain(near(self.machine_ends), near(self.up_ends), near(self.down_ends), round(self.elsewhere, 1))
+
+
+@dataclass(frozen=True)
+class Market:
+    """What is known about spot just now."""
+
+    chain: Chain
+    up: bool
+    age_h: float
+    """For how long it has been as it is."""
+
+
+@dataclass
+class Spells:
+    """Counts of what one chain of up and down spells did. Feed it every look, in order of time."""
+
+    up: bool | None = None
+    age_h: float = 0.0
+    ends: list[list[float]] = field(default_factory=lambda: [[0.0] * BINS for _ in range(2)])
+    at_risk_h: list[list[float]] = field(default_factory=lambda: [[0.0] * BINS for _ in range(2)])
+
+    def look(self, up: bool, hours: float) -> None:
+        """It is `up` (or not) now, `hours` after the last look."""
+        if self.up is not None:
+            kind, place = int(self.up), age_bin(self.age_h)
+            self.at_risk_h[kind][place] += hours
+            self.ends[kind][place] += up != self.up
+        self.age_h = hours if up != self.up else self.age_h + hours
+        self.up = up
+
+    def rates(self, up: bool, prior: Rates) -> Rates:
+        """Posterior means of the ends per hour."""
+        return posterior(prior, self.ends[int(up)], self.at_risk_h[int(up)])
+
+
+def posterior(prior: Rates, ends: Sequence[float], at_risk_h: Sequence[float]) -> Rates:
+    """Gamma(PRIOR_EVENTS, PRIOR_EVENTS / prior) on each bin's rate, after `ends` in `at_risk_h` hours: the mean."""
+    return tuple(
+        (PRIOR_EVENTS + count) / (PRIOR_EVENTS / rate + hours)
+        for rate, count, hours in zip(prior, ends, at_risk_h, strict=True)
+    )
+
+
+@dataclass
+class Prober:
+    """Watches a market of several places and learns its chain, where availability can be seen (traces, simulations)."""
+
+    places: list[Spells]
+    pool: Spells = field(default_factory=Spells)
+    lost: float = 0.0
+    lost_but_up: float = 0.0
+
+    @classmethod
+    def of(cls, count: int) -> Prober:
+        """For so many places."""
+        return cls([Spells() for _ in range(count)])
+
+    def look(self, up: Sequence[bool], hours: float) -> None:
+        """Which places have a machine now, `hours` after the last look."""
+        anywhere = any(up)
+        for spells, now in zip(self.places, up, strict=True):
+            if spells.up and not now:
+                self.lost += 1
+                self.lost_but_up += anywhere
+            spells.look(bool(now), hours)
+        self.pool.look(anywhere, hours)
+
+    def market(self) -> Market:
+        """As it stands after the last look; an up market has the age of its oldest place."""
+        alive = [spells.age_h for spells in self.places if spells.up]
+        age = max(alive) if alive else min(spells.age_h for spells in self.places)
+        return Market(self.chain(), bool(alive), age)
+
+    def chain(self) -> Chain:
+        """What has been learned."""
+        one = Chain(up_ends=self.pool.rates(True, PRIOR_UP), down_ends=self.pool.rates(False, PRIOR_DOWN))
+        ends, at_risk = ([sum(s) for s in zip(*rows, strict=True)] for rows in self._of_machines())
+        several = len(self.places) > 1
+        elsewhere = (2 * PRIOR_ELSEWHERE + self.lost_but_up) / (2 + self.lost) if several else 0.0
+        return replace(one, machine_ends=posterior(PRIOR_UP, ends, at_risk), elsewhere=elsewhere)
+
+    def _of_machines(self) -> tuple[list[list[float]], list[list[float]]]:
+        return [spells.ends[1] for spells in self.places], [spells.at_risk_h[1] for spells in self.places]
