@@ -177,7 +177,7 @@ def _is_safe_place(seen: Observation, known: Known) -> bool:
 
 
 def _on_demand_makes_it(seen: Observation) -> bool:
-    return seen.deadline_h is not None and seen.deadline_h >= seen.work_left_h + seen.restart_h
+    return seen.deadline_h is not None and seen.deadline_h >= seen.work_left_h + seen.restart_h - ROUNDING_H
 
 
 def _payable(seen: Observation, place: Place) -> bool:

@@ -20,8 +20,8 @@ BINS = len(AGE_EDGES_H) + 1
 Rates = tuple[float, ...]
 """Ends per hour, one for each age bin."""
 
-PRIOR_UP: Rates = (1.58, 1.17, 0.66, 0.26, 0.14, 0.05)
-PRIOR_DOWN: Rates = (1.71, 1.16, 0.61, 0.38, 0.27, 0.10)
+PRIOR_UP: Rates = (1.53, 1.14, 0.67, 0.26, 0.15, 0.058)
+PRIOR_DOWN: Rates = (1.61, 1.09, 0.57, 0.34, 0.28, 0.074)
 """Pooled over the spot traces of 2022-10-26, 2023-02-15 (AWS V100 and K80, 1 node) and 2023-08-03 (4 nodes), first half
 of the recorded time; ends / hours at risk. For A100s in another cloud they are assumed, not measured."""
 PRIOR_EVENTS = 3.0
