@@ -1,8 +1,8 @@
 """The policy: cheapest spot first, on demand where there is none or where the deadline wants it, back to spot later.
 
-The simplest one that keeps its promises: it never lets a spot machine run into the time that an on-demand machine needs
-to make the deadline, and starts nothing that the budget can't pay to its end. The planner issue replaces it, behind the
-same function.
+It never lets a spot machine run into the time that an on-demand machine needs to make the deadline, and starts nothing
+that the budget can't pay to its end. With a deadline and a view of the spot market, what the slack is worth decides
+between waiting, spot and on demand (outlook.py); without a deadline nobody waits while on demand has a machine.
 """
 
 from __future__ import annotations
@@ -58,11 +58,10 @@ def _without_machine(seen: Observation, settings: Settings) -> Action:
             f"the budget has ${_money(seen):.2f} left, and the cheapest way to the end is "
             f"${_cost_to_end(seen, cheapest):.2f} ({cheapest})",
         )
-    if seen.market is not None and seen.deadline_h is not None:
-        return _by_outlook(seen, seen.market, payable, settings)
     if _all_refused_just_now(payable):
-        hours = min(FIRST_WAIT_H * WAIT_GROWTH ** max(0, seen.refusals_in_a_row - 1), LONGEST_WAIT_H)
-        return Wait(hours, f"none of the {len(payable)} places has a machine")
+        return Wait(_back_off_h(seen), f"none of the {len(payable)} places has a machine")
+    if seen.market is not None and _on_demand_makes_it(seen):
+        return _by_outlook(seen, seen.market, payable, settings)
     hurry = _must_be_safe(seen, settings) and _on_demand_makes_it(seen)
     order = sorted(payable, key=lambda known: _rank(known, settings, on_demand_first=hurry))
     why = "the deadline is near: on demand first" if hurry else "cheapest first, places that were just taken away last"
@@ -103,27 +102,28 @@ def _back_to_spot(seen: Observation, running: Running, settings: Settings) -> Ac
 
 def _by_outlook(seen: Observation, market: Market, payable: list[Known], settings: Settings) -> Action:
     """Without a machine, when spot can be seen and there is a deadline: what the slack is worth decides."""
-    on_demand = [known.place for known in payable if not known.place.spot]
-    spot = [known for known in payable if known.place.spot and known.up_h is not None]
-    buy = Launch(tuple(sorted(on_demand, key=_price)), "the slack is worth less than the price of on demand")
+    spot = [known for known in payable if known.place.spot and not _still_refused(seen, known)]
+    order = sorted(payable, key=lambda known: _rank(known, settings, on_demand_first=True))
+    buy = Launch(tuple(known.place for known in order), "the slack is worth less than on demand costs")
     outlook = _outlook(seen, market, settings)
     slack_h = (seen.deadline_h or 0.0) - seen.work_left_h
     can_wait = slack_h - settings.check_h >= (1 + settings.margin) * seen.restart_h - ROUNDING_H
     wait = Wait(settings.check_h, f"{slack_h:.1f} h of slack are enough to wait for spot")
-    if not on_demand:
-        return Launch(_best_spot(seen, spot, market), "cheapest first") if spot else wait
+    if all(known.place.spot for known in payable):
+        return Launch(_best_spot(seen, spot, market, settings), "cheapest first") if spot else wait
     if slack_h <= outlook.at(outlook.buy, seen.work_left_h, market):
         return buy
-    early = spot and slack_h > outlook.at(outlook.wait, seen.work_left_h, market)
+    visible = any(known.up_h is not None for known in spot)
+    early = visible and slack_h > outlook.at(outlook.wait, seen.work_left_h, market)
     if spot and not early and not _must_be_safe(seen, settings):
-        return Launch(_best_spot(seen, spot, market), "spot is there, and the slack bears a preemption")
+        return Launch(_best_spot(seen, spot, market, settings), "spot is there, and the slack bears a preemption")
     return wait if can_wait else buy
 
 
 def _leave_on_demand(seen: Observation, market: Market, settings: Settings) -> Action:
     outlook = _outlook(seen, market, settings)
     slack_h = (seen.deadline_h or 0.0) - seen.work_left_h
-    if slack_h <= outlook.at(outlook.keep, seen.work_left_h, market):
+    if not _on_demand_makes_it(seen) or slack_h <= outlook.at(outlook.keep, seen.work_left_h, market):
         return Stay()
     return Move(f"{slack_h:.1f} h of slack are worth a change to spot")
 
@@ -135,7 +135,7 @@ def _outlook(seen: Observation, market: Market, settings: Settings) -> Outlook:
     work_h = _round_up(seen.work_left_h)
     deadline_h = work_h + _round_up(max(0.0, (seen.deadline_h or 0.0) - seen.work_left_h))
     price = min(spot) / min(on_demand) if spot and on_demand else 1.0
-    step_h = step_of(work_h, deadline_h, settings.check_h)
+    step_h = step_of(work_h, deadline_h, seen.restart_h, settings.check_h)
     return solve(Problem(work_h, deadline_h, seen.restart_h, price, step_h, market.chain))
 
 
@@ -144,18 +144,15 @@ def _round_up(hours: float) -> float:
     return float(0.75 * 2 ** math.ceil(math.log2(max(hours / 0.75, 1.0)) - ROUNDING_H))
 
 
-def _best_spot(seen: Observation, spot: list[Known], market: Market) -> tuple[Place, ...]:
+def _best_spot(seen: Observation, spot: list[Known], market: Market, settings: Settings) -> tuple[Place, ...]:
     """By the price of an hour of work: each preemption costs a restart; of equals the one that has held for longest."""
 
-    def per_hour_of_work(known: Known) -> tuple[float, float]:
+    def per_hour_of_work(known: Known) -> tuple[bool, float, float, str]:
         restarts = market.chain.ends_at(known.up_h or 0.0) * seen.restart_h
-        return known.place.price_usd_per_hour * (1 + restarts), -(known.up_h or 0.0)
+        price = known.place.price_usd_per_hour * (1 + restarts)
+        return _taken_away(known, settings), price, -(known.up_h or 0.0), known.place.where
 
     return tuple(known.place for known in sorted(spot, key=per_hour_of_work))
-
-
-def _price(place: Place) -> float:
-    return place.price_usd_per_hour
 
 
 def _must_be_safe(seen: Observation, settings: Settings) -> bool:
@@ -197,8 +194,20 @@ def _all_refused_just_now(places: list[Known]) -> bool:
     return all(known.refused_h_ago is not None and known.refused_h_ago < FIRST_WAIT_H for known in places)
 
 
+def _still_refused(seen: Observation, known: Known) -> bool:
+    """It had nothing, and it is too early to ask again."""
+    return known.refused_h_ago is not None and known.refused_h_ago < _back_off_h(seen)
+
+
+def _back_off_h(seen: Observation) -> float:
+    return float(min(FIRST_WAIT_H * WAIT_GROWTH ** max(0, seen.refusals_in_a_row - 1), LONGEST_WAIT_H))
+
+
+def _taken_away(known: Known, settings: Settings) -> bool:
+    return known.preempted_h_ago is not None and known.preempted_h_ago < settings.cool_h
+
+
 def _rank(known: Known, settings: Settings, *, on_demand_first: bool) -> tuple[bool, bool, bool, float, str]:
-    taken_away = known.preempted_h_ago is not None and known.preempted_h_ago < settings.cool_h
     refused = known.refused_h_ago is not None and known.refused_h_ago < LONGEST_WAIT_H
     place = known.place
-    return place.spot == on_demand_first, taken_away, refused, place.price_usd_per_hour, place.where
+    return place.spot == on_demand_first, _taken_away(known, settings), refused, place.price_usd_per_hour, place.where

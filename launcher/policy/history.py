@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from checkpoints.events import RUN_ENDS, Event
 from checkpoints.run import Heartbeat
 from launcher.policy.limits import Limits
+from launcher.policy.market import PRIOR_ELSEWHERE, UNSEEN_AGE_H, Chain, Market
 from launcher.policy.model import Known, Observation, Place, Running
 
 CLOUD_NOTICES = frozenset({"gcp", "aws", "file"})
@@ -115,6 +116,7 @@ def observe(
         budget_left_usd=left,
         refusals_in_a_row=_refusals(events),
         moves_in_vain=_moves_in_vain(spells),
+        market=None if current or limits.deadline is None else _market(events, places, now),
     )
 
 
@@ -159,13 +161,30 @@ def _refused_at(events: Sequence[Event]) -> dict[Place, datetime]:
     }
 
 
+def _market(events: Sequence[Event], places: Sequence[Place], now: datetime) -> Market | None:
+    """Spot as this run has met it: down since the first refusal in a row, else worth a try. None without a choice."""
+    spot = [place for place in places if place.spot]
+    if not spot or len(spot) == len(places):
+        return None
+    chain = Chain(elsewhere=PRIOR_ELSEWHERE if len(spot) > 1 else 0.0)
+    refused_since: dict[Place, datetime] = {}
+    for event in events:
+        if event.kind == "machine_up":
+            refused_since.clear()
+        elif event.kind == "no_capacity":
+            for data in event.data["places"]:
+                refused_since.setdefault(place_of(data), event.time)
+    down = all(place in refused_since for place in spot)
+    return Market(chain, not down, _hours(now - max(refused_since[place] for place in spot)) if down else UNSEEN_AGE_H)
+
+
 def _refusals(events: Sequence[Event]) -> int:
-    """Rounds in which nobody had a machine, since the last one."""
+    """Rounds in which nobody that was asked had a machine, since the last one."""
     count = 0
     for event in events:
         if event.kind == "machine_up":
             count = 0
-        elif event.kind == "no_capacity" and event.data["everywhere"]:
+        elif event.kind == "no_capacity":
             count += 1
     return count
 

@@ -17,6 +17,9 @@ AGE_EDGES_H = (0.2, 0.6, 1.5, 4.0, 10.0)
 """Borders of the age bins, hours; the last bin is open."""
 BINS = len(AGE_EDGES_H) + 1
 
+UNSEEN_AGE_H = 1.0
+"""Age of a spell that nobody saw begin: who comes at a random time meets the long ones, so not a fresh one."""
+
 Rates = tuple[float, ...]
 """Ends per hour, one for each age bin."""
 

@@ -63,7 +63,7 @@ class Observation:
     """Until the deadline; negative when it has passed."""
     budget_left_usd: float | None = None
     refusals_in_a_row: int = 0
-    """Rounds in which no place had a machine, since the last machine."""
+    """Rounds in which no place that was asked had a machine, since the last machine."""
     moves_in_vain: int = 0
     """Times that the run left an on-demand machine for spot and found none, since it last had a spot machine."""
     market: Market | None = None

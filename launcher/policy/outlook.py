@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.policy.market import AGE_EDGES_H, BINS, Chain, Market, Rates, age_bin
+from launcher.policy.market import AGE_EDGES_H, BINS, UNSEEN_AGE_H, Chain, Market, Rates, age_bin
 
 Array = NDArray[Any]
 LATE = 30.0
 """Price of an hour that is too late, in on-demand hours: so much that nobody ever plans it."""
 NO_END_H = 1e6
 WIDTHS_H = np.diff(np.array((0.0, *AGE_EDGES_H, 1e9)))
-AFTER_A_LOSS = 2
-"""Age bin of the rest of the market when one of its places is lost: unknown, so a middling one."""
+AFTER_A_LOSS = age_bin(UNSEEN_AGE_H)
+"""Age bin of the rest of the market when one of its places is lost."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Outlook:
         return float(column[low] + (where - low) * (column[low + 1] - column[low]))
 
 
-def step_of(work_h: float, deadline_h: float, tick_h: float = 0.1) -> float:
-    """A grid that keeps decisions about as far apart as they are, and the table small."""
-    fine = tick_h * max(1, round(0.1 / tick_h))
-    return max(fine, work_h / 1000, deadline_h / 2000)
+def step_of(work_h: float, deadline_h: float, restart_h: float, tick_h: float) -> float:
+    """A grid that tells a restart from none and keeps the table small, in multiples of the time between decisions."""
+    wanted = max(work_h / 500, deadline_h / 1000, min(0.1, restart_h))
+    return tick_h * max(1, round(wanted / tick_h))
 
 
 @lru_cache(maxsize=64)
@@ -98,7 +98,7 @@ class _Solver:
         spot, idle, on_demand = (np.repeat(late, count, axis=1) for count in (BINS, 2 * BINS, 2 * BINS))
         for step in range(1, len(self.found[0]) + self.rows - self.zero):
             spot, idle, on_demand = self._back(step, spot, idle, on_demand)
-        buy, wait, keep = self.found
+        buy, wait, keep = (np.concatenate([found[1:2], found[1:]]) for found in self.found)  # no work is like little
         return Outlook(self.p.step_h, buy, wait, keep)
 
     def _back(self, step: int, spot: Array, idle: Array, on_demand: Array) -> tuple[Array, Array, Array]:

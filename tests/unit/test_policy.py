@@ -15,6 +15,7 @@ from checkpoints.run import Heartbeat
 from launcher.policy.decide import FIRST_WAIT_H, LONGEST_WAIT_H, decide
 from launcher.policy.history import machines, observe, place_data, spent_usd, why_gone, work_left_h
 from launcher.policy.limits import Limits
+from launcher.policy.market import Chain, Market
 from launcher.policy.model import GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
 
 START = datetime(2026, 11, 24, 20, tzinfo=UTC)
@@ -77,6 +78,48 @@ def test_a_spot_machine_is_left_in_time_for_the_deadline() -> None:
     too_late = decide(seen(running=running, deadline_h=8.1))
     assert isinstance(too_late, Stay), "moving would only make it later"
     assert isinstance(decide(seen(A, B, running=running, deadline_h=8.45)), Stay), "there is no safe place"
+
+
+def spot_is_out(hours: float) -> dict[str, Any]:
+    return {"market": Market(Chain(), up=False, age_h=hours)}
+
+
+def test_slack_waits_for_spot_and_little_of_it_buys_on_demand() -> None:
+    """8 h of work. Without a deadline nobody waits; with a day there is time to, with half an hour there is not."""
+    refused = [Known(known, refused_h_ago=0.001) for known in (A, B, C)]
+    assert order(seen(*refused, LAMBDA))[-1] == LAMBDA
+    assert isinstance(decide(seen(*refused, LAMBDA, deadline_h=24.0, **spot_is_out(0.1))), Wait)
+    assert order(seen(*refused, LAMBDA, deadline_h=8.6, **spot_is_out(0.1)))[0] == LAMBDA
+
+
+def test_a_spot_market_that_answers_again_is_asked_for_spot_alone() -> None:
+    answered = seen(Known(A, refused_h_ago=0.5), B, LAMBDA, deadline_h=24.0, market=Market(Chain(), True, 1.0))
+    assert order(answered) == (A, B)
+    just_taken = seen(Known(A, preempted_h_ago=0.1), B, LAMBDA, deadline_h=24.0, market=Market(Chain(), True, 1.0))
+    assert order(just_taken) == (B, A)
+
+
+def test_with_the_market_out_and_on_demand_sold_out_too_it_waits() -> None:
+    nothing = [Known(known, refused_h_ago=0.001) for known in (A, LAMBDA)]
+    assert isinstance(decide(seen(*nothing, deadline_h=8.6, **spot_is_out(0.1))), Wait)
+
+
+def test_the_market_is_out_since_the_first_refusal_in_a_row() -> None:
+    def market(*told: Event, at: float) -> Market | None:
+        limits = Limits(hours=8, deadline=START + timedelta(hours=24))
+        return observe(told, None, (A, B, LAMBDA), limits, START + timedelta(hours=at)).market
+
+    def refusal(hours: float, *where: Place) -> Event:
+        data = {"places": [place_data(one) for one in where], "everywhere": False}
+        time = START + timedelta(hours=hours)
+        return Event(time=time, id=f"{hours:012.3f}", kind="no_capacity", attempt=0, data=data)
+
+    assert market(at=0.0) == Market(Chain(elsewhere=0.2), True, 1.0)
+    only_one = market(refusal(0, A), at=1.0)
+    assert only_one is not None
+    assert only_one.up
+    out = market(refusal(0, A), refusal(0.5, B), refusal(1, A, B), at=2.0)
+    assert out == Market(Chain(elsewhere=0.2), False, 1.5)
 
 
 def test_a_deadline_that_is_lost_binds_nobody() -> None:
