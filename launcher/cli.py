@@ -153,6 +153,26 @@ def stop(
 
 
 @app.command()
+def simulate(
+    trace: o.TraceOption,
+    work: o.WorkOption = 12.0,
+    deadline: o.DeadlineHoursOption = 24.0,
+    restart: o.RestartOption = 15.0,
+    price: o.PriceOption = 0.35,
+    start: o.StartOption = 72.0,
+    output: o.OutputOption = "text",
+    debug: o.DebugOption = False,
+) -> None:
+    """Play the policy over a recorded spot trace and draw what it did. Several --trace: zones of one market."""
+    from launcher import request as asked
+    from launcher import simulate as story
+
+    asked.check_output(output)
+    job = story.Job(work, deadline, restart / 60, price, start)
+    raise typer.Exit(story.simulate(trace, job, output))
+
+
+@app.command()
 def doctor(
     fix: o.FixOption = False,
     output: o.OutputOption = "text",

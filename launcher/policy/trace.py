@@ -1,0 +1,88 @@
+"""Recorded availability of spot machines: reading the files, and fitting the rates of a market to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoints.errors import UserError
+from launcher.policy.market import BINS, Rates, Spells
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Availability tick by tick: `up[tick][zone]`. Ticks are `tick_h` hours."""
+
+    tick_h: float
+    zones: tuple[str, ...]
+    up: tuple[tuple[bool, ...], ...]
+
+    @property
+    def hours(self) -> float:
+        """How long it is."""
+        return len(self.up) * self.tick_h
+
+
+def read_traces(paths: Sequence[Path]) -> Trace:
+    """One market of several zones, a file each, in the form of the spot-traces repository.
+
+    A zone counts as available where it has as many nodes as it ever had in the file. Raises `UserError`.
+    """
+    gaps, columns = [], []
+    for path in paths:
+        gap, column = _read(path)
+        gaps.append(gap)
+        columns.append(column)
+    if len(set(gaps)) > 1:
+        raise UserError(
+            f"the traces have different ticks: {', '.join(f'{gap:g} s' for gap in gaps)}",
+            "give traces that were recorded together",
+        )
+    return Trace(gaps[0] / 3600, tuple(path.stem for path in paths), tuple(zip(*columns, strict=False)))
+
+
+def _read(path: Path) -> tuple[float, list[bool]]:
+    try:
+        told = json.loads(path.read_text())
+        counts = [int(count) for count in told["data"]]
+        gap = float(told["metadata"]["gap_seconds"])
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}", "check the path of the trace") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a spot trace: {type(error).__name__}: {error}",
+            'it needs {"metadata": {"gap_seconds": G}, "data": [nodes at each tick, ...]}',
+        ) from error
+    most = max(counts, default=0)
+    if most < 1 or gap <= 0:
+        raise UserError(f"{path} has no tick at which a machine was available", "check the trace")
+    return gap, [count >= most for count in counts]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Rates by age bin, and the number of ends that each rests on."""
+
+    up_ends: Rates
+    down_ends: Rates
+    up_count: int
+    down_count: int
+
+
+def fit(traces: Iterable[Trace]) -> Fit:
+    """Ends per hour at risk, each zone a chain of its own, pooled: how `market.PRIOR_UP` and `PRIOR_DOWN` were made."""
+    ends = [[0.0] * BINS for _ in range(2)]
+    hours = [[1e-9] * BINS for _ in range(2)]
+    for trace in traces:
+        for zone in range(len(trace.zones)):
+            spells = Spells()
+            for row in trace.up:
+                spells.look(row[zone], trace.tick_h)
+            for kind in range(2):
+                for age in range(BINS):
+                    ends[kind][age] += spells.ends[kind][age]
+                    hours[kind][age] += spells.at_risk_h[kind][age]
+    down, up = (tuple(e / h for e, h in zip(ends[kind], hours[kind], strict=True)) for kind in range(2))
+    return Fit(up, down, int(sum(ends[1])), int(sum(ends[0])))

@@ -1,0 +1,90 @@
+"""The policy on recorded traces: what it costs, that nothing is late, and where the shipped rates come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from checkpoints.errors import UserError
+from launcher.policy.market import PRIOR_DOWN, PRIOR_UP
+from launcher.policy.trace import Trace, fit, read_traces
+from launcher.simulate import Job, play, simulate
+
+ALWAYS = Trace(0.1, ("a",), ((True,),) * 400)
+NEVER = Trace(0.1, ("a",), ((False,),) * 400)
+
+
+def write(path: Path, counts: list[int], gap: float = 360) -> Path:
+    path.write_text(json.dumps({"metadata": {"gap_seconds": gap}, "data": counts}))
+    return path
+
+
+def test_where_spot_never_goes_away_it_costs_the_spot_price() -> None:
+    played = play(ALWAYS, Job(work_h=5, deadline_h=10, restart_h=0.2, spot_price=0.3, start_h=20))
+    assert (played.starts, played.preemptions, played.on_demand_h) == (1, 0, 0)
+    assert played.cost == pytest.approx(0.3 * 5.2)
+    assert [stretch.where for stretch in played.stretches] == ["a"]
+
+
+def test_where_there_is_no_spot_it_waits_and_then_makes_the_deadline_on_demand() -> None:
+    played = play(NEVER, Job(work_h=5, deadline_h=10, restart_h=0.2, spot_price=0.3, start_h=20))
+    assert played.cost == pytest.approx(5.2)
+    assert played.finish_h is not None
+    assert played.finish_h <= 10
+    assert [stretch.where for stretch in played.stretches] == ["waiting", "on demand"]
+
+
+@pytest.mark.parametrize("spare", [0.0, 0.5])
+def test_no_real_trace_makes_it_late(shared: Path, spare: float) -> None:
+    for path in sorted((shared / "data" / "spot-traces").rglob("*.json")):
+        trace = read_traces([path])
+        job = Job(work_h=3, deadline_h=3.3 + 3 * spare, restart_h=0.2, spot_price=0.35, start_h=80)
+        played = play(trace, job)
+        assert played.finish_h is not None, path
+        assert played.finish_h <= job.deadline_h + 1e-6, path
+        assert sum(s.to_h - s.from_h for s in played.stretches) == pytest.approx(played.finish_h)
+
+
+def test_the_shipped_rates_are_the_fit_of_the_development_traces(shared: Path) -> None:
+    found = fit(read_traces([path]) for path in (shared / "data" / "spot-traces").rglob("*.json"))
+    assert found.up_ends == pytest.approx(PRIOR_UP, rel=0.02)
+    assert found.down_ends == pytest.approx(PRIOR_DOWN, rel=0.02)
+    assert found.up_count > 800
+
+
+def test_the_zones_of_a_market_are_read_together(tmp_path: Path) -> None:
+    trace = read_traces([write(tmp_path / "a.json", [4, 3, 4]), write(tmp_path / "b.json", [1, 1, 0, 1])])
+    assert trace == Trace(0.1, ("a", "b"), ((True, True), (False, True), (True, False)))
+
+
+def test_a_bad_trace_is_named_with_what_it_needs(tmp_path: Path) -> None:
+    broken, empty = tmp_path / "broken.json", write(tmp_path / "empty.json", [0, 0])
+    broken.write_text('{"data": [1]}')
+    for paths, words in (
+        ([tmp_path / "none.json"], "can't read"),
+        ([broken], "not a spot trace"),
+        ([empty], "no tick"),
+        ([write(tmp_path / "a.json", [1]), write(tmp_path / "b.json", [1], gap=60)], "different ticks"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read_traces(paths)
+
+
+def test_a_job_that_cannot_be_played_is_refused() -> None:
+    with pytest.raises(UserError, match="no machine makes"):
+        play(ALWAYS, Job(5, 5, 0.2, 0.3, 0))
+    with pytest.raises(UserError, match="the trace has 40 h"):
+        play(ALWAYS, Job(5, 10, 0.2, 0.3, 35))
+
+
+def test_the_picture_and_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "zone-a.json", [1] * 30 + [0] * 100)
+    job = Job(work_h=5, deadline_h=8, restart_h=0.2, spot_price=0.3, start_h=0)
+    assert simulate([path], job, "text") == 0
+    assert "on demand" in capsys.readouterr().out
+    assert simulate([path], job, "json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["preemptions"] == 1
+    assert told["spot_h"] + told["on_demand_h"] == pytest.approx(5.4)
