@@ -135,7 +135,7 @@ def _outlook(seen: Observation, market: Market, settings: Settings) -> Outlook:
     work_h = _round_up(seen.work_left_h)
     deadline_h = work_h + _round_up(max(0.0, (seen.deadline_h or 0.0) - seen.work_left_h))
     price = min(spot) / min(on_demand) if spot and on_demand else 1.0
-    step_h = step_of(work_h, deadline_h, seen.restart_h, settings.check_h)
+    step_h = step_of(deadline_h, settings.check_h)
     return solve(Problem(work_h, deadline_h, seen.restart_h, price, step_h, market.chain))
 
 

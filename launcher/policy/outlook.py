@@ -63,10 +63,9 @@ class Outlook:
         return float(column[low] + (where - low) * (column[low + 1] - column[low]))
 
 
-def step_of(work_h: float, deadline_h: float, restart_h: float, tick_h: float) -> float:
-    """A grid that tells a restart from none and keeps the table small, in multiples of the time between decisions."""
-    wanted = max(work_h / 500, deadline_h / 1000, min(0.1, restart_h))
-    return tick_h * max(1, round(wanted / tick_h))
+def step_of(deadline_h: float, tick_h: float) -> float:
+    """A grid as fine as the time between decisions, but for tables of more than 600 steps: then a multiple of it."""
+    return tick_h * max(1, math.ceil(deadline_h / 600 / tick_h - 1e-9))
 
 
 @lru_cache(maxsize=64)
