@@ -108,7 +108,7 @@ def _by_outlook(seen: Observation, market: Market, payable: list[Known], setting
     outlook = _outlook(seen, market, settings)
     slack_h = (seen.deadline_h or 0.0) - seen.work_left_h
     can_wait = slack_h - settings.check_h >= (1 + settings.margin) * seen.restart_h - ROUNDING_H
-    wait = Wait(settings.check_h, f"{slack_h:.1f} h of slack are enough to wait for spot")
+    wait = Wait(_until_asked_again_h(seen, payable, settings), f"{slack_h:.1f} h of slack are enough to wait for spot")
     if all(known.place.spot for known in payable):
         return Launch(_best_spot(seen, spot, market, settings), "cheapest first") if spot else wait
     if slack_h <= outlook.at(outlook.buy, seen.work_left_h, market):
@@ -201,6 +201,12 @@ def _still_refused(seen: Observation, known: Known) -> bool:
 
 def _back_off_h(seen: Observation) -> float:
     return float(min(FIRST_WAIT_H * WAIT_GROWTH ** max(0, seen.refusals_in_a_row - 1), LONGEST_WAIT_H))
+
+
+def _until_asked_again_h(seen: Observation, places: list[Known], settings: Settings) -> float:
+    """Until the first spot place may be asked again; one look where none was refused."""
+    ago = [known.refused_h_ago for known in places if known.place.spot and known.refused_h_ago is not None]
+    return max(settings.check_h, _back_off_h(seen) - max(ago, default=0.0)) if ago else settings.check_h
 
 
 def _taken_away(known: Known, settings: Settings) -> bool:

@@ -88,7 +88,11 @@ def test_slack_waits_for_spot_and_little_of_it_buys_on_demand() -> None:
     """8 h of work. Without a deadline nobody waits; with a day there is time to, with half an hour there is not."""
     refused = [Known(known, refused_h_ago=0.001) for known in (A, B, C)]
     assert order(seen(*refused, LAMBDA))[-1] == LAMBDA
-    assert isinstance(decide(seen(*refused, LAMBDA, deadline_h=24.0, **spot_is_out(0.1))), Wait)
+    waits = [
+        decide(seen(*refused, LAMBDA, deadline_h=24.0, refusals_in_a_row=count, **spot_is_out(0.1)))
+        for count in (1, 3, 20)
+    ]
+    assert [round(wait.hours * 60, 1) for wait in waits if isinstance(wait, Wait)] == [1.0, 2.5, 4.9], "the back-off"
     assert order(seen(*refused, LAMBDA, deadline_h=8.6, **spot_is_out(0.1)))[0] == LAMBDA
 
 
