@@ -155,8 +155,8 @@ def stop(
 @app.command()
 def simulate(
     trace: o.TraceOption,
-    work: o.WorkOption = 12.0,
-    deadline: o.DeadlineHoursOption = 24.0,
+    hours: o.SimulatedHoursOption = 12.0,
+    deadline: o.DeadlineOption = "24h",
     restart: o.RestartOption = 15.0,
     price: o.PriceOption = 0.35,
     start: o.StartOption = 72.0,
@@ -168,7 +168,8 @@ def simulate(
     from launcher import simulate as story
 
     asked.check_output(output)
-    job = story.Job(work, deadline, restart / 60, price, start)
+    deadline_h = asked.parse_deadline(deadline or "24h", datetime.now(UTC))
+    job = story.Job(hours, deadline_h, restart / 60, price, start)
     raise typer.Exit(story.simulate(trace, job, output))
 
 

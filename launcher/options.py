@@ -53,8 +53,7 @@ ProcessesOption = Annotated[
     int | None, typer.Option(help="Local only: ranks. Default: one a GPU, else the recipe's.", min=1)
 ]
 TraceOption = Annotated[list[Path], typer.Option("--trace", help="JSON file of availability. Repeatable.")]
-WorkOption = Annotated[float, typer.Option(help="Hours of work without any preemption.", min=0.1, max=1000)]
-DeadlineHoursOption = Annotated[float, typer.Option("--deadline", help="Hours from the start.", min=0.1, max=3000)]
+SimulatedHoursOption = Annotated[float, typer.Option("--hours", help="Hours of work.", min=0.1, max=1000)]
 RestartOption = Annotated[float, typer.Option(help="Minutes from a new machine to its first step.", min=0, max=600)]
 PriceOption = Annotated[float, typer.Option(help="Price of spot as a share of on demand.", min=0.01, max=1)]
 StartOption = Annotated[float, typer.Option(help="Hours into the trace; 72 h before it are known.", min=0)]

@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launcher.policy.market import Market
+from launcher.policy.market import SpotMarket
 from launcher.policy.model import Action, GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
 from launcher.policy.outlook import Outlook, Problem, solve, step_of
 
 FIRST_WAIT_H = 1 / 60
 LONGEST_WAIT_H = 5 / 60
 WAIT_GROWTH = 1.6
-ROUNDING_H = 1e-9
 """Between rounds in which nobody had a machine: SkyPilot's own back-off, so that we are never slower."""
+ROUNDING_H = 1e-9
+"""Sums of hours that are equal on paper may differ by so much."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +101,17 @@ def _back_to_spot(seen: Observation, running: Running, settings: Settings) -> Ac
     return Move(f"{best} would save ${saved:.2f} on the rest")
 
 
-def _by_outlook(seen: Observation, market: Market, payable: list[Known], settings: Settings) -> Action:
+def _by_outlook(seen: Observation, market: SpotMarket, payable: list[Known], settings: Settings) -> Action:
     """Without a machine, when spot can be seen and there is a deadline: what the slack is worth decides."""
     spot = [known for known in payable if known.place.spot and not _still_refused(seen, known)]
-    order = sorted(payable, key=lambda known: _rank(known, settings, on_demand_first=True))
-    buy = Launch(tuple(known.place for known in order), "the slack is worth less than on demand costs")
-    outlook = _outlook(seen, market, settings)
     slack_h = (seen.deadline_h or 0.0) - seen.work_left_h
     can_wait = slack_h - settings.check_h >= (1 + settings.margin) * seen.restart_h - ROUNDING_H
     wait = Wait(_until_asked_again_h(seen, payable, settings), f"{slack_h:.1f} h of slack are enough to wait for spot")
     if all(known.place.spot for known in payable):
         return Launch(_best_spot(seen, spot, market, settings), "cheapest first") if spot else wait
+    order = sorted(payable, key=lambda known: _rank(known, settings, on_demand_first=True))
+    buy = Launch(tuple(known.place for known in order), "the slack is worth less than on demand costs")
+    outlook = _outlook(seen, market, settings)
     if slack_h <= outlook.at(outlook.buy, seen.work_left_h, market):
         return buy
     visible = any(known.up_h is not None for known in spot)
@@ -120,7 +121,7 @@ def _by_outlook(seen: Observation, market: Market, payable: list[Known], setting
     return wait if can_wait else buy
 
 
-def _leave_on_demand(seen: Observation, market: Market, settings: Settings) -> Action:
+def _leave_on_demand(seen: Observation, market: SpotMarket, settings: Settings) -> Action:
     outlook = _outlook(seen, market, settings)
     slack_h = (seen.deadline_h or 0.0) - seen.work_left_h
     if not _on_demand_makes_it(seen) or slack_h <= outlook.at(outlook.keep, seen.work_left_h, market):
@@ -128,7 +129,7 @@ def _leave_on_demand(seen: Observation, market: Market, settings: Settings) -> A
     return Move(f"{slack_h:.1f} h of slack are worth a change to spot")
 
 
-def _outlook(seen: Observation, market: Market, settings: Settings) -> Outlook:
+def _outlook(seen: Observation, market: SpotMarket, settings: Settings) -> Outlook:
     """For the work and the slack that are left, rounded up: tables are shared, and cover all that comes later."""
     spot = [known.place.price_usd_per_hour for known in seen.places if known.place.spot]
     on_demand = [known.place.price_usd_per_hour for known in seen.places if not known.place.spot]
@@ -144,7 +145,7 @@ def _round_up(hours: float) -> float:
     return float(0.75 * 2 ** math.ceil(math.log2(max(hours / 0.75, 1.0)) - ROUNDING_H))
 
 
-def _best_spot(seen: Observation, spot: list[Known], market: Market, settings: Settings) -> tuple[Place, ...]:
+def _best_spot(seen: Observation, spot: list[Known], market: SpotMarket, settings: Settings) -> tuple[Place, ...]:
     """By the price of an hour of work: each preemption costs a restart; of equals the one that has held for longest."""
 
     def per_hour_of_work(known: Known) -> tuple[bool, float, float, str]:

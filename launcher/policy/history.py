@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from checkpoints.events import RUN_ENDS, Event
 from checkpoints.run import Heartbeat
 from launcher.policy.limits import Limits
-from launcher.policy.market import PRIOR_ELSEWHERE, UNSEEN_AGE_H, Chain, Market
+from launcher.policy.market import PRIOR_ELSEWHERE, UNSEEN_AGE_H, Chain, SpotMarket
 from launcher.policy.model import Known, Observation, Place, Running
 
 CLOUD_NOTICES = frozenset({"gcp", "aws", "file"})
@@ -161,7 +161,7 @@ def _refused_at(events: Sequence[Event]) -> dict[Place, datetime]:
     }
 
 
-def _market(events: Sequence[Event], places: Sequence[Place], now: datetime) -> Market | None:
+def _market(events: Sequence[Event], places: Sequence[Place], now: datetime) -> SpotMarket | None:
     """Spot as this run has met it: down since the first refusal in a row, else worth a try. None without a choice."""
     spot = [place for place in places if place.spot]
     if not spot or len(spot) == len(places):
@@ -174,8 +174,9 @@ def _market(events: Sequence[Event], places: Sequence[Place], now: datetime) -> 
         elif event.kind == "no_capacity":
             for data in event.data["places"]:
                 refused_since.setdefault(place_of(data), event.time)
-    down = all(place in refused_since for place in spot)
-    return Market(chain, not down, _hours(now - max(refused_since[place] for place in spot)) if down else UNSEEN_AGE_H)
+    if not all(place in refused_since for place in spot):
+        return SpotMarket(chain, up=True, age_h=UNSEEN_AGE_H)
+    return SpotMarket(chain, up=False, age_h=_hours(now - max(refused_since[place] for place in spot)))
 
 
 def _refusals(events: Sequence[Event]) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 AGE_EDGES_H = (0.2, 0.6, 1.5, 4.0, 10.0)
 """Borders of the age bins, hours; the last bin is open."""
@@ -63,7 +63,7 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Market:
+class SpotMarket:
     """What is known about spot just now."""
 
     chain: Chain
@@ -90,9 +90,19 @@ class Spells:
         self.age_h = hours if up != self.up else self.age_h + hours
         self.up = up
 
+    def counts(self, up: bool) -> tuple[list[float], list[float]]:
+        """By age bin: ends of up (or down) spells, and the hours in which they could have ended."""
+        return self.ends[int(up)], self.at_risk_h[int(up)]
+
     def rates(self, up: bool, prior: Rates) -> Rates:
         """Posterior means of the ends per hour."""
-        return posterior(prior, self.ends[int(up)], self.at_risk_h[int(up)])
+        return posterior(prior, *self.counts(up))
+
+
+def pooled(chains: Sequence[Spells], up: bool) -> tuple[list[float], list[float]]:
+    """The counts of several chains together."""
+    ends, at_risk_h = zip(*(spells.counts(up) for spells in chains), strict=True)
+    return [sum(bins) for bins in zip(*ends, strict=True)], [sum(bins) for bins in zip(*at_risk_h, strict=True)]
 
 
 def posterior(prior: Rates, ends: Sequence[float], at_risk_h: Sequence[float]) -> Rates:
@@ -127,19 +137,18 @@ class Prober:
             spells.look(bool(now), hours)
         self.pool.look(anywhere, hours)
 
-    def market(self) -> Market:
-        """As it stands after the last look; an up market has the age of its oldest place."""
+    def market(self, chain: Chain) -> SpotMarket:
+        """As it stands after the last look, with that chain; an up market has the age of its oldest place."""
         alive = [spells.age_h for spells in self.places if spells.up]
         age = max(alive) if alive else min(spells.age_h for spells in self.places)
-        return Market(self.chain(), bool(alive), age)
+        return SpotMarket(chain, bool(alive), age)
 
     def chain(self) -> Chain:
         """What has been learned."""
-        one = Chain(up_ends=self.pool.rates(True, PRIOR_UP), down_ends=self.pool.rates(False, PRIOR_DOWN))
-        ends, at_risk = ([sum(s) for s in zip(*rows, strict=True)] for rows in self._of_machines())
         several = len(self.places) > 1
-        elsewhere = (2 * PRIOR_ELSEWHERE + self.lost_but_up) / (2 + self.lost) if several else 0.0
-        return replace(one, machine_ends=posterior(PRIOR_UP, ends, at_risk), elsewhere=elsewhere)
-
-    def _of_machines(self) -> tuple[list[list[float]], list[list[float]]]:
-        return [spells.ends[1] for spells in self.places], [spells.at_risk_h[1] for spells in self.places]
+        return Chain(
+            machine_ends=posterior(PRIOR_UP, *pooled(self.places, True)),
+            up_ends=self.pool.rates(True, PRIOR_UP),
+            down_ends=self.pool.rates(False, PRIOR_DOWN),
+            elsewhere=(2 * PRIOR_ELSEWHERE + self.lost_but_up) / (2 + self.lost) if several else 0.0,
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from launcher.policy.market import Market
+from launcher.policy.market import SpotMarket
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Observation:
     """Rounds in which no place that was asked had a machine, since the last machine."""
     moves_in_vain: int = 0
     """Times that the run left an on-demand machine for spot and found none, since it last had a spot machine."""
-    market: Market | None = None
+    market: SpotMarket | None = None
     """Spot as a whole, where it can be seen. Without it the policy tries and asks what is refused."""
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.policy.market import AGE_EDGES_H, BINS, UNSEEN_AGE_H, Chain, Market, Rates, age_bin
+from launcher.policy.market import AGE_EDGES_H, BINS, UNSEEN_AGE_H, Chain, Rates, SpotMarket, age_bin
 
 Array = NDArray[Any]
 LATE = 30.0
@@ -55,7 +55,7 @@ class Outlook:
     keep: Array
     """On demand: stay at or below, give it back above."""
 
-    def at(self, threshold: Array, work_left_h: float, market: Market) -> float:
+    def at(self, threshold: Array, work_left_h: float, market: SpotMarket) -> float:
         """A threshold, between the grid points."""
         where = min(work_left_h / self.step_h, len(threshold) - 1.0)
         low = min(int(where), len(threshold) - 2)
@@ -134,13 +134,10 @@ class _Solver:
     def _note(self, work_rows: Array, chosen: tuple[Array, Array, Array]) -> None:
         """The largest slack at which each is still chosen. What is never turned down at the top has no end."""
         inside = (work_rows > 0) & (work_rows < len(self.found[0])) & (self.row >= self.zero)
-        where = work_rows[inside]
-        ends = (
-            self.slack_h[inside][:, None],
-            np.where(self.row == self.rows - 1, NO_END_H, self.slack_h)[inside][:, None],
-        )
-        for found, picked, slack in zip(self.found, chosen, (ends[0], ends[1], ends[0]), strict=True):
-            found[where] = np.maximum(found[where], np.where(picked[inside], slack, -1.0))
+        where, slack_h = work_rows[inside], self.slack_h[inside][:, None]
+        open_h = np.where(self.row[inside] == self.rows - 1, NO_END_H, self.slack_h[inside])[:, None]
+        for found, picked, ends_h in zip(self.found, chosen, (slack_h, open_h, slack_h), strict=True):
+            found[where] = np.maximum(found[where], np.where(picked[inside], ends_h, -1.0))
 
 
 def _aged(rates: Rates, step_h: float) -> tuple[Array, Array]:

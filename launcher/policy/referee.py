@@ -66,7 +66,7 @@ class RefereePolicy:
             restart_h=float(obs["d"]),
             running=running,
             deadline_h=float(obs["deadline"] - obs["t"]),
-            market=replace(self.prober.market(), chain=self.chain),
+            market=self.prober.market(self.chain),
         )
 
 

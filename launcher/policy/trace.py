@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints.errors import UserError
-from launcher.policy.market import BINS, Rates, Spells
+from launcher.policy.market import Rates, Spells, pooled
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,15 @@ class Fit:
 
 def fit(traces: Iterable[Trace]) -> Fit:
     """Ends per hour at risk, each zone a chain of its own, pooled: how `market.PRIOR_UP` and `PRIOR_DOWN` were made."""
-    ends = [[0.0] * BINS for _ in range(2)]
-    hours = [[1e-9] * BINS for _ in range(2)]
+    chains = []
     for trace in traces:
-        for zone in range(len(trace.zones)):
-            spells = Spells()
-            for row in trace.up:
-                spells.look(row[zone], trace.tick_h)
-            for kind in range(2):
-                for age in range(BINS):
-                    ends[kind][age] += spells.ends[kind][age]
-                    hours[kind][age] += spells.at_risk_h[kind][age]
-    down, up = (tuple(e / h for e, h in zip(ends[kind], hours[kind], strict=True)) for kind in range(2))
-    return Fit(up, down, int(sum(ends[1])), int(sum(ends[0])))
+        for column in zip(*trace.up, strict=True):
+            chains.append(Spells())
+            for up in column:
+                chains[-1].look(up, trace.tick_h)
+    (up_ends, up_h), (down_ends, down_h) = pooled(chains, True), pooled(chains, False)
+    return Fit(_per_hour(up_ends, up_h), _per_hour(down_ends, down_h), int(sum(up_ends)), int(sum(down_ends)))
+
+
+def _per_hour(ends: Sequence[float], at_risk_h: Sequence[float]) -> Rates:
+    return tuple(count / hours if hours else 0.0 for count, hours in zip(ends, at_risk_h, strict=True))

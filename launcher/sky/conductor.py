@@ -120,8 +120,7 @@ class Conductor:
                 await self._note("machine_up", place=place_data(answer.place), since=answer.since.isoformat())
                 return answer.submitted_at
             places = [place_data(place) for place in action.places]
-            everywhere = len(action.places) == len(self._places)
-            await self._note("no_capacity", places=places, everywhere=everywhere, reasons=list(answer.reasons))
+            await self._note("no_capacity", places=places, reasons=list(answer.reasons))
 
     async def recover(self) -> float:
         """After the job's end with exit code 75, or after SkyPilot has lost the machine. Raises `LimitReached`."""

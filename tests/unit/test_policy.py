@@ -15,7 +15,7 @@ from checkpoints.run import Heartbeat
 from launcher.policy.decide import FIRST_WAIT_H, LONGEST_WAIT_H, decide
 from launcher.policy.history import machines, observe, place_data, spent_usd, why_gone, work_left_h
 from launcher.policy.limits import Limits
-from launcher.policy.market import Chain, Market
+from launcher.policy.market import Chain, SpotMarket
 from launcher.policy.model import GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
 
 START = datetime(2026, 11, 24, 20, tzinfo=UTC)
@@ -81,7 +81,7 @@ def test_a_spot_machine_is_left_in_time_for_the_deadline() -> None:
 
 
 def spot_is_out(hours: float) -> dict[str, Any]:
-    return {"market": Market(Chain(), up=False, age_h=hours)}
+    return {"market": SpotMarket(Chain(), up=False, age_h=hours)}
 
 
 def test_slack_waits_for_spot_and_little_of_it_buys_on_demand() -> None:
@@ -97,9 +97,9 @@ def test_slack_waits_for_spot_and_little_of_it_buys_on_demand() -> None:
 
 
 def test_a_spot_market_that_answers_again_is_asked_for_spot_alone() -> None:
-    answered = seen(Known(A, refused_h_ago=0.5), B, LAMBDA, deadline_h=24.0, market=Market(Chain(), True, 1.0))
+    answered = seen(Known(A, refused_h_ago=0.5), B, LAMBDA, deadline_h=24.0, market=SpotMarket(Chain(), True, 1.0))
     assert order(answered) == (A, B)
-    just_taken = seen(Known(A, preempted_h_ago=0.1), B, LAMBDA, deadline_h=24.0, market=Market(Chain(), True, 1.0))
+    just_taken = seen(Known(A, preempted_h_ago=0.1), B, LAMBDA, deadline_h=24.0, market=SpotMarket(Chain(), True, 1.0))
     assert order(just_taken) == (B, A)
 
 
@@ -109,21 +109,21 @@ def test_with_the_market_out_and_on_demand_sold_out_too_it_waits() -> None:
 
 
 def test_the_market_is_out_since_the_first_refusal_in_a_row() -> None:
-    def market(*told: Event, at: float) -> Market | None:
+    def market(*told: Event, at: float) -> SpotMarket | None:
         limits = Limits(hours=8, deadline=START + timedelta(hours=24))
         return observe(told, None, (A, B, LAMBDA), limits, START + timedelta(hours=at)).market
 
     def refusal(hours: float, *where: Place) -> Event:
-        data = {"places": [place_data(one) for one in where], "everywhere": False}
+        data = {"places": [place_data(one) for one in where]}
         time = START + timedelta(hours=hours)
         return Event(time=time, id=f"{hours:012.3f}", kind="no_capacity", attempt=0, data=data)
 
-    assert market(at=0.0) == Market(Chain(elsewhere=0.2), True, 1.0)
+    assert market(at=0.0) == SpotMarket(Chain(elsewhere=0.2), True, 1.0)
     only_one = market(refusal(0, A), at=1.0)
     assert only_one is not None
     assert only_one.up
     out = market(refusal(0, A), refusal(0.5, B), refusal(1, A, B), at=2.0)
-    assert out == Market(Chain(elsewhere=0.2), False, 1.5)
+    assert out == SpotMarket(Chain(elsewhere=0.2), False, 1.5)
 
 
 def test_a_deadline_that_is_lost_binds_nobody() -> None:
@@ -251,7 +251,7 @@ def test_places_remember_preemptions_and_refusals() -> None:
     diary = Diary()
     diary.up(A, 0)
     diary.gone(A, 30, "preempted")
-    diary.add("no_capacity", 60, places=[place_data(B)], everywhere=False, reasons=[])
+    diary.add("no_capacity", 60, places=[place_data(B)], reasons=[])
     known = {one.place: one for one in diary.observe(90).places}
     assert known[A].preempted_h_ago == pytest.approx(1.0)
     assert known[B].refused_h_ago == pytest.approx(0.5)
@@ -267,8 +267,8 @@ def test_a_price_that_moved_is_the_same_place() -> None:
 
 def test_rounds_without_a_machine_and_moves_in_vain_are_counted() -> None:
     diary = Diary()
-    diary.add("no_capacity", 1, places=[], everywhere=True, reasons=[])
-    diary.add("no_capacity", 2, places=[], everywhere=True, reasons=[])
+    diary.add("no_capacity", 1, places=[], reasons=[])
+    diary.add("no_capacity", 2, places=[], reasons=[])
     assert diary.observe(3).refusals_in_a_row == 2
     diary.up(LAMBDA, 3)
     assert diary.observe(6).refusals_in_a_row == 0

@@ -379,7 +379,7 @@ def test_skypilots_last_word_on_a_job_is_not_taken_for_a_recovery(why: str, stat
 
 
 def test_status_says_where_it_is_what_it_costs_and_what_is_wrong() -> None:
-    refused = event(5, "no_capacity", 0, places=[place_data(SPOT)], everywhere=True, reasons=["sold out"])
+    refused = event(5, "no_capacity", 0, places=[place_data(SPOT)], reasons=["sold out"])
     now = START + timedelta(seconds=10)
     waiting = derive_status("r", "tiny-dpo", None, None, [refused], now)
     assert waiting.note == "no machine in 1 places: sold out"
