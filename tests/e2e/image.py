@@ -165,6 +165,9 @@ def sky_wheel(home: Path) -> tuple[Path, str]:
         [sys.executable, "-c", script], env=environment, check=True, stdout=subprocess.PIPE, text=True
     )
     folder, wheel_hash = done.stdout.split()[-2:]
+    # A reinstalled SkyPilot builds the same wheel, and leaves the old file, which is then older than the package: on
+    # the loopback clouds SkyPilot would build it again at each launch, where there is no network to do it with.
+    (home / ".sky/wheels" / wheel_hash).touch()
     return next(Path(folder).glob("*.whl")), wheel_hash
 
 
