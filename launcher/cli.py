@@ -40,7 +40,10 @@ def launch(
     bucket: o.BucketOption = None,
     name: o.NameOption = None,
     hours: o.HoursOption = None,
+    hazard: o.HazardOption = None,
+    trust_prices: o.TrustOption = False,
     dry_run: o.DryRunOption = False,
+    explain: o.ExplainOption = False,
     yes: o.YesOption = False,
     detach: o.DetachOption = False,
     preempt: o.PreemptOption = 0,
@@ -71,20 +74,22 @@ def launch(
         deadline_h=asked.parse_deadline(deadline, datetime.now(UTC)) if deadline else None,
         budget_usd=budget,
         hours=hours,
+        hazard_h=asked.parse_span(hazard, "--hazard") if hazard else None,
+        trust_prices=trust_prices,
         bucket=bucket,
         name=check_run_name(name) if name else None,
     )
     if clouds == (asked.LOCAL,):
         from launcher import launch as story
 
-        asked.refuse_cloud_options(request, dry_run=dry_run)
+        asked.refuse_cloud_options(request, dry_run=dry_run, explain=explain)
         local = story.LocalOptions(preempt, preempt > 0 if compare is None else compare, seed, processes)
         raise typer.Exit(story.launch_local(request, local, output))
     asked.refuse_local_options(preempt, compare, seed, processes)
     from launcher import cloud as clouds_story
 
-    if dry_run:
-        raise typer.Exit(clouds_story.plan_only(request, output))
+    if dry_run or explain:
+        raise typer.Exit(clouds_story.plan_only(request, output, explained=explain))
     raise typer.Exit(clouds_story.launch_cloud(request, clouds_story.CloudOptions(detach, yes), output))
 
 

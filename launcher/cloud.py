@@ -20,13 +20,15 @@ from checkpoints.requests import withdraw
 from checkpoints.run import open_run, register_run
 from checkpoints.store import Store, probe
 from launcher.errors import RequestError
+from launcher.explain import Explanation, explain
 from launcher.follow import follow
 from launcher.launch import new_name, read_receipt, say, show_receipt
 from launcher.offers import find_catalog, load_offers
 from launcher.options import home
-from launcher.plan import DryRun, Plan, Rung, dry_run, ladder, require_plan, wanted_gpus
+from launcher.plan import DryRun, Plan, Rung, ladder, require_plan
+from launcher.planner import Planner, wanted_gpus
 from launcher.policy.limits import Limits
-from launcher.report.render import show_dry_run
+from launcher.report.plans import show_dry_run
 from launcher.report.status import read_status
 from launcher.request import CLOUDS, LaunchRequest
 from launcher.sky import client
@@ -51,24 +53,38 @@ class CloudOptions(NamedTuple):
     yes: bool
 
 
-def plan_only(request: LaunchRequest, output: str) -> int:
+def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -> int:
     """`--dry-run`: nothing is started, no credentials are needed."""
     recipe = load_recipe(request.recipe)
-    result = plan_run(request, recipe)
+    planner = planner_for(request, recipe)
+    result = planner.compare()
     task = shown_task(request, recipe, result)
+    why = explanation(planner, result) if explained else None
     if output == "json":
-        sys.stdout.write(json.dumps({**result.model_dump(mode="json"), "task": task}, indent=2) + "\n")
+        told = {**result.model_dump(mode="json"), "task": task}
+        if why is not None:
+            told["explanation"] = why.model_dump(mode="json")
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
     else:
-        show_dry_run(Console(), result, task)
+        show_dry_run(Console(), result, task, why)
     require_plan(result, request)
     return 0
 
 
-def plan_run(request: LaunchRequest, recipe: Recipe) -> DryRun:
-    """Compare the plans for a request."""
+def planner_for(request: LaunchRequest, recipe: Recipe) -> Planner:
+    """A planner over the offers of a request."""
     catalog = find_catalog()
     offers = load_offers(catalog, wanted_gpus(request, recipe), request.clouds or tuple(CLOUDS))
-    return dry_run(request, recipe, offers, catalog.source)
+    return Planner(request, recipe, offers, catalog.source)
+
+
+def explanation(planner: Planner, result: DryRun) -> Explanation | None:
+    """Of the recommended plan."""
+    if result.best is None:
+        return None
+    hazard = planner.hazard_of(result.best)
+    chain = hazard.chain if hazard else None
+    return explain(result.best, chain, planner.request.deadline_h, planner.slack_costs(result.best))
 
 
 def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
@@ -79,12 +95,12 @@ def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
     return to_yaml(
         task_config(
             recipe,
-            _rungs(result.best, result),
+            _rungs(request, result.best, result),
             run=request.name or recipe.name,
             bucket=request.bucket,
             recipe_argument=request.recipe if known else "recipe.yaml",
             strategy=_strategy(),
-            limits=_limits(request, recipe, datetime.now(UTC)),
+            limits=_limits(request, result.best, datetime.now(UTC)),
         )
     )
 
@@ -97,13 +113,13 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     """
     recipe = load_recipe(request.recipe)
     check_local(recipe.dataset)
-    result = plan_run(request, recipe)
+    result = planner_for(request, recipe).compare()
     plan = require_plan(result, request)
     name = check_run_name(request.name or new_name(recipe))
     bucket = _cloud_bucket(request.bucket)
     if _strategy() != NOTUS:
         _say_what_is_missing(request)
-    rungs = _rungs(plan, result)
+    rungs = _rungs(request, plan, result)
     secrets = collect(recipe, bucket, rungs, os.environ)
     store = open_run(bucket, name)
     probe(store)
@@ -117,12 +133,18 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
         say(f"run {name} is under way as SkyPilot's job {job.id}")
         return _after_submission(store, name, job.id, recipe, options, output)
     _confirm(name, plan, result.reason, options)
-    job_id = _submit(request.model_copy(update={"name": name}), recipe, rungs, store, secrets)
+    limits = _limits(request, plan, datetime.now(UTC))
+    job_id = _submit(request.model_copy(update={"name": name}), recipe, rungs, limits, store, secrets)
     return _after_submission(store, name, job_id, recipe, options, output)
 
 
 def _submit(
-    request: LaunchRequest, recipe: Recipe, rungs: Sequence[Rung], store: Store, secrets: Mapping[str, str]
+    request: LaunchRequest,
+    recipe: Recipe,
+    rungs: Sequence[Rung],
+    limits: Limits,
+    store: Store,
+    secrets: Mapping[str, str],
 ) -> int:
     """Send the code and the task; returns SkyPilot's number of the job."""
     name = str(request.name)
@@ -136,7 +158,7 @@ def _submit(
         bucket=request.bucket,
         recipe_argument=sent.recipe,
         strategy=strategy,
-        limits=_limits(request, recipe, datetime.now(UTC)),
+        limits=limits,
         workdir=str(sent.folder),
         release=sent.release,
         environment=os.environ,
@@ -160,13 +182,14 @@ def _after_submission(store: Store, name: str, job_id: int, recipe: Recipe, opti
     return end.code
 
 
-def _rungs(plan: Plan, result: DryRun) -> tuple[Rung, ...]:
-    return ladder(plan, [other for other in result.plans if other.within_limits])
+def _rungs(request: LaunchRequest, plan: Plan, result: DryRun) -> tuple[Rung, ...]:
+    within = [other for other in result.plans if other.within_limits]
+    return ladder(plan, within, mixed=len(request.gpus) > 1)
 
 
-def _limits(request: LaunchRequest, recipe: Recipe, now: datetime) -> Limits:
+def _limits(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
     deadline = None if request.deadline_h is None else now + timedelta(hours=request.deadline_h)
-    return Limits(request.hours or recipe.hardware.hours, deadline=deadline, budget_usd=request.budget_usd)
+    return Limits(plan.work_h, deadline=deadline, budget_usd=request.budget_usd, hazard_h=request.hazard_h)
 
 
 def _strategy() -> str:

@@ -1,23 +1,26 @@
-"""Cost and finishing time of a plan, as a distribution: price x (work + start + what preemptions cost).
-
-With a constant hazard the number of preemptions during T hours of running is Poisson. The running time grows with each
-preemption, so the count for a job of `work` hours is the fixed point of N ~ Poisson(rate x (work + N x lost work)): a
-Borel-Tanner law. Its mean is rate x work / (1 - rate x lost), and its probabilities are summed exactly.
-(Consul and Jain 1973, "A generalization of the Poisson distribution", eq. 2.1, with theta = rate x work and
-lambda = rate x lost.)
-"""
+"""Cost and finishing time of a plan, as distributions: simulated runs of the policy, summed up. Pure."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from launcher.hazard import Hazard
+from launcher.fees import Bucket, Fees, fees
+from launcher.runs import Runs, Scenario, Spells, simulate
+from trainer.interval import auto_interval_minutes
+from trainer.recipe import Saves
 
 START_H = 0.25
 """From the launch to the first step on a fresh VM: boot, set-up with flash-attn's wheel, model download. Assumed."""
+UPLOAD_BYTES_PER_S = 2e9
+"""Of a node to a bucket. Assumed: NICs of such nodes do 12 GB/s, and clouds cap what goes to their APIs."""
+STALL_S = 0.7
+"""For which training stands still at a save of a 56 GB state on 8 GPUs, without overlap. From the storage facts."""
+DEFAULT_STATE_BYTES = 60e9
+"""Where the model isn't known."""
+RUNS = 2000
 
 
 class Estimate(BaseModel):
@@ -26,67 +29,122 @@ class Estimate(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     expected_cost_usd: float
+    """Machines, storage and egress."""
+    cost_p5_usd: float
     cost_p95_usd: float
     expected_finish_h: float
+    finish_p5_h: float
     finish_p95_h: float
     expected_preemptions: float
     deadline_probability: float | None
     """None without a deadline."""
+    budget_probability: float | None
+    """None without a budget."""
+    egress_usd: float
+    storage_usd: float
+    spot_h: float
+    on_demand_h: float
+    waiting_h: float
+    lost_work_h: float
 
 
-def estimate(*, price_usd_per_hour: float, work_h: float, hazard: Hazard, deadline_h: float | None = None) -> Estimate:
-    """Estimate a run on one kind of machine.
+@dataclass(frozen=True)
+class SavePlan:
+    """What saving costs, by a recipe's rhythm and the size of its state."""
 
-    Args:
-        price_usd_per_hour: of the whole node, while it runs.
-        work_h: hours of training without any preemption.
-        hazard: of that kind of machine.
-        deadline_h: hours from now, for the probability.
+    interval_h: float
+    slowdown: float
+    """Share of the training time that saves take."""
+    upload_h: float
+    state_bytes: float
+    kept: int
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where the machines and the bucket are."""
+
+    bucket: Bucket
+    spot_cloud: str = ""
+    on_demand_cloud: str = ""
+
+
+def save_plan(saves: Saves, state_bytes: float | None, mean_to_preemption_h: float) -> SavePlan:
+    """The rhythm of the saves: the recipe's minutes, else the interval that `auto` would take.
+
+    A rhythm in steps can't be turned into minutes before the run has a speed; it is taken as `auto` too.
     """
-    finish: list[tuple[float, float]] = []
-    cost: list[tuple[float, float]] = []
-    for count, probability in preemption_counts(hazard, work_h):
-        running_h = START_H + work_h + count * (hazard.lost_work_h + START_H)
-        finish.append((running_h + count * hazard.waiting_h, probability))
-        cost.append((running_h * price_usd_per_hour, probability))
-    in_time = None
-    if deadline_h is not None:
-        in_time = sum(probability for hours, probability in finish if hours <= deadline_h)
+    size = DEFAULT_STATE_BYTES if state_bytes is None else state_bytes
+    upload_s = size / UPLOAD_BYTES_PER_S
+    stall_s = STALL_S * min(1.0, size / 56e9)
+    minutes = saves.every_minutes or auto_interval_minutes(
+        stall_s=stall_s, upload_s=upload_s, mean_time_to_preemption_s=mean_to_preemption_h * 3600
+    )
+    return SavePlan(minutes / 60, stall_s / (minutes * 60), upload_s / 3600, size, saves.keep + 1)
+
+
+def estimate(
+    scenario: Scenario, saving: SavePlan, around: Surroundings, *, budget_usd: float | None = None, runs: int = RUNS
+) -> Estimate | None:
+    """Sum up simulated runs of a plan; None where more than one run in twenty would never end."""
+    done = simulate(scenario, runs)
+    if np.mean(np.isfinite(done.finish_h)) < 0.95:
+        return None
+    return summed_up(done, saving, around, scenario.deadline_h, budget_usd)
+
+
+def summed_up(
+    done: Runs, saving: SavePlan, around: Surroundings, deadline_h: float | None, budget_usd: float | None
+) -> Estimate:
+    """The figures of simulated runs."""
+    finite = np.isfinite(done.finish_h)
+    storage, egress = _fees(done, saving, around)
+    total = done.cost + storage + egress
+    cost = np.where(finite, total, np.max(total[finite]))
+    finish = np.where(finite, done.finish_h, np.max(done.finish_h[finite]))
     return Estimate(
         expected_cost_usd=_mean(cost),
-        cost_p95_usd=_quantile(cost, 0.95),
+        cost_p5_usd=_level(cost, 5),
+        cost_p95_usd=_level(cost, 95),
         expected_finish_h=_mean(finish),
-        finish_p95_h=_quantile(finish, 0.95),
-        expected_preemptions=_mean([(float(n), p) for n, p in preemption_counts(hazard, work_h)]),
-        deadline_probability=in_time,
+        finish_p5_h=_level(finish, 5),
+        finish_p95_h=_level(finish, 95),
+        expected_preemptions=_mean(done.preemptions),
+        deadline_probability=None if deadline_h is None else _mean(done.finish_h <= deadline_h + 1e-9),
+        budget_probability=None if budget_usd is None else _mean(finite & (cost <= budget_usd)),
+        egress_usd=_mean(egress),
+        storage_usd=_mean(storage),
+        spot_h=_mean(done.spot_h),
+        on_demand_h=_mean(done.on_demand_h),
+        waiting_h=_mean(done.waited_h),
+        lost_work_h=_mean(done.lost_h),
     )
 
 
-def preemption_counts(hazard: Hazard, work_h: float) -> Iterator[tuple[int, float]]:
-    """Yield (preemptions, probability) until all but 1e-9 of the mass is out. Raises `ValueError` if no end is
-    likely: each preemption then costs more work than is done between two of them."""
-    theta = hazard.preemptions_per_hour * work_h
-    growth = hazard.preemptions_per_hour * hazard.lost_work_h
-    if growth >= 1:
-        raise ValueError("the node is taken away faster than the work between two saves is done")
-    total, count = 0.0, 0
-    while total < 1 - 1e-9:
-        mean = theta + count * growth
-        log_p = math.log(theta) + (count - 1) * math.log(mean) - mean - math.lgamma(count + 1) if theta else -math.inf
-        probability = math.exp(log_p) if theta else 1.0
-        yield count, probability
-        total += probability
-        count += 1
+def mean_to_preemption_h(rates: tuple[float, ...]) -> float:
+    """Mean life of a spot machine that is asked for at a fresh spell."""
+    return Spells(rates).mean_h()
 
 
-def _mean(distribution: list[tuple[float, float]]) -> float:
-    return sum(value * probability for value, probability in distribution)
+def _fees(done: Runs, saving: SavePlan, around: Surroundings) -> Fees:
+    """Storage and egress of each run. Every start but the first restores a checkpoint."""
+    on_demand = np.minimum(done.on_demand_starts, done.starts - 1)
+    restores = {around.spot_cloud: done.starts - 1 - on_demand}
+    restores[around.on_demand_cloud] = restores.get(around.on_demand_cloud, np.zeros_like(on_demand)) + on_demand
+    paid_h = done.spot_h + done.on_demand_h
+    return fees(
+        around.bucket,
+        hours=paid_h + done.waited_h,
+        restores=restores,
+        state_bytes=saving.state_bytes,
+        kept=saving.kept,
+        saves=paid_h / saving.interval_h,
+    )
 
 
-def _quantile(distribution: list[tuple[float, float]], level: float) -> float:
-    mass = 0.0
-    for value, probability in sorted(distribution):
-        mass += probability
-        if mass >= level:
-            return value
-    return max(value for value, _ in distribution)
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values))
+
+
+def _level(values: np.ndarray, percent: float) -> float:
+    return float(np.percentile(values, percent))

@@ -1,34 +1,74 @@
-"""How often a spot node is taken away, and what each time costs. Assumed until the planner fits it to traces.
+"""How often a spot machine is taken away, and for how long there is none: by place, as the policy's chain of spells.
 
-A constant rate is the simplest model that has a preemption count and a tail; docs/concepts/estimate.md says what it
-leaves out.
+What is shipped is a prior (policy/market.py says from which traces). It is *assumed* for every place until something
+better is known: `--hazard`, or what the user's own runs have met (experience.py).
 """
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+import math
+
+from pydantic import BaseModel, ConfigDict
+
+from launcher.policy.market import AGE_EDGES_H, BINS, PRIOR_DOWN, PRIOR_ELSEWHERE, PRIOR_UP, Chain, Rates
+
+PROVENANCE = "spot traces of AWS V100 and K80 zones, 2022-10 to 2023-08"
 
 
 class Hazard(BaseModel):
-    """Preemption of one kind of machine."""
+    """Of one spot market."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
-    preemptions_per_hour: float = Field(ge=0)
-    waiting_h: float = Field(ge=0, description="from a preemption to the start of the next machine; not paid")
-    lost_work_h: float = Field(ge=0, description="redone after a preemption: half a save interval on average")
+    chain: Chain
     source: str
+    measured: bool = False
+    """From the user's own runs, not only assumed."""
 
 
-ASSUMED_SPOT = Hazard(
-    preemptions_per_hour=1 / 6,
-    waiting_h=0.1,
-    lost_work_h=5 / 60,
-    source="assumed: one preemption in 6 h of a spot node, 6 min until there is another, saves every 10 min",
-)
-ON_DEMAND = Hazard(
-    preemptions_per_hour=0.0,
-    waiting_h=0.0,
-    lost_work_h=0.0,
-    source="on-demand nodes are taken as never preempted",
-)
+def assumed(places: int, mean_h: float | None = None) -> Hazard:
+    """The shipped table for a market of so many places.
+
+    Args:
+        places: zones. With several of them another one may have a machine when one is taken away.
+        mean_h: mean hours between preemptions, the same at every age: what `--hazard` says. None = the shipped table.
+    """
+    elsewhere = PRIOR_ELSEWHERE if places > 1 else 0.0
+    if mean_h is not None:
+        rates = (1 / mean_h,) * BINS
+        return Hazard(
+            chain=Chain(rates, rates, PRIOR_DOWN, elsewhere),
+            source=f"--hazard: a spot machine is taken away every {mean_h:g} h on average",
+        )
+    return Hazard(
+        chain=Chain(elsewhere=elsewhere),
+        source=(
+            f"spot, assumed from {PROVENANCE}: a machine is taken away after {mean_spell_h(PRIOR_UP):.1f} h on average "
+            f"(half of them within {median_spell_h(PRIOR_UP):.1f} h), and a stock-out ends after "
+            f"{mean_spell_h(PRIOR_DOWN):.1f} h"
+        ),
+    )
+
+
+def mean_spell_h(rates: Rates) -> float:
+    """Mean length of a spell: the integral of its survival, whose hazard is constant within an age bin."""
+    edges = (0.0, *AGE_EDGES_H)
+    mean, survival = 0.0, 1.0
+    for number, rate in enumerate(rates):
+        width = edges[number + 1] - edges[number] if number + 1 < len(edges) else float("inf")
+        ends = 1 - math.exp(-rate * width)
+        mean += survival * ends / rate
+        survival *= 1 - ends
+    return mean
+
+
+def median_spell_h(rates: Rates) -> float:
+    """Half of the spells are over by then."""
+    edges = (0.0, *AGE_EDGES_H)
+    left = math.log(2)
+    for number, rate in enumerate(rates):
+        width = edges[number + 1] - edges[number] if number + 1 < len(edges) else float("inf")
+        if rate * width >= left:
+            return edges[number] + left / rate
+        left -= rate * width
+    raise AssertionError("the last bin has no end")

@@ -40,6 +40,8 @@ class Offer(BaseModel):
     gpus: str
     spot: bool
     price_usd_per_hour: float
+    pcie: bool = False
+    """Cards without NVLink between them."""
     fits: bool = True
     flags: tuple[str, ...] = ()
 
@@ -65,6 +67,7 @@ class _Price(NamedTuple):
     gpu_on_demand: float | None
     gpu_spot: float | None
     """The GPU's share, where it is known apart: that is where odd prices show."""
+    pcie: bool = False
 
 
 def find_catalog(environment: os._Environ[str] | dict[str, str] | None = None) -> Catalog:
@@ -118,6 +121,7 @@ def _plain_prices(rows: list[dict[str, str]], gpus: Gpus) -> list[_Price]:
             spot=_number(row["SpotPrice"]),
             gpu_on_demand=None,
             gpu_spot=None,
+            pcie="PCIe" in (row.get("GpuInfo") or ""),
         )
         for row in rows
         if row["AcceleratorName"] == gpus.name and _number(row["AcceleratorCount"]) == gpus.count
@@ -170,6 +174,7 @@ def _offers(cloud: str, gpus: Gpus, prices: list[_Price]) -> list[Offer]:
                     gpus=str(gpus),
                     spot=spot,
                     price_usd_per_hour=round(value, 5),
+                    pcie=price.pcie,
                     flags=_flags(price, spot, value, medians.get(spot, 0.0)),
                 )
             )
@@ -193,14 +198,19 @@ def _flags(price: _Price, spot: bool, value: float, median: float) -> tuple[str,
     return tuple(flags)
 
 
-def cheapest_by_kind(offers: Iterable[Offer], *, trusted_only: bool = True) -> list[Offer]:
-    """The cheapest offer of each cloud, GPU kind and market, cheapest first."""
+def by_kind(offers: Iterable[Offer], *, trusted_only: bool = True) -> list[list[Offer]]:
+    """The offers of each cloud, GPU kind and market, cheapest first in each and among them. Never a zero price."""
     groups: dict[tuple[str, str, bool], list[Offer]] = defaultdict(list)
     for offer in offers:
-        if not (trusted_only and offer.flags):
+        if offer.price_usd_per_hour > 0 and not (trusted_only and offer.flags):
             groups[offer.cloud, offer.gpus, offer.spot].append(offer)
-    best = [min(group, key=lambda offer: offer.price_usd_per_hour) for group in groups.values()]
-    return sorted(best, key=lambda offer: offer.price_usd_per_hour)
+    sorted_groups = (sorted(group, key=lambda offer: offer.price_usd_per_hour) for group in groups.values())
+    return sorted(sorted_groups, key=lambda group: group[0].price_usd_per_hour)
+
+
+def cheapest_by_kind(offers: Iterable[Offer], *, trusted_only: bool = True) -> list[Offer]:
+    """The cheapest offer of each cloud, GPU kind and market, cheapest first."""
+    return [group[0] for group in by_kind(offers, trusted_only=trusted_only)]
 
 
 def _number(text: str | None) -> float | None:

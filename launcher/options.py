@@ -29,6 +29,16 @@ BucketOption = Annotated[
 ]
 NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run. The same name goes on with it.")]
 HoursOption = Annotated[float | None, typer.Option(help="Hours of work, instead of the recipe's figure.", min=0.001)]
+HazardOption = Annotated[
+    str | None,
+    typer.Option("--hazard", help="Mean time between preemptions of a spot machine (6h, 90m), instead of the table's."),
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-prices", help="Also recommend offers whose price looks wrong (see the remarks).")
+]
+ExplainOption = Annotated[
+    bool, typer.Option("--explain", help="A dry run that also shows the policy's decisions and the cost by deadline.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Compare plans and show the task. Starts nothing.")]
 YesOption = Annotated[
     bool,

@@ -70,6 +70,8 @@ class LaunchRequest(BaseModel):
     deadline_h: float | None = None
     budget_usd: float | None = None
     hours: float | None = Field(default=None, description="of work, instead of the recipe's figure")
+    hazard_h: float | None = Field(default=None, description="mean hours between preemptions of a spot machine")
+    trust_prices: bool = Field(default=False, description="also recommend offers whose price looks wrong")
     bucket: str | None = None
     name: str | None = None
 
@@ -103,10 +105,23 @@ def parse_clouds(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def parse_span(text: str, option: str) -> float:
+    """`24h`, `90m` or `1d` -> hours, more than 0; raises `RequestError`."""
+    hours = _span(text)
+    if not hours:
+        raise RequestError(f"{option} {text!r} is not a duration", "write 24h, 90m or 1d")
+    return hours
+
+
+def _span(text: str) -> float | None:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([mhd])", text.strip().lower())
+    return float(match[1]) * {"m": 1 / 60, "h": 1.0, "d": 24.0}[match[2]] if match else None
+
+
 def parse_deadline(text: str, now: datetime) -> float:
     """`24h`, `90m`, `1d` or an ISO time -> hours from now; raises `RequestError`."""
-    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([mhd])", text.strip().lower()):
-        return float(match[1]) * {"m": 1 / 60, "h": 1.0, "d": 24.0}[match[2]]
+    if (hours := _span(text)) is not None:
+        return hours
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -138,15 +153,18 @@ def choose_market(*, spot: bool, on_demand: bool, auto: bool) -> Market:
     return "spot" if spot else "on-demand" if on_demand else "auto"
 
 
-def refuse_cloud_options(request: LaunchRequest, *, dry_run: bool) -> None:
+def refuse_cloud_options(request: LaunchRequest, *, dry_run: bool, explain: bool = False) -> None:
     """Options that mean nothing on this machine; raises `RequestError`."""
     given = {
         "--dry-run": dry_run,
+        "--explain": explain,
         "--gpus": bool(request.gpus),
         "--spot/--on-demand": request.market != "auto",
         "--deadline": request.deadline_h is not None,
         "--budget": request.budget_usd is not None,
         "--hours": request.hours is not None,
+        "--hazard": request.hazard_h is not None,
+        "--trust-prices": request.trust_prices,
     }
     useless = [name for name, is_given in given.items() if is_given]
     if useless:

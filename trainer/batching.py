@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from checkpoints.errors import CorruptCheckpoint, NotExact
+from checkpoints.errors import NotExact
 from checkpoints.head import Head
-from checkpoints.restore import load_manifest
 from checkpoints.store import Store
+from trainer.fingerprint import saved_fingerprint
 from trainer.recipe import Recipe
 
 
@@ -46,15 +46,13 @@ def batch_of_run(store: Store, head: Head | None, recipe: Recipe, world_size: in
 
 
 def _saved_total(store: Store, head: Head | None) -> int | None:
-    for commit in head.commits if head else ():
-        try:
-            saved = load_manifest(store, commit).fingerprint.get("global_batch")
-        except CorruptCheckpoint:
-            continue  # an older one says the same
-        if not isinstance(saved, int):
-            raise NotExact(
-                f"the checkpoint of step {commit.step} was not saved by this trainer",
-                "choose another --name for this run",
-            )
-        return saved
-    return None
+    saved = saved_fingerprint(store, head)
+    if saved is None:
+        return None
+    total = saved.get("global_batch")
+    if not isinstance(total, int):
+        raise NotExact(
+            "the checkpoint of this run was not saved by this trainer",
+            "choose another --name for this run",
+        )
+    return total

@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from checkpoints.errors import NotExact
+from checkpoints.errors import CorruptCheckpoint, NotExact
+from checkpoints.head import Head
+from checkpoints.restore import load_manifest
+from checkpoints.store import Store
 from trainer.recipe import Recipe
 
 LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft")
@@ -27,6 +30,16 @@ def fingerprint(
         "attention": attention,
         "versions": {name: version(name) for name in LIBRARIES},
     }
+
+
+def saved_fingerprint(store: Store, head: Head | None) -> dict[str, Any] | None:
+    """That of the newest checkpoint which can be read; an older one says the same. None for a new run."""
+    for commit in head.commits if head else ():
+        try:
+            return dict(load_manifest(store, commit).fingerprint)
+        except CorruptCheckpoint:
+            continue
+    return None
 
 
 def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:

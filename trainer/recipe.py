@@ -94,10 +94,13 @@ class Training(Settings):
 
 
 class Zero(Settings):
-    """DeepSpeed ZeRO stage 3. Offload is part of the arithmetic: a run that changes it goes on, but not bit-exact."""
+    """DeepSpeed ZeRO stage 3. Offload is part of the arithmetic: a run that changes it goes on, but not bit-exact.
 
-    offload_optimizer: Literal["none", "cpu"] = Field(default="none")
-    offload_parameters: Literal["none", "cpu"] = Field(default="none")
+    `auto` takes the least that the memory of the GPUs asks for, and keeps what the run began with while that fits.
+    """
+
+    offload_optimizer: Literal["none", "cpu", "auto"] = Field(default="none")
+    offload_parameters: Literal["none", "cpu", "auto"] = Field(default="none")
     pin_memory: bool = Field(default=True, description="pin the offloaded parameters")
 
 

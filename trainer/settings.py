@@ -23,7 +23,8 @@ def choose_attention(wanted: str, *, device: Device, flash_installed: bool) -> t
 
 
 def deepspeed_config(zero: Zero, *, device: Device) -> dict[str, Any]:
-    """The ZeRO-3 configuration. `auto` values are filled in by the Trainer."""
+    """The ZeRO-3 configuration. `auto` values in it are filled in by the Trainer; an offload is settled before."""
+    assert "auto" not in (zero.offload_optimizer, zero.offload_parameters), "settle_offload comes first"
     stage: dict[str, Any] = {
         "stage": 3,
         # Overlap needs a second stream; on a CPU it is only a thread that fights for the core.

@@ -52,6 +52,13 @@ ASSUMED_HOURS_TO_PREEMPTION = 6.0
 """Of a spot node, until the planner hands over what it knows of the place."""
 
 
+def smallest_gpu_gib() -> float | None:
+    """Memory of this node's smallest GPU; all its ranks see the same. None on a CPU."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(count)]
+    return min(sizes) / 2**30 if sizes else None
+
+
 class Attempt:
     """One attempt on one rank."""
 

@@ -16,6 +16,8 @@ from checkpoints.errors import Fenced, NotusError, UserError
 from checkpoints.run import open_run
 from checkpoints.shm import RunMemory
 from trainer.batching import batch_of_run
+from trainer.fingerprint import saved_fingerprint
+from trainer.offload import settle_offload
 from trainer.prefetch import Prefetch
 from trainer.processes import die_with_parent
 from trainer.recipe import load_recipe
@@ -81,8 +83,14 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     batch = batch_of_run(store, head, recipe, world_size)
     if rank == 0:
         scratch.write_progress(Progress(phase="importing"))
-    from trainer.train import Attempt
+    from trainer.train import Attempt, smallest_gpu_gib
 
+    recipe, why = settle_offload(
+        recipe, gpu_gib=smallest_gpu_gib(), count=world_size, saved=saved_fingerprint(store, head)
+    )
+    if why and recipe.zero is not None:
+        told = recipe.zero.model_dump(include={"offload_optimizer", "offload_parameters"})
+        logger.info("offload %s (%s)", told, why)
     attempt = Attempt(recipe, batch, run=run, store=store, head=head, scratch=scratch, stop=stop)
     return attempt.run(prefetch, shared_prefetch)
 

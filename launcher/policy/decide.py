@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launcher.policy.market import SpotMarket
+from launcher.policy.market import Chain, SpotMarket
 from launcher.policy.model import Action, GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
 from launcher.policy.outlook import Outlook, Problem, solve, step_of
 
@@ -90,7 +90,7 @@ def _back_to_spot(seen: Observation, running: Running, settings: Settings) -> Ac
     if not spot or running.age_h < settings.return_h * 2**seen.moves_in_vain:
         return Stay()
     needed_h = seen.work_left_h + 3 * seen.restart_h + settings.check_h
-    if seen.deadline_h is not None and seen.work_left_h <= seen.deadline_h < needed_h:
+    if seen.deadline_h is not None and seen.work_left_h - ROUNDING_H <= seen.deadline_h < needed_h:
         return Stay()  # time for a move in vain, and for a preemption after a good one; a lost deadline binds nobody
     best = min(spot, key=lambda place: place.price_usd_per_hour)
     saved = seen.work_left_h * (running.place.price_usd_per_hour - best.price_usd_per_hour)
@@ -106,17 +106,18 @@ def _by_outlook(seen: Observation, market: SpotMarket, payable: list[Known], set
     spot = [known for known in payable if known.place.spot and not _still_refused(seen, known)]
     slack_h = (seen.deadline_h or 0.0) - seen.work_left_h
     can_wait = slack_h - settings.check_h >= (1 + settings.margin) * seen.restart_h - ROUNDING_H
+    too_late_for_spot = _must_be_safe(seen, settings)  # and waiting doesn't make it any earlier
     wait = Wait(_until_asked_again_h(seen, payable, settings), f"{slack_h:.1f} h of slack are enough to wait for spot")
     if all(known.place.spot for known in payable):
         return Launch(_best_spot(seen, spot, market, settings), "cheapest first") if spot else wait
     order = sorted(payable, key=lambda known: _rank(known, settings, on_demand_first=True))
     buy = Launch(tuple(known.place for known in order), "the slack is worth less than on demand costs")
     outlook = _outlook(seen, market, settings)
-    if slack_h <= outlook.at(outlook.buy, seen.work_left_h, market):
+    if too_late_for_spot or slack_h <= outlook.at(outlook.buy, seen.work_left_h, market):
         return buy
     visible = any(known.up_h is not None for known in spot)
     early = visible and slack_h > outlook.at(outlook.wait, seen.work_left_h, market)
-    if spot and not early and not _must_be_safe(seen, settings):
+    if spot and not early:
         return Launch(_best_spot(seen, spot, market, settings), "spot is there, and the slack bears a preemption")
     return wait if can_wait else buy
 
@@ -130,14 +131,23 @@ def _leave_on_demand(seen: Observation, market: SpotMarket, settings: Settings) 
 
 
 def _outlook(seen: Observation, market: SpotMarket, settings: Settings) -> Outlook:
-    """For the work and the slack that are left, rounded up: tables are shared, and cover all that comes later."""
     spot = [known.place.price_usd_per_hour for known in seen.places if known.place.spot]
     on_demand = [known.place.price_usd_per_hour for known in seen.places if not known.place.spot]
-    work_h = _round_up(seen.work_left_h)
-    deadline_h = work_h + _round_up(max(0.0, (seen.deadline_h or 0.0) - seen.work_left_h))
     price = min(spot) / min(on_demand) if spot and on_demand else 1.0
-    step_h = step_of(deadline_h, settings.check_h)
-    return solve(Problem(work_h, deadline_h, seen.restart_h, price, step_h, market.chain))
+    slack_h = (seen.deadline_h or 0.0) - seen.work_left_h
+    return outlook_for(seen.work_left_h, slack_h, seen.restart_h, price, market.chain, settings)
+
+
+def outlook_for(
+    work_h: float, slack_h: float, restart_h: float, spot_price: float, chain: Chain, settings: Settings
+) -> Outlook:
+    """The table for the work and the slack that are left, rounded up: it is shared, and covers all that comes later.
+
+    `spot_price` is a ratio to the on-demand price.
+    """
+    work_h = _round_up(work_h)
+    deadline_h = work_h + _round_up(max(0.0, slack_h))
+    return solve(Problem(work_h, deadline_h, restart_h, spot_price, step_of(deadline_h, settings.check_h), chain))
 
 
 def _round_up(hours: float) -> float:
@@ -161,11 +171,11 @@ def _must_be_safe(seen: Observation, settings: Settings) -> bool:
     if seen.deadline_h is None:
         return False
     start_h = seen.running.restart_left_h if seen.running else seen.restart_h
-    if start_h + seen.work_left_h <= min(settings.check_h, seen.deadline_h):
+    to_end_h = start_h + seen.work_left_h
+    if to_end_h <= min(settings.check_h, seen.deadline_h):
         return False  # done before the next look
-    left_h = seen.work_left_h - max(0.0, settings.check_h - start_h)
     kept_h = (1 + settings.margin) * seen.restart_h + settings.margin * settings.check_h
-    return seen.deadline_h - settings.check_h < left_h + kept_h - ROUNDING_H
+    return seen.deadline_h < to_end_h + kept_h - ROUNDING_H
 
 
 def _is_safe_place(seen: Observation, known: Known) -> bool:

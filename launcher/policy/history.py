@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from checkpoints.events import RUN_ENDS, Event
 from checkpoints.run import Heartbeat
+from launcher.hazard import assumed
 from launcher.policy.limits import Limits
-from launcher.policy.market import PRIOR_ELSEWHERE, UNSEEN_AGE_H, Chain, SpotMarket
+from launcher.policy.market import UNSEEN_AGE_H, SpotMarket
 from launcher.policy.model import Known, Observation, Place, Running
 
 CLOUD_NOTICES = frozenset({"gcp", "aws", "file"})
@@ -116,7 +117,7 @@ def observe(
         budget_left_usd=left,
         refusals_in_a_row=_refusals(events),
         moves_in_vain=_moves_in_vain(spells),
-        market=None if current or limits.deadline is None else _market(events, places, now),
+        market=None if current or limits.deadline is None else _market(events, places, limits, now),
     )
 
 
@@ -161,12 +162,12 @@ def _refused_at(events: Sequence[Event]) -> dict[Place, datetime]:
     }
 
 
-def _market(events: Sequence[Event], places: Sequence[Place], now: datetime) -> SpotMarket | None:
+def _market(events: Sequence[Event], places: Sequence[Place], limits: Limits, now: datetime) -> SpotMarket | None:
     """Spot as this run has met it: down since the first refusal in a row, else worth a try. None without a choice."""
     spot = [place for place in places if place.spot]
     if not spot or len(spot) == len(places):
         return None
-    chain = Chain(elsewhere=PRIOR_ELSEWHERE if len(spot) > 1 else 0.0)
+    chain = assumed(len(spot), limits.hazard_h).chain
     refused_since: dict[Place, datetime] = {}
     for event in events:
         if event.kind == "machine_up":

@@ -20,6 +20,8 @@ class Limits:
     restart_h: float = 0.25
     deadline: datetime | None = None
     budget_usd: float | None = None
+    hazard_h: float | None = None
+    """Mean hours between preemptions of a spot machine, where the user said so; else the shipped table."""
     settings: Settings = field(default_factory=Settings)
 
     def environment(self) -> dict[str, str]:
@@ -28,6 +30,7 @@ class Limits:
             "NOTUS_HOURS": f"{self.hours:g}",
             "NOTUS_DEADLINE": self.deadline.astimezone(UTC).isoformat(timespec="seconds") if self.deadline else "",
             "NOTUS_BUDGET_USD": f"{self.budget_usd:g}" if self.budget_usd else "",
+            "NOTUS_HAZARD_H": f"{self.hazard_h:g}" if self.hazard_h else "",
         }
 
 
@@ -45,6 +48,7 @@ def limits_of(environment: Mapping[str, str]) -> Limits:
             restart_h=hours("NOTUS_RESTART_MIN", Limits.restart_h),
             deadline=_moment(deadline) if deadline else None,
             budget_usd=float(budget) if budget else None,
+            hazard_h=float(environment["NOTUS_HAZARD_H"]) if environment.get("NOTUS_HAZARD_H") else None,
             settings=Settings(
                 return_h=hours("NOTUS_RETURN_MIN", defaults.return_h),
                 check_h=hours("NOTUS_CHECK_MIN", defaults.check_h),
@@ -53,7 +57,7 @@ def limits_of(environment: Mapping[str, str]) -> Limits:
     except ValueError as error:
         raise UserError(
             f"a limit of the task can't be read: {error}",
-            "NOTUS_DEADLINE is an ISO time (2026-11-25T08:00Z); NOTUS_BUDGET_USD and NOTUS_HOURS are numbers",
+            "NOTUS_DEADLINE is an ISO time (2026-11-25T08:00Z), the others (NOTUS_HOURS, ..._USD, ..._H) are numbers",
         ) from error
 
 

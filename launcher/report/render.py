@@ -1,24 +1,18 @@
-"""Receipts, plans and states for a terminal."""
+"""Receipts and states for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from launcher.offers import Offer
-from launcher.plan import DryRun
 from launcher.report.receipt import Receipt
 from launcher.report.status import RunStatus
+from launcher.report.tables import plain_table
 from launcher.sky.doctor import Finding
-
-
-def _table(title: str | None = None, *, header: bool = True) -> Table:
-    """A table without lines, as all of ours are."""
-    return Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=header)
 
 
 def receipt_panel(receipt: Receipt) -> RenderableType:
@@ -69,7 +63,7 @@ def _verdict(receipt: Receipt) -> str:
 
 
 def _attempt_table(receipt: Receipt) -> Table:
-    table = _table()
+    table = plain_table()
     for column, justify in (
         ("attempt", "right"),
         ("steps", "left"),
@@ -92,7 +86,7 @@ def _attempt_table(receipt: Receipt) -> Table:
 
 
 def _machine_table(receipt: Receipt) -> Table:
-    table = _table(
+    table = plain_table(
         f"{receipt.machine_hours:.2f} machine hours cost ${receipt.cost_usd:,.2f} (without storage and egress)"
     )
     table.add_column("machine")
@@ -106,7 +100,7 @@ def _machine_table(receipt: Receipt) -> Table:
 
 
 def _cost_table(receipt: Receipt) -> Table:
-    table = _table(f"{receipt.machine_hours:.4f} machine hours on real offers would cost")
+    table = plain_table(f"{receipt.machine_hours:.4f} machine hours on real offers would cost")
     table.add_column("offer")
     table.add_column("$/h", justify="right")
     table.add_column("this run", justify="right")
@@ -115,59 +109,9 @@ def _cost_table(receipt: Receipt) -> Table:
     return table
 
 
-def show_dry_run(console: Console, result: DryRun, task: str) -> None:
-    """The comparison of plans, the recommendation, the assumptions and the task."""
-    plans = _table(f"plans for {result.recipe}, {result.work_h:g} h of work")
-    for name in ("", "plan", "expected $", "p95 $", "finish h", "p95 h", "preemptions", "in time"):
-        plans.add_column(name, justify="left" if name in ("", "plan") else "right")
-    for plan in result.plans:
-        chosen = plan.name == result.recommended
-        in_time = "" if plan.deadline_probability is None else f"{plan.deadline_probability:.0%}"
-        plans.add_row(
-            "->" if chosen else "",
-            plan.name,
-            f"{plan.expected_cost_usd:,.2f}",
-            f"{plan.cost_p95_usd:,.2f}",
-            f"{plan.expected_finish_h:.1f}",
-            f"{plan.finish_p95_h:.1f}",
-            f"{plan.expected_preemptions:.1f}",
-            in_time,
-            style="bold" if chosen else ("dim" if not plan.within_limits else ""),
-        )
-    console.print(offers_table(result.offers))
-    console.print()
-    console.print(plans)
-    console.print(f"\nrecommended: [bold]{result.recommended or 'none'}[/] ({result.reason})")
-    console.print("\nassumptions")
-    for assumption in result.assumptions:
-        console.print(f"  - {assumption}", highlight=False)
-    console.print("\nSkyPilot task\n")
-    console.print(Text(task))
-
-
-def offers_table(offers: Sequence[Offer], limit: int = 12) -> Table:
-    """The cheapest offers, and every flagged one among them marked."""
-    table = _table(f"cheapest {min(limit, len(offers))} of {len(offers)} offers")
-    for name in ("cloud", "zone", "instance", "GPUs", "market", "$/h", "remarks"):
-        table.add_column(name, justify="right" if name == "$/h" else "left")
-    for offer in offers[:limit]:
-        remarks = list(offer.flags) + ([] if offer.fits else ["recipe does not fit"])
-        table.add_row(
-            offer.cloud,
-            offer.zone or offer.region,
-            offer.instance_type,
-            offer.gpus,
-            "spot" if offer.spot else "on demand",
-            f"{offer.price_usd_per_hour:.2f}",
-            "; ".join(remarks),
-            style="dim" if remarks else "",
-        )
-    return table
-
-
 def status_table(statuses: Sequence[RunStatus]) -> Table:
     """Runs, one a line."""
-    table = _table()
+    table = plain_table()
     for name in ("run", "state", "attempt", "step", "saved at", "loss", "last sign of life", "where", "cost"):
         table.add_column(name)
     for status in statuses:
@@ -193,7 +137,7 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
 
 def doctor_table(findings: Sequence[Finding]) -> Table:
     """What a launch needs, one a line."""
-    table = _table(header=False)
+    table = plain_table(header=False)
     for finding in findings:
         style = {"ok": "green", "missing": "bold red"}.get(finding.state, "dim")
         fix = f"{finding.detail}\n  fix: {finding.fix}" if finding.fix else finding.detail

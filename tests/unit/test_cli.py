@@ -64,7 +64,7 @@ def test_dry_run_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     arguments = ("--dry-run", "--cloud", "gcp", "--cloud", "lambda", "--deadline", "24h", "-o", "json")
     assert launch(*arguments, monkeypatch=monkeypatch, home=tmp_path) == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["recommended"] == "GCP spot A100:8"
+    assert data["recommended"] == "GCP spot H100:8"
     assert "recover_on_exit_codes" in data["task"]
 
 

@@ -59,8 +59,8 @@ def test_the_seed_values_of_notus_7b() -> None:
     assert (training.eval_every_steps, training.log_every_steps, training.bf16) == (100, 10, True)
     assert recipe.zero is not None
     assert (recipe.zero.offload_optimizer, recipe.zero.offload_parameters, recipe.zero.pin_memory) == (
-        "cpu",
-        "cpu",
+        "auto",
+        "auto",
         True,
     )
     assert recipe.hub is not None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
 from launcher.plan import Rung
-from launcher.policy.limits import Limits
+from launcher.policy.limits import Limits, limits_of
 from launcher.sky.render import needed_secrets, setup_script, task_config, to_yaml
 from launcher.sky.tasks import shipped_tasks
 from trainer.recipe import load_recipe
@@ -43,16 +44,19 @@ def test_the_yaml_says_what_the_plan_says() -> None:
         "NOTUS_HOURS": "12",
         "NOTUS_DEADLINE": "",
         "NOTUS_BUDGET_USD": "",
+        "NOTUS_HAZARD_H": "",
     }
 
 
 def test_the_limits_travel_as_the_strategy_reads_them() -> None:
     deadline = datetime(2026, 11, 25, 8, tzinfo=timezone(timedelta(hours=1)))
-    limits = Limits(hours=3.5, deadline=deadline, budget_usd=250)
+    limits = Limits(hours=3.5, deadline=deadline, budget_usd=250, hazard_h=2.5)
     envs = task_config(RECIPE, LADDER, run="my-run", bucket="gs://b", strategy="NOTUS", limits=limits)["envs"]
     assert envs["NOTUS_HOURS"] == "3.5"
     assert envs["NOTUS_DEADLINE"] == "2026-11-25T07:00:00+00:00"
     assert envs["NOTUS_BUDGET_USD"] == "250"
+    assert envs["NOTUS_HAZARD_H"] == "2.5"
+    assert limits_of(envs) == replace(limits, deadline=deadline.astimezone(UTC))
 
 
 def test_an_installed_release_travels_as_its_number() -> None:

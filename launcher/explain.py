@@ -1,0 +1,88 @@
+"""Why the policy does what it does: its decision table for a plan, and what the same plan costs by deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from launcher.estimate import START_H
+from launcher.plan import Plan, SlackCost
+from launcher.policy.decide import Settings, outlook_for
+from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket
+
+MARKETS = (
+    ("not asked yet", True, UNSEEN_AGE_H),
+    ("refused just now", False, 0.0),
+    ("refused for 30 min", False, 0.5),
+    ("refused for 2 h", False, 2.0),
+    ("refused for 6 h", False, 6.0),
+    ("refused for 12 h", False, 12.0),
+)
+
+
+class Row(BaseModel):
+    """At so many hours of work: the slack at or below which an on-demand machine is bought."""
+
+    model_config = ConfigDict(frozen=True)
+
+    work_left_h: float
+    buy_at_slack_h: dict[str, float]
+    """By what is known of the spot market."""
+
+
+class Explanation(BaseModel):
+    """What `--explain` shows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rules: tuple[str, ...]
+    table: tuple[Row, ...]
+    costs: tuple[SlackCost, ...]
+    """The recommended market with other deadlines."""
+
+
+def explain(plan: Plan, chain: Chain | None, deadline_h: float | None, costs: Sequence[SlackCost]) -> Explanation:
+    """For a plan: the rules in words, the table where there is a deadline and a choice, the costs as they are."""
+    rows: tuple[Row, ...] = ()
+    if chain is not None and deadline_h is not None and len(plan.ladder) > 1:
+        rows = _table(plan, chain, deadline_h)
+    return Explanation(rules=tuple(_rules(plan, deadline_h)), table=rows, costs=tuple(costs))
+
+
+def _table(plan: Plan, chain: Chain, deadline_h: float) -> tuple[Row, ...]:
+    settings = Settings()
+    ratio = plan.price_usd_per_hour / plan.on_demand_usd_per_hour if plan.on_demand_usd_per_hour else 1.0
+    outlook = outlook_for(plan.work_h, deadline_h - plan.work_h, START_H, round(ratio, 2), chain, settings)
+    safe_h = (2 + settings.margin) * START_H + settings.margin * settings.check_h
+    rows = []
+    for share in (1.0, 0.75, 0.5, 0.25, 0.1):
+        work_h = plan.work_h * share
+        found = {
+            name: max(safe_h, outlook.at(outlook.buy, work_h, SpotMarket(chain, up, age_h)))
+            for name, up, age_h in MARKETS
+        }
+        rows.append(Row(work_left_h=work_h, buy_at_slack_h=found))
+    return tuple(rows)
+
+
+def _rules(plan: Plan, deadline_h: float | None) -> list[str]:
+    settings = Settings()
+    if not plan.ladder[0].spot:
+        return ["on demand from the beginning to the end: nothing to decide"]
+    if len(plan.ladder) < 2:
+        return ["spot only: the cheapest zone that has a machine; where none has one, wait and ask again within 5 min"]
+    rules = [
+        f"the cheapest spot zone first; a zone that took a machine away goes last for {settings.cool_h:g} h",
+        "on demand: after "
+        f"{settings.return_h * 60:.0f} min, then after twice as long each time in vain, the run is saved and spot is "
+        "asked again, while what is left to save is worth more than the restarts",
+    ]
+    if deadline_h is None:
+        return [*rules, "no deadline: where no zone has a spot machine, an on-demand machine is bought at once"]
+    return [
+        *rules,
+        "the slack is the time to the deadline minus the work left; at or below the table's figure on demand is "
+        "bought, above it the run waits for spot",
+        "a spot machine is given back for an on-demand one before a preemption could miss the deadline",
+    ]

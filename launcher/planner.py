@@ -1,0 +1,272 @@
+"""From a request and offers to plans: what fits, what each way to run comes to, and why one is recommended. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from launcher.estimate import START_H, Estimate, SavePlan, Surroundings, estimate, mean_to_preemption_h, save_plan
+from launcher.fees import Bucket, bucket_for
+from launcher.hazard import Hazard, assumed
+from launcher.offers import Offer, by_kind
+from launcher.plan import DryRun, Plan, Rung, SlackCost
+from launcher.policy.decide import Settings, outlook_for
+from launcher.request import CLOUDS, Gpus, LaunchRequest, parse_gpus
+from launcher.runs import OnDemand, Scenario, Spot
+from launcher.speeds import PCIE, SOURCE, relative_speed
+from trainer.gpus import GPU_MEMORY_GIB, VISIBLE
+from trainer.memory import Fit, fit, state_bytes
+from trainer.recipe import Recipe
+from trainer.shapes import shape_of
+
+CONFIDENCE = 0.95
+"""With which a plan has to keep the deadline and the budget."""
+OTHER_ZONES = 3
+"""Of a spot market: their mean price is what the next machine costs while the cheapest zone has none."""
+TABLE_STEPS = 120
+"""To the deadline: the estimate's own tables of the policy are coarser than those of a run."""
+CERTAIN_H = 1000.0
+"""Mean time to a preemption of an on-demand machine, for the rhythm of its saves."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """All trusted offers of a cloud, GPU kind and market, and what the recipe is like on them."""
+
+    offers: Sequence[Offer]
+    speed: float
+    """Against the recipe's own GPUs."""
+    memory: str
+
+    @property
+    def first(self) -> Offer:
+        return self.offers[0]
+
+    @property
+    def name(self) -> str:
+        market = "spot" if self.first.spot else "on demand"
+        return f"{CLOUDS[self.first.cloud].label} {market} {self.first.gpus}"
+
+    @property
+    def rung(self) -> Rung:
+        return Rung(cloud=self.first.cloud, gpus=self.first.gpus, spot=self.first.spot)
+
+    @property
+    def elsewhere_usd(self) -> float:
+        """$ per hour of the zones after the first."""
+        others = [offer.price_usd_per_hour for offer in self.offers[1 : 1 + OTHER_ZONES]]
+        return sum(others) / len(others) if others else self.first.price_usd_per_hour
+
+
+def wanted_gpus(request: LaunchRequest, recipe: Recipe) -> tuple[Gpus, ...]:
+    """The nodes to look for: what was asked, else every known kind, as many as the recipe was made for."""
+    if request.gpus:
+        return request.gpus
+    count = parse_gpus(recipe.hardware.gpus or "A100:8").count
+    return tuple(Gpus(name, count) for name in GPU_MEMORY_GIB)
+
+
+class Planner:
+    """All plans of a request, and questions about them."""
+
+    def __init__(
+        self,
+        request: LaunchRequest,
+        recipe: Recipe,
+        offers: Sequence[Offer],
+        source: str,
+        learned: Mapping[tuple[str, str], Hazard] | None = None,
+    ) -> None:
+        """`learned` are hazards from the user's own runs, by cloud and GPUs; the others are assumed."""
+        self.request, self.recipe, self.source, self.learned = request, recipe, source, learned or {}
+        self.work_h = request.hours or recipe.hardware.hours
+        self.base = parse_gpus(recipe.hardware.gpus or "A100:8")
+        self.bucket: Bucket = bucket_for(request.bucket)
+        fits = {name: self._fit(gpus) for name, gpus in _nodes(offers)}
+        self.offers = [offer.model_copy(update={"fits": fits[offer.gpus].fits}) for offer in offers]
+        fitting = (offer for offer in self.offers if offer.fits)
+        kinds = by_kind(fitting, trusted_only=not request.trust_prices)
+        self.kinds = [_Kind(group, self._speed(group[0]), fits[group[0].gpus].reason) for group in kinds]
+        self.misfits = {name: found.reason for name, found in fits.items() if not found.fits}
+
+    def compare(self) -> DryRun:
+        """All plans and the choice. Decides nothing that a machine could change: no clock, no network."""
+        plans = [plan for kind in self.kinds if self._wanted(kind) and (plan := self._plan(kind))]
+        plans.sort(key=lambda plan: plan.expected_cost_usd)
+        best = next((plan for plan in plans if plan.within_limits), None)
+        return DryRun(
+            recipe=self.recipe.name,
+            work_h=self.work_h,
+            offers=tuple(self.offers),
+            plans=tuple(plans),
+            recommended=best.name if best else None,
+            reason=_reason(best, plans, self.request),
+            advice=tuple(self._advice(best)),
+            assumptions=tuple(self._assumptions(best)),
+        )
+
+    def hazard_of(self, plan: Plan) -> Hazard | None:
+        """Of its spot market."""
+        return self._hazard(self._kind_of(plan)) if plan.ladder[0].spot else None
+
+    def slack_costs(self, plan: Plan) -> list[SlackCost]:
+        """What the plan's market costs by deadline, from 1.1 to 4 times the work; nothing without a choice."""
+        if not plan.ladder[0].spot or len(plan.ladder) < 2:
+            return []
+        found = []
+        for share in (1.1, 1.25, 1.5, 2, 3, 4):
+            deadline_h = round(plan.work_h * share + START_H, 1)
+            told = self._with_deadline(plan, deadline_h)
+            if told is not None:
+                found.append(
+                    SlackCost(
+                        deadline_h=deadline_h,
+                        expected_cost_usd=told.expected_cost_usd,
+                        cost_p95_usd=told.cost_p95_usd,
+                        expected_finish_h=told.expected_finish_h,
+                        on_demand_share=told.on_demand_h / (told.spot_h + told.on_demand_h),
+                    )
+                )
+        return found
+
+    def _kind_of(self, plan: Plan) -> _Kind:
+        return next(kind for kind in self.kinds if kind.rung == plan.ladder[0])
+
+    def _with_deadline(self, plan: Plan, deadline_h: float) -> Estimate | None:
+        return self._estimate(self._kind_of(plan), self.request.model_copy(update={"deadline_h": deadline_h}))
+
+    # --- one plan -----------------------------------------------------------------------------------
+
+    def _wanted(self, kind: _Kind) -> bool:
+        return self.request.market == "auto" or kind.first.spot == (self.request.market == "spot")
+
+    def _plan(self, kind: _Kind) -> Plan | None:
+        """None where a machine is taken away faster than it gets on."""
+        told = self._estimate(kind, self.request)
+        if told is None:
+            return None
+        in_time = told.deadline_probability is None or told.deadline_probability >= CONFIDENCE
+        affordable = told.budget_probability is None or told.budget_probability >= CONFIDENCE
+        behind = self._behind(kind) if kind.first.spot else None
+        return Plan(
+            **told.model_dump(),
+            name=kind.name,
+            ladder=(kind.rung, behind.rung) if behind else (kind.rung,),
+            work_h=self.work_h / kind.speed,
+            price_usd_per_hour=kind.first.price_usd_per_hour,
+            on_demand_usd_per_hour=behind.first.price_usd_per_hour if behind else None,
+            hazard=self._hazard(kind).source if kind.first.spot else None,
+            memory=kind.memory,
+            within_limits=in_time and affordable,
+        )
+
+    def _estimate(self, kind: _Kind, request: LaunchRequest) -> Estimate | None:
+        behind = self._behind(kind) if kind.first.spot else kind
+        around = Surroundings(self.bucket, kind.first.cloud, behind.first.cloud if behind else "")
+        saving = self._saving(kind)
+        return estimate(self._scenario(kind, behind, saving, request), saving, around, budget_usd=request.budget_usd)
+
+    def _scenario(self, kind: _Kind, behind: _Kind | None, saving: SavePlan, request: LaunchRequest) -> Scenario:
+        work_h = self.work_h / kind.speed
+        scenario = Scenario(
+            work_h, START_H, deadline_h=request.deadline_h,
+            slowdown=saving.slowdown, interval_h=saving.interval_h, upload_h=saving.upload_h,
+        )  # fmt: skip
+        if behind is not None:
+            price = behind.first.price_usd_per_hour
+            scenario = replace(scenario, on_demand=OnDemand(price, behind.speed / kind.speed))
+        if not kind.first.spot:
+            return replace(scenario, on_demand=OnDemand(kind.first.price_usd_per_hour))
+        chain = self._hazard(kind).chain
+        scenario = replace(scenario, spot=Spot(kind.first.price_usd_per_hour, kind.elsewhere_usd, chain))
+        if behind is None or request.deadline_h is None:
+            return scenario
+        ratio = round(kind.first.price_usd_per_hour / behind.first.price_usd_per_hour, 2)
+        settings = Settings(check_h=max(Settings.check_h, request.deadline_h / TABLE_STEPS))
+        table = outlook_for(work_h, request.deadline_h - work_h, START_H, ratio, chain, settings)
+        return replace(scenario, outlook=table)
+
+    def _behind(self, kind: _Kind) -> _Kind | None:
+        """The on-demand kind that stands behind a spot market: the cheapest of the same GPUs, else of faster ones.
+
+        Of the same, because another kind of GPU rounds otherwise: the run would go on, but not bit for bit.
+        """
+        if self.request.market == "spot":
+            return None
+        usable = [other for other in self.kinds if not other.first.spot and other.speed >= kind.speed * 0.999]
+        same = [other for other in usable if other.first.gpus == kind.first.gpus]
+        return min(same or usable, key=lambda other: other.first.price_usd_per_hour / other.speed, default=None)
+
+    def _saving(self, kind: _Kind) -> SavePlan:
+        mean_h = mean_to_preemption_h(self._hazard(kind).chain.machine_ends) if kind.first.spot else CERTAIN_H
+        return save_plan(self.recipe.saves, state_bytes(self.recipe), mean_h)
+
+    def _hazard(self, kind: _Kind) -> Hazard:
+        learned = self.learned.get((kind.first.cloud, kind.first.gpus))
+        if learned is not None and self.request.hazard_h is None:
+            return learned
+        return assumed(len(kind.offers), self.request.hazard_h)
+
+    def _fit(self, gpus: Gpus) -> Fit:
+        if self.recipe.hardware.gpus and gpus.count < self.base.count:
+            return Fit(False, None, f"the recipe's batch is made for {self.base.count} GPUs")
+        return fit(self.recipe, GPU_MEMORY_GIB[gpus.name] * VISIBLE, gpus.count)
+
+    def _speed(self, offer: Offer) -> float:
+        return relative_speed(parse_gpus(offer.gpus), self.base, pcie=offer.pcie)
+
+    # --- words --------------------------------------------------------------------------------------
+
+    def _advice(self, best: Plan | None) -> list[str]:
+        if best is None:
+            return []
+        found = []
+        if best.egress_usd >= 1:
+            found.append(
+                f"restores from {self.bucket.label} into another cloud cost ${best.egress_usd:,.2f} of it: "
+                "a bucket without egress fees (Cloudflare R2), or one in the machine's cloud, would save that"
+            )
+        if best.ladder[0].spot and len(best.ladder) > 1 and self.request.deadline_h is None:
+            patient = self._with_deadline(best, 2 * best.work_h)
+            if patient is not None and patient.expected_cost_usd < 0.97 * best.expected_cost_usd:
+                found.append(
+                    f"with --deadline {2 * best.work_h:.0f}h it would wait for spot and cost about "
+                    f"${patient.expected_cost_usd:,.2f}; without a deadline it never waits while on demand has machines"
+                )
+        return found
+
+    def _assumptions(self, best: Plan | None) -> list[str]:
+        hours = "--hours" if self.request.hours else f"the recipe, on {self.recipe.hardware.gpus}"
+        size = state_bytes(self.recipe)
+        spot = [kind for kind in self.kinds if kind.first.spot and self._wanted(kind)]
+        known = f"checkpoints of {(size or 0) / 1e9:.2g} GB" if size else "model of unknown size: checkpoints of 60 GB"
+        found = [
+            f"prices: {self.source}",
+            f"{self.work_h:g} h of work ({hours}); {SOURCE}; cards on PCIe at {PCIE:g} of that (assumed)",
+            *dict.fromkeys(self._hazard(kind).source for kind in spot),
+            "on-demand machines can be had at once and are never taken away",
+            f"{START_H * 60:.0f} min from the launch of a machine to its first step",
+            f"{known}, at 2 GB/s, in {self.bucket.label}",
+        ]
+        if best is not None and best.memory:
+            found.append(f"memory, by a model that was not measured on a GPU: {best.memory}")
+        found += [f"{name} does not fit: {reason}" for name, reason in self.misfits.items()]
+        if shape_of(self.recipe.model.name) is None:
+            found.append(f"the shape of {self.recipe.model.name} is not known, so its memory is not checked")
+        return found
+
+
+def _nodes(offers: Sequence[Offer]) -> list[tuple[str, Gpus]]:
+    return [(name, parse_gpus(name)) for name in dict.fromkeys(offer.gpus for offer in offers)]
+
+
+def _reason(best: Plan | None, plans: Sequence[Plan], request: LaunchRequest) -> str:
+    if best is None:
+        return "no plan keeps the deadline and the budget" if plans else "no trusted offer fits"
+    limited = request.deadline_h or request.budget_usd
+    limits = "the deadline and the budget" if limited else "no limit given"
+    others = [plan for plan in plans if plan is not best and plan.within_limits]
+    if not others:
+        return f"the only plan that keeps {limits}" if limited else "the only plan"
+    saved = others[0].expected_cost_usd - best.expected_cost_usd
+    return f"cheapest in expectation ({limits}), ${saved:,.2f} below the next, {others[0].name}"

@@ -1,0 +1,168 @@
+"""Simulated runs: against the policy itself in the same world, and against what is known exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.estimate import Surroundings, estimate, save_plan
+from launcher.fees import GCS, R2, S3, bucket_for, fees
+from launcher.hazard import assumed, mean_spell_h, median_spell_h
+from launcher.policy.decide import Settings, outlook_for
+from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain
+from launcher.runs import OnDemand, Scenario, Spells, Spot, simulate
+from tests.unit.world import ON_DEMAND, SPOT, Told, World
+from trainer.recipe import Saves
+
+CHAIN = Chain(elsewhere=0.2)
+LOOKS = Settings(check_h=1 / 30)
+STEADY = Chain((0.25,) * BINS, (0.25,) * BINS, (2.0,) * BINS)
+
+
+def scenario(
+    deadline_h: float | None, chain: Chain = CHAIN, *, spot_only: bool = False, work_h: float = 6.0
+) -> Scenario:
+    price = SPOT.price_usd_per_hour
+    table = None
+    if deadline_h is not None and not spot_only:
+        ratio = price / ON_DEMAND.price_usd_per_hour
+        table = outlook_for(work_h, deadline_h - work_h, 0.25, ratio, chain, Settings(check_h=0.1))
+    return Scenario(
+        work_h, 0.25, Spot(price, price, chain), None if spot_only else OnDemand(ON_DEMAND.price_usd_per_hour),
+        interval_h=1 / 6, deadline_h=deadline_h, outlook=table, settings=LOOKS,
+    )  # fmt: skip
+
+
+def worlds(deadline_h: float | None, count: int, *, spot_only: bool = False) -> list[Told]:
+    return [
+        World(
+            work_h=6.0, start_h=0.25, chain=CHAIN, deadline_h=deadline_h, interval_h=1 / 6,
+            settings=LOOKS, seed=seed, spot_only=spot_only,
+        ).run()
+        for seed in range(count)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("deadline_h", "spot_only"), [(None, False), (12.0, False), (7.5, False), (None, True)])
+def test_the_simulation_does_what_the_policy_does(deadline_h: float | None, spot_only: bool) -> None:
+    """300 runs decided one by one; the means have to agree within three standard errors (10,000 of them: docs)."""
+    one_by_one = worlds(deadline_h, 300, spot_only=spot_only)
+    at_once = simulate(scenario(deadline_h, spot_only=spot_only), 10_000)
+    for name, found in (
+        ("cost", at_once.cost),
+        ("finish_h", at_once.finish_h),
+        ("preemptions", at_once.preemptions),
+        ("starts", at_once.starts),
+    ):
+        seen = np.array([getattr(told, name) for told in one_by_one])
+        error = np.std(seen) / np.sqrt(len(seen))
+        assert np.mean(found) == pytest.approx(np.mean(seen), abs=3 * error + 0.01 * np.mean(seen)), name
+
+
+def test_spell_lengths_follow_their_hazard() -> None:
+    spells = Spells(PRIOR_UP)
+    chance = 1 - np.random.default_rng(1).random(100_000)
+    lengths = spells.rest(np.zeros_like(chance), chance)
+    assert np.mean(lengths) == pytest.approx(spells.mean_h(), rel=0.02)
+    assert spells.mean_h() == pytest.approx(mean_spell_h(PRIOR_UP))
+    assert np.median(lengths) == pytest.approx(median_spell_h(PRIOR_UP), rel=0.02)
+    old = spells.rest(np.full_like(chance, 4.0), chance)
+    assert np.mean(old) > 2 * np.mean(lengths), "a spell that has held for hours holds for longer"
+
+
+def test_a_market_met_at_random_is_in_its_equilibrium() -> None:
+    """Its age has the density of the survival: for a constant hazard that is the exponential itself."""
+    age = Spells((0.25,) * BINS).met_at_random(np.random.default_rng(1).random(100_000))
+    assert np.mean(age) == pytest.approx(4.0, rel=0.02)
+
+
+def test_spot_alone_with_a_constant_hazard_is_what_renewal_theory_says() -> None:
+    """Preemptions come at a constant rate, so the expected machine hours have a closed form."""
+    rate, work_h, start_h = 0.25, 6.0, 0.25
+    runs = simulate(Scenario(work_h, start_h, Spot(1.0, 1.0, STEADY), interval_h=1e-9), 40_000)
+    # Nothing is lost but starts. A start succeeds with exp(-rate x start); the tries before it cost their time.
+    starts = 1 + np.mean(runs.preemptions)
+    assert np.mean(runs.starts) == pytest.approx(starts)
+    assert np.mean(runs.preemptions) == pytest.approx(rate * np.mean(runs.spot_h), rel=0.02), "Poisson in machine hours"
+    # Between two good starts the work is exponential: 1 + rate x work of them, each after exp(rate x start) tries.
+    assert starts == pytest.approx((1 + rate * work_h) * np.exp(rate * start_h), rel=0.03)
+
+
+def test_on_demand_alone_is_certain() -> None:
+    runs = simulate(Scenario(12.0, 0.25, on_demand=OnDemand(10.0, 2.0), slowdown=0.01), 10)
+    assert runs.finish_h == pytest.approx(np.full(10, 0.25 + 6.06))
+    assert runs.cost == pytest.approx(10 * runs.finish_h)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    work_h=st.floats(0.5, 20),
+    slack_h=st.floats(0.0, 20),
+    scale=st.floats(0.2, 5),
+    start_h=st.sampled_from([0.05, 0.25, 0.5]),
+)
+def test_no_simulated_run_misses_a_deadline_that_on_demand_can_meet(
+    work_h: float, slack_h: float, scale: float, start_h: float
+) -> None:
+    def scaled(rates: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(rate * scale for rate in rates)
+
+    chain = Chain(scaled(PRIOR_UP), scaled(PRIOR_UP), scaled(PRIOR_DOWN), 0.2)
+    deadline_h = work_h + start_h + slack_h
+    table = outlook_for(work_h, deadline_h - work_h, start_h, 0.5, chain, Settings(check_h=deadline_h / 100))
+    told = Scenario(
+        work_h, start_h, Spot(1.0, 1.2, chain), OnDemand(2.0), interval_h=0.0, deadline_h=deadline_h, outlook=table
+    )
+    runs = simulate(told, 200)
+    assert np.all(runs.finish_h <= deadline_h + 1e-3)
+    assert np.all(runs.cost > 0)
+
+
+def test_the_same_seed_gives_the_same_runs() -> None:
+    first, second = simulate(scenario(12.0), 100), simulate(scenario(12.0), 100)
+    assert np.array_equal(first.cost, second.cost)
+
+
+def test_a_market_that_never_lets_a_run_through_has_no_estimate() -> None:
+    hopeless = Chain((60.0,) * BINS, (60.0,) * BINS, PRIOR_DOWN)
+    plan = save_plan(Saves(), 1e9, 1 / 60)
+    assert estimate(Scenario(6.0, 0.25, Spot(1.0, 1.0, hopeless)), plan, Surroundings(R2), runs=20) is None
+
+
+# --- saves and fees ---------------------------------------------------------------------------------
+
+
+def test_the_rhythm_of_saves_follows_the_recipe_and_the_hazard() -> None:
+    fixed = save_plan(Saves(every_minutes=30), 56e9, 3.0)
+    assert fixed.interval_h == 0.5
+    assert fixed.upload_h == pytest.approx(28 / 3600)
+    assert fixed.slowdown == pytest.approx(0.7 / 1800)
+    often, seldom = save_plan(Saves(auto=True), 56e9, 1.0), save_plan(Saves(auto=True), 56e9, 30.0)
+    assert often.interval_h < seldom.interval_h
+    assert save_plan(Saves(auto=True), None, 3.0).state_bytes == 60e9
+
+
+def test_fees_of_a_run() -> None:
+    one = np.ones(1)
+    found = fees(GCS, hours=24 * one, restores={"gcp": 2 * one, "lambda": 3 * one}, state_bytes=56e9, kept=2, saves=one)
+    assert found.egress_usd == pytest.approx(3 * 56 * 0.12)
+    keeping = 2 * 56 * 0.020 * 24 / 730
+    assert found.storage_usd == pytest.approx(keeping + 0.19, abs=0.02)  # heartbeats are most of the requests
+    assert fees(R2, hours=one, restores={"lambda": one}, state_bytes=56e9, kept=2, saves=one).egress_usd == 0
+
+
+def test_the_bucket_of_a_url() -> None:
+    assert bucket_for("gs://b/x") is GCS
+    assert bucket_for("s3://b", {}) is S3
+    assert bucket_for("s3://b", {"AWS_ENDPOINT_URL": "https://x.r2.cloudflarestorage.com"}) is R2
+    assert bucket_for(None) is R2
+
+
+def test_a_hazard_by_hand_is_the_same_at_every_age() -> None:
+    hazard = assumed(3, 4.0)
+    assert hazard.chain.machine_ends == (0.25,) * BINS
+    assert hazard.chain.elsewhere > 0
+    assert assumed(1).chain.elsewhere == 0
+    assert "assumed" in assumed(1).source

@@ -1,0 +1,149 @@
+"""What a GPU has to hold: weights, gradients, optimizer, reference model and activations of DPO. Pure, no torch.
+
+Bytes for each parameter under ZeRO-3 in mixed precision: 2 for the bf16 weight, 2 for its gradient, 4 for the fp32
+master, 4 for the fp32 gradient of the step, and 4 (RMSprop) or 8 (AdamW) for the optimizer's moments, all divided by
+the number of GPUs (Rajbhandari et al. 2020, "ZeRO", section 3, with DeepSpeed's fp32 gradients of the step). The live
+reference model adds 2. With offload the weights, or the rest, are in the host's memory. A test compares the sum with
+DeepSpeed's own estimator. Activations are those of Korthikanti et al. 2022, "Reducing activation recomputation",
+section 4, with flash attention (no score matrix) and, where it is on, with one checkpoint a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from trainer.recipe import Recipe
+from trainer.shapes import Shape, shape_of
+
+GIB = 2**30
+USABLE = 0.8
+"""Of the memory: CUDA's context and NCCL take about 2 GiB, and what the allocator can't put together is taken as 15 %.
+Not measured on a GPU yet, so on the safe side: a run that dies of memory costs more than an offload."""
+LIVE_PARAMETERS = 1_000_000_000
+"""ZeRO-3 gathers weights up to this count, those of each model (stage3_max_live_parameters, DeepSpeed's default)."""
+
+
+class Offload(NamedTuple):
+    """What is kept in the host's memory."""
+
+    optimizer: bool
+    parameters: bool
+
+    def __str__(self) -> str:
+        return {(False, False): "no offload", (True, False): "optimizer offloaded"}.get(
+            tuple(self), "optimizer and weights offloaded"
+        )
+
+
+IN_ORDER = (Offload(False, False), Offload(True, False), Offload(True, True))
+"""The fastest first."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one GPU, and of the host for all of them."""
+
+    states: int
+    """Weights, gradients, masters, moments, reference model."""
+    gathered: int
+    """The layers that ZeRO-3 has put together just now."""
+    activations: int
+    host: int
+
+    @property
+    def gpu(self) -> int:
+        """Of one GPU."""
+        return self.states + self.gathered + self.activations
+
+    @property
+    def gib(self) -> float:
+        """Of one GPU, GiB of its nominal memory."""
+        return self.gpu / USABLE / GIB
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Does a recipe run on these GPUs, and how?"""
+
+    fits: bool
+    offload: Offload | None
+    """The least that is needed; None where nothing fits or nothing is known."""
+    reason: str
+    """For people, with the figures."""
+
+
+def fit(recipe: Recipe, gpu_gib: float, count: int) -> Fit:
+    """The fastest way in which a recipe runs on `count` GPUs of that memory, or why it does not.
+
+    An offload that the recipe fixes is kept: it is part of the arithmetic.
+    """
+    shape = shape_of(recipe.model.name)
+    if recipe.hardware.gpus is None:
+        return Fit(True, None, "made for a CPU")
+    if shape is None:
+        return Fit(True, None, f"the shape of {recipe.model.name} is not known: its memory is not checked")
+    needs = [(offload, need_of(recipe, shape, count, offload).gib) for offload in _ways(recipe)]
+    for offload, gib in needs:
+        if gib <= gpu_gib:
+            more = f" ({needs[0][1]:.0f} with {needs[0][0]})" if gib < needs[0][1] else ""
+            return Fit(True, offload, f"{gib:.0f} of {gpu_gib:.0f} GiB of each GPU with {offload}{more}")
+    least, gib = needs[-1]
+    return Fit(False, None, f"{gib:.0f} GiB of each GPU with {least}, and it has {gpu_gib:.0f}")
+
+
+def runs_with(recipe: Recipe, gpu_gib: float, count: int, offload: Offload) -> bool:
+    """Does it run with just that offload? An unknown model does."""
+    shape = shape_of(recipe.model.name)
+    return shape is None or need_of(recipe, shape, count, offload).gib <= gpu_gib
+
+
+def need_of(recipe: Recipe, shape: Shape, count: int, offload: Offload) -> Need:
+    """Bytes with that offload, on that many GPUs."""
+    lora = recipe.method == "lora"
+    parts = count if recipe.zero is not None else 1
+    trained = shape.lora_parameters(recipe.lora.rank, recipe.lora.target_modules) if recipe.lora else shape.parameters
+    moments = 4 if recipe.training.optimizer == "rmsprop" else 8
+    optimizer = math.ceil(trained / parts) * (2 + 4 + 4 + moments)
+    weights = math.ceil(shape.parameters / parts) * 2
+    reference = 0 if lora else weights  # a LoRA model without its adapters is its own reference
+    states = (0 if offload.optimizer else optimizer) + (0 if offload.parameters else weights + reference)
+    host = count * ((optimizer if offload.optimizer else 0) + (weights + reference if offload.parameters else 0))
+    live = min(LIVE_PARAMETERS, shape.parameters) * 2 * (1 if lora else 2) if recipe.zero is not None else 0
+    return Need(states, max(live, 2 * shape.largest_layer_parameters), _activations(recipe, shape), host)
+
+
+def state_bytes(recipe: Recipe) -> int | None:
+    """Of one checkpoint of the whole state: fp32 masters and moments of what is trained. None for an unknown model."""
+    shape = shape_of(recipe.model.name)
+    if shape is None:
+        return None
+    trained = shape.lora_parameters(recipe.lora.rank, recipe.lora.target_modules) if recipe.lora else shape.parameters
+    return trained * (4 + (4 if recipe.training.optimizer == "rmsprop" else 8))
+
+
+def _ways(recipe: Recipe) -> tuple[Offload, ...]:
+    if recipe.zero is None:
+        return (Offload(False, False),)
+    fixed = {"cpu": True, "none": False}
+    wanted = (fixed.get(recipe.zero.offload_optimizer), fixed.get(recipe.zero.offload_parameters))
+    return tuple(way for way in IN_ORDER if all(w in (None, g) for w, g in zip(wanted, way, strict=True)))
+
+
+def _activations(recipe: Recipe, shape: Shape) -> int:
+    """Of one micro-step: chosen and rejected go through the model together."""
+    training = recipe.training
+    tokens = training.per_device_batch * 2 * recipe.dpo.max_length
+    head = shape.head_size or shape.hidden // shape.heads
+    query, key = shape.heads * head, shape.kv_heads * head
+    norms = shape.norms * shape.hidden * (4 + 2)  # transformers computes them in fp32
+    attention = 2 * (2 * query + 2 * key + key + query)  # query and key before and after the rotation, value, output
+    mlp = 2 * 4 * shape.intermediate  # gate, its activation, up, their product
+    backward = 2 * 3 * shape.intermediate  # the gradients of three of them at once
+    layer = tokens * (norms + attention + mlp)
+    checkpoints = shape.layers * tokens * shape.hidden * 2
+    # The logits in bf16, their fp32 log-probabilities, and the gradient of both.
+    logits = tokens * shape.vocabulary * (2 + 4 + 4 + 2)
+    kept = checkpoints + layer if training.gradient_checkpointing else shape.layers * layer
+    return kept + max(logits, tokens * backward)
