@@ -158,6 +158,31 @@ def stop(
 
 
 @app.command()
+def prices(
+    action: o.PricesArgument = "show",
+    cloud: o.CloudOption = None,
+    gpus: o.GpusOption = None,
+    spot: o.SpotOption = False,
+    on_demand: o.OnDemandOption = False,
+    output: o.OutputOption = "text",
+    debug: o.DebugOption = False,
+) -> None:
+    """What nodes cost where. refresh: fetch SkyPilot's price lists. diff: against the shipped snapshot."""
+    from launcher import prices as story
+    from launcher import request as asked
+    from launcher.errors import RequestError
+
+    asked.check_output(output)
+    clouds = asked.parse_clouds(cloud or [])
+    if asked.LOCAL in clouds:
+        raise RequestError("this machine has no price", "name a cloud, or none for all of them")
+    wanted = tuple(asked.parse_gpus(text) for text in gpus or [])
+    market = asked.choose_market(spot=spot, on_demand=on_demand, auto=False)
+    request = asked.LaunchRequest(recipe="", clouds=clouds, gpus=wanted, market=market)
+    raise typer.Exit(story.prices(action, request, output))
+
+
+@app.command()
 def simulate(
     trace: o.TraceOption,
     hours: o.SimulatedHoursOption = 12.0,

@@ -20,6 +20,7 @@ from checkpoints.requests import withdraw
 from checkpoints.run import open_run, register_run
 from checkpoints.store import Store, probe
 from launcher.errors import RequestError
+from launcher.experience import learned
 from launcher.explain import Explanation, explain
 from launcher.follow import follow
 from launcher.launch import new_name, read_receipt, say, show_receipt
@@ -75,7 +76,7 @@ def planner_for(request: LaunchRequest, recipe: Recipe) -> Planner:
     """A planner over the offers of a request."""
     catalog = find_catalog()
     offers = load_offers(catalog, wanted_gpus(request, recipe), request.clouds or tuple(CLOUDS))
-    return Planner(request, recipe, offers, catalog.source)
+    return Planner(request, recipe, offers, catalog.source, learned())
 
 
 def explanation(planner: Planner, result: DryRun) -> Explanation | None:

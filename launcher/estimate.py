@@ -20,7 +20,7 @@ STALL_S = 0.7
 """For which training stands still at a save of a 56 GB state on 8 GPUs, without overlap. From the storage facts."""
 DEFAULT_STATE_BYTES = 60e9
 """Where the model isn't known."""
-RUNS = 2000
+RUNS = 1200
 
 
 class Estimate(BaseModel):

@@ -16,6 +16,7 @@ from checkpoints.requests import withdraw
 from checkpoints.run import open_run, read_metrics, register_run
 from checkpoints.store import Store, probe
 from launcher.errors import EXIT_STOPPED, RunFailed
+from launcher.experience import remember
 from launcher.local import LocalBackend, LocalRun, committed_step
 from launcher.offers import Offer, cheapest_by_kind, find_catalog, load_offers
 from launcher.options import default_bucket, home
@@ -103,8 +104,10 @@ def _compare_with_twin(run: LocalRun, recipe: Recipe, store: Store) -> None:
 
 
 def read_receipt(store: Store, name: str, recipe: Recipe | None = None) -> Receipt:
-    """The receipt of a run, from the bucket."""
-    return make_receipt(name, read_events(store), read_metrics(store), priced_offers(recipe), datetime.now(UTC))
+    """The receipt of a run, from the bucket. What it met of spot markets is remembered for later plans."""
+    events, now = read_events(store), datetime.now(UTC)
+    remember(store.url, events, now)
+    return make_receipt(name, events, read_metrics(store), priced_offers(recipe), now)
 
 
 def priced_offers(recipe: Recipe | None) -> list[Offer]:

@@ -78,12 +78,18 @@ def find_catalog(environment: os._Environ[str] | dict[str, str] | None = None) -
     environment = os.environ if environment is None else environment
     root = Path(environment.get("SKY_RUNTIME_DIR") or environment.get("HOME") or "~").expanduser()
     users = root / ".sky" / "catalogs" / SCHEMA
-    shipped = Path(str(files("launcher").joinpath("data", "catalogs", SCHEMA)))
+    shipped = shipped_catalog()
     found = sorted(path.parent.name for path in users.glob("*/vms.csv"))
-    snapshot = f"the shipped price snapshot of {SNAPSHOT_DATE}"
     if not found:
-        return Catalog((shipped,), snapshot)
-    return Catalog((users, shipped), f"SkyPilot's catalog in {users} for {', '.join(found)}; else {snapshot}")
+        return shipped
+    source = f"SkyPilot's catalog in {users} for {', '.join(found)}; else {shipped.source}"
+    return Catalog((users, *shipped.folders), source)
+
+
+def shipped_catalog() -> Catalog:
+    """The dated snapshot of the package."""
+    folder = Path(str(files("launcher").joinpath("data", "catalogs", SCHEMA)))
+    return Catalog((folder,), f"the shipped price snapshot of {SNAPSHOT_DATE}")
 
 
 def load_offers(catalog: Catalog, wanted: Sequence[Gpus], clouds: Iterable[str] = CLOUDS) -> list[Offer]:

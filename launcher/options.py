@@ -62,6 +62,7 @@ SeedOption = Annotated[int | None, typer.Option(help="Local only: seed of the ra
 ProcessesOption = Annotated[
     int | None, typer.Option(help="Local only: ranks. Default: one a GPU, else the recipe's.", min=1)
 ]
+PricesArgument = Annotated[str, typer.Argument(help="show, refresh or diff.")]
 TraceOption = Annotated[list[Path], typer.Option("--trace", help="JSON file of availability. Repeatable.")]
 SimulatedHoursOption = Annotated[float, typer.Option("--hours", help="Hours of work.", min=0.1, max=1000)]
 RestartOption = Annotated[float, typer.Option(help="Minutes from a new machine to its first step.", min=0, max=600)]

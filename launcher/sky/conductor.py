@@ -20,9 +20,10 @@ from checkpoints.requests import ask, read_request, withdraw
 from checkpoints.run import Heartbeat, read_heartbeat
 from checkpoints.store import Store
 from launcher.policy.decide import decide
-from launcher.policy.history import MachineSpell, machine_now, machines, observe, place_data, why_gone
+from launcher.policy.history import MachineSpell, machine_now, machines, place_data, why_gone
 from launcher.policy.limits import Limits
 from launcher.policy.model import Action, GiveUp, Launch, Move, Observation, Place, Wait
+from launcher.policy.observe import observe
 
 logger = logging.getLogger("sky.notus")
 """Below "sky", so that what we say is in the job's controller log."""

@@ -7,6 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -155,3 +158,41 @@ def test_skypilot_refuses_to_launch_without_a_bucket(sky_environment: dict[str, 
     )
     assert done.returncode != 0
     assert "NOTUS_BUCKET" in done.stderr
+
+
+REFRESH = """
+import json, sys
+from launcher.sky import catalog
+from sky.skylet import constants
+constants.HOSTED_CATALOG_DIR_URL = sys.argv[1]
+said = []
+print(json.dumps([catalog.refresh(["lambda", "nebius", "aws"], said.append), said]))
+"""
+
+
+def test_skypilot_fetches_its_price_lists_and_keeps_what_was_edited(tmp_path: Path) -> None:
+    served = tmp_path / "served/v8"
+    for cloud in ("lambda", "aws"):
+        shutil.copytree(str(files("launcher").joinpath("data/catalogs/v8", cloud)), served / cloud)
+    edited = tmp_path / "home/.sky/catalogs/v8/aws/vms.csv"
+    edited.parent.mkdir(parents=True)
+    edited.write_text("InstanceType\nmine\n")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {**os.environ, "HOME": str(tmp_path / "home"), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        done = subprocess.run(
+            [sys.executable, "-c", REFRESH, url], env=environment, capture_output=True, text=True, check=False
+        )
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    outcome, said = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["lambda"] == "fetched"
+    assert outcome["nebius"].startswith("could not be fetched")
+    assert outcome["aws"].startswith("kept")
+    assert edited.read_text() == "InstanceType\nmine\n"
+    assert len(said) == 3
+    fetched = tmp_path / "home/.sky/catalogs/v8/lambda/vms.csv"
+    assert fetched.read_text() == (served / "lambda/vms.csv").read_text()
+    assert "sky-payload" not in done.stdout

@@ -23,6 +23,7 @@ from trainer.fingerprint import check_fingerprint
 from trainer.hub import push_model
 from trainer.loading import blame
 from trainer.main import default_processes, exit_code
+from trainer.offload import settle_offload
 from trainer.recipe import Hub, Saves, load_recipe
 from trainer.saving import Moment, save_reason
 from trainer.scratch import Outcome, Progress, Scratch
@@ -96,7 +97,7 @@ def test_deepspeed_offloads_as_the_recipe_says_and_keeps_rmsprop() -> None:
 
 
 def test_trl_arguments_follow_the_recipe() -> None:
-    recipe = load_recipe("notus-7b-dpo")
+    recipe, _ = settle_offload(load_recipe("notus-7b-dpo"), gpu_gib=80, count=8, saved=None)
     arguments = dpo_arguments(
         recipe,
         Batch(512, 4, 16),

@@ -1,0 +1,118 @@
+"""What runs have met of a spot market: how long machines lived, how long there were none. Updates the shipped hazard.
+
+A machine's life counts from its start, because nobody saw when its zone got room: a little too young, which is on the
+safe side. A stock-out counts from the first refusal to the machine that came from the same place; one whose end nobody
+saw counts as long as it was seen, without an end (censored, as it should be for a Poisson rate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
+
+from pydantic import BaseModel, ConfigDict
+
+from checkpoints.events import Event
+from launcher.policy.history import hours_of, machines, place_of
+from launcher.policy.market import (
+    AGE_EDGES_H,
+    BINS,
+    PRIOR_DOWN,
+    PRIOR_ELSEWHERE,
+    PRIOR_UP,
+    Chain,
+    Rates,
+    age_bin,
+    posterior,
+)
+from launcher.policy.model import Place
+
+Kind = tuple[str, str]
+"""Cloud and GPUs."""
+NONE = (0.0,) * BINS
+
+
+class Counts(BaseModel):
+    """Ends, and hours in which they could have come, by age bin."""
+
+    model_config = ConfigDict(frozen=True)
+
+    up_ends: Rates = NONE
+    up_h: Rates = NONE
+    down_ends: Rates = NONE
+    down_h: Rates = NONE
+
+    def plus(self, other: Counts) -> Counts:
+        """Both together."""
+        names = type(self).model_fields
+        return Counts(**{name: _sum(getattr(self, name), getattr(other, name)) for name in names})
+
+    @property
+    def preemptions(self) -> int:
+        """Seen."""
+        return round(sum(self.up_ends))
+
+    @property
+    def machine_hours(self) -> float:
+        """On spot machines."""
+        return sum(self.up_h)
+
+    def chain(self, elsewhere: float = PRIOR_ELSEWHERE) -> Chain:
+        """The shipped table, updated."""
+        up = posterior(PRIOR_UP, self.up_ends, self.up_h)
+        return Chain(up, up, posterior(PRIOR_DOWN, self.down_ends, self.down_h), elsewhere)
+
+
+def counts_of(events: Sequence[Event], now: datetime) -> dict[Kind, Counts]:
+    """What one run has met, by cloud and GPUs."""
+    found: dict[Kind, Counts] = {}
+
+    def add(place: Place, hours: float, *, up: bool, ended: bool) -> None:
+        kind = (place.cloud, place.gpus)
+        found[kind] = found.get(kind, Counts()).plus(_one(hours, up=up, ended=ended))
+
+    for spell in machines(events):
+        if spell.place.spot:
+            add(spell.place, hours_of((spell.until or now) - spell.since), up=True, ended=spell.ended == "preempted")
+    for place, hours, ended in _stock_outs(events):
+        add(place, hours, up=False, ended=ended)
+    return found
+
+
+def total(counts: Iterable[Mapping[Kind, Counts]]) -> dict[Kind, Counts]:
+    """Of several runs."""
+    summed: dict[Kind, Counts] = {}
+    for one in counts:
+        for kind, found in one.items():
+            summed[kind] = summed.get(kind, Counts()).plus(found)
+    return summed
+
+
+def _stock_outs(events: Sequence[Event]) -> list[tuple[Place, float, bool]]:
+    """Each place's spells without a machine: place, hours, and whether somebody saw the end."""
+    refused: dict[Place, tuple[datetime, datetime]] = {}
+    found = []
+    for event in events:
+        if event.kind == "no_capacity":
+            for place in map(place_of, event.data["places"]):
+                if place.spot:
+                    refused[place] = (refused.get(place, (event.time, event.time))[0], event.time)
+        elif event.kind == "machine_up":
+            came = place_of(event.data["place"])
+            for place, (first, last) in refused.items():
+                # Of the others the end was not seen: they were out at least until they last said no.
+                found.append((place, hours_of((event.time if place == came else last) - first), place == came))
+            refused = {}
+    return [*found, *((place, hours_of(last - first), False) for place, (first, last) in refused.items())]
+
+
+def _one(hours: float, *, up: bool, ended: bool) -> Counts:
+    edges = (0.0, *AGE_EDGES_H, float("inf"))
+    at_risk = tuple(max(0.0, min(hours, high) - low) for low, high in pairwise(edges))
+    ends = tuple(float(ended and number == age_bin(hours)) for number in range(BINS))
+    return Counts(up_ends=ends, up_h=at_risk) if up else Counts(down_ends=ends, down_h=at_risk)
+
+
+def _sum(first: Rates, second: Rates) -> Rates:
+    return tuple(a + b for a, b in zip(first, second, strict=True))

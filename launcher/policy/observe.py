@@ -1,0 +1,110 @@
+"""From the run's diary to what the policy sees now: places, the work left, the spot market as this run has met it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import pairwise
+
+from checkpoints.events import Event
+from checkpoints.run import Heartbeat
+from launcher.hazard import assumed
+from launcher.policy.experience import Counts, counts_of
+from launcher.policy.history import MachineSpell, hours_of, machine_now, machines, place_of, spent_usd, work_left_h
+from launcher.policy.limits import Limits
+from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket
+from launcher.policy.model import Known, Observation, Place, Running
+
+
+def observe(
+    events: Sequence[Event],
+    heartbeat: Heartbeat | None,
+    places: Sequence[Place],
+    limits: Limits,
+    now: datetime,
+) -> Observation:
+    """What the policy may know at `now`."""
+    spells = machines(events)
+    current = machine_now(spells)
+    refused = _refused_at(events)
+    left = None if limits.budget_usd is None else limits.budget_usd - spent_usd(spells, now)
+    return Observation(
+        places=tuple(_known(place, spells, refused.get(place), now) for place in places),
+        work_left_h=work_left_h(events, heartbeat, limits.hours, now),
+        restart_h=limits.restart_h,
+        running=Running(current.place, hours_of(now - current.since)) if current else None,
+        deadline_h=None if limits.deadline is None else hours_of(limits.deadline - now),
+        budget_left_usd=left,
+        refusals_in_a_row=_refusals(events),
+        moves_in_vain=_moves_in_vain(spells),
+        market=None if current or limits.deadline is None else _market(events, places, limits, now),
+    )
+
+
+def _known(place: Place, spells: Sequence[MachineSpell], refused: datetime | None, now: datetime) -> Known:
+    taken = [spell.until for spell in spells if spell.place == place and spell.ended == "preempted"]
+    return Known(place, _ago(taken, now), _ago([refused], now))
+
+
+def _refused_at(events: Sequence[Event]) -> dict[Place, datetime]:
+    """When each place last had nothing."""
+    return {
+        place_of(data): event.time for event in events if event.kind == "no_capacity" for data in event.data["places"]
+    }
+
+
+def _market(events: Sequence[Event], places: Sequence[Place], limits: Limits, now: datetime) -> SpotMarket | None:
+    """Spot as this run has met it: down since the first refusal in a row, else worth a try. None without a choice."""
+    spot = [place for place in places if place.spot]
+    if not spot or len(spot) == len(places):
+        return None
+    chain = _chain(events, spot, limits, now)
+    refused_since: dict[Place, datetime] = {}
+    for event in events:
+        if event.kind == "machine_up":
+            refused_since.clear()
+        elif event.kind == "no_capacity":
+            for data in event.data["places"]:
+                refused_since.setdefault(place_of(data), event.time)
+    if not all(place in refused_since for place in spot):
+        return SpotMarket(chain, up=True, age_h=UNSEEN_AGE_H)
+    return SpotMarket(chain, up=False, age_h=hours_of(now - max(refused_since[place] for place in spot)))
+
+
+def _chain(events: Sequence[Event], spot: Sequence[Place], limits: Limits, now: datetime) -> Chain:
+    """What is assumed, updated by what this run has met so far in these markets; --hazard is taken as it is."""
+    told = assumed(len(spot), limits.hazard_h).chain
+    if limits.hazard_h is not None:
+        return told
+    met = counts_of(events, now)
+    here = [counts for kind, counts in met.items() if kind in {(place.cloud, place.gpus) for place in spot}]
+    counts = Counts()
+    for more in here:
+        counts = counts.plus(more)
+    return counts.chain(told.elsewhere).rounded()
+
+
+def _refusals(events: Sequence[Event]) -> int:
+    """Rounds in which nobody that was asked had a machine, since the last one."""
+    count = 0
+    for event in events:
+        if event.kind == "machine_up":
+            count = 0
+        elif event.kind == "no_capacity":
+            count += 1
+    return count
+
+
+def _moves_in_vain(spells: Sequence[MachineSpell]) -> int:
+    count = 0
+    for before, after in pairwise(spells):
+        if after.place.spot:
+            count = 0
+        elif before.ended == "moved" and not before.place.spot:
+            count += 1
+    return count
+
+
+def _ago(times: Sequence[datetime | None], now: datetime) -> float | None:
+    known = [time for time in times if time is not None]
+    return hours_of(now - max(known)) if known else None

@@ -1,0 +1,119 @@
+"""`notus-launch prices`: what nodes cost where, which prices look wrong, and what has changed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+
+from launcher.errors import NothingFits, RequestError
+from launcher.launch import say
+from launcher.offers import Catalog, Offer, by_kind, find_catalog, load_offers, shipped_catalog
+from launcher.report.plans import offers_table
+from launcher.report.tables import plain_table
+from launcher.request import CLOUDS, Gpus, LaunchRequest
+from launcher.sky import catalog as skys
+from trainer.gpus import GPU_MEMORY_GIB
+
+SHOWN = 40
+COUNT = 8
+ACTIONS = ("show", "refresh", "diff")
+
+
+class Change(BaseModel):
+    """The cheapest trusted price of a kind of node, before and now; None = not sold."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cloud: str
+    gpus: str
+    spot: bool
+    before: float | None
+    now: float | None
+
+    @property
+    def share(self) -> float | None:
+        """Of the old price: 0.1 = a tenth dearer."""
+        return self.now / self.before - 1 if self.before and self.now else None
+
+
+def prices(action: str, request: LaunchRequest, output: str) -> int:
+    """Show, refresh or compare. Raises `RequestError` for another action."""
+    if action not in ACTIONS:
+        raise RequestError(f"prices {action!r} is not known", f"use one of: {', '.join(ACTIONS)}")
+    if action == "show":
+        _show(_offers(find_catalog(), request), find_catalog().source, output)
+    elif action == "diff":
+        changes = compare(_offers(shipped_catalog(), request), _offers(find_catalog(), request))
+        _show_changes(changes, f"{shipped_catalog().source} -> {find_catalog().source}", output)
+    else:
+        before = _offers(find_catalog(), request)
+        outcome = skys.refresh(request.clouds or tuple(CLOUDS), say)
+        changes = compare(before, _offers(find_catalog(), request))
+        _show_changes(changes, "before -> after the refresh", output, outcome)
+        return 0 if any(state == "fetched" for state in outcome.values()) else 1
+    return 0
+
+
+def compare(before: Sequence[Offer], now: Sequence[Offer]) -> list[Change]:
+    """Kind by kind; those that are the same are left out."""
+
+    def cheapest(offers: Sequence[Offer]) -> Mapping[tuple[str, str, bool], float]:
+        firsts = (group[0] for group in by_kind(offers))
+        return {(offer.cloud, offer.gpus, offer.spot): offer.price_usd_per_hour for offer in firsts}
+
+    old, new = cheapest(before), cheapest(now)
+    changes = [
+        Change(cloud=cloud, gpus=gpus, spot=spot, before=old.get((cloud, gpus, spot)), now=new.get((cloud, gpus, spot)))
+        for cloud, gpus, spot in sorted(old.keys() | new.keys())
+    ]
+    return [change for change in changes if change.before != change.now]
+
+
+def _offers(catalog: Catalog, request: LaunchRequest) -> list[Offer]:
+    wanted = request.gpus or tuple(Gpus(name, COUNT) for name in GPU_MEMORY_GIB)
+    try:
+        offers = load_offers(catalog, wanted, request.clouds or tuple(CLOUDS))
+    except NothingFits:
+        return []
+    return [offer for offer in offers if request.market == "auto" or offer.spot == (request.market == "spot")]
+
+
+def _show(offers: Sequence[Offer], source: str, output: str) -> None:
+    if output == "json":
+        told = {"source": source, "offers": [offer.model_dump(mode="json") for offer in offers]}
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+        return
+    console = Console()
+    console.print(offers_table(offers, SHOWN))
+    flagged = sum(bool(offer.flags) for offer in offers)
+    console.print(f"\n{source}; {flagged} prices look wrong and are never recommended", soft_wrap=True, highlight=False)
+
+
+def _show_changes(changes: Sequence[Change], title: str, output: str, outcome: Mapping[str, str] | None = None) -> None:
+    if output == "json":
+        told = {"changes": [change.model_dump() for change in changes], "refreshed": outcome}
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+        return
+    console = Console()
+    for cloud, state in (outcome or {}).items():
+        console.print(f"{cloud}: {state}", highlight=False)
+    if not changes:
+        console.print(f"no cheapest price differs ({title})", soft_wrap=True, highlight=False)
+        return
+    console.print(f"{title}\n", soft_wrap=True, highlight=False)
+    table = plain_table()
+    for name in ("cloud", "GPUs", "market", "before", "now", "change"):
+        table.add_column(name, justify="right" if name in ("before", "now", "change") else "left")
+    for change in changes:
+        share = "new" if change.before is None else "gone" if change.now is None else f"{change.share or 0:+.0%}"
+        market = "spot" if change.spot else "on demand"
+        table.add_row(change.cloud, change.gpus, market, _usd(change.before), _usd(change.now), share)
+    console.print(table)
+
+
+def _usd(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -1,0 +1,40 @@
+"""SkyPilot's price lists, fetched anew by SkyPilot itself: it knows where they are, and which the user has edited."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+FETCHED, KEPT, FAILED = "fetched", "kept: it was edited by hand", "could not be fetched; what was there stays"
+
+
+def refresh(clouds: Iterable[str], say: Callable[[str], None]) -> dict[str, str]:
+    """Fetch the price list of each cloud; returns what became of it: fetched, kept (edited by hand), or failed."""
+    from sky.catalog import common
+
+    outcome = {}
+    for cloud in clouds:
+        say(f"prices of {cloud}")
+        name = f"{cloud}/vms.csv"
+        path = Path(common.get_catalog_path(name))
+        if path.exists() and common.is_catalog_modified(name):
+            outcome[cloud] = KEPT
+            continue
+        mark = path.parent.parent / ".meta" / f"{name}.md5"
+        before = mark.stat().st_mtime_ns if mark.exists() else 0
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # its progress marks are for its own client
+                common.read_catalog(name, pull_frequency_hours=0).columns  # noqa: B018  # read: that is when it fetches
+        except Exception as error:
+            # requests and pandas raise what they like here, and none of it must end a look at prices.
+            logger.debug("prices of %s", cloud, exc_info=True)
+            outcome[cloud] = f"{FAILED} ({type(error).__name__})"
+            continue
+        fetched = mark.exists() and mark.stat().st_mtime_ns > before
+        outcome[cloud] = FETCHED if fetched else FAILED
+    return outcome

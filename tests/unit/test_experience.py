@@ -1,0 +1,123 @@
+"""What runs teach about spot markets: counted from their diaries, kept at home, used by plans and by the run itself."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoints.events import Event
+from launcher import experience
+from launcher.policy.experience import Counts, counts_of, total
+from launcher.policy.history import place_data
+from launcher.policy.limits import Limits
+from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP
+from launcher.policy.model import Place
+from launcher.policy.observe import observe
+
+START = datetime(2026, 11, 24, 20, tzinfo=UTC)
+A, B = (Place("gcp", "us", f"us-{zone}", "A100:8", True, 11.0) for zone in "ab")
+ON_DEMAND = Place("lambda", "us-east-1", None, "A100:8", False, 16.0)
+
+
+def at(hours: float) -> datetime:
+    return START + timedelta(hours=hours)
+
+
+def event(kind: Any, hours: float, **data: Any) -> Event:
+    return Event(time=at(hours), id=f"{hours:09.3f}", kind=kind, attempt=0, data=data)
+
+
+def life(place: Place, since: float, until: float, why: str = "preempted") -> list[Event]:
+    return [
+        event("machine_up", since, place=place_data(place), since=at(since).isoformat()),
+        event("machine_gone", until, place=place_data(place), why=why),
+    ]
+
+
+def refused(hours: float, *places: Place) -> Event:
+    return event("no_capacity", hours, places=[place_data(place) for place in places], reasons=[])
+
+
+def test_lives_of_spot_machines_are_exposure_and_preemptions_ends() -> None:
+    events = [*life(A, 0, 3), *life(B, 3.2, 3.3), *life(ON_DEMAND, 4, 9, "moved"), *life(A, 9, 11, "moved")]
+    counts = counts_of(events, at(20))["gcp", "A100:8"]
+    assert counts.preemptions == 2, "a move is no preemption, and on demand doesn't count"
+    assert counts.machine_hours == pytest.approx(3 + 0.1 + 2)
+    assert counts.up_ends == (1, 0, 0, 1, 0, 0), "one fresh, one after 3 h"
+    assert counts.up_h[0] == pytest.approx(0.2 + 0.1 + 0.2)
+    assert ("lambda", "A100:8") not in counts_of(events, at(20))
+
+
+def test_a_machine_that_still_runs_counts_up_to_now() -> None:
+    counts = counts_of(life(A, 0, 3)[:1], at(2))["gcp", "A100:8"]
+    assert (counts.machine_hours, counts.preemptions) == (2, 0)
+
+
+def test_a_stock_out_ends_with_a_machine_of_the_same_place() -> None:
+    events = [refused(0, A, B), refused(0.5, A, B), *life(A, 1.0, 2.0)]
+    counts = counts_of(events, at(3))["gcp", "A100:8"]
+    assert sum(counts.down_ends) == 1, "of the other place nobody saw the end"
+    assert sum(counts.down_h) == pytest.approx(1.0 + 0.5)
+    assert counts_of([refused(0, ON_DEMAND)], at(1)) == {}
+
+
+def test_the_posterior_moves_with_what_was_seen_and_only_there() -> None:
+    assert Counts().chain().machine_ends == pytest.approx(PRIOR_UP)
+    assert Counts().chain().down_ends == pytest.approx(PRIOR_DOWN)
+    calm = counts_of([x for n in range(10) for x in life(A, 20 * n, 20 * n + 15, "moved")], at(300))["gcp", "A100:8"]
+    assert all(now < prior for now, prior in zip(calm.chain().machine_ends, PRIOR_UP, strict=True))
+    assert calm.chain().down_ends == pytest.approx(PRIOR_DOWN)
+    rough = counts_of([x for n in range(10) for x in life(A, n, n + 0.1)], at(300))["gcp", "A100:8"]
+    assert rough.chain().machine_ends[0] > 2 * PRIOR_UP[0]
+    assert len(rough.chain().machine_ends) == BINS
+
+
+def test_runs_add_up() -> None:
+    one = counts_of(life(A, 0, 3), at(3))
+    assert total([one, one])["gcp", "A100:8"].machine_hours == 6
+    assert total([]) == {}
+
+
+def test_a_run_is_remembered_once_however_often_it_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NOTUS_HOME", str(tmp_path))
+    assert experience.learned() == {}
+    experience.remember("s3://b/one", life(A, 0, 3)[:1], at(1))
+    for _ in range(2):
+        experience.remember("s3://b/one", life(A, 0, 3), at(3))
+    experience.remember("s3://b/two", life(A, 0, 2, "moved"), at(3))
+    experience.remember("file:///local", [event("planned", 0)], at(3))
+    hazard = experience.learned()["gcp", "A100:8"]
+    assert hazard.measured
+    assert hazard.source.endswith("updated by 2 runs of yours, 1 preemptions in 5 machine hours")
+    experience.book_path().write_text("not json")
+    assert experience.learned() == {}
+
+
+def test_too_little_is_not_called_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NOTUS_HOME", str(tmp_path))
+    experience.remember("s3://b/one", life(A, 0, 0.5), at(3))
+    assert experience.learned() == {}
+
+
+def test_a_home_that_cannot_be_written_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NOTUS_HOME", str(tmp_path / "file"))
+    experience.remember("s3://b/one", life(A, 0, 3), at(3))
+    assert experience.learned() == {}
+
+
+def test_the_policy_of_a_run_learns_from_the_run_itself() -> None:
+    def chain(events: list[Event], **limits: Any) -> tuple[float, ...]:
+        told = Limits(hours=8, deadline=at(48), **limits)
+        seen = observe(events, None, (A, B, ON_DEMAND), told, at(24))
+        assert seen.market is not None
+        return seen.market.chain.machine_ends
+
+    rough = [x for n in range(20) for x in life(A, n, n + 0.1)]
+    assert chain(rough)[0] > 1.5 * chain([])[0]
+    assert chain(rough, hazard_h=4.0) == (0.25,) * BINS, "--hazard is taken as it is"

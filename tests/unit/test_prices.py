@@ -1,0 +1,93 @@
+"""`notus-launch prices`: what is shown, what has changed, what a refresh says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launcher import prices as story
+from launcher.errors import RequestError
+from launcher.offers import Offer, shipped_catalog
+from launcher.prices import Change, compare, prices
+from launcher.request import Gpus, LaunchRequest
+
+A100 = LaunchRequest(recipe="", gpus=(Gpus("A100", 8),))
+HEADER = "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,Price,Region,GpuInfo,SpotPrice\n"
+
+
+def offer(price: float, *, cloud: str = "lambda", spot: bool = False, flags: tuple[str, ...] = ()) -> Offer:
+    return Offer(
+        cloud=cloud, region="r", zone=None, instance_type="i", gpus="A100:8", spot=spot, price_usd_per_hour=price,
+        flags=flags,
+    )  # fmt: skip
+
+
+def test_only_what_differs_is_a_change() -> None:
+    before = [offer(16.0), offer(11.0, cloud="gcp", spot=True), offer(9.0, cloud="aws")]
+    now = [
+        offer(12.0),
+        offer(2.0, flags=("zero price",)),
+        offer(11.0, cloud="gcp", spot=True),
+        offer(20.0, cloud="nebius"),
+    ]
+    assert compare(before, now) == [
+        Change(cloud="aws", gpus="A100:8", spot=False, before=9.0, now=None),
+        Change(cloud="lambda", gpus="A100:8", spot=False, before=16.0, now=12.0),
+        Change(cloud="nebius", gpus="A100:8", spot=False, before=None, now=20.0),
+    ]
+    assert compare(before, now)[1].share == -0.25
+
+
+def test_prices_are_shown_with_their_source_and_doubts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "140")
+    assert prices("show", A100, "text") == 0
+    text = capsys.readouterr().out
+    assert "the shipped price snapshot" in text
+    assert "more than 3x off" in text
+    assert prices("show", A100.model_copy(update={"clouds": ("lambda",), "market": "on-demand"}), "json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {entry["price_usd_per_hour"] for entry in told["offers"]} == {15.92}
+
+
+def test_diff_is_against_the_snapshot(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert prices("diff", A100, "text") == 0
+    assert "no cheapest price differs" in capsys.readouterr().out
+    folder = tmp_path / ".sky/catalogs/v8/lambda"
+    folder.mkdir(parents=True)
+    (folder / "vms.csv").write_text(HEADER + "gpu_8x_a100,A100,8.0,124.0,1800.0,7.96,us-east-1,,\n")
+    assert prices("diff", A100, "text") == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("lambda"))
+    assert line.split() == ["lambda", "A100:8", "on", "demand", "15.92", "7.96", "-50%"]
+
+
+def test_a_refresh_shows_what_it_changed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def fetch(clouds: tuple[str, ...], say: object) -> dict[str, str]:
+        folder = tmp_path / ".sky/catalogs/v8/lambda"
+        folder.mkdir(parents=True)
+        (folder / "vms.csv").write_text(HEADER + "gpu_8x_a100,A100,8.0,124.0,1800.0,31.84,us-east-1,,\n")
+        return dict.fromkeys(clouds, "fetched")
+
+    monkeypatch.setattr(story.skys, "refresh", fetch)
+    assert prices("refresh", A100.model_copy(update={"clouds": ("lambda",)}), "text") == 0
+    text = capsys.readouterr().out
+    assert "lambda: fetched" in text
+    assert "+100%" in text
+
+
+def test_an_unknown_action_is_the_users_error() -> None:
+    with pytest.raises(RequestError, match="'refetch' is not known") as caught:
+        prices("refetch", A100, "text")
+    assert caught.value.exit_code == 2
+    assert shipped_catalog().folders[0].is_dir()
