@@ -190,6 +190,7 @@ def simulate(
     restart: o.RestartOption = 15.0,
     price: o.PriceOption = 0.35,
     start: o.StartOption = 72.0,
+    plot: o.PlotOption = None,
     output: o.OutputOption = "text",
     debug: o.DebugOption = False,
 ) -> None:
@@ -200,7 +201,7 @@ def simulate(
     asked.check_output(output)
     deadline_h = asked.parse_deadline(deadline or "24h", datetime.now(UTC))
     job = story.Job(hours, deadline_h, restart / 60, price, start)
-    raise typer.Exit(story.simulate(trace, job, output))
+    raise typer.Exit(story.simulate(trace, job, output, plot))
 
 
 @app.command()

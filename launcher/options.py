@@ -67,6 +67,7 @@ TraceOption = Annotated[list[Path], typer.Option("--trace", help="JSON file of a
 SimulatedHoursOption = Annotated[float, typer.Option("--hours", help="Hours of work.", min=0.1, max=1000)]
 RestartOption = Annotated[float, typer.Option(help="Minutes from a new machine to its first step.", min=0, max=600)]
 PriceOption = Annotated[float, typer.Option(help="Price of spot as a share of on demand.", min=0.01, max=1)]
+PlotOption = Annotated[Path | None, typer.Option("--plot", help="Also draw it to this .png or .svg file.")]
 StartOption = Annotated[float, typer.Option(help="Hours into the trace; 72 h before it are known.", min=0)]
 OutputOption = Annotated[str, typer.Option("--output", "-o", help="text or json.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log on stderr.")]

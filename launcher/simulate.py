@@ -17,6 +17,7 @@ from rich.table import Table
 from checkpoints.errors import UserError
 from launcher.policy.referee import IDLE, ON_DEMAND, RefereePolicy
 from launcher.policy.trace import Trace, read_traces
+from launcher.report.picture import check_picture, draw_replay
 
 HISTORY_H = 72.0
 """What the policy may know of the time before the start, as in the referee."""
@@ -57,10 +58,14 @@ class Played:
     stretches: tuple[Stretch, ...]
 
 
-def simulate(paths: list[Path], job: Job, output: str) -> int:
-    """Print what the policy does. 0 when the deadline is met, else 3."""
+def simulate(paths: list[Path], job: Job, output: str, plot: Path | None = None) -> int:
+    """Print (and draw, to a PNG or SVG) what the policy does. 0 when the deadline is met, else 3."""
+    if plot is not None:
+        check_picture(plot)
     trace = read_traces(paths)
     played = play(trace, job)
+    if plot is not None:
+        draw_replay(plot, trace, job, played)
     if output == "json":
         sys.stdout.write(json.dumps({"job": asdict(job), "zones": trace.zones, **asdict(played)}, indent=2) + "\n")
     else:

@@ -12,6 +12,7 @@ from launcher.explain import Explanation
 from launcher.offers import Offer
 from launcher.plan import DryRun, Plan
 from launcher.report.tables import plain_table
+from launcher.request import CLOUDS
 
 SHOWN = 8
 """Plans; the others are counted."""
@@ -73,7 +74,7 @@ def _shown(result: DryRun) -> list[Plan]:
 
 
 def _name(plan: Plan) -> str:
-    return f"{plan.name}, else {plan.ladder[1].cloud} on demand" if len(plan.ladder) > 1 else plan.name
+    return f"{plan.name}, else {CLOUDS[plan.ladder[1].cloud].label} on demand" if len(plan.ladder) > 1 else plan.name
 
 
 def _bar(plan: Plan, dearest: float) -> str:

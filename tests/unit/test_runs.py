@@ -166,3 +166,25 @@ def test_a_hazard_by_hand_is_the_same_at_every_age() -> None:
     assert hazard.chain.elsewhere > 0
     assert assumed(1).chain.elsewhere == 0
     assert "assumed" in assumed(1).source
+
+
+@pytest.mark.parametrize("state_bytes", [0.4e9, 58e9])
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_the_interval_that_auto_takes_is_within_two_percent_of_the_best_in_hindsight(
+    state_bytes: float, scale: float
+) -> None:
+    """Spot alone, a machine hour costs 1: the cost of fixed intervals from 1 min to 1 h against the chosen one."""
+    rates = tuple(rate * scale for rate in PRIOR_UP)
+    chain = Chain(rates, rates, PRIOR_DOWN)
+    chosen = save_plan(Saves(auto=True), state_bytes, mean_spell_h(rates))
+    stall_h = chosen.slowdown * chosen.interval_h
+
+    def cost(interval_h: float) -> float:
+        told = Scenario(
+            12.0, 0.25, Spot(1.0, 1.0, chain),
+            slowdown=stall_h / interval_h, interval_h=interval_h, upload_h=chosen.upload_h,
+        )  # fmt: skip
+        return float(np.mean(simulate(told, 2000).cost))
+
+    best = min(cost(minutes / 60) for minutes in (1, 2, 4, 8, 15, 30, 60))
+    assert cost(chosen.interval_h) <= 1.02 * best

@@ -88,3 +88,22 @@ def test_the_picture_and_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[
     told = json.loads(capsys.readouterr().out)
     assert told["preemptions"] == 1
     assert told["spot_h"] + told["on_demand_h"] == pytest.approx(5.4)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_a_replay_is_drawn(tmp_path: Path, suffix: str) -> None:
+    trace = write(tmp_path / "zone.json", ([1] * 30 + [0] * 20) * 20)
+    job = Job(work_h=5, deadline_h=10, restart_h=0.2, spot_price=0.3, start_h=20)
+    first, second = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+    for path in (first, second):
+        assert simulate([trace], job, "json", path) == 0
+    assert first.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+    assert first.read_bytes() == second.read_bytes(), "the same replay makes the same file"
+
+
+def test_a_picture_of_another_kind_is_the_users_error(tmp_path: Path) -> None:
+    job = Job(work_h=5, deadline_h=10, restart_h=0.2, spot_price=0.3, start_h=20)
+    with pytest.raises(UserError, match="is not a picture"):
+        simulate([tmp_path / "missing.json"], job, "text", tmp_path / "x.pdf")
+    with pytest.raises(UserError, match="there is no folder"):
+        simulate([tmp_path / "missing.json"], job, "text", tmp_path / "no" / "x.png")
