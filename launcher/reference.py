@@ -13,12 +13,14 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
 from checkpoints.cli import app as ckpt_app
 from launcher.cli import app as launch_app
+from trainer.curation.cli import app as data_app
 from trainer.main import app as train_app
 from trainer.recipe import Recipe
 
@@ -86,12 +88,13 @@ def _yaml(value: Any) -> str:
 def _cli_page() -> str:
     parts = [f"{_WRITTEN}# Command lines\n"]
     commands = [
-        ("notus-launch", launch_app, ["", "status", "runs", "logs", "report", "stop", "doctor"]),
-        ("notus-train", train_app, [""]),
-        ("notus-ckpt", ckpt_app, ["", "ls", "show", "verify", "pull", "export", "pin", "gc"]),
+        ("notus-launch", launch_app),
+        ("notus-train", train_app),
+        ("notus-ckpt", ckpt_app),
+        ("notus-data", data_app),
     ]
-    for name, app, subcommands in commands:
-        for subcommand in subcommands:
+    for name, app in commands:
+        for subcommand in ("", *getattr(typer.main.get_command(app), "commands", {})):
             words = [word for word in (subcommand,) if word]
             parts.append(f"## {' '.join([name, *words])}\n\n```\n{_help(app, name, words)}\n```\n")
     return "\n".join(parts)

@@ -1,0 +1,97 @@
+"""One preference pair from one rated record: the answer with the highest mean rating against a lower one. Pure.
+
+By the mean of the four aspects and not by UltraFeedback's overall score, which is often wrong: the finding behind
+Notus 7B.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from trainer.curation.ratings import Completion, Record
+
+Rejected = Literal["random", "lowest"]
+
+
+class Pair(NamedTuple):
+    """A row of the result. The names are those of the published argilla/ultrafeedback-binarized-preferences."""
+
+    source: str
+    instruction: str
+    chosen_response: str
+    rejected_response: str
+    chosen_avg_rating: float
+    rejected_avg_rating: float
+    chosen_model: str
+    rejected_model: str
+
+
+class LeftOut(NamedTuple):
+    """A record that makes no pair, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How pairs are made."""
+
+    rejected: Rejected = "random"
+    seed: int = 42
+    contaminated: Set[str] = frozenset()
+    """Instructions to leave out, as `plain` spells them: those of a test set."""
+    dropped_sources: Set[str] = frozenset()
+
+
+def binarize(record: Record, rules: Rules) -> Pair | LeftOut:
+    """The pair of a record. The same record and rules give the same pair, wherever it stands in the data."""
+    if not record.instruction:
+        return LeftOut("no instruction")
+    if record.source in rules.dropped_sources:
+        return LeftOut(f"source {record.source}")
+    if plain(record.instruction) in rules.contaminated:
+        return LeftOut("in the contamination list")
+    if len(record.completions) < 2:
+        return LeftOut("fewer than two rated answers")
+    chosen = max(record.completions, key=lambda one: one.mean)  # of equals the first
+    lower = [one for one in record.completions if one.mean < chosen.mean]
+    if not lower:
+        return LeftOut("a tie of all answers")
+    rejected = (
+        _lowest(lower) if rules.rejected == "lowest" else lower[_draw(record.instruction, rules.seed, len(lower))]
+    )
+    if chosen.response.strip() == rejected.response.strip():
+        return LeftOut("both answers are the same text")
+    return Pair(
+        record.source, record.instruction, chosen.response, rejected.response, chosen.mean, rejected.mean,
+        chosen.model, rejected.model,
+    )  # fmt: skip
+
+
+def overall_disagrees(record: Record) -> bool | None:
+    """Would the overall score have chosen another answer? None where an answer has no score."""
+    scores = [one.overall for one in record.completions]
+    if len(scores) < 2 or any(score is None for score in scores):
+        return None
+    best = max(record.completions, key=lambda one: one.mean)
+    top = max(score for score in scores if score is not None)
+    return best.overall != top
+
+
+def plain(text: str) -> str:
+    """A text for comparison: one form of Unicode, no case, single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _lowest(completions: list[Completion]) -> Completion:
+    return min(completions, key=lambda one: one.mean)
+
+
+def _draw(text: str, seed: int, count: int) -> int:
+    """A number below `count` from the text and the seed: the same on every machine, in every order of the records."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=seed.to_bytes(8, "little", signed=True)).digest()
+    return int.from_bytes(digest, "little") % count

@@ -1,0 +1,73 @@
+"""`notus-data`: make preference data. Thin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from checkpoints.errors import UserError
+from checkpoints.terminal import run_app
+
+app = typer.Typer(
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def data() -> None:
+    """Preference data for DPO."""
+
+
+@app.command()
+def curate(
+    inputs: Annotated[
+        list[Path], typer.Argument(help="UltraFeedback's .jsonl or .parquet files, or a folder of them.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="New folder for data/*.parquet, README.md, report.json, histograms.")
+    ],
+    rejected: Annotated[str, typer.Option(help="random (a seeded one of the lower answers) or lowest.")] = "random",
+    seed: Annotated[int, typer.Option(help="Of the random choice.")] = 42,
+    contamination: Annotated[
+        Path | None, typer.Option(help="Instructions to leave out: a text file, one a line, or .jsonl.")
+    ] = None,
+    drop_source: Annotated[
+        list[str] | None, typer.Option(help="Leave out a source, e.g. truthful_qa. Repeatable.")
+    ] = None,
+    shard_rows: Annotated[int, typer.Option(help="Rows in a parquet file, at most.", min=1)] = 50_000,
+    push: Annotated[
+        str | None, typer.Option(help="Also push to this data set on the Hub: OWNER/NAME. Needs HF_TOKEN.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Push as public; the default is private.")] = False,
+    output: Annotated[str, typer.Option("--output", "-o", help="text or json.")] = "text",
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Make preference pairs by the mean of the four aspect ratings. The same input gives the same output."""
+    from trainer.curation.story import Destination, curate_files, told
+
+    if rejected not in ("random", "lowest"):
+        raise UserError(f"--rejected {rejected!r} is not known", "use random or lowest")
+    if output not in ("text", "json"):
+        raise UserError(f"--output {output!r} is not known", "use text or json")
+    where = Destination(out, shard_rows, push, private=not public)
+    report = curate_files(
+        inputs, where, rejected=rejected, seed=seed, contamination=contamination, drop_sources=drop_source or []
+    )
+    sys.stdout.write(json.dumps(report, indent=2, ensure_ascii=False) + "\n" if output == "json" else told(report, out))
+
+
+def main() -> None:
+    """Entry point."""
+    run_app(app, "notus-data")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What a curation did: counts, how often the mean and the overall score disagree, and histograms."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from trainer.curation.binarize import LeftOut, Pair, Rules, overall_disagrees
+from trainer.curation.ratings import Record
+
+BINS_A_POINT = 4
+"""A mean of four whole ratings is a quarter of a point."""
+
+
+class Report:
+    """Counts, fed one record at a time."""
+
+    def __init__(self) -> None:
+        self.records = 0
+        self.pairs = 0
+        self.left_out: Counter[str] = Counter()
+        self.oddities: Counter[str] = Counter()
+        self.comparable = self.disagree = 0
+        self.chosen: Counter[float] = Counter()
+        self.rejected: Counter[float] = Counter()
+        self.margins: Counter[float] = Counter()
+        self.sources: Counter[str] = Counter()
+        self.chosen_models: Counter[str] = Counter()
+
+    def add(self, record: Record, made: Pair | LeftOut) -> None:
+        """Count a record and what came of it."""
+        self.records += 1
+        self.oddities.update(record.oddities)
+        if isinstance(made, LeftOut):
+            self.left_out[made.reason] += 1
+            return
+        self.pairs += 1
+        disagrees = overall_disagrees(record)
+        self.comparable += disagrees is not None
+        self.disagree += bool(disagrees)
+        self.chosen[_bin(made.chosen_avg_rating)] += 1
+        self.rejected[_bin(made.rejected_avg_rating)] += 1
+        self.margins[_bin(made.chosen_avg_rating - made.rejected_avg_rating)] += 1
+        self.sources[made.source] += 1
+        self.chosen_models[made.chosen_model] += 1
+
+    def as_dict(self, rules: Rules) -> dict[str, Any]:
+        """For JSON: the same data and rules give the same text."""
+        return {
+            "records": self.records,
+            "pairs": self.pairs,
+            "left_out": dict(sorted(self.left_out.items())),
+            "answers_left_out": dict(sorted(self.oddities.items())),
+            "mean_disagrees_with_overall_score": self.disagree,
+            "comparable_with_overall_score": self.comparable,
+            "chosen_rating": _sorted(self.chosen),
+            "rejected_rating": _sorted(self.rejected),
+            "margin": _sorted(self.margins),
+            "sources": dict(sorted(self.sources.items())),
+            "chosen_models": dict(sorted(self.chosen_models.items())),
+            "rejected": rules.rejected,
+            "seed": rules.seed,
+        }
+
+    def write(self, folder: Path, rules: Rules) -> None:
+        """report.json and histograms.png."""
+        text = json.dumps(self.as_dict(rules), indent=2, ensure_ascii=False) + "\n"
+        (folder / "report.json").write_text(text, encoding="utf-8")
+        if self.pairs:
+            self._draw(folder / "histograms.png")
+
+    def _draw(self, path: Path) -> None:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from matplotlib import pyplot
+
+        width = 1 / BINS_A_POINT
+        figure, (ratings, margins) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+        for label, counts, shift in (("chosen", self.chosen, 0.0), ("rejected", self.rejected, width / 2)):
+            places = [value + shift for value in counts]
+            ratings.bar(places, list(counts.values()), width=width / 2, align="edge", label=label)
+        ratings.set_xlabel("mean of the four ratings")
+        ratings.set_ylabel("pairs")
+        ratings.legend()
+        margins.bar(list(self.margins), list(self.margins.values()), width=width * 0.9, align="edge")
+        margins.set_xlabel("margin between chosen and rejected")
+        figure.savefig(path, dpi=150)
+        pyplot.close(figure)
+
+
+def _bin(value: float) -> float:
+    return int(value * BINS_A_POINT + 1e-9) / BINS_A_POINT
+
+
+def _sorted(counts: Counter[float]) -> dict[str, int]:
+    return {f"{value:.2f}": counts[value] for value in sorted(counts)}

@@ -1,0 +1,109 @@
+"""The story of a curation: read, pair, count, write, push."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rich.console import Console
+from rich.progress import track
+
+from checkpoints.errors import UserError
+from trainer.curation.binarize import LeftOut, Pair, Rules, binarize
+from trainer.curation.files import card, find_files, read_contamination, read_rows, whole_folder, write_shards
+from trainer.curation.ratings import read_record
+from trainer.curation.report import Report
+from trainer.errors import DataError
+
+
+class Destination(NamedTuple):
+    """Where the pairs go."""
+
+    folder: Path
+    shard_rows: int
+    push: str | None
+    private: bool
+
+
+def curate_files(
+    inputs: Sequence[Path],
+    where: Destination,
+    *,
+    rejected: Literal["random", "lowest"],
+    seed: int,
+    contamination: Path | None,
+    drop_sources: Sequence[str],
+) -> dict[str, Any]:
+    """Make the pairs of all files; returns the report. Raises `DataError` and `UserError`, and leaves nothing then."""
+    files = find_files(inputs)
+    contaminated = read_contamination(contamination) if contamination else frozenset()
+    rules = Rules(rejected, seed, contaminated, frozenset(drop_sources))
+    if where.push is not None:
+        _check_push(where.push)
+    report = Report()
+    with whole_folder(where.folder.absolute()) as folder:
+        write_shards(_pairs(files, rules, report), folder, where.shard_rows)
+        counts = report.as_dict(rules)
+        if not report.pairs:
+            raise DataError(
+                f"none of the {report.records} records makes a pair: {counts['left_out']}",
+                "give UltraFeedback as OpenBMB publishes it: instruction, completions with annotations",
+            )
+        report.write(folder, rules)
+        text = card(counts, rules, where.push or "UltraFeedback, binarized by the mean rating")
+        (folder / "README.md").write_text(text, encoding="utf-8")
+    if where.push is not None:
+        _push(where)
+    return counts
+
+
+def _pairs(files: Sequence[Path], rules: Rules, report: Report) -> Iterator[Pair]:
+    console = Console(stderr=True)
+    for path in files:
+        rows = track(
+            read_rows(path), description=path.name, console=console, disable=not console.is_terminal, transient=True
+        )
+        for row in rows:
+            record = read_record(row)
+            made = binarize(record, rules)
+            report.add(record, made)
+            if not isinstance(made, LeftOut):
+                yield made
+
+
+def told(report: dict[str, Any], folder: Path) -> str:
+    """The report for people."""
+    lines = [f"{report['pairs']:,} pairs from {report['records']:,} records, in {folder}/data"]
+    for what, counts in (("records", report["left_out"]), ("answers", report["answers_left_out"])):
+        lines += [f"  {what} left out, {reason}: {count:,}" for reason, count in counts.items()]
+    comparable = report["comparable_with_overall_score"]
+    if comparable:
+        disagree = report["mean_disagrees_with_overall_score"]
+        lines.append(f"  the overall score would have chosen another answer: {disagree:,} of {comparable:,}")
+    return "\n".join(lines) + "\n"
+
+
+def _check_push(repo: str) -> None:
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise UserError(f"--push {repo!r} is not a data set on the Hub", "give OWNER/NAME")
+    if not os.environ.get("HF_TOKEN"):
+        raise UserError("--push needs a token of the Hub", "set HF_TOKEN to one that may write")
+
+
+def _push(where: Destination) -> None:
+    import httpx
+    from huggingface_hub import HfApi
+
+    assert where.push is not None
+    try:
+        api = HfApi()
+        api.create_repo(where.push, repo_type="dataset", private=where.private, exist_ok=True)
+        api.upload_folder(
+            repo_id=where.push, repo_type="dataset", folder_path=where.folder, commit_message="notus-data"
+        )
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"not pushed to {where.push}: {error}", f"the pairs are in {where.folder}; push it again by hand"
+        ) from error
