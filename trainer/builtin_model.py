@@ -8,11 +8,33 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from checkpoints.errors import UserError
+from trainer.smollm2 import cached_folder, smollm2_folder
+
 SEED = 20231120
+TINY, SMOLLM2 = "tiny-llama", "smollm2-135m"
 _TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+
+
+def make_builtin(name: str, work: Path) -> Path:
+    """Make a built-in model where it isn't there yet; returns its folder. Raises `UserError` for an unknown one."""
+    folder = builtin_folder(name, work)
+    if name == SMOLLM2:
+        return smollm2_folder()
+    make_tiny_llama(folder)
+    return folder
+
+
+def builtin_folder(name: str, work: Path) -> Path:
+    """Where `make_builtin` has put it on this machine."""
+    if name == SMOLLM2:
+        return cached_folder()
+    if name != TINY:
+        raise UserError(f"there is no built-in model {name!r}", f"built in: {TINY}, {SMOLLM2}")
+    return work / TINY
 
 
 def make_tiny_llama(folder: Path) -> None:

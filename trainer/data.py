@@ -55,7 +55,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     rows = _without_unusable(rows, recipe.dataset.name)
     tokenised = rows.map(
         tokenise_row,
-        fn_kwargs={"tokenizer": tokenizer, "dpo": recipe.dpo},
+        fn_kwargs={"tokenizer": tokenizer, "dpo": recipe.dpo, "system": recipe.dataset.system},
         remove_columns=rows.column_names,
         num_proc=recipe.dataset.workers if len(rows) > PARALLEL_FROM_ROWS else None,
         desc="tokenising",
@@ -72,10 +72,13 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     return Pairs(split["train"], split["test"], fingerprint)
 
 
-def format_pair(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+def format_pair(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, system: str | None = None
+) -> tuple[str, str, str]:
     """Prompt, chosen and rejected as text: by the tokenizer's chat template, or plain with an end token.
 
-    A prompt that is a conversation keeps all its turns; an answer that is one gives its last turn.
+    A prompt that is a conversation keeps all its turns, a system turn of its own too; otherwise it gets `system`, if
+    that isn't None. An answer that is a conversation gives its last turn.
 
     Raises:
         DataError: the template renders the prompt differently with and without an answer.
@@ -86,6 +89,8 @@ def format_pair(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tupl
         end = tokenizer.eos_token or ""
         return text_of(prompt), texts[0] + end, texts[1] + end
     turns = list(prompt) if is_conversation(prompt) else [{"role": "user", "content": text_of(prompt)}]
+    if system is not None and turns[0].get("role") != "system":
+        turns = [{"role": "system", "content": system}, *turns]
     rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     completions = []
     for text in texts:
@@ -100,7 +105,9 @@ def format_pair(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tupl
     return rendered, completions[0], completions[1]
 
 
-def tokenise_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dpo: Dpo) -> dict[str, list[int]]:
+def tokenise_row(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dpo: Dpo, system: str | None = None
+) -> dict[str, list[int]]:
     """One row as `prompt_ids, chosen_ids, rejected_ids`, cut to length.
 
     Prompt and answer are tokenised together, as inference sees them, and parted where the two pairs and the prompt
@@ -109,7 +116,7 @@ def tokenise_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dpo: D
     """
     # The template has put the special tokens where they belong; adding them again would double the first one.
     special = not tokenizer.chat_template
-    prompt, *answers = format_pair(row, tokenizer)
+    prompt, *answers = format_pair(row, tokenizer, system)
     alone, *together = (
         list(tokenizer(text, add_special_tokens=special)["input_ids"])
         for text in (prompt, *(prompt + answer for answer in answers))

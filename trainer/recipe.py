@@ -22,7 +22,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 class Model(Settings):
     """The base model. The reference model of DPO is always this one too, also after a resume."""
 
-    name: str = Field(description="hub name, local folder, or `builtin:tiny-llama` (made on the spot, for tests)")
+    name: str = Field(description="hub name, local folder, `builtin:tiny-llama` (for tests) or `builtin:smollm2-135m`")
     revision: str | None = Field(default=None, description="hub revision; pin it for an exact resume months later")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto", description="of the loaded weights; `auto` = as they are stored"
@@ -41,6 +41,11 @@ class Dataset(Settings):
     )
     split: str = Field(default="train", description="of a hub data set")
     revision: str | None = Field(default=None, description="hub revision")
+    system: str | None = Field(
+        default=None,
+        description='system turn before a prompt that has none; `""` = an empty one, as Zephyr and Notus were trained; '
+        "null = what the chat template does",
+    )
     rows: PositiveInt | None = Field(default=None, description="use only the first rows, for a quick try")
     eval_rows: Annotated[int, Field(ge=0)] = Field(default=0, description="rows held out for evaluation")
     seed: int = Field(default=42, description="of the split into training and evaluation rows")

@@ -188,18 +188,20 @@ class Attempt:
         return Keeper(self.store, self.head, setup, Saver(setup, buffer, copy_scope(self.device)))
 
     def _base_model(self) -> str:
-        """The base model's hub name or folder; the built-in one is made here, once a machine."""
+        """The base model's hub name or folder; a built-in one is made here, once a machine."""
         name = self.recipe.model.name
         if not name.startswith(BUILTIN):
             return name
-        if name != f"{BUILTIN}tiny-llama":
-            raise UserError(f"there is no built-in model {name!r}", "built in: builtin:tiny-llama")
-        folder = self.scratch.work / "tiny-llama"
+        folder = None
         if int(os.environ["LOCAL_RANK"]) == 0:
-            from trainer.builtin_model import make_tiny_llama
+            from trainer.builtin_model import make_builtin
 
-            make_tiny_llama(folder)
+            folder = make_builtin(name.removeprefix(BUILTIN), self.scratch.work)
         dist.barrier()
+        if folder is None:
+            from trainer.builtin_model import builtin_folder
+
+            folder = builtin_folder(name.removeprefix(BUILTIN), self.scratch.work)
         return str(folder)
 
     def _build(self, arguments: DPOConfig, model_name: str, tokenizer: Any) -> None:

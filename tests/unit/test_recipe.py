@@ -36,7 +36,7 @@ def line_of(path: str, text: str) -> int:
 
 
 def test_all_recipes_of_the_package_are_valid() -> None:
-    assert builtin_names() == ["notus-7b-dpo", "notus-7b-dpo-lora", "tiny-dpo", "tiny-dpo-lora"]
+    assert builtin_names() == ["notus-7b-dpo", "notus-7b-dpo-lora", "smollm2-135m-dpo", "tiny-dpo", "tiny-dpo-lora"]
     for name in builtin_names():
         assert load_recipe(name).name == name
 
