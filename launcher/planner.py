@@ -249,7 +249,7 @@ class Planner:
             f"{known}, at 2 GB/s, in {self.bucket.label}",
         ]
         if best is not None and best.memory:
-            found.append(f"memory, by a model that was not measured on a GPU: {best.memory}")
+            found.append(f"memory, by a sum that was not measured on a GPU and keeps a third in reserve: {best.memory}")
         found += [f"{name} does not fit: {reason}" for name, reason in self.misfits.items()]
         if shape_of(self.recipe.model.name) is None:
             found.append(f"the shape of {self.recipe.model.name} is not known, so its memory is not checked")

@@ -175,7 +175,7 @@ def test_the_ladder_tries_spot_first_and_few_on_demand_places_of_one_kind(snapsh
 
 
 def test_what_does_not_fit_is_no_plan_and_says_why(snapshot: Catalog) -> None:
-    batch = RECIPE.training.model_copy(update={"per_device_batch": 28})
+    batch = RECIPE.training.model_copy(update={"per_device_batch": 36})
     big = RECIPE.model_copy(update={"training": batch})
     request = LaunchRequest(recipe="x", gpus=(A100, A100_80))
     result = Planner(request, big, load_offers(snapshot, request.gpus, ["lambda"]), "test").compare()
