@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
+import datasets
 import torch
 from trl import DPOTrainer
+from trl.models.utils import prepare_deepspeed
 
 from trainer import state as states
+from trainer.collective import from_rank_0, gather
+from trainer.reference import ReferenceCache, Values, compute
 from trainer.rhythm import EvaluationStopped
+
+logger = logging.getLogger(__name__)
 
 
 class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
@@ -24,9 +31,44 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
     announce: Callable[[str], None]
     """Says what this rank is doing."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, reference: Callable[[datasets.Dataset, int], ReferenceCache] | None = None, **kwargs: Any
+    ) -> None:
+        """`reference` gives the cache for a data set and a batch size, where log-probabilities are precomputed."""
         self.micro_losses: list[torch.Tensor] = []
+        self._reference = reference
         super().__init__(*args, **kwargs)
+
+    def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
+        """From the bucket, or computed and put there. TRL's own cache is a file that the next machine doesn't have."""
+        assert self._reference is not None
+        cache = self._reference(dataset, batch_size)
+        generators = states.capture_rng()
+        values = compute(
+            cache,
+            lambda rows: self._reference_logps(dataset, rows),
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            share=gather,
+            first=from_rank_0,
+            done=lambda rows: logger.info("reference log-probs of %s: %d of %d rows", name, rows, cache.rows),
+        )
+        states.restore_rng(generators)
+        columns = {"ref_chosen_logps": values[:, 0], "ref_rejected_logps": values[:, 1]}
+        return datasets.concatenate_datasets([dataset, datasets.Dataset.from_dict(columns)], axis=1)
+
+    def _reference_logps(self, dataset: datasets.Dataset, rows: range) -> Values:
+        """Of these rows, by the untrained model (its adapters off). Collective under ZeRO-3."""
+        model = self.model
+        if self.is_deepspeed_enabled:
+            # Built for the first batch that nobody has computed yet: an attempt that finds all of them needs none.
+            if self._precompute_engine is None:
+                self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
+            model = self._precompute_engine
+        batch = self.data_collator([dataset[row] for row in rows])
+        batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
+        logps = self.compute_ref_log_probs(model, batch)
+        return torch.stack(logps, dim=1).float().cpu().numpy()
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # `trainer.data` has formatted, cut and tokenised it

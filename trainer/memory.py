@@ -19,7 +19,7 @@ from trainer.shapes import Shape, shape_of
 
 GIB = 2**30
 USABLE = 2 / 3
-"""Of the memory: CUDA's context and NCCL take about 2 GiB, the allocator can't put all pieces together, and this sum was
+"""Of the memory: CUDA's context and NCCL take about 2 GiB, the allocator can't join all pieces, and this sum was
 never measured on a GPU. So a third stays in reserve: a run that dies of memory costs more than an offload."""
 LIVE_PARAMETERS = 1_000_000_000
 """ZeRO-3 gathers weights up to this count, those of each model (stage3_max_live_parameters, DeepSpeed's default)."""
@@ -107,10 +107,12 @@ def need_of(recipe: Recipe, shape: Shape, count: int, offload: Offload) -> Need:
     moments = 4 if recipe.training.optimizer == "rmsprop" else 8
     optimizer = math.ceil(trained / parts) * (2 + 4 + 4 + moments)
     weights = math.ceil(shape.parameters / parts) * 2
-    reference = 0 if lora else weights  # a LoRA model without its adapters is its own reference
+    # A LoRA model without its adapters is its own reference; a precomputed one is gone before the training.
+    alone = lora or recipe.dpo.reference == "precomputed"
+    reference = 0 if alone else weights
     states = (0 if offload.optimizer else optimizer) + (0 if offload.parameters else weights + reference)
     host = count * ((optimizer if offload.optimizer else 0) + (weights + reference if offload.parameters else 0))
-    live = min(LIVE_PARAMETERS, shape.parameters) * 2 * (1 if lora else 2) if recipe.zero is not None else 0
+    live = min(LIVE_PARAMETERS, shape.parameters) * 2 * (1 if alone else 2) if recipe.zero is not None else 0
     return Need(states, max(live, 2 * shape.largest_layer_parameters), _activations(recipe, shape), host)
 
 

@@ -57,6 +57,11 @@ class Dpo(Settings):
 
     beta: float = Field(default=0.1, gt=0, description="strength of the pull towards the reference model")
     loss: Literal["sigmoid", "ipo", "hinge", "robust"] = Field(default="sigmoid", description="TRL's loss_type")
+    reference: Literal["live", "precomputed"] = Field(
+        default="live",
+        description="`precomputed` = the reference model's log-probabilities are computed once, before the training, "
+        "and kept in the bucket; it then needs no memory and no time in a step",
+    )
     max_length: PositiveInt = Field(default=1024, description="tokens of prompt and response together")
     max_prompt_length: PositiveInt = Field(default=512, description="tokens kept of a prompt that is too long")
 

@@ -24,6 +24,7 @@ Phase = Literal[
     "importing",
     "preparing data",
     "loading the model",
+    "reference log-probs",
     "restoring",
     "training",
     "saving",
@@ -31,7 +32,7 @@ Phase = Literal[
     "exporting",
 ]
 BEFORE_TRAINING: frozenset[Phase] = frozenset(
-    ("starting", "importing", "preparing data", "loading the model", "restoring")
+    ("starting", "importing", "preparing data", "loading the model", "reference log-probs", "restoring")
 )
 """An attempt has nothing of its own to save yet."""
 

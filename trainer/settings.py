@@ -76,6 +76,7 @@ def dpo_arguments(
         },
         "beta": recipe.dpo.beta,
         "loss_type": [recipe.dpo.loss],
+        "precompute_ref_log_probs": recipe.dpo.reference == "precomputed",
         "max_length": recipe.dpo.max_length,
         "num_train_epochs": training.epochs,
         "max_steps": training.max_steps or -1,

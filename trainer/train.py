@@ -39,6 +39,7 @@ from trainer.loading import blaming
 from trainer.optimizer import check_optimizer
 from trainer.prefetch import Prefetch
 from trainer.recipe import BUILTIN, Recipe
+from trainer.reference import ReferenceCache, reference_key
 from trainer.rhythm import Rhythm
 from trainer.scratch import Outcome, Phase, Progress, Scratch
 from trainer.settings import Device, choose_attention, dpo_arguments
@@ -204,6 +205,20 @@ class Attempt:
             folder = builtin_folder(name.removeprefix(BUILTIN), self.scratch.work)
         return str(folder)
 
+    def _reference_cache(self, rows: Any, batch: int) -> ReferenceCache:
+        """Of the run: its key names all that decides the values, but not how many processes compute them."""
+        self._announce("reference log-probs")
+        identity = {
+            "model": self.recipe.model.model_dump(mode="json"),
+            "bf16": self.recipe.training.bf16,
+            "batch": batch,
+            "device": self.fingerprint["device"],
+            "attention": self.attention,
+            "versions": self.fingerprint["versions"],
+        }
+        key = from_rank_0(reference_key(identity, rows) if dist.get_rank() == 0 else None)
+        return ReferenceCache(self.store, key, len(rows), batch)
+
     def _build(self, arguments: DPOConfig, model_name: str, tokenizer: Any) -> None:
         self.engine = None
         peft_config = None
@@ -223,6 +238,7 @@ class Attempt:
                 eval_dataset=self.pairs.evaluation,
                 processing_class=tokenizer,
                 peft_config=peft_config,
+                reference=self._reference_cache,
             )
         self.rhythm = Rhythm(
             self.recipe.saves,
