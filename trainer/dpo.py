@@ -18,6 +18,9 @@ from trainer.rhythm import EvaluationStopped
 
 logger = logging.getLogger(__name__)
 
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+"""As TRL's collator and loss call them."""
+
 
 class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
     """DPO whose state lives in `checkpoints`.
@@ -54,7 +57,7 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
             done=lambda rows: logger.info("reference log-probs of %s: %d of %d rows", name, rows, cache.rows),
         )
         states.restore_rng(generators)
-        columns = {"ref_chosen_logps": values[:, 0], "ref_rejected_logps": values[:, 1]}
+        columns = dict(zip(REFERENCE_COLUMNS, values.T, strict=True))
         return datasets.concatenate_datasets([dataset, datasets.Dataset.from_dict(columns)], axis=1)
 
     def _reference_logps(self, dataset: datasets.Dataset, rows: range) -> Values:
@@ -69,6 +72,14 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
         logps = self.compute_ref_log_probs(model, batch)
         return torch.stack(logps, dim=1).float().cpu().numpy()
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The Trainer casts all floating-point inputs to bf16 under DeepSpeed. A log-probability of -407.1 would become
+        -408: precomputed ones keep their precision."""
+        kept = {name: inputs[name] for name in REFERENCE_COLUMNS if name in inputs}
+        rest = {name: value for name, value in inputs.items() if name not in kept}
+        device = self.args.device
+        return {**super()._prepare_inputs(rest), **{name: value.to(device) for name, value in kept.items()}}
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # `trainer.data` has formatted, cut and tokenised it

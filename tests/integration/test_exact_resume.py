@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,8 @@ from tests.loopback import serving
 from tests.seaweed import S3Server
 
 STEPS_PER_EPOCH = 12
-TOLERANCE = 0.02
-"""Of a loss: the reference model's log-probs come from other batches, whose padding rounds otherwise in bf16."""
+TOLERANCE = 1e-3
+"""Of a loss before the runs drift apart: the reference model's log-probs come from other batches, padded otherwise."""
 
 
 @pytest.mark.parametrize("name", ["tiny-dpo", "tiny-dpo-lora"])
@@ -159,4 +160,6 @@ def test_with_precomputed_log_probs_of_the_reference_model(
     assert len(cached) == 2, "one chunk of the training rows, one of the evaluation rows"
     if name == "tiny-dpo":
         ours, live = ({(m.rank, m.step): m.values["loss"] for m in read_metrics(one)} for one in (store, reference))
-        assert ours == pytest.approx(live, abs=TOLERANCE)
+        assert ours.keys() == live.keys()
+        assert all(abs(ours[key] - live[key]) < TOLERANCE for key in live if key[1] <= 4)
+        assert statistics.mean(abs(ours[key] - live[key]) for key in live) < 0.01
