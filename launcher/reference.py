@@ -23,6 +23,7 @@ from launcher.cli import app as launch_app
 from trainer.curation.cli import app as data_app
 from trainer.main import app as train_app
 from trainer.recipe import Recipe
+from trainer.release import app as export_app
 
 _WRITTEN = "<!-- written by `make docs`; edit the code instead -->\n\n"
 
@@ -90,6 +91,7 @@ def _cli_page() -> str:
     commands = [
         ("notus-launch", launch_app),
         ("notus-train", train_app),
+        ("notus-train export", export_app),
         ("notus-ckpt", ckpt_app),
         ("notus-data", data_app),
     ]

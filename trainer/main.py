@@ -63,6 +63,8 @@ def train(
 
     Exit codes: 0 done; 1 failed; 2 your error; 75 start it again: preempted with the state saved, or crashed after a
     save; 76 stopped by `notus-launch stop` or a limit, with the state saved: don't start it again by yourself.
+
+    `notus-train export --help`: the finished model as a folder, adapters merged, pushed to the Hub.
     """
     folder = Scratch(scratch or Path(tempfile.mkdtemp(prefix="notus-attempt-")))
     try:
@@ -151,6 +153,12 @@ def main() -> None:
     """Entry point."""
     if "RANK" in os.environ:
         raise SystemExit(_under_torchrun())
+    if sys.argv[1:2] == ["export"]:  # the one thing besides training; a recipe of that name is a file with a suffix
+        from trainer.release import app as export_app
+
+        del sys.argv[1]
+        run_app(export_app, "notus-train export")
+        return
     run_app(app, "notus-train")
 
 

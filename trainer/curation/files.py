@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpoints.errors import UserError
 from trainer.curation.binarize import Pair, Rules, plain
 from trainer.errors import DataError
 from trainer.pairs import read_jsonl
@@ -65,26 +62,6 @@ def read_contamination(path: Path) -> frozenset[str]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start})", "convert it to UTF-8") from error
     return frozenset(plain(line) for line in lines if line.strip())
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which gets its name when all of it is there: nobody takes half a data set for a whole one.
-
-    Raises `UserError` where something is in it already: two curations must not mix.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty", "give a new folder to --out")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_shards(pairs: Iterable[Pair], folder: Path, shard_rows: int) -> list[Path]:

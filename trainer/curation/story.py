@@ -12,10 +12,11 @@ from rich.progress import track
 
 from checkpoints.errors import UserError
 from trainer.curation.binarize import LeftOut, Pair, Rules, binarize
-from trainer.curation.files import card, find_files, read_contamination, read_rows, whole_folder, write_shards
+from trainer.curation.files import card, find_files, read_contamination, read_rows, write_shards
 from trainer.curation.ratings import read_record
 from trainer.curation.report import Report
 from trainer.errors import DataError
+from trainer.folders import whole_folder
 
 
 class Destination(NamedTuple):

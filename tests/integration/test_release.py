@@ -1,0 +1,112 @@
+"""`notus-train export`: what comes out of the bucket is what the run made, merged on request, and checked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from checkpoints.errors import CorruptCheckpoint, UserError
+from checkpoints.folder_store import FolderStore
+from checkpoints.run import open_run
+from checkpoints.store import Store
+from tests.integration.conftest import Launcher
+from trainer.errors import TrainingFailed
+from trainer.release import check_logits, check_push, release
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    launcher = Launcher(tmp_path_factory.mktemp("lora"))
+    launcher.run(*launcher.local("tiny-dpo-lora", "--name", "lora"))
+    return open_run(launcher.bucket, "lora")
+
+
+def command(store: Store, run: str, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    bucket = str(Path(store.url.removeprefix("file://")).parent)
+    words = [sys.executable, "-m", "trainer.main", "export", run, "--bucket", bucket, "--out", str(out), *more]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def test_adapters_are_merged_into_a_model_that_says_the_same(lora: Store, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from trainer.builtin_model import make_tiny_llama
+
+    done = command(lora, "lora", tmp_path / "merged", "--merge")
+    assert done.returncode == 0, done.stderr
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not [path for path in (tmp_path / "merged").iterdir() if path.suffix in (".bin", ".pt")]
+    make_tiny_llama(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="auto")
+    final = Path(lora.url.removeprefix("file://")) / "final"
+    both = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="auto"), final)
+    ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("hello there", return_tensors="pt").input_ids
+    with torch.no_grad():
+        ours, theirs, untrained = (model(ids).logits.float() for model in (merged.to(torch.bfloat16), both, base))
+    assert (ours - theirs).abs().max() < 0.05 * theirs.std()
+    assert (ours - untrained).abs().max() > (ours - theirs).abs().max(), "training changed something"
+    card = (tmp_path / "merged/README.md").read_text()
+    assert "base_model: builtin:tiny-llama" in card
+    assert "in 1 attempts (0 preempted)" in card
+
+
+def test_without_merge_the_files_are_the_runs(reference: Store, lora: Store, tmp_path: Path) -> None:
+    for store, name in ((reference, "model.safetensors"), (lora, "adapter_model.safetensors")):
+        out = tmp_path / name
+        out.mkdir()
+        release(store, "r", out, merge=False)
+        assert (out / name).read_bytes() == store.get(f"final/{name}").data
+        assert json.loads((out / "tokenizer_config.json").read_text())
+
+
+def test_what_cannot_be_exported_is_the_users_error(reference: Store, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there are no adapters to merge"):
+        release(reference, "reference", tmp_path, merge=True)
+    with pytest.raises(UserError, match="has no finished model"):
+        release(FolderStore(tmp_path), "nothing", tmp_path, merge=False)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine").write_text("x")
+    done = command(reference, "reference", full)
+    assert done.returncode == 2
+    assert "is not empty" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_a_damaged_file_is_named(reference: Store, tmp_path: Path) -> None:
+    class Damaged:
+        url = reference.url
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(reference, name)
+
+        def get_range(self, key: str, start: int, length: int) -> memoryview:
+            data = reference.get_range(key, start, length)
+            return memoryview(b"x" + bytes(data[1:])) if key.endswith("config.json") and len(data) else data
+
+    with pytest.raises(CorruptCheckpoint, match=r"final/\w*config.json differs from its hash"):
+        release(Damaged(), "reference", tmp_path, merge=False)  # type: ignore[arg-type]
+
+
+def test_another_base_model_is_noticed() -> None:
+    logits = torch.randn(1, 8, 100)
+    check_logits(logits, logits + 0.01)
+    with pytest.raises(TrainingFailed, match="differs from base and adapters"):
+        check_logits(logits, torch.randn(1, 8, 100))
+    with pytest.raises(TrainingFailed):
+        check_logits(logits, logits * float("nan"))
+
+
+def test_a_push_needs_a_name_and_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(UserError, match="is not a model on the Hub"):
+        check_push("mine")
+    with pytest.raises(UserError, match="needs a token"):
+        check_push("me/mine")

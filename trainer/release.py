@@ -1,0 +1,196 @@
+"""`notus-train export RUN`: the finished model from the bucket as a folder, on request merged and pushed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import xxhash
+
+from checkpoints.errors import CorruptCheckpoint, UserError
+from checkpoints.events import Event, read_events
+from checkpoints.names import check_key, check_run_name
+from checkpoints.run import open_run, read_run
+from checkpoints.store import Store
+from trainer.errors import TrainingFailed
+from trainer.folders import whole_folder
+
+logger = logging.getLogger(__name__)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+FINAL = "final/"
+ADAPTER = "adapter_model.safetensors"
+TOLERANCE = 0.05
+"""Of the logits' standard deviation: bf16 has 8 bits, and a merge rounds each weight once more."""
+PROBE_TOKENS = 64
+SHARD = "4GB"
+PIECE_BYTES = 64 << 20
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the model.")],
+    bucket: Annotated[str, typer.Option(help="s3://..., gs://... or a folder.", envvar="NOTUS_BUCKET")],
+    merge: Annotated[bool, typer.Option("--merge", help="LoRA: merge the adapters into the base model.")] = False,
+    push: Annotated[str | None, typer.Option(help="Also push it to this model on the Hub: OWNER/NAME.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Push as public; the default is private.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """The finished model of a run as a Hugging Face folder with a card. Every file is checked against its hash."""
+    if push is not None:
+        check_push(push)
+    store = open_run(bucket, check_run_name(run))
+    with whole_folder(out.absolute()) as folder:
+        release(store, run, folder, merge=merge)
+    sys.stderr.write(f"notus-train: the {'merged ' if merge else ''}model of {run} is in {out}\n")
+    if push is not None:
+        push_folder(push, out, private=not public)
+        sys.stderr.write(f"notus-train: pushed to {push}\n")
+
+
+def release(store: Store, run: str, folder: Path, *, merge: bool) -> None:
+    """Fetch, merge on request, and write the card. Raises `UserError` for a run that isn't finished."""
+    record = read_run(store)
+    events = read_events(store)
+    exported = [event for event in events if event.kind == "exported"]
+    if record is None or not exported:
+        raise UserError(
+            f"run {run} in {store.url} has no finished model",
+            "let it finish first, or take a checkpoint: notus-ckpt export",
+        )
+    files: dict[str, str] = exported[-1].data["files"]
+    if merge and ADAPTER not in files:
+        raise UserError(f"run {run} trained all weights: there are no adapters to merge", "leave out --merge")
+    if not merge:
+        _fetch(store, files, folder)
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            adapter = Path(temporary) / "adapter"
+            adapter.mkdir()
+            _fetch(store, files, adapter)
+            _merge(record.recipe, adapter, folder, Path(temporary))
+    (folder / "README.md").write_text(
+        _card(run, record.recipe, record.versions, events, merged=merge), encoding="utf-8"
+    )
+
+
+def _fetch(store: Store, files: dict[str, str], folder: Path) -> None:
+    """Each file, and its hash as the run noted it; raises `CorruptCheckpoint`."""
+    for name, told in files.items():
+        if "/" in check_key(name):
+            raise CorruptCheckpoint(f"{store.url} names a model file {name!r}")
+        digest, start = xxhash.xxh3_128(), 0
+        with (folder / name).open("wb") as file:
+            while piece := store.get_range(f"{FINAL}{name}", start, PIECE_BYTES):
+                digest.update(piece)
+                file.write(piece)
+                start += len(piece)
+        if digest.hexdigest() != told:
+            raise CorruptCheckpoint(f"{store.url}/{FINAL}{name} differs from its hash", "run the export again")
+
+
+def _merge(recipe: dict[str, Any], adapter: Path, folder: Path, work: Path) -> None:
+    """Base model plus adapters as one model, if it says the same as both together."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = recipe["model"]
+    base = AutoModelForCausalLM.from_pretrained(
+        _base(model["name"], work), revision=model.get("revision"), dtype="auto"
+    )
+    both = PeftModel.from_pretrained(base, adapter)
+    both.eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, base.config.vocab_size, (1, PROBE_TOKENS), generator=generator)
+    with torch.no_grad():
+        expected = both(input_ids=ids).logits.float()
+        merged = both.merge_and_unload()
+        found = merged(input_ids=ids).logits.float()
+    check_logits(expected, found)
+    merged.save_pretrained(folder, max_shard_size=SHARD)
+    AutoTokenizer.from_pretrained(adapter).save_pretrained(folder)
+
+
+def check_logits(expected: Any, found: Any) -> None:
+    """Raises `TrainingFailed` where the merged model says something else than base and adapters."""
+    difference = float((expected - found).abs().max() / expected.std())
+    logger.info("merged logits differ by at most %.4f of their standard deviation", difference)
+    if not difference <= TOLERANCE:
+        raise TrainingFailed(
+            f"the merged model differs from base and adapters by {difference:.3f} of the logits' spread "
+            f"(at most {TOLERANCE} is rounding)",
+            "is it the base model that the run was trained on? Pin model.revision",
+        )
+
+
+def _base(name: str, work: Path) -> str:
+    from trainer.recipe import BUILTIN
+
+    if not name.startswith(BUILTIN):
+        return name
+    from trainer.builtin_model import make_builtin
+
+    return str(make_builtin(name.removeprefix(BUILTIN), work))
+
+
+def _card(run: str, recipe: dict[str, Any], versions: dict[str, str], events: Sequence[Event], *, merged: bool) -> str:
+    """What a reader of the model has to know: data, settings, how often it was preempted."""
+    starts = [event for event in events if event.kind == "attempt_started"]
+    preempted = sum(event.kind == "attempt_ended" and event.data.get("outcome") == "preempted" for event in events)
+    places = {str(event.data["place"]["gpus"]) for event in events if event.kind == "machine_up"}
+    what = "merged into one model" if merged else "adapters only" if recipe["method"] == "lora" else "all weights"
+    settings = json.dumps({name: recipe[name] for name in ("dpo", "training", "zero", "lora")}, indent=2)
+    kinds = f" on {', '.join(sorted(places))}" if places else ""
+    base, data = recipe["model"]["name"], Path(recipe["dataset"]["name"]).name
+    if not recipe["dataset"]["name"].startswith("/"):
+        data = recipe["dataset"]["name"]
+    return f"""---
+base_model: {base}
+datasets:
+- {data}
+tags:
+- dpo
+- notus-launch
+---
+
+# {run}
+
+DPO of `{base}` on `{data}` ({what}).
+
+Trained{kinds} in {len(starts)} attempts ({preempted} preempted) by notus-launch {versions.get("notus-launch", "")}.
+A run that was preempted gives the same weights as one that never was.
+
+```json
+{settings}
+```
+"""
+
+
+def check_push(repo: str) -> None:
+    """Raises `UserError` for a name that is none, or without a token."""
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise UserError(f"--push {repo!r} is not a model on the Hub", "give OWNER/NAME")
+    if not os.environ.get("HF_TOKEN"):
+        raise UserError("--push needs a token of the Hub", "set HF_TOKEN to one that may write")
+
+
+def push_folder(repo: str, folder: Path, *, private: bool) -> None:
+    """Push a folder. Safe to repeat: files that are there already are not sent again. Raises `TrainingFailed`."""
+    import httpx
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="notus-train export")
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        raise TrainingFailed(f"not pushed to {repo}: {error}", f"the model is in {folder}; push it again") from error
