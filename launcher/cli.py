@@ -86,10 +86,12 @@ def launch(
         local = story.LocalOptions(preempt, preempt > 0 if compare is None else compare, seed, processes)
         raise typer.Exit(story.launch_local(request, local, output))
     asked.refuse_local_options(preempt, compare, seed, processes)
+    if dry_run or explain:
+        from launcher import dry_run as dry
+
+        raise typer.Exit(dry.plan_only(request, output, explained=explain))
     from launcher import cloud as clouds_story
 
-    if dry_run or explain:
-        raise typer.Exit(clouds_story.plan_only(request, output, explained=explain))
     raise typer.Exit(clouds_story.launch_cloud(request, clouds_story.CloudOptions(detach, yes), output))
 
 

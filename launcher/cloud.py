@@ -6,12 +6,10 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import typer
-from rich.console import Console
 
 from checkpoints.clock import SystemClock
 from checkpoints.events import Diary
@@ -19,27 +17,22 @@ from checkpoints.names import check_run_name
 from checkpoints.requests import withdraw
 from checkpoints.run import open_run, register_run
 from checkpoints.store import Store, probe
+from launcher.dry_run import limits_of_plan, planner_for, rungs_of, strategy_here
 from launcher.errors import RequestError
-from launcher.experience import learned
-from launcher.explain import Explanation, explain
 from launcher.follow import follow
 from launcher.launch import new_name, read_receipt, say, show_receipt
-from launcher.offers import find_catalog, load_offers
 from launcher.options import home
-from launcher.plan import DryRun, Plan, Rung, ladder, require_plan
-from launcher.planner import Planner, wanted_gpus
+from launcher.plan import Plan, Rung, require_plan
 from launcher.policy.limits import Limits
-from launcher.report.plans import show_dry_run
 from launcher.report.status import read_status
-from launcher.request import CLOUDS, LaunchRequest
+from launcher.request import LaunchRequest
 from launcher.sky import client
-from launcher.sky.doctor import plugin_is_configured
-from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
+from launcher.sky.render import NOTUS, task_config
 from launcher.sky.secrets import collect
 from launcher.sky.sent import gather
 from trainer.main import new_record
 from trainer.pairs import check_local
-from trainer.recipe import Recipe, builtin_names, load_recipe
+from trainer.recipe import Recipe, load_recipe
 
 MISSING_WITHOUT_PLUGIN = (
     "without the NOTUS strategy SkyPilot chooses where to go on: no way back to spot, no deadline or budget kept while "
@@ -54,58 +47,6 @@ class CloudOptions(NamedTuple):
     yes: bool
 
 
-def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -> int:
-    """`--dry-run`: nothing is started, no credentials are needed."""
-    recipe = load_recipe(request.recipe)
-    planner = planner_for(request, recipe)
-    result = planner.compare()
-    task = shown_task(request, recipe, result)
-    why = explanation(planner, result) if explained else None
-    if output == "json":
-        told = {**result.model_dump(mode="json"), "task": task}
-        if why is not None:
-            told["explanation"] = why.model_dump(mode="json")
-        sys.stdout.write(json.dumps(told, indent=2) + "\n")
-    else:
-        show_dry_run(Console(), result, task, why)
-    require_plan(result, request)
-    return 0
-
-
-def planner_for(request: LaunchRequest, recipe: Recipe) -> Planner:
-    """A planner over the offers of a request."""
-    catalog = find_catalog()
-    offers = load_offers(catalog, wanted_gpus(request, recipe), request.clouds or tuple(CLOUDS))
-    return Planner(request, recipe, offers, catalog.source, learned())
-
-
-def explanation(planner: Planner, result: DryRun) -> Explanation | None:
-    """Of the recommended plan."""
-    if result.best is None:
-        return None
-    hazard = planner.hazard_of(result.best)
-    chain = hazard.chain if hazard else None
-    return explain(result.best, chain, planner.request.deadline_h, planner.slack_costs(result.best))
-
-
-def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
-    """The SkyPilot task of the recommended plan as `--dry-run` shows it; '' where there is no plan."""
-    if result.best is None:
-        return ""
-    known = request.recipe in builtin_names()
-    return to_yaml(
-        task_config(
-            recipe,
-            _rungs(request, result.best, result),
-            run=request.name or recipe.name,
-            bucket=request.bucket,
-            recipe_argument=request.recipe if known else "recipe.yaml",
-            strategy=_strategy(),
-            limits=_limits(request, result.best, datetime.now(UTC)),
-        )
-    )
-
-
 def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> int:
     """Launch, or go on with the run of this name; returns the exit code.
 
@@ -118,9 +59,9 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     plan = require_plan(result, request)
     name = check_run_name(request.name or new_name(recipe))
     bucket = _cloud_bucket(request.bucket)
-    if _strategy() != NOTUS:
+    if strategy_here() != NOTUS:
         _say_what_is_missing(request)
-    rungs = _rungs(request, plan, result)
+    rungs = rungs_of(request, plan, result)
     secrets = collect(recipe, bucket, rungs, os.environ)
     store = open_run(bucket, name)
     probe(store)
@@ -134,7 +75,7 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
         say(f"run {name} is under way as SkyPilot's job {job.id}")
         return _after_submission(store, name, job.id, recipe, options, output)
     _confirm(name, plan, result.reason, options)
-    limits = _limits(request, plan, datetime.now(UTC))
+    limits = limits_of_plan(request, plan, datetime.now(UTC))
     job_id = _submit(request.model_copy(update={"name": name}), recipe, rungs, limits, store, secrets)
     return _after_submission(store, name, job_id, recipe, options, output)
 
@@ -151,7 +92,7 @@ def _submit(
     name = str(request.name)
     withdraw(store)  # a stop of yesterday is not meant for this launch
     sent = gather(request.recipe, home() / "sent" / name)
-    strategy = _strategy()
+    strategy = strategy_here()
     config = task_config(
         recipe,
         rungs,
@@ -181,20 +122,6 @@ def _after_submission(store: Store, name: str, job_id: int, recipe: Recipe, opti
         show_receipt(read_receipt(store, name, recipe), output)
         say(f"the model is in {store.url}/final")
     return end.code
-
-
-def _rungs(request: LaunchRequest, plan: Plan, result: DryRun) -> tuple[Rung, ...]:
-    within = [other for other in result.plans if other.within_limits]
-    return ladder(plan, within, mixed=len(request.gpus) > 1)
-
-
-def _limits(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
-    deadline = None if request.deadline_h is None else now + timedelta(hours=request.deadline_h)
-    return Limits(plan.work_h, deadline=deadline, budget_usd=request.budget_usd, hazard_h=request.hazard_h)
-
-
-def _strategy() -> str:
-    return NOTUS if plugin_is_configured(Path.home(), os.environ) else SKYPILOTS_OWN
 
 
 def _cloud_bucket(bucket: str | None) -> str:

@@ -1,0 +1,107 @@
+"""`--dry-run`: plans, the recommendation and the task, shown. Starts nothing, needs no credentials and no network.
+
+It imports nothing of the checkpoints or of SkyPilot: it has to answer within a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from rich.console import Console
+
+from launcher.explain import Explanation, explain
+from launcher.hazard import Hazard
+from launcher.offers import find_catalog, load_offers
+from launcher.options import home
+from launcher.plan import DryRun, Plan, Rung, ladder, require_plan
+from launcher.planner import Planner, wanted_gpus
+from launcher.policy.limits import Limits
+from launcher.report.plans import show_dry_run
+from launcher.request import CLOUDS, LaunchRequest
+from launcher.sky.doctor import plugin_is_configured
+from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
+from trainer.recipe import Recipe, builtin_names, load_recipe
+
+EXPERIENCE = "experience.json"
+
+
+def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -> int:
+    """`--dry-run`: nothing is started, no credentials are needed."""
+    recipe = load_recipe(request.recipe)
+    planner = planner_for(request, recipe)
+    result = planner.compare()
+    task = shown_task(request, recipe, result)
+    why = explanation(planner, result) if explained else None
+    if output == "json":
+        told = {**result.model_dump(mode="json"), "task": task}
+        if why is not None:
+            told["explanation"] = why.model_dump(mode="json")
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    else:
+        show_dry_run(Console(), result, task, why)
+    require_plan(result, request)
+    return 0
+
+
+def planner_for(request: LaunchRequest, recipe: Recipe) -> Planner:
+    """A planner over the offers of a request."""
+    catalog = find_catalog()
+    offers = load_offers(catalog, wanted_gpus(request, recipe), request.clouds or tuple(CLOUDS))
+    return Planner(request, recipe, offers, catalog.source, _learned())
+
+
+def explanation(planner: Planner, result: DryRun) -> Explanation | None:
+    """Of the recommended plan."""
+    if result.best is None:
+        return None
+    hazard = planner.hazard_of(result.best)
+    chain = hazard.chain if hazard else None
+    return explain(result.best, chain, planner.request.deadline_h, planner.slack_costs(result.best))
+
+
+def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
+    """The SkyPilot task of the recommended plan as `--dry-run` shows it; '' where there is no plan."""
+    if result.best is None:
+        return ""
+    known = request.recipe in builtin_names()
+    return to_yaml(
+        task_config(
+            recipe,
+            rungs_of(request, result.best, result),
+            run=request.name or recipe.name,
+            bucket=request.bucket,
+            recipe_argument=request.recipe if known else "recipe.yaml",
+            strategy=strategy_here(),
+            limits=limits_of_plan(request, result.best, datetime.now(UTC)),
+        )
+    )
+
+
+def _learned() -> dict[tuple[str, str], Hazard]:
+    """What the user's runs have met, if they have met anything: reading it needs the events' modules."""
+    if not (home() / EXPERIENCE).exists():
+        return {}
+    from launcher.experience import learned
+
+    return learned()
+
+
+def rungs_of(request: LaunchRequest, plan: Plan, result: DryRun) -> tuple[Rung, ...]:
+    """The places to try, for this plan."""
+    within = [other for other in result.plans if other.within_limits]
+    return ladder(plan, within, mixed=len(request.gpus) > 1)
+
+
+def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
+    """What the run may take; the hours are those of the plan's own machines."""
+    deadline = None if request.deadline_h is None else now + timedelta(hours=request.deadline_h)
+    return Limits(plan.work_h, deadline=deadline, budget_usd=request.budget_usd, hazard_h=request.hazard_h)
+
+
+def strategy_here() -> str:
+    """Ours, where SkyPilot knows the plugin."""
+    return NOTUS if plugin_is_configured(Path.home(), os.environ) else SKYPILOTS_OWN
