@@ -56,7 +56,7 @@ def learned() -> dict[Kind, Hazard]:
     """Hazards that the user's runs have updated, by cloud and GPUs."""
     runs = [{(met.cloud, met.gpus): met.counts for met in run} for run in _read().runs.values()]
     return {
-        kind: Hazard(chain=counts.chain(), source=_source(kind, counts, len(runs)), measured=True)
+        kind: Hazard(chain=counts.chain(places=2), source=_source(kind, counts, len(runs)), measured=True)
         for kind, counts in total(runs).items()
         if counts.machine_hours >= MIN_MACHINE_HOURS
     }

@@ -10,7 +10,7 @@ import math
 
 from pydantic import BaseModel, ConfigDict
 
-from launcher.policy.market import AGE_EDGES_H, BINS, PRIOR_DOWN, PRIOR_ELSEWHERE, PRIOR_UP, Chain, Rates
+from launcher.policy.market import AGE_EDGES_H, BINS, PRIOR_DOWN, PRIOR_ELSEWHERE, PRIOR_UP, Chain, Rates, churned
 
 PROVENANCE = "spot traces of AWS V100 and K80 zones, 2022-10 to 2023-08"
 
@@ -33,15 +33,15 @@ def assumed(places: int, mean_h: float | None = None) -> Hazard:
         places: zones. With several of them another one may have a machine when one is taken away.
         mean_h: mean hours between preemptions, the same at every age: what `--hazard` says. None = the shipped table.
     """
-    elsewhere = PRIOR_ELSEWHERE if places > 1 else 0.0
     if mean_h is not None:
+        elsewhere = PRIOR_ELSEWHERE if places > 1 else 0.0
         rates = (1 / mean_h,) * BINS
         return Hazard(
             chain=Chain(rates, rates, PRIOR_DOWN, elsewhere),
             source=f"--hazard: a spot machine is taken away every {mean_h:g} h on average",
         )
     return Hazard(
-        chain=Chain(elsewhere=elsewhere),
+        chain=churned(0.0, places),
         source=(
             f"spot, assumed from {PROVENANCE}: a machine is taken away after {mean_spell_h(PRIOR_UP):.1f} h on average "
             f"(half of them within {median_spell_h(PRIOR_UP):.1f} h), and a stock-out ends after "

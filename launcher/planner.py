@@ -10,7 +10,7 @@ from launcher.fees import Bucket, bucket_for
 from launcher.hazard import Hazard, assumed
 from launcher.offers import Offer, by_kind
 from launcher.plan import DryRun, Plan, Rung, SlackCost
-from launcher.policy.decide import Settings, outlook_for
+from launcher.policy.outlook import Problem, solve
 from launcher.request import CLOUDS, Gpus, LaunchRequest, parse_gpus
 from launcher.runs import OnDemand, Scenario, Spot
 from launcher.speeds import PCIE, SOURCE, relative_speed
@@ -25,6 +25,8 @@ OTHER_ZONES = 3
 """Of a spot market: their mean price is what the next machine costs while the cheapest zone has none."""
 TABLE_STEPS = 120
 """To the deadline: the estimate's own tables of the policy are coarser than those of a run."""
+PATIENCE, PATIENT_PLANS, WORTH_A_WORD = 2.0, 2, 0.97
+"""A deadline of so many times the work is tried for so many plans, and named where it saves 3 %."""
 CERTAIN_H = 1000.0
 """Mean time to a preemption of an on-demand machine, for the rhythm of its saves."""
 
@@ -101,7 +103,7 @@ class Planner:
             plans=tuple(plans),
             recommended=best.name if best else None,
             reason=_reason(best, plans, self.request),
-            advice=tuple(self._advice(best)),
+            advice=tuple(self._advice(best, plans)),
             assumptions=tuple(self._assumptions(best)),
         )
 
@@ -182,9 +184,9 @@ class Planner:
         if behind is None or request.deadline_h is None:
             return scenario
         ratio = round(kind.first.price_usd_per_hour / behind.first.price_usd_per_hour, 2)
-        settings = Settings(check_h=max(Settings.check_h, request.deadline_h / TABLE_STEPS))
-        table = outlook_for(work_h, request.deadline_h - work_h, START_H, ratio, chain, settings)
-        return replace(scenario, outlook=table)
+        slack_h = max(0.0, request.deadline_h - work_h)
+        problem = Problem(work_h, work_h + slack_h, START_H, ratio, (work_h + slack_h) / TABLE_STEPS, chain)
+        return replace(scenario, outlook=solve(problem))
 
     def _behind(self, kind: _Kind) -> _Kind | None:
         """The on-demand kind that stands behind a spot market: the cheapest of the same GPUs, else of faster ones.
@@ -217,23 +219,29 @@ class Planner:
 
     # --- words --------------------------------------------------------------------------------------
 
-    def _advice(self, best: Plan | None) -> list[str]:
+    def _advice(self, best: Plan | None, plans: Sequence[Plan]) -> list[str]:
         if best is None:
             return []
-        found = []
+        found = [self._patience(best, plans)] if self.request.deadline_h is None else []
         if best.egress_usd >= 1:
             found.append(
                 f"restores from {self.bucket.label} into another cloud cost ${best.egress_usd:,.2f} of it: "
                 "a bucket without egress fees (Cloudflare R2), or one in the machine's cloud, would save that"
             )
-        if best.ladder[0].spot and len(best.ladder) > 1 and self.request.deadline_h is None:
-            patient = self._with_deadline(best, 2 * best.work_h)
-            if patient is not None and patient.expected_cost_usd < 0.97 * best.expected_cost_usd:
-                found.append(
-                    f"with --deadline {2 * best.work_h:.0f}h it would wait for spot and cost about "
-                    f"${patient.expected_cost_usd:,.2f}; without a deadline it never waits while on demand has machines"
-                )
-        return found
+        return [line for line in found if line]
+
+    def _patience(self, best: Plan, plans: Sequence[Plan]) -> str:
+        """What a deadline of twice the work would save, by the spot markets that are cheapest without one."""
+        spot = [plan for plan in plans if plan.ladder[0].spot and len(plan.ladder) > 1][:PATIENT_PLANS]
+        told = [(plan, self._with_deadline(plan, PATIENCE * plan.work_h)) for plan in spot]
+        patient = [(plan, estimate.expected_cost_usd) for plan, estimate in told if estimate is not None]
+        plan, cost_usd = min(patient, key=lambda item: item[1], default=(best, best.expected_cost_usd))
+        if cost_usd > WORTH_A_WORD * best.expected_cost_usd:
+            return ""
+        return (
+            f"with --deadline {PATIENCE * plan.work_h:.0f}h {plan.name} would wait for spot and cost about "
+            f"${cost_usd:,.2f}; without a deadline nobody waits while on demand has machines"
+        )
 
     def _assumptions(self, best: Plan | None) -> list[str]:
         hours = "--hours" if self.request.hours else f"the recipe, on {self.recipe.hardware.gpus}"

@@ -380,7 +380,7 @@ class _Simulation:
         """`Outlook.at` of the buying threshold, for arrays."""
         outlook = self.s.outlook
         assert outlook is not None
-        where = np.minimum(self.work[who] / outlook.step_h, len(outlook.buy) - 1.0)
+        where = np.minimum(self.work[who] / outlook.grid_h, len(outlook.buy) - 1.0)
         low = np.minimum(where.astype(int), len(outlook.buy) - 2)
         below, above = outlook.buy[low, column], outlook.buy[low + 1, column]
         return np.asarray(below + (where - low) * (above - below))

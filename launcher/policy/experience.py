@@ -14,18 +14,9 @@ from itertools import pairwise
 from pydantic import BaseModel, ConfigDict
 
 from checkpoints.events import Event
+from launcher.hazard import assumed
 from launcher.policy.history import hours_of, machines, place_of
-from launcher.policy.market import (
-    AGE_EDGES_H,
-    BINS,
-    PRIOR_DOWN,
-    PRIOR_ELSEWHERE,
-    PRIOR_UP,
-    Chain,
-    Rates,
-    age_bin,
-    posterior,
-)
+from launcher.policy.market import AGE_EDGES_H, BINS, PRIOR_DOWN, PRIOR_UP, Chain, Rates, age_bin, churned, log_churn
 from launcher.policy.model import Place
 
 Kind = tuple[str, str]
@@ -58,10 +49,12 @@ class Counts(BaseModel):
         """On spot machines."""
         return sum(self.up_h)
 
-    def chain(self, elsewhere: float = PRIOR_ELSEWHERE) -> Chain:
-        """The shipped table, updated."""
-        up = posterior(PRIOR_UP, self.up_ends, self.up_h)
-        return Chain(up, up, posterior(PRIOR_DOWN, self.down_ends, self.down_h), elsewhere)
+    def chain(self, places: int) -> Chain:
+        """The shipped tables, faster or slower by the churn that was met; unchanged where nothing was."""
+        expected = _expected(PRIOR_UP, self.up_h) + _expected(PRIOR_DOWN, self.down_h)
+        if not expected:
+            return assumed(places).chain
+        return churned(log_churn(sum(self.up_ends) + sum(self.down_ends), expected), places)
 
 
 def counts_of(events: Sequence[Event], now: datetime) -> dict[Kind, Counts]:
@@ -112,6 +105,11 @@ def _one(hours: float, *, up: bool, ended: bool) -> Counts:
     at_risk = tuple(max(0.0, min(hours, high) - low) for low, high in pairwise(edges))
     ends = tuple(float(ended and number == age_bin(hours)) for number in range(BINS))
     return Counts(up_ends=ends, up_h=at_risk) if up else Counts(down_ends=ends, down_h=at_risk)
+
+
+def _expected(prior: Rates, hours: Rates) -> float:
+    """Ends, by the shipped table."""
+    return sum(rate * at_risk for rate, at_risk in zip(prior, hours, strict=True))
 
 
 def _sum(first: Rates, second: Rates) -> Rates:

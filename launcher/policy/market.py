@@ -2,8 +2,9 @@
 
 A fresh spell of availability ends much sooner than one that has held for hours, and so does a fresh stock-out (spot
 traces of "Can't Be Late", Wu et al., NSDI'24). So a hazard is a table by the age of the spell, one for the end of an up
-spell and one for the end of a down spell. The shipped table is the prior; each place's own history updates it bin by
-bin: a Gamma prior on a Poisson rate, whose weight is `PRIOR_EVENTS` events.
+spell and one for the end of a down spell. The shape of the shipped tables is kept; what is learned of a place is one
+number, its churn: how many spells have ended there for each one that the tables expected. Rates for each age bin, or
+for up and down apart, need more events than a run ever sees, and did worse in replays (docs/concepts/where-to-run.md).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 AGE_EDGES_H = (0.2, 0.6, 1.5, 4.0, 10.0)
 """Borders of the age bins, hours; the last bin is open."""
@@ -28,8 +30,21 @@ PRIOR_DOWN: Rates = (1.61, 1.09, 0.57, 0.34, 0.28, 0.074)
 """Pooled over the spot traces of 2022-10-26, 2023-02-15 (AWS V100 and K80, 1 node) and 2023-08-03 (4 nodes), first half
 of the recorded time; ends / hours at risk. For A100s in another cloud they are assumed, not measured."""
 PRIOR_EVENTS = 3.0
+"""Events that the tables count for, against those that were seen."""
 PRIOR_ELSEWHERE = 0.2
-"""Chance that another place is up when one is taken away, before anything was seen."""
+"""Chance that another place is up when one is taken away."""
+SEVERAL = 1.2
+"""Hazard of a machine where there are several places, against the tables'. From replays with two zones."""
+
+CHURN_WEIGHT, CHURN_BIAS, SCARCITY = 1.1, 1.05, 1.0
+USUAL_UP = 0.55
+"""Share of the time that the traces' places are up."""
+FORGET_H, SCARCITY_H = 72.0, 36.0
+"""Memory of the churn, and of the share of the time with a machine."""
+MOST_CHURN = 1.0
+"""Of the logarithm, either way."""
+CHURN_STEP = math.log(1.2)
+"""Chains differ by so much at least, so that tables computed from them can be shared."""
 
 
 def age_bin(age_h: float) -> int:
@@ -53,13 +68,27 @@ class Chain:
         """Preemptions per hour in a spell of that age."""
         return self.machine_ends[age_bin(age_h)]
 
-    def rounded(self) -> Chain:
-        """To 5 %, so that tables computed from it can be shared."""
 
-        def near(rates: Rates) -> Rates:
-            return tuple(math.exp(round(math.log(max(rate, 1e-3)) / 0.05) * 0.05) for rate in rates)
+def churned(log_churn: float, places: int) -> Chain:
+    """The shipped tables, faster or slower by a churn (its logarithm), in steps of 20 %."""
+    return _chain_at(round(min(max(log_churn, -MOST_CHURN), MOST_CHURN) / CHURN_STEP), places > 1)
 
-        return Chain(near(self.machine_ends), near(self.up_ends), near(self.down_ends), round(self.elsewhere, 1))
+
+@lru_cache
+def _chain_at(level: int, several: bool) -> Chain:
+    factor = math.exp(level * CHURN_STEP)
+    machine = factor * (SEVERAL if several else 1.0)
+    return Chain(
+        machine_ends=tuple(rate * machine for rate in PRIOR_UP),
+        up_ends=tuple(rate * factor for rate in PRIOR_UP),
+        down_ends=tuple(rate * factor for rate in PRIOR_DOWN),
+        elsewhere=PRIOR_ELSEWHERE if several else 0.0,
+    )
+
+
+def log_churn(seen: float, expected: float) -> float:
+    """Of so many ends where the tables expected that many: the logarithm of the factor on all hazards."""
+    return CHURN_WEIGHT * math.log((PRIOR_EVENTS + seen) / (PRIOR_EVENTS + expected)) + math.log(CHURN_BIAS)
 
 
 @dataclass(frozen=True)
@@ -94,10 +123,6 @@ class Spells:
         """By age bin: ends of up (or down) spells, and the hours in which they could have ended."""
         return self.ends[int(up)], self.at_risk_h[int(up)]
 
-    def rates(self, up: bool, prior: Rates) -> Rates:
-        """Posterior means of the ends per hour."""
-        return posterior(prior, *self.counts(up))
-
 
 def pooled(chains: Sequence[Spells], up: bool) -> tuple[list[float], list[float]]:
     """The counts of several chains together."""
@@ -105,50 +130,47 @@ def pooled(chains: Sequence[Spells], up: bool) -> tuple[list[float], list[float]
     return [sum(bins) for bins in zip(*ends, strict=True)], [sum(bins) for bins in zip(*at_risk_h, strict=True)]
 
 
-def posterior(prior: Rates, ends: Sequence[float], at_risk_h: Sequence[float]) -> Rates:
-    """Gamma(PRIOR_EVENTS, PRIOR_EVENTS / prior) on each bin's rate, after `ends` in `at_risk_h` hours: the mean."""
-    return tuple(
-        (PRIOR_EVENTS + count) / (PRIOR_EVENTS / rate + hours)
-        for rate, count, hours in zip(prior, ends, at_risk_h, strict=True)
-    )
-
-
 @dataclass
 class Prober:
-    """Watches a market of several places and learns its chain, where availability can be seen (traces, simulations)."""
+    """Watches a market of several places and learns its churn, where availability can be seen (traces, simulations)."""
 
-    places: list[Spells]
-    pool: Spells = field(default_factory=Spells)
-    lost: float = 0.0
-    lost_but_up: float = 0.0
+    ages_h: list[float]
+    up: list[bool] = field(default_factory=list)
+    anywhere: bool | None = None
+    age_h: float = UNSEEN_AGE_H
+    """Of the whole market's spell."""
+    seen: float = 0.0
+    expected: float = 0.0
+    share_up: float = USUAL_UP
 
     @classmethod
     def of(cls, count: int) -> Prober:
         """For so many places."""
-        return cls([Spells() for _ in range(count)])
+        return cls([UNSEEN_AGE_H] * count)
 
     def look(self, up: Sequence[bool], hours: float) -> None:
         """Which places have a machine now, `hours` after the last look."""
         anywhere = any(up)
-        for spells, now in zip(self.places, up, strict=True):
-            if spells.up and not now:
-                self.lost += 1
-                self.lost_but_up += anywhere
-            spells.look(bool(now), hours)
-        self.pool.look(anywhere, hours)
+        if self.anywhere is not None:
+            self._count(anywhere, hours)
+            told = zip(up, self.up, self.ages_h, strict=True)
+            self.ages_h = [age + hours if now == before else hours for now, before, age in told]
+        self.share_up += (1 - math.exp(-hours / SCARCITY_H)) * (anywhere - self.share_up)
+        self.up, self.anywhere = list(up), anywhere
 
-    def market(self, chain: Chain) -> SpotMarket:
-        """As it stands after the last look, with that chain; an up market has the age of its oldest place."""
-        alive = [spells.age_h for spells in self.places if spells.up]
-        age = max(alive) if alive else min(spells.age_h for spells in self.places)
-        return SpotMarket(chain, bool(alive), age)
+    def _count(self, anywhere: bool, hours: float) -> None:
+        kept = math.exp(-hours / FORGET_H)
+        rate = (PRIOR_UP if self.anywhere else PRIOR_DOWN)[age_bin(self.age_h)]
+        self.seen = self.seen * kept + (anywhere != self.anywhere)
+        self.expected = self.expected * kept + rate * hours
+        self.age_h = self.age_h + hours if anywhere == self.anywhere else hours
 
-    def chain(self) -> Chain:
-        """What has been learned."""
-        several = len(self.places) > 1
-        return Chain(
-            machine_ends=posterior(PRIOR_UP, *pooled(self.places, True)),
-            up_ends=self.pool.rates(True, PRIOR_UP),
-            down_ends=self.pool.rates(False, PRIOR_DOWN),
-            elsewhere=(2 * PRIOR_ELSEWHERE + self.lost_but_up) / (2 + self.lost) if several else 0.0,
-        )
+    def market(self) -> SpotMarket:
+        """As it stands after the last look; an up market has the age of its oldest place.
+
+        A market that was seldom up of late has a higher churn than its events alone would say.
+        """
+        alive = [age for age, up in zip(self.ages_h, self.up, strict=True) if up]
+        log = log_churn(self.seen, self.expected) - SCARCITY * (self.share_up - USUAL_UP)
+        chain = churned(log, len(self.ages_h))
+        return SpotMarket(chain, bool(alive), max(alive) if alive else min(self.ages_h))

@@ -81,7 +81,7 @@ def _chain(events: Sequence[Event], spot: Sequence[Place], limits: Limits, now: 
     counts = Counts()
     for more in here:
         counts = counts.plus(more)
-    return counts.chain(told.elsewhere).rounded()
+    return counts.chain(len(spot))
 
 
 def _refusals(events: Sequence[Event]) -> int:

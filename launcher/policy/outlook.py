@@ -3,9 +3,9 @@
 State: slack (time to the deadline minus work left), time, no machine or on demand or spot, and the spot market up or
 down with the age bin of its spell (market.py). A step costs the price of the machine that runs; a new machine costs a
 restart's hours, paid and without progress; at the deadline there must be nothing left. Work keeps the slack, waiting
-takes a step of it, a restart takes its hours. Solved backwards in steps of `step_h`; restarts that are no multiple of
-it are interpolated. What is kept is thresholds: more slack speaks for the cheaper and less certain way, so one slack
-for each work left and market state holds the decision.
+takes a step of it, a restart takes its hours. Solved backwards in steps of `step_h`, on a grid of slack and work that
+is `finer` times as fine (restarts that are no multiple of it are interpolated). What is kept is thresholds: more slack
+speaks for the cheaper and less certain way, so one slack for each work left and market state holds the decision.
 
 The model is that of "Can't Be Late" (Wu et al., NSDI'24, section 3); the hazards that fall with age are ours.
 """
@@ -41,13 +41,15 @@ class Problem:
     spot_price: float
     step_h: float
     chain: Chain
+    finer: int = 1
+    """Grid points of slack and work in a step."""
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """Thresholds on the slack, each [work left in steps, age bin of an up spell, then of a down spell]."""
+    """Thresholds on the slack, each [work left in grid points, age bin of an up spell, then of a down spell]."""
 
-    step_h: float
+    grid_h: float
     buy: Array
     """No machine: on demand at or below."""
     wait: Array
@@ -57,20 +59,22 @@ class Outlook:
 
     def at(self, threshold: Array, work_left_h: float, market: SpotMarket) -> float:
         """A threshold, between the grid points."""
-        where = min(work_left_h / self.step_h, len(threshold) - 1.0)
+        where = min(work_left_h / self.grid_h, len(threshold) - 1.0)
         low = min(int(where), len(threshold) - 2)
         column = threshold[:, age_bin(market.age_h) + (0 if market.up else BINS)]
         return float(column[low] + (where - low) * (column[low + 1] - column[low]))
 
 
 def step_of(deadline_h: float, tick_h: float) -> float:
-    """A grid as fine as the time between decisions, but for tables of more than 600 steps: then a multiple of it."""
-    return tick_h * max(1, math.ceil(deadline_h / 600 / tick_h - 1e-9))
+    """Six minutes, or a 240th of the time where that is shorter; a 600th where it is longer. A multiple of the time
+    between decisions."""
+    wanted_h = max(deadline_h / 600, min(0.1, deadline_h / 240))
+    return tick_h * max(1, math.ceil(wanted_h / tick_h - 0.5 - 1e-9))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def solve(problem: Problem) -> Outlook:
-    """The thresholds of a problem. Takes about 0.1 s for 48 hours of work in 96."""
+    """The thresholds of a problem. Takes about a second for 48 hours of work in 96, three times as fine as a step."""
     return _Solver(problem).run()
 
 
@@ -78,39 +82,41 @@ class _Solver:
     """Values are [slack, market state]: row j has j - zero steps of slack; the first `zero` rows are late."""
 
     def __init__(self, problem: Problem) -> None:
-        self.p, h = problem, problem.step_h
-        self.zero = math.ceil(problem.restart_h / h) + 1
-        self.most_h = max(0.0, problem.deadline_h - problem.work_h)
-        self.rows = self.zero + math.ceil(self.most_h / h) + 2
+        self.p, self.m = problem, problem.finer
+        self.grid_h = problem.step_h / self.m
+        self.zero = math.ceil(problem.restart_h / self.grid_h - 1e-9) + self.m
+        most_h = max(0.0, problem.deadline_h - problem.work_h)
+        self.rows = self.zero + math.ceil(most_h / self.grid_h - 1e-9) + 1 + self.m
         self.row = np.arange(self.rows)
-        self.slack_h = (self.row - self.zero) * h
-        self.market = _market_moves(problem.chain, h)
-        self.kept, self.lost = _machine_moves(problem.chain, h)
-        self.no_wait = LATE * (self.slack_h - h < problem.restart_h)[:, None]
-        self.no_spot = LATE * (self.slack_h < 2 * problem.restart_h)[:, None]
+        self.slack_h = (self.row - self.zero) * self.grid_h
+        self.market = _market_moves(problem.chain, problem.step_h)
+        self.kept, self.lost = _machine_moves(problem.chain, problem.step_h)
+        self.no_wait = LATE * (self.slack_h - problem.step_h < problem.restart_h - 1e-9)[:, None]
+        self.no_spot = LATE * (self.slack_h < 2 * problem.restart_h - 1e-9)[:, None]
         self._place_restart()
-        work_rows = math.ceil(problem.work_h / h) + 2
-        self.found = [np.full((work_rows, 2 * BINS), -1.0) for _ in range(3)]
+        self.work_rows = math.ceil(problem.work_h / self.grid_h - 1e-9) + 2
+        self.found = [np.full((self.work_rows, 2 * BINS), -1.0) for _ in range(3)]
 
     def run(self) -> Outlook:
-        late = np.maximum(0, self.zero - self.row)[:, None] * self.p.step_h * (1 + LATE)
+        late = np.maximum(0, self.zero - self.row)[:, None] * self.grid_h * (1 + LATE)
         spot, idle, on_demand = (np.repeat(late, count, axis=1) for count in (BINS, 2 * BINS, 2 * BINS))
-        for step in range(1, len(self.found[0]) + self.rows - self.zero):
+        for step in range(1, math.ceil((self.work_rows + self.rows - self.zero) / self.m)):
             spot, idle, on_demand = self._back(step, spot, idle, on_demand)
-        buy, wait, keep = (np.concatenate([found[1:2], found[1:]]) for found in self.found)  # no work is like little
-        return Outlook(self.p.step_h, buy, wait, keep)
+        buy, wait, keep = (self._merged(found) for found in self.found)
+        return Outlook(self.grid_h, buy, wait, keep)
 
     def _back(self, step: int, spot: Array, idle: Array, on_demand: Array) -> tuple[Array, Array, Array]:
         """One step towards now; `step` of them are left to the deadline."""
-        h, late_h = self.p.step_h, self.p.step_h * LATE
-        work_rows = step - (self.row - self.zero)
-        done = work_rows <= 0
-        spot = self.p.spot_price * h + spot @ self.kept.T + idle @ self.lost.T
-        running = h + on_demand @ self.market.T
+        work_rows = step * self.m - (self.row - self.zero)
+        work_h = work_rows[:, None] * self.grid_h
+        done, last = work_rows <= 0, (work_h > 0) & (work_h <= self.p.step_h)
+        spot = self.p.spot_price * self.p.step_h + spot @ self.kept.T + idle @ self.lost.T
+        running = self.p.step_h + on_demand @ self.market.T
+        spot = np.where(last, self.p.spot_price * work_h, spot)  # done within the step
+        running = np.where(last, work_h, running)
         spot[done], running[done] = 0.0, 0.0
 
-        waited = idle @ self.market.T
-        waited = np.concatenate([waited[:1] + late_h, waited[:-1]]) + self.no_wait
+        waited = self._waited(idle @ self.market.T)
         go = self._restarted(spot) + self.no_spot
         bought = self._restarted(running)
         not_now = np.minimum(waited[:, :BINS], go)
@@ -120,11 +126,17 @@ class _Solver:
         self._note(work_rows, (idle == bought, idle < waited, on_demand == running))
         return spot, idle, on_demand
 
+    def _waited(self, idle: Array) -> Array:
+        """The value after a step without a machine: a step's slack less."""
+        missing_h = np.arange(self.m, 0, -1)[:, None] * self.grid_h * LATE
+        later: Array = np.concatenate([idle[:1] + missing_h, idle[: -self.m]]) + self.no_wait
+        return later
+
     def _place_restart(self) -> None:
-        where = self.row - self.p.restart_h / self.p.step_h
-        self.low = np.clip(np.floor(where).astype(int), 0, self.rows - 2)
+        where = self.row - self.p.restart_h / self.grid_h
+        self.low = np.clip(np.floor(where + 1e-9).astype(int), 0, self.rows - 2)
         self.share = np.clip(where - self.low, 0.0, 1.0)[:, None]
-        self.below = np.maximum(0.0, -where)[:, None] * self.p.step_h * (1 + LATE)
+        self.below = np.maximum(0.0, -where)[:, None] * self.grid_h * (1 + LATE)
 
     def _restarted(self, running: Array) -> Array:
         """The value of a new machine: as one that runs, with a restart's hours less of slack."""
@@ -133,11 +145,19 @@ class _Solver:
 
     def _note(self, work_rows: Array, chosen: tuple[Array, Array, Array]) -> None:
         """The largest slack at which each is still chosen. What is never turned down at the top has no end."""
-        inside = (work_rows > 0) & (work_rows < len(self.found[0])) & (self.row >= self.zero)
+        inside = (work_rows > 0) & (work_rows < self.work_rows) & (self.row >= self.zero)
         where, slack_h = work_rows[inside], self.slack_h[inside][:, None]
-        open_h = np.where(self.row[inside] == self.rows - 1, NO_END_H, self.slack_h[inside])[:, None]
+        open_h = np.where(self.row[inside] >= self.rows - self.m, NO_END_H, self.slack_h[inside])[:, None]
         for found, picked, ends_h in zip(self.found, chosen, (slack_h, open_h, slack_h), strict=True):
             found[where] = np.maximum(found[where], np.where(picked[inside], ends_h, -1.0))
+
+    def _merged(self, found: Array) -> Array:
+        """One amount of work meets only every `finer`-th slack: its neighbours, together, meet all. No work is like
+        little."""
+        rows = range(len(found))
+        near = [found[max(1, row - self.m // 2) : row - self.m // 2 + self.m] for row in rows[1:]]
+        merged = np.stack([part.max(axis=0) if len(part) else found[-1] for part in near])
+        return np.concatenate([merged[:1], merged])
 
 
 def _aged(rates: Rates, step_h: float) -> tuple[Array, Array]:

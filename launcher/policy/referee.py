@@ -14,7 +14,6 @@ from launcher.policy.market import Prober
 from launcher.policy.model import Known, Launch, Move, Observation, Place, Running, Stay
 
 IDLE, ON_DEMAND = -1, -2
-LEARN_EVERY_H = 24.0
 NEVER_H = 1e6
 
 
@@ -30,14 +29,10 @@ class RefereePolicy:
         self.prober = Prober.of(len(self.places))
         for row in info["history"]:
             self.prober.look([bool(up) for up in row], self.tick_h)
-        self.chain = self.prober.chain().rounded()
-        self.learned_at = 0.0
 
     def decide(self, obs: dict[str, Any]) -> int:
         """-1 idle, -2 on demand, or the zone to be on."""
         self.prober.look([bool(up) for up in obs["avail"]], self.tick_h)
-        if obs["t"] - self.learned_at >= LEARN_EVERY_H:
-            self.learned_at, self.chain = obs["t"], self.prober.chain().rounded()
         seen = self._seen(obs)
         action = decide(seen, self.settings)
         if isinstance(action, Move):  # as on a real machine: it is given back, and then decided anew
@@ -51,9 +46,9 @@ class RefereePolicy:
 
     def _seen(self, obs: dict[str, Any]) -> Observation:
         mode = int(obs["mode"])
-        spells = self.prober.places
+        ages_h = self.prober.ages_h
         known = [
-            Known(place, refused_h_ago=None if up else 0.0, up_h=spells[zone].age_h if up else None)
+            Known(place, refused_h_ago=None if up else 0.0, up_h=ages_h[zone] if up else None)
             for zone, (place, up) in enumerate(zip(self.places, obs["avail"], strict=True))
         ]
         running = None
@@ -66,7 +61,7 @@ class RefereePolicy:
             restart_h=float(obs["d"]),
             running=running,
             deadline_h=float(obs["deadline"] - obs["t"]),
-            market=self.prober.market(self.chain),
+            market=self.prober.market(),
         )
 
 

@@ -13,7 +13,7 @@ from launcher import experience
 from launcher.policy.experience import Counts, counts_of, total
 from launcher.policy.history import place_data
 from launcher.policy.limits import Limits
-from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP
+from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, churned
 from launcher.policy.model import Place
 from launcher.policy.observe import observe
 
@@ -64,15 +64,14 @@ def test_a_stock_out_ends_with_a_machine_of_the_same_place() -> None:
     assert counts_of([refused(0, ON_DEMAND)], at(1)) == {}
 
 
-def test_the_posterior_moves_with_what_was_seen_and_only_there() -> None:
-    assert Counts().chain().machine_ends == pytest.approx(PRIOR_UP)
-    assert Counts().chain().down_ends == pytest.approx(PRIOR_DOWN)
+def test_the_churn_that_was_met_scales_the_shipped_tables() -> None:
+    usual = churned(0.0, 1)
+    assert Counts().chain(1) == usual
     calm = counts_of([x for n in range(10) for x in life(A, 20 * n, 20 * n + 15, "moved")], at(300))["gcp", "A100:8"]
-    assert all(now < prior for now, prior in zip(calm.chain().machine_ends, PRIOR_UP, strict=True))
-    assert calm.chain().down_ends == pytest.approx(PRIOR_DOWN)
+    assert all(now < prior for now, prior in zip(calm.chain(1).machine_ends, usual.machine_ends, strict=True))
     rough = counts_of([x for n in range(10) for x in life(A, n, n + 0.1)], at(300))["gcp", "A100:8"]
-    assert rough.chain().machine_ends[0] > 2 * PRIOR_UP[0]
-    assert len(rough.chain().machine_ends) == BINS
+    assert rough.chain(1).machine_ends[0] > 2 * PRIOR_UP[0]
+    assert rough.chain(1).down_ends[0] > 2 * PRIOR_DOWN[0]
 
 
 def test_runs_add_up() -> None:

@@ -10,8 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.policy.market import AGE_EDGES_H, BINS, PRIOR_DOWN, PRIOR_UP, Chain, Prober, Spells, SpotMarket, age_bin
-from launcher.policy.outlook import AFTER_A_LOSS, NO_END_H, Problem, solve
+from launcher.policy.market import (
+    AGE_EDGES_H,
+    BINS,
+    PRIOR_DOWN,
+    PRIOR_UP,
+    Chain,
+    Prober,
+    SpotMarket,
+    age_bin,
+    churned,
+    log_churn,
+)
+from launcher.policy.outlook import AFTER_A_LOSS, NO_END_H, Problem, solve, step_of
 from launcher.policy.referee import IDLE, ON_DEMAND, RefereePolicy
 
 STEP_H = 0.25
@@ -166,21 +177,76 @@ def test_a_rounding_error_is_no_reason_to_stay_on_spot() -> None:
     assert policy.decide(seen) == ON_DEMAND
 
 
-def test_a_place_that_flaps_is_learned() -> None:
-    calm, wild = Spells(), Spells()
-    for look in range(600):
-        calm.look(look % 300 < 280, 0.1)
-        wild.look(look % 4 < 2, 0.1)
-    assert wild.rates(True, PRIOR_UP)[1] > 2 * PRIOR_UP[1] > calm.rates(True, PRIOR_UP)[1] * 2
-    assert calm.rates(True, PRIOR_UP)[5] < PRIOR_UP[5] * 1.5
+def watched(pattern: list[tuple[int, ...]], hours: float, times: int) -> Prober:
+    prober = Prober.of(len(pattern[0]))
+    for _ in range(times):
+        for row in pattern:
+            prober.look([bool(up) for up in row], hours)
+    return prober
+
+
+def test_a_place_that_flaps_is_learned_and_a_calm_one_too() -> None:
+    usual = churned(0.0, 1).machine_ends
+    wild = watched([(1,), (1,), (0,), (0,)], 0.1, 150).market().chain
+    calm = watched([(1,)] * 280 + [(0,)] * 20, 0.1, 2).market().chain
+    assert wild.machine_ends[0] > 2 * usual[0]
+    assert calm.machine_ends[0] < usual[0] / 2
+    for learned in (wild, calm):
+        factor = learned.machine_ends[0] / usual[0]
+        assert learned.down_ends == pytest.approx([rate * factor for rate in PRIOR_DOWN]), "one number for all"
+
+
+def test_a_market_that_is_seldom_up_is_taken_for_a_rougher_one() -> None:
+    """The same events for each expected one; only the share of the time differs."""
+    scarce, plenty = Prober.of(1), Prober.of(1)
+    scarce.share_up, plenty.share_up = 0.1, 0.9
+    for prober in (scarce, plenty):
+        prober.look([True], 0.1)
+    assert scarce.market().chain.machine_ends[0] > plenty.market().chain.machine_ends[0]
+
+
+def test_what_was_learned_is_forgotten_in_days() -> None:
+    prober = watched([(1,), (0,)], 0.1, 300)
+    rough = prober.market().chain.machine_ends[0]
+    for _ in range(8000):
+        prober.look([True], 0.1)
+    assert prober.market().chain.machine_ends[0] < rough / 2
+
+
+def test_churn_has_few_levels_and_limits() -> None:
+    chains = {churned(log / 50, 1) for log in range(-300, 301)}
+    assert len(chains) == 11, "tables are shared"
+    assert churned(9.0, 1) == churned(1.0, 1)
+    assert churned(0.0, 2).elsewhere == 0.2
+    assert churned(0.0, 2).machine_ends[0] == pytest.approx(1.2 * churned(0.0, 1).machine_ends[0])
+    assert log_churn(0, 0) == pytest.approx(math.log(1.05))
+    assert log_churn(30, 10) > log_churn(3, 1) > log_churn(1, 1), "more events, more trust"
 
 
 def test_a_pool_is_up_while_one_of_its_places_is() -> None:
     prober = Prober.of(2)
     for first, second in ((1, 0), (1, 1), (0, 1), (0, 1), (0, 0)):
         prober.look([bool(first), bool(second)], 0.5)
-    market = prober.market(prober.chain())
-    assert (market.up, market.age_h) == (False, 0.5)
-    assert prober.lost == 2
-    assert prober.lost_but_up == 1
-    assert 0.2 < prober.chain().elsewhere < 0.5
+    assert (prober.market().up, prober.market().age_h) == (False, 0.5)
+    assert prober.seen == pytest.approx(1, abs=0.01), "one spell of the pool has ended"
+    prober.look([False, True], 0.5)
+    prober.look([False, True], 0.5)
+    assert (prober.market().up, prober.market().age_h) == (True, 1.0)
+
+
+@pytest.mark.parametrize("restart_h", [0.05, 0.25, 0.4])
+def test_a_finer_grid_finds_about_the_same_thresholds(restart_h: float) -> None:
+    coarse, fine = (solve(Problem(6.0, 14.0, restart_h, 0.35, 0.1, CHAIN, finer)) for finer in (3, 6))
+    assert fine.grid_h == pytest.approx(coarse.grid_h / 2)
+    for work_h in (1.0, 3.0, 5.5):
+        for age_h in AGES_H:
+            market = SpotMarket(CHAIN, False, age_h)
+            values = [one.at(one.buy, work_h, market) for one in (coarse, fine)]
+            assert values[1] == pytest.approx(values[0], abs=0.2)
+
+
+def test_a_step_is_short_where_the_time_is_and_never_shorter_than_a_look() -> None:
+    assert step_of(24, 1 / 60) == pytest.approx(0.1)
+    assert step_of(96, 1 / 12) == pytest.approx(1 / 6)
+    assert step_of(1.5, 1 / 600) == pytest.approx(1.5 / 240, rel=0.3)
+    assert step_of(0.1, 0.25) == 0.25

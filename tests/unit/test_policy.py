@@ -15,7 +15,7 @@ from checkpoints.run import Heartbeat
 from launcher.policy.decide import FIRST_WAIT_H, LONGEST_WAIT_H, decide
 from launcher.policy.history import machines, place_data, spent_usd, why_gone, work_left_h
 from launcher.policy.limits import Limits
-from launcher.policy.market import Chain, SpotMarket
+from launcher.policy.market import Chain, SpotMarket, churned
 from launcher.policy.model import GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
 from launcher.policy.observe import observe
 
@@ -119,7 +119,7 @@ def test_the_market_is_out_since_the_first_refusal_in_a_row() -> None:
         time = START + timedelta(hours=hours)
         return Event(time=time, id=f"{hours:012.3f}", kind="no_capacity", attempt=0, data=data)
 
-    assert market(at=0.0) == SpotMarket(Chain(elsewhere=0.2).rounded(), True, 1.0)
+    assert market(at=0.0) == SpotMarket(churned(0.0, 2), True, 1.0)
     only_one = market(refusal(0, A), at=1.0)
     assert only_one is not None
     assert only_one.up
