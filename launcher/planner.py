@@ -223,10 +223,12 @@ class Planner:
         if best is None:
             return []
         found = [self._patience(best, plans)] if self.request.deadline_h is None else []
-        if best.egress_usd >= 1:
+        free = [plan for plan in plans if plan.egress_usd >= 1]
+        without = min(free, key=lambda plan: plan.expected_cost_usd - plan.egress_usd, default=best)
+        if without.egress_usd >= 1 and without.expected_cost_usd - without.egress_usd < best.expected_cost_usd:
             found.append(
-                f"restores from {self.bucket.label} into another cloud cost ${best.egress_usd:,.2f} of it: "
-                "a bucket without egress fees (Cloudflare R2), or one in the machine's cloud, would save that"
+                f"restores from {self.bucket.label} into another cloud are ${without.egress_usd:,.2f} of what "
+                f"{without.name} costs: a bucket without egress fees (Cloudflare R2), or in its cloud, saves that"
             )
         return [line for line in found if line]
 
