@@ -204,7 +204,6 @@ class _Simulation:
         age = np.where(elsewhere, UNSEEN_AGE_H, 0.0)
         rest = np.where(self.up[who], self.up_spells.rest(age, chance), self.down_spells.rest(age, chance))
         self.flip_at[who] = self.now[who] + rest
-        self.price[who] = np.where(elsewhere, self.spot.price_elsewhere, self.price[who])
         back = who[self.up[who] & (self.mode[who] == IDLE)]
         self.ask_at[back] = self.now[back] + LONGEST_WAIT_H * self.random.random(len(back))
         self._lose(who[up & on_spot], elsewhere[up & on_spot])
@@ -302,10 +301,9 @@ class _Simulation:
             self._buy(who[buys])
             who, elsewhere = who[~buys], None if elsewhere is None else elsewhere[~buys]
         there = self.up[who]
-        price = (
-            self.spot.price if elsewhere is None else np.where(elsewhere, self.spot.price_elsewhere, self.spot.price)
-        )
-        self._start(who[there], SPOT, price if np.ndim(price) == 0 else np.asarray(price)[there])
+        dearer = np.zeros(len(who), dtype=bool) if elsewhere is None else elsewhere
+        price = np.where(dearer, self.spot.price_elsewhere, self.spot.price)
+        self._start(who[there], SPOT, price[there])
         self._without_spot(who[~there])
 
     def _without_spot(self, who: Array) -> None:

@@ -130,7 +130,8 @@ class Image:
 
 
 def _fingerprint(wheel_hash: str) -> str:
-    parts = [Path(__file__).read_bytes(), (REPOSITORY / "constraints.txt").read_bytes(), wheel_hash.encode()]
+    files = (Path(__file__), REPOSITORY / "constraints.txt", REPOSITORY / "pyproject.toml")
+    parts = [*(file.read_bytes() for file in files), wheel_hash.encode()]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
