@@ -53,7 +53,9 @@ exec notus-train "$NOTUS_RECIPE" --run "$NOTUS_RUN" --bucket "$NOTUS_BUCKET"
 """
 
 
-SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+GCS_KEY = "GOOGLE_SERVICE_ACCOUNT_KEY"
+"""What the machines of other clouds open a gs:// bucket with: the content of a service account's key file."""
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", GCS_KEY)
 
 
 def task_config(
@@ -95,7 +97,7 @@ def task_config(
             **(limits or Limits(recipe.hardware.hours)).environment(),
             **_s3_settings(bucket, environment or {}),
         },
-        "secrets": dict.fromkeys(needed_secrets(recipe, bucket)),
+        "secrets": dict.fromkeys(needed_secrets(recipe, bucket, ladder)),
         "workdir": workdir,
         "setup": setup_script(release),
         "run": RUN,
@@ -110,13 +112,15 @@ def _s3_settings(bucket: str | None, environment: Mapping[str, str]) -> dict[str
     return {"AWS_REGION": environment.get("AWS_REGION", ""), "AWS_ENDPOINT_URL": endpoint}
 
 
-def needed_secrets(recipe: Recipe, bucket: str | None) -> list[str]:
-    """Names of the secrets that the run needs."""
+def needed_secrets(recipe: Recipe, bucket: str | None, ladder: Sequence[Rung]) -> list[str]:
+    """Names of the secrets that the run needs on the machines of `ladder`."""
     needed = ["HF_TOKEN"]
     if "wandb" in recipe.tracking:
         needed.append("WANDB_API_KEY")
     if bucket is None or bucket.startswith("s3://"):
         needed += ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
+    elif bucket.startswith("gs://") and any(rung.cloud != "gcp" for rung in ladder):
+        needed.append(GCS_KEY)
     return [name for name in SECRETS if name in needed]
 
 

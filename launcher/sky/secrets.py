@@ -8,11 +8,8 @@ from pathlib import Path
 
 from launcher.errors import RequestError
 from launcher.plan import Rung
-from launcher.sky.render import needed_secrets
+from launcher.sky.render import GCS_KEY, needed_secrets
 from trainer.recipe import Recipe
-
-GCS_KEY = "GOOGLE_SERVICE_ACCOUNT_KEY"
-"""What the machines of other clouds open a gs:// bucket with: the content of a service account's key file."""
 
 
 def collect(recipe: Recipe, bucket: str, rungs: Sequence[Rung], environment: Mapping[str, str]) -> dict[str, str]:
@@ -21,10 +18,12 @@ def collect(recipe: Recipe, bucket: str, rungs: Sequence[Rung], environment: Map
     HF_TOKEN is left out where there is none: public models need no token. A push to the Hub does.
     """
     found: dict[str, str] = {}
-    for name in needed_secrets(recipe, bucket):
+    for name in needed_secrets(recipe, bucket, rungs):
         if name.startswith("AWS_"):
             continue
-        if environment.get(name):
+        if name == GCS_KEY:
+            found[name] = _gcs_key(environment)
+        elif environment.get(name):
             found[name] = environment[name]
         elif name == "WANDB_API_KEY":
             raise RequestError(
@@ -35,11 +34,7 @@ def collect(recipe: Recipe, bucket: str, rungs: Sequence[Rung], environment: Map
             raise RequestError(
                 "HF_TOKEN is not set, and the recipe pushes to the Hub", "export it, or take `hub` out of the recipe"
             )
-    if bucket.startswith("s3://"):
-        found |= _aws_keys()
-    elif bucket.startswith("gs://") and any(rung.cloud != "gcp" for rung in rungs):
-        found[GCS_KEY] = _gcs_key(environment)
-    return found
+    return found | _aws_keys() if bucket.startswith("s3://") else found
 
 
 def _aws_keys() -> dict[str, str]:

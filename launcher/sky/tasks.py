@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from launcher.plan import Rung
-from launcher.sky.render import needed_secrets, task_config, to_yaml
+from launcher.sky.render import GCS_KEY, needed_secrets, task_config, to_yaml
 from trainer.recipe import load_recipe
 
 RECIPES = ("notus-7b-dpo", "notus-7b-dpo-lora")
@@ -31,7 +31,7 @@ def shipped_tasks() -> dict[str, str]:
 
 def _task(name: str) -> str:
     recipe = load_recipe(name)
-    secrets = " ".join(f"--secret {secret}" for secret in needed_secrets(recipe, None))
+    secrets = " ".join(f"--secret {secret}" for secret in needed_secrets(recipe, None, LADDER))
     header = (
         f"# Written by `make sky-tasks` from the recipe {name}; edit the recipe or launcher/sky/render.py instead.\n"
         f"# From the root of a checkout (the working tree is what runs on the VM):\n"
@@ -39,8 +39,8 @@ def _task(name: str) -> str:
         f"#     {secrets}\n"
         f"# Deadline, budget and the way back to spot need the NOTUS strategy (`notus-launch doctor --fix`);\n"
         f"# then write `strategy: NOTUS` below and give --env NOTUS_DEADLINE=... --env NOTUS_BUDGET_USD=...\n"
-        f"# Launching again with the same NOTUS_RUN goes on where that run was. For a gs:// bucket leave the AWS keys\n"
-        f"# out of `secrets:`.\n"
+        f"# Launching again with the same NOTUS_RUN goes on where that run was. For a gs:// bucket write {GCS_KEY}\n"
+        f"# (a service account's key, the content of its file) in the place of the AWS keys in `secrets:`.\n"
     )
     return to_yaml(task_config(recipe, LADDER, run=name, bucket=None), header)
 
