@@ -23,7 +23,7 @@ from trainer.pairs import (
     text_of,
     usable,
 )
-from trainer.recipe import Dataset, Dpo, Recipe
+from trainer.recipe import Dataset, Dpo, Recipe, Source
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     Raises:
         DataError: the set can't be found or read, lacks a column, or has no usable row.
     """
-    rows = _load_rows(recipe.dataset)
-    columns = find_columns(rows.column_names, recipe.dataset.name)
-    rows = rows.select_columns(list(columns)).rename_columns(dict(zip(columns, COLUMN_SETS[0], strict=True)))
+    rows = _mix(recipe.dataset)
     if recipe.dataset.rows:
         rows = rows.select(range(min(recipe.dataset.rows, len(rows))))
     fingerprint = fingerprint_rows(rows)
@@ -135,11 +133,30 @@ def _without_unusable(rows: datasets.Dataset, where: str) -> datasets.Dataset:
     return kept
 
 
-def _load_rows(dataset: Dataset) -> datasets.Dataset:
-    path = local_path(dataset)
+def _mix(dataset: Dataset) -> datasets.Dataset:
+    """The wanted share of each set, one after the other, with the columns that we know; the sampler shuffles them."""
+    parts = [_share(source) for source in dataset.sources]
+    try:
+        return datasets.concatenate_datasets(parts)
+    except ValueError as error:
+        raise DataError(
+            f"{', '.join(source.name for source in dataset.sources)} can't be mixed: their columns are of other kinds",
+            "make all prompts (and answers) texts, or all of them conversations",
+        ) from error
+
+
+def _share(source: Source) -> datasets.Dataset:
+    rows = _load_rows(source)
+    columns = find_columns(rows.column_names, source.name)
+    rows = rows.select_columns(list(columns)).rename_columns(dict(zip(columns, COLUMN_SETS[0], strict=True)))
+    return rows if source.fraction == 1 else rows.select(range(max(1, round(source.fraction * len(rows)))))
+
+
+def _load_rows(source: Source) -> datasets.Dataset:
+    path = local_path(source)
     if path is None:
-        with blaming("the data set", dataset.name, "dataset.name"):
-            return datasets.load_dataset(dataset.name, split=dataset.split, revision=dataset.revision)
+        with blaming("the data set", source.name, "dataset.name"):
+            return datasets.load_dataset(source.name, split=source.split, revision=source.revision)
     if path.suffix == ".parquet":
         parquet_columns(path)  # raises for a file that is no parquet
         return datasets.Dataset.from_parquet(str(path))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from trainer.errors import DataError
-from trainer.recipe import BUILTIN, Dataset, Dpo
+from trainer.recipe import BUILTIN, Dataset, Dpo, Source
 
 COLUMN_SETS = (("prompt", "chosen", "rejected"), ("instruction", "chosen_response", "rejected_response"))
 
@@ -28,13 +28,14 @@ class PairIds(NamedTuple):
 
 
 def check_local(dataset: Dataset) -> None:
-    """Check a local or built-in set's columns in its first row; hub names pass. Raises `DataError`."""
-    path = local_path(dataset)
-    if path is None:
-        return
-    names = parquet_columns(path) if path.suffix == ".parquet" else list(next(iter(read_jsonl(path))))
-    if names:
-        find_columns(names, dataset.name)
+    """Check the columns of local and built-in sets in their first row; hub names pass. Raises `DataError`."""
+    for source in dataset.sources:
+        path = local_path(source)
+        if path is None:
+            continue
+        names = parquet_columns(path) if path.suffix == ".parquet" else list(next(iter(read_jsonl(path))))
+        if names:
+            find_columns(names, source.name)
 
 
 def find_columns(names: Sequence[str], where: str) -> tuple[str, ...]:
@@ -87,16 +88,15 @@ def parquet_columns(path: Path) -> list[str]:
         raise DataError(f"can't read {path} as parquet: {error}") from error
 
 
-def local_path(dataset: Dataset) -> Path | None:
+def local_path(source: Source) -> Path | None:
     """The file behind a built-in or local set, None for a hub name; raises `DataError` for an unknown built-in."""
-    if dataset.name.startswith(BUILTIN):
-        name = dataset.name.removeprefix(BUILTIN)
+    if source.name.startswith(BUILTIN):
+        name = source.name.removeprefix(BUILTIN)
         path = Path(str(files("trainer").joinpath("builtin", f"{name}.jsonl")))
         if not path.is_file():
             raise DataError(f"there is no built-in data set {name!r}", "built in: tiny-preferences")
         return path
-    path = Path(dataset.name)
-    return path if path.suffix in (".jsonl", ".json", ".parquet") else None
+    return Path(source.file_name) if source.file_name else None
 
 
 def fit_pair(prompt: list[int], chosen: list[int], rejected: list[int], dpo: Dpo) -> PairIds:

@@ -33,14 +33,27 @@ class Model(Settings):
     )
 
 
-class Dataset(Settings):
-    """Preference pairs: columns `prompt, chosen, rejected` or `instruction, chosen_response, rejected_response`."""
+class Source(Settings):
+    """Where preference pairs come from."""
 
     name: str = Field(
         description="hub name, a .jsonl or .parquet file (relative to the recipe), or `builtin:tiny-preferences`"
     )
     split: str = Field(default="train", description="of a hub data set")
     revision: str | None = Field(default=None, description="hub revision")
+    fraction: float = Field(default=1.0, gt=0, le=1, description="share of its rows that is used, from the first on")
+
+    @property
+    def file_name(self) -> str | None:
+        """The local data file that it names, or None for a hub name or a built-in set."""
+        local = not self.name.startswith(BUILTIN) and self.name.endswith((".jsonl", ".json", ".parquet"))
+        return self.name if local else None
+
+
+class Dataset(Source):
+    """Preference pairs: columns `prompt, chosen, rejected` or `instruction, chosen_response, rejected_response`."""
+
+    also: tuple[Source, ...] = Field(default=(), description="further sets, mixed in: a list of `name, fraction, ...`")
     system: str | None = Field(
         default=None,
         description='system turn before a prompt that has none; `""` = an empty one, as Zephyr and Notus were trained; '
@@ -50,6 +63,11 @@ class Dataset(Settings):
     eval_rows: Annotated[int, Field(ge=0)] = Field(default=0, description="rows held out for evaluation")
     seed: int = Field(default=42, description="of the split into training and evaluation rows")
     workers: PositiveInt = Field(default=1, description="processes that tokenise")
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All of them, the first one first."""
+        return (self, *self.also)
 
 
 class Dpo(Settings):
@@ -211,8 +229,9 @@ class Recipe(Settings):
         del identity["dataset"]["workers"]
         if self.zero is not None:
             identity["zero"] = {}  # an offload that changes is no other run, only no longer exact: see the fingerprint
-        if Path(self.dataset.name).is_absolute():
-            identity["dataset"]["name"] = Path(self.dataset.name).name
+        for source in (identity["dataset"], *identity["dataset"]["also"]):
+            if Path(source["name"]).is_absolute():
+                source["name"] = Path(source["name"]).name
         return identity
 
 
@@ -247,17 +266,22 @@ def load_recipe(name_or_path: str) -> Recipe:
     """Load and validate a recipe; its local data file is resolved to an absolute path. Raises `RecipeError`."""
     path = find_recipe(name_or_path)
     recipe = load_settings(Recipe, path)
-    data = local_data_file(recipe, path.parent)
-    if data is None:
-        return recipe
+    first, *also = (_located(source, path) for source in recipe.dataset.sources)
+    return recipe.model_copy(update={"dataset": first.model_copy(update={"also": tuple(also)})})
+
+
+def _located(source: Source, recipe: Path) -> Source:
+    """With an absolute path, where it is a local file. Raises `RecipeError` for one that isn't there."""
+    if source.file_name is None:
+        return source
+    data = data_path(source.file_name, recipe.parent)
     if not data.is_file():
-        raise RecipeError(f"{path}: dataset.name: there is no file {data}", "paths are relative to the recipe's folder")
-    return recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"name": str(data)})})
+        raise RecipeError(
+            f"{recipe}: dataset.name: there is no file {data}", "paths are relative to the recipe's folder"
+        )
+    return source.model_copy(update={"name": str(data)})
 
 
-def local_data_file(recipe: Recipe, folder: Path) -> Path | None:
-    """The data file that `dataset.name` means, or None for a hub name or a built-in set."""
-    name = recipe.dataset.name
-    if name.startswith(BUILTIN) or not name.endswith((".jsonl", ".json", ".parquet")):
-        return None
+def data_path(name: str, folder: Path) -> Path:
+    """Where the data file of a recipe in `folder` is."""
     return (folder / Path(name).expanduser()).absolute()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import launcher
 from launcher.errors import RequestError
-from trainer.recipe import Recipe, builtin_names, local_data_file
+from trainer.recipe import Recipe, builtin_names, data_path
 from trainer.yaml_model import load_settings
 
 TREE = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "launcher", "trainer", "checkpoints")
@@ -60,12 +60,11 @@ def _recipe(name_or_path: str, folder: Path) -> str:
     path = Path(name_or_path)
     shutil.copy(path, folder / RECIPE)
     written = load_settings(Recipe, path)
-    data = local_data_file(written, path.parent)
-    if data is not None:
-        beside = path.resolve().parent
-        if Path(written.dataset.name).is_absolute() or not data.resolve().is_relative_to(beside):
+    for name in filter(None, (source.file_name for source in written.dataset.sources)):
+        data, beside = data_path(name, path.parent), path.resolve().parent
+        if Path(name).is_absolute() or not data.resolve().is_relative_to(beside):
             raise RequestError(
-                f"the data file {written.dataset.name} can't be sent with the recipe",
+                f"the data file {name} can't be sent with the recipe",
                 f"put it below {beside} and write its path relative to the recipe, or use a hub data set",
             )
         target = folder / data.resolve().relative_to(beside)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trainer.errors import DataError, TrainingFailed
-from trainer.recipe import Recipe, load_recipe
+from trainer.recipe import Recipe, Source, load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +154,28 @@ def test_a_hub_that_does_not_answer_is_not_the_users_error(tokenizer: Any, monke
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(TrainingFailed, match="can't load the data set 'argilla/no-such-set'"):
         prepare(recipe_for(Path("argilla/no-such-set")), tokenizer)
+
+
+def test_sets_are_mixed_by_their_fractions(tokenizer: Any, tmp_path: Path) -> None:
+    from trainer.data import prepare
+
+    first = write(tmp_path / "a.jsonl", [{"prompt": f"a{n}", "chosen": "yes", "rejected": "no"} for n in range(10)])
+    rows = [{"instruction": f"b{n}", "chosen_response": "yes", "rejected_response": "no", "more": n} for n in range(8)]
+    second = Source(name=str(write(tmp_path / "b.jsonl", rows)), fraction=0.25)
+    pairs = prepare(recipe_for(first, fraction=0.5, also=(second,)), tokenizer)
+    prompts = [tokenizer.decode(row["prompt_ids"]).split("\n")[1].removesuffix("</s>") for row in pairs.train]
+    assert prompts == ["a0", "a1", "a2", "a3", "a4", "b0", "b1"]
+    whole = prepare(recipe_for(first, fraction=0.5), tokenizer)
+    assert whole.fingerprint != pairs.fingerprint, "another mix is another run"
+    tiny = prepare(recipe_for(first, fraction=0.01), tokenizer)
+    assert len(tiny.train) == 1
+
+
+def test_texts_and_conversations_do_not_mix(tokenizer: Any, tmp_path: Path) -> None:
+    from trainer.data import prepare
+
+    first = write(tmp_path / "a.jsonl", [{"prompt": "a", "chosen": "yes", "rejected": "no"}])
+    turns = [{"role": "user", "content": "b"}]
+    second = Source(name=str(write(tmp_path / "b.jsonl", [{"prompt": turns, "chosen": "yes", "rejected": "no"}])))
+    with pytest.raises(DataError, match="can't be mixed"):
+        prepare(recipe_for(first, also=(second,)), tokenizer)

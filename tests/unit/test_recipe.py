@@ -174,3 +174,23 @@ def test_where_a_data_file_lies_is_not_part_of_the_identity(tmp_path: Path) -> N
     assert identities[0] == identities[1]
     assert identities[0]["dataset"]["name"] == "pairs.jsonl"
     assert "workers" not in identities[0]["dataset"]
+
+
+def test_every_set_of_a_mix_is_found_beside_the_recipe_and_its_folder_is_not_identity(tmp_path: Path) -> None:
+    identities = []
+    for home in ("gcpuser", "ubuntu"):
+        folder = tmp_path / home
+        folder.mkdir()
+        (folder / "pairs.jsonl").write_text("{}\n")
+        more = "builtin:tiny-preferences\n  also:\n    - name: pairs.jsonl\n      fraction: 0.5"
+        recipe = load_recipe(write(folder, ("builtin:tiny-preferences", more)))
+        assert [source.name for source in recipe.dataset.sources] == [
+            "builtin:tiny-preferences",
+            str(folder / "pairs.jsonl"),
+        ]
+        identities.append(recipe.identity)
+    assert identities[0] == identities[1]
+    assert identities[0]["dataset"]["also"][0]["fraction"] == 0.5
+    (tmp_path / "ubuntu/pairs.jsonl").unlink()
+    with pytest.raises(RecipeError, match="there is no file"):
+        load_recipe(write(tmp_path / "ubuntu", ("builtin:tiny-preferences", more)))
