@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -154,10 +155,8 @@ def main() -> None:
     if "RANK" in os.environ:
         raise SystemExit(_under_torchrun())
     if sys.argv[1:2] == ["export"]:  # the one thing besides training; a recipe of that name is a file with a suffix
-        from trainer.release import app as export_app
-
         del sys.argv[1]
-        run_app(export_app, "notus-train export")
+        runpy.run_module("trainer.release", run_name="__main__")  # by its name: the launcher imports us, without torch
         return
     run_app(app, "notus-train")
 

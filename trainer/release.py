@@ -19,6 +19,7 @@ from checkpoints.events import Event, read_events
 from checkpoints.names import check_key, check_run_name
 from checkpoints.run import open_run, read_run
 from checkpoints.store import Store
+from checkpoints.terminal import run_app
 from trainer.errors import TrainingFailed
 from trainer.folders import whole_folder
 
@@ -194,3 +195,7 @@ def push_folder(repo: str, folder: Path, *, private: bool) -> None:
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="notus-train export")
     except (httpx.HTTPError, OSError, ValueError) as error:
         raise TrainingFailed(f"not pushed to {repo}: {error}", f"the model is in {folder}; push it again") from error
+
+
+if __name__ == "__main__":
+    run_app(app, "notus-train export")
