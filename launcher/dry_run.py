@@ -16,7 +16,7 @@ from rich.console import Console
 from launcher.explain import Explanation, explain
 from launcher.hazard import Hazard
 from launcher.offers import find_catalog, load_offers
-from launcher.options import home
+from launcher.options import experience_path
 from launcher.plan import DryRun, Plan, Rung, ladder, require_plan
 from launcher.planner import Planner, wanted_gpus
 from launcher.policy.limits import Limits
@@ -25,8 +25,6 @@ from launcher.request import CLOUDS, LaunchRequest
 from launcher.sky.doctor import plugin_is_configured
 from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
 from trainer.recipe import Recipe, builtin_names, load_recipe
-
-EXPERIENCE = "experience.json"
 
 
 def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -> int:
@@ -83,7 +81,7 @@ def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
 
 def _learned() -> dict[tuple[str, str], Hazard]:
     """What the user's runs have met, if they have met anything: reading it needs the events' modules."""
-    if not (home() / EXPERIENCE).exists():
+    if not experience_path().exists():
         return {}
     from launcher.experience import learned
 

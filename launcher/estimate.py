@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from launcher.fees import Bucket, Fees, fees
-from launcher.runs import Runs, Scenario, Spells, simulate
+from launcher.runs import Runs, Scenario, simulate
 from trainer.interval import auto_interval_minutes
 from trainer.recipe import Saves
 
@@ -119,11 +119,6 @@ def summed_up(
         waiting_h=_mean(done.waited_h),
         lost_work_h=_mean(done.lost_h),
     )
-
-
-def mean_to_preemption_h(rates: tuple[float, ...]) -> float:
-    """Mean life of a spot machine that is asked for at a fresh spell."""
-    return Spells(rates).mean_h()
 
 
 def _fees(done: Runs, saving: SavePlan, around: Surroundings) -> Fees:

@@ -6,18 +6,16 @@ One entry a run, replaced each time that the run is looked at, so nothing is cou
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from checkpoints.events import Event
 from launcher.hazard import Hazard
-from launcher.options import home
+from launcher.options import experience_path
 from launcher.policy.experience import Counts, Kind, counts_of, total
+from trainer.scratch import replace_file
 
 MIN_MACHINE_HOURS = 1.0
 """On spot, before a table counts as measured."""
@@ -35,11 +33,6 @@ class _Book(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     runs: dict[str, tuple[_Met, ...]] = {}
-
-
-def book_path() -> Path:
-    """Where it is kept."""
-    return home() / "experience.json"
 
 
 def remember(run_url: str, events: Sequence[Event], now: datetime) -> None:
@@ -72,15 +65,12 @@ def _source(kind: Kind, counts: Counts, runs: int) -> str:
 
 def _read() -> _Book:
     try:
-        return _Book.model_validate_json(book_path().read_bytes())
+        return _Book.model_validate_json(experience_path().read_bytes())
     except (OSError, ValidationError):
         return _Book()
 
 
 def _write(book: _Book) -> None:
-    path = book_path()
+    path = experience_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(book.model_dump_json(indent=1))
-    Path(name).replace(path)
+    replace_file(path, book.model_dump_json(indent=1).encode())

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from launcher.estimate import START_H
 from launcher.plan import Plan, SlackCost
-from launcher.policy.decide import Settings, outlook_for
+from launcher.policy.decide import Settings, kept_h, outlook_for
 from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket
 
 MARKETS = (
@@ -54,7 +54,7 @@ def _table(plan: Plan, chain: Chain, deadline_h: float) -> tuple[Row, ...]:
     settings = Settings()
     ratio = plan.price_usd_per_hour / plan.on_demand_usd_per_hour if plan.on_demand_usd_per_hour else 1.0
     outlook = outlook_for(plan.work_h, deadline_h - plan.work_h, START_H, round(ratio, 2), chain, settings)
-    safe_h = (2 + settings.margin) * START_H + settings.margin * settings.check_h
+    safe_h = START_H + kept_h(START_H, settings)
     rows = []
     for share in (1.0, 0.75, 0.5, 0.25, 0.1):
         work_h = plan.work_h * share

@@ -52,7 +52,8 @@ def bucket_for(url: str | None, environment: Mapping[str, str] | None = None) ->
     environment = os.environ if environment is None else environment
     if url and url.startswith("gs://"):
         return GCS
-    if url and url.startswith("s3://") and not environment.get("AWS_ENDPOINT_URL"):
+    elsewhere = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    if url and url.startswith("s3://") and not elsewhere:
         return S3
     return R2
 

@@ -10,7 +10,7 @@ import math
 
 from pydantic import BaseModel, ConfigDict
 
-from launcher.policy.market import AGE_EDGES_H, BINS, PRIOR_DOWN, PRIOR_ELSEWHERE, PRIOR_UP, Chain, Rates, churned
+from launcher.policy.market import AGE_BINS_H, BINS, PRIOR_DOWN, PRIOR_ELSEWHERE, Chain, Rates, churned
 
 PROVENANCE = "spot traces of AWS V100 and K80 zones, 2022-10 to 2023-08"
 
@@ -40,22 +40,22 @@ def assumed(places: int, mean_h: float | None = None) -> Hazard:
             chain=Chain(rates, rates, PRIOR_DOWN, elsewhere),
             source=f"--hazard: a spot machine is taken away every {mean_h:g} h on average",
         )
+    chain = churned(0.0, places)
+    mean, median = mean_spell_h(chain.machine_ends), median_spell_h(chain.machine_ends)
     return Hazard(
-        chain=churned(0.0, places),
+        chain=chain,
         source=(
-            f"spot, assumed from {PROVENANCE}: a machine is taken away after {mean_spell_h(PRIOR_UP):.1f} h on average "
-            f"(half of them within {median_spell_h(PRIOR_UP):.1f} h), and a stock-out ends after "
-            f"{mean_spell_h(PRIOR_DOWN):.1f} h"
+            f"spot, assumed from {PROVENANCE}: a machine is taken away after {mean:.1f} h on average (half of them "
+            f"within {median:.1f} h), and a stock-out ends after {mean_spell_h(chain.down_ends):.1f} h"
         ),
     )
 
 
 def mean_spell_h(rates: Rates) -> float:
     """Mean length of a spell: the integral of its survival, whose hazard is constant within an age bin."""
-    edges = (0.0, *AGE_EDGES_H)
     mean, survival = 0.0, 1.0
-    for number, rate in enumerate(rates):
-        width = edges[number + 1] - edges[number] if number + 1 < len(edges) else float("inf")
+    for rate, (begin, end) in zip(rates, AGE_BINS_H, strict=True):
+        width = end - begin
         ends = 1 - math.exp(-rate * width)
         mean += survival * ends / rate
         survival *= 1 - ends
@@ -64,11 +64,9 @@ def mean_spell_h(rates: Rates) -> float:
 
 def median_spell_h(rates: Rates) -> float:
     """Half of the spells are over by then."""
-    edges = (0.0, *AGE_EDGES_H)
     left = math.log(2)
-    for number, rate in enumerate(rates):
-        width = edges[number + 1] - edges[number] if number + 1 < len(edges) else float("inf")
-        if rate * width >= left:
-            return edges[number] + left / rate
-        left -= rate * width
+    for rate, (begin, end) in zip(rates, AGE_BINS_H, strict=True):
+        if rate * (end - begin) >= left:
+            return begin + left / rate
+        left -= rate * (end - begin)
     raise AssertionError("the last bin has no end")

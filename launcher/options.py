@@ -82,6 +82,11 @@ def home() -> Path:
     return Path(os.environ.get("NOTUS_HOME") or "~/.notus").expanduser()
 
 
+def experience_path() -> Path:
+    """What the user's runs have met of spot markets (experience.py)."""
+    return home() / "experience.json"
+
+
 def default_bucket() -> str:
     """The embedded default: a folder, created on first use."""
     bucket = home() / "bucket"

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from launcher.estimate import START_H, Estimate, SavePlan, Surroundings, estimate, mean_to_preemption_h, save_plan
+from launcher.estimate import (
+    DEFAULT_STATE_BYTES,
+    START_H,
+    UPLOAD_BYTES_PER_S,
+    Estimate,
+    SavePlan,
+    Surroundings,
+    estimate,
+    save_plan,
+)
 from launcher.fees import Bucket, bucket_for
-from launcher.hazard import Hazard, assumed
+from launcher.hazard import Hazard, assumed, mean_spell_h
 from launcher.offers import Offer, by_kind
 from launcher.plan import DryRun, Plan, Rung, SlackCost
 from launcher.policy.outlook import Problem, solve
@@ -163,6 +172,7 @@ class Planner:
         )
 
     def _estimate(self, kind: _Kind, request: LaunchRequest) -> Estimate | None:
+        """An on-demand kind stands behind itself."""
         behind = self._behind(kind) if kind.first.spot else kind
         around = Surroundings(self.bucket, kind.first.cloud, behind.first.cloud if behind else "")
         saving = self._saving(kind)
@@ -178,7 +188,7 @@ class Planner:
             price = behind.first.price_usd_per_hour
             scenario = replace(scenario, on_demand=OnDemand(price, behind.speed / kind.speed))
         if not kind.first.spot:
-            return replace(scenario, on_demand=OnDemand(kind.first.price_usd_per_hour))
+            return scenario
         chain = self._hazard(kind).chain
         scenario = replace(scenario, spot=Spot(kind.first.price_usd_per_hour, kind.elsewhere_usd, chain))
         if behind is None or request.deadline_h is None:
@@ -200,7 +210,7 @@ class Planner:
         return min(same or usable, key=lambda other: other.first.price_usd_per_hour / other.speed, default=None)
 
     def _saving(self, kind: _Kind) -> SavePlan:
-        mean_h = mean_to_preemption_h(self._hazard(kind).chain.machine_ends) if kind.first.spot else CERTAIN_H
+        mean_h = mean_spell_h(self._hazard(kind).chain.machine_ends) if kind.first.spot else CERTAIN_H
         return save_plan(self.recipe.saves, state_bytes(self.recipe), mean_h)
 
     def _hazard(self, kind: _Kind) -> Hazard:
@@ -223,14 +233,22 @@ class Planner:
         if best is None:
             return []
         found = [self._patience(best, plans)] if self.request.deadline_h is None else []
-        free = [plan for plan in plans if plan.egress_usd >= 1]
-        without = min(free, key=lambda plan: plan.expected_cost_usd - plan.egress_usd, default=best)
-        if without.egress_usd >= 1 and without.expected_cost_usd - without.egress_usd < best.expected_cost_usd:
-            found.append(
-                f"restores from {self.bucket.label} into another cloud are ${without.egress_usd:,.2f} of what "
-                f"{without.name} costs: a bucket without egress fees (Cloudflare R2), or in its cloud, saves that"
-            )
+        found.append(self._free_egress(best, plans))
         return [line for line in found if line]
+
+    def _free_egress(self, best: Plan, plans: Sequence[Plan]) -> str:
+        """Which plan would be the cheapest if restores left the bucket's cloud for nothing."""
+
+        def without_usd(plan: Plan) -> float:
+            return plan.expected_cost_usd - plan.egress_usd
+
+        plan = min((plan for plan in plans if plan.egress_usd >= 1), key=without_usd, default=None)
+        if plan is None or without_usd(plan) >= best.expected_cost_usd:
+            return ""
+        return (
+            f"restores from {self.bucket.label} into another cloud are ${plan.egress_usd:,.2f} of what {plan.name} "
+            "costs: a bucket without egress fees (Cloudflare R2), or in its cloud, saves that"
+        )
 
     def _patience(self, best: Plan, plans: Sequence[Plan]) -> str:
         """What a deadline of twice the work would save, by the spot markets that are cheapest without one."""
@@ -249,20 +267,21 @@ class Planner:
         hours = "--hours" if self.request.hours else f"the recipe, on {self.recipe.hardware.gpus}"
         size = state_bytes(self.recipe)
         spot = [kind for kind in self.kinds if kind.first.spot and self._wanted(kind)]
-        known = f"checkpoints of {(size or 0) / 1e9:.2g} GB" if size else "model of unknown size: checkpoints of 60 GB"
+        unknown = "" if size else "model of unknown size: "
         found = [
             f"prices: {self.source}",
             f"{self.work_h:g} h of work ({hours}); {SOURCE}; cards on PCIe at {PCIE:g} of that (assumed)",
             *dict.fromkeys(self._hazard(kind).source for kind in spot),
             "on-demand machines can be had at once and are never taken away",
             f"{START_H * 60:.0f} min from the launch of a machine to its first step",
-            f"{known}, at 2 GB/s, in {self.bucket.label}",
+            f"{unknown}checkpoints of {(size or DEFAULT_STATE_BYTES) / 1e9:.2g} GB, "
+            f"at {UPLOAD_BYTES_PER_S / 1e9:g} GB/s, in {self.bucket.label}",
         ]
-        if best is not None and best.memory:
-            found.append(f"memory, by a sum that was not measured on a GPU and keeps a third in reserve: {best.memory}")
-        found += [f"{name} does not fit: {reason}" for name, reason in self.misfits.items()]
         if shape_of(self.recipe.model.name) is None:
             found.append(f"the shape of {self.recipe.model.name} is not known, so its memory is not checked")
+        elif best is not None:
+            found.append(f"memory, by a sum that was not measured on a GPU and keeps a third in reserve: {best.memory}")
+        found += [f"{name} does not fit: {reason}" for name, reason in self.misfits.items()]
         return found
 
 

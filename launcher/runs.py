@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.policy.decide import LONGEST_WAIT_H, ROUNDING_H, Settings
+from launcher.hazard import mean_spell_h
+from launcher.policy.decide import LONGEST_WAIT_H, ROUNDING_H, Settings, kept_h
 from launcher.policy.market import AGE_EDGES_H, BINS, UNSEEN_AGE_H, Chain, Rates, age_bin
 from launcher.policy.outlook import Outlook
 
@@ -100,7 +101,7 @@ def _certain(scenario: Scenario, count: int) -> Runs:
     return Runs(hours * scenario.on_demand.price, hours, none, none + 1, none + 1, none, none, none, hours)
 
 
-class Spells:
+class SpellLengths:
     """Lengths of spells whose hazard is constant within an age bin: by inversion, exact."""
 
     def __init__(self, rates: Rates) -> None:
@@ -119,17 +120,12 @@ class Spells:
         mass = np.concatenate([[0.0], np.cumsum((survival[1:] + survival[:-1]) / 2 * np.diff(grid))])
         return np.asarray(np.interp(chance * mass[-1], mass, grid))
 
-    def mean_h(self) -> float:
-        """Mean length."""
-        ends = np.exp(-self.hazard)
-        rates = np.diff(self.hazard) / np.diff(self.ages)
-        return float(np.sum((ends[:-1] - ends[1:]) / rates))
-
 
 class _Simulation:
     def __init__(self, scenario: Scenario, spot: Spot, count: int, random: np.random.Generator) -> None:
         self.s, self.spot, self.random = scenario, spot, random
-        self.up_spells, self.down_spells = Spells(spot.chain.machine_ends), Spells(spot.chain.down_ends)
+        self.kept_h = kept_h(scenario.start_h, scenario.settings)
+        self.up_spells, self.down_spells = SpellLengths(spot.chain.machine_ends), SpellLengths(spot.chain.down_ends)
         zeros = np.zeros(count)
         self.now, self.work = zeros.copy(), zeros + scenario.work_h
         self.mode, self.boot = np.full(count, IDLE), zeros.copy()
@@ -144,7 +140,8 @@ class _Simulation:
 
     def _open_market(self, count: int) -> None:
         """As it is met at a random moment."""
-        mean_up, mean_down = self.up_spells.mean_h(), self.down_spells.mean_h()
+        chain = self.spot.chain
+        mean_up, mean_down = mean_spell_h(chain.machine_ends), mean_spell_h(chain.down_ends)
         self.up = self.random.random(count) < mean_up / (mean_up + mean_down)
         chance, rest = self.random.random(count), 1 - self.random.random(count)
         up_age, down_age = self.up_spells.met_at_random(chance), self.down_spells.met_at_random(chance)
@@ -248,7 +245,7 @@ class _Simulation:
         age = self.now[who] - self.refused_at[who]
         edges = np.array((*AGE_EDGES_H, NEVER_H))
         to_edge = edges[np.searchsorted(edges, age, side="right").clip(max=BINS - 1)] - age
-        to_buy = self._slack(who) - np.maximum(self._buy_at(who, age), self.s.start_h + self._kept_h)
+        to_buy = self._slack(who) - np.maximum(self._buy_at(who, age), self.s.start_h + self.kept_h)
         return np.asarray(np.minimum(asks, np.maximum(np.minimum(to_edge, to_buy), 0.0) + TINY_H))
 
     def _until_back(self, who: Array) -> Floats:
@@ -270,7 +267,7 @@ class _Simulation:
         """A start takes slack, and so do saves: with too little of it left the policy gives spot back
         (`policy.decide._must_be_safe`)."""
         slack, boot = self._slack(who), self.boot[who]
-        left = slack - boot - self._kept_h
+        left = slack - boot - self.kept_h
         slowly = self.s.slowdown / (1 + self.s.slowdown)
         hours = boot + left / slowly if slowly else np.full(len(who), NEVER_H)
         return np.asarray(np.where(left < 0, np.where(self._makes_it(slack), 0.0, NEVER_H), hours))
@@ -296,7 +293,7 @@ class _Simulation:
             return
         if self._by_outlook:
             slack = self._slack(who)
-            enough = np.maximum(self._threshold_now(who), self.s.start_h + self._kept_h)
+            enough = np.maximum(self._threshold_now(who), self.s.start_h + self.kept_h)
             buys = self._makes_it(slack) & (slack <= enough + TINY_H)
             self._buy(who[buys])
             who, elsewhere = who[~buys], None if elsewhere is None else elsewhere[~buys]
@@ -349,12 +346,6 @@ class _Simulation:
     @property
     def _by_outlook(self) -> bool:
         return self.s.outlook is not None
-
-    @property
-    def _kept_h(self) -> float:
-        """Of the slack, for one preemption (`policy.decide._must_be_safe`)."""
-        margin = self.s.settings.margin
-        return (1 + margin) * self.s.start_h + margin * self.s.settings.check_h
 
     def _makes_it(self, slack: Floats) -> Array:
         """Can on demand still meet the deadline? Else nothing binds the policy."""

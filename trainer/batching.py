@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from checkpoints.errors import NotExact
-from checkpoints.head import Head
-from checkpoints.store import Store
-from trainer.fingerprint import saved_fingerprint
 from trainer.recipe import Recipe
 
 
@@ -38,15 +36,15 @@ def fit_batch(total: int, *, world_size: int, largest: int) -> Batch:
     return Batch(total, per_device, each // per_device)
 
 
-def batch_of_run(store: Store, head: Head | None, recipe: Recipe, world_size: int) -> Batch:
-    """The batch that an attempt with `world_size` processes has to use: the run's, or for a new run the recipe's."""
+def batch_of_run(saved: Mapping[str, Any] | None, recipe: Recipe, world_size: int) -> Batch:
+    """The batch that an attempt with `world_size` processes has to use: that of the run, by the fingerprint of its
+    checkpoint, or for a new run (None) the recipe's."""
     training = recipe.training
-    total = _saved_total(store, head) or training.per_device_batch * training.accumulation * world_size
+    total = _saved_total(saved) or training.per_device_batch * training.accumulation * world_size
     return fit_batch(total, world_size=world_size, largest=training.per_device_batch)
 
 
-def _saved_total(store: Store, head: Head | None) -> int | None:
-    saved = saved_fingerprint(store, head)
+def _saved_total(saved: Mapping[str, Any] | None) -> int | None:
     if saved is None:
         return None
     total = saved.get("global_batch")

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from checkpoints.errors import UserError
+from trainer.recipe import BUILTIN
 from trainer.smollm2 import cached_folder, smollm2_folder
 
 SEED = 20231120
@@ -19,22 +20,29 @@ _TEMPLATE = (
 )
 
 
-def make_builtin(name: str, work: Path) -> Path:
-    """Make a built-in model where it isn't there yet; returns its folder. Raises `UserError` for an unknown one."""
-    folder = builtin_folder(name, work)
-    if name == SMOLLM2:
-        return smollm2_folder()
-    make_tiny_llama(folder)
+def make_base_model(name: str, work: Path) -> str:
+    """Make a recipe's base model, if it is a built-in one; returns what `from_pretrained` takes."""
+    folder = base_model(name, work)
+    if name == f"{BUILTIN}{SMOLLM2}":
+        smollm2_folder()
+    elif name.startswith(BUILTIN):
+        make_tiny_llama(Path(folder))
     return folder
 
 
-def builtin_folder(name: str, work: Path) -> Path:
-    """Where `make_builtin` has put it on this machine."""
-    if name == SMOLLM2:
-        return cached_folder()
-    if name != TINY:
-        raise UserError(f"there is no built-in model {name!r}", f"built in: {TINY}, {SMOLLM2}")
-    return work / TINY
+def base_model(name: str, work: Path) -> str:
+    """A hub name or folder as it is; for a built-in model where `make_base_model` puts it on this machine.
+
+    Raises `UserError` for a built-in one that doesn't exist.
+    """
+    if not name.startswith(BUILTIN):
+        return name
+    folders = {TINY: work / TINY, SMOLLM2: cached_folder()}
+    folder = folders.get(name.removeprefix(BUILTIN))
+    if folder is None:
+        known = ", ".join(BUILTIN + it for it in folders)
+        raise UserError(f"there is no built-in model {name!r}", f"built in: {known}")
+    return str(folder)
 
 
 def make_tiny_llama(folder: Path) -> None:

@@ -15,6 +15,7 @@ from checkpoints.names import check_key
 from checkpoints.pull import MODEL_FOLDER
 from checkpoints.store import Store
 from trainer.collective import from_rank_0
+from trainer.hub import PICKLED
 
 if TYPE_CHECKING:
     from trainer.dpo import NotusDPOTrainer
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FINAL = "final"
-PICKLED = "training_args.bin"  # the Trainer writes it; nobody should have to load a pickle to use a model
 
 
 def export_model(trainer: NotusDPOTrainer, tokenizer: Any, store: Store, folder: Path, diary: Diary) -> None:

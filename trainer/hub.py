@@ -1,16 +1,22 @@
-"""Pushing the finished model to the Hugging Face Hub. Safe to repeat: the same files make no new commit."""
+"""Pushing to the Hugging Face Hub. Safe to repeat: the same files make no new commit."""
 
 from __future__ import annotations
 
 import logging
 import os
 from pathlib import Path
+from typing import Literal
 
+from checkpoints.errors import UserError
 from checkpoints.events import Diary
-from trainer.export import PICKLED
+from trainer.errors import TrainingFailed
 from trainer.recipe import Hub
 
 logger = logging.getLogger(__name__)
+
+PICKLED = "training_args.bin"
+"""The Trainer writes it; nobody should have to load a pickle to use a model."""
+Kind = Literal["model", "dataset"]
 
 
 def push_model(hub: Hub, folder: Path, diary: Diary) -> bool:
@@ -18,21 +24,40 @@ def push_model(hub: Hub, folder: Path, diary: Diary) -> bool:
 
     A push that can't be done doesn't fail the run: the model is in the bucket, and the log says what is missing.
     """
-    import httpx
-    from huggingface_hub import HfApi
-
     if not os.environ.get("HF_TOKEN"):
         logger.warning("no HF_TOKEN: not pushed to %s (the model is in the bucket, in final/)", hub.repo)
         return False
     try:
-        api = HfApi()
-        api.create_repo(hub.repo, private=hub.private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=hub.repo, folder_path=folder, commit_message="notus-launch", ignore_patterns=[PICKLED]
-        )
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        logger.warning("not pushed to %s: %s (the model is in the bucket, in final/)", hub.repo, error)
+        commit = push_folder(hub.repo, folder, private=hub.private)
+    except TrainingFailed as error:
+        logger.warning("%s (the model is in the bucket, in final/)", error.message)
         return False
-    diary.write("pushed", repo=hub.repo, commit=commit.oid)
+    diary.write("pushed", repo=hub.repo, commit=commit)
     logger.info("pushed to %s", hub.repo)
     return True
+
+
+def check_push(repo: str, kind: Kind = "model") -> None:
+    """Raises `UserError` for a name that is none, or without a token: before anything is done that takes long."""
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        what = "data set" if kind == "dataset" else kind
+        raise UserError(f"--push {repo!r} is not a {what} on the Hub", "give OWNER/NAME")
+    if not os.environ.get("HF_TOKEN"):
+        raise UserError("--push needs a token of the Hub", "set HF_TOKEN to one that may write")
+
+
+def push_folder(repo: str, folder: Path, *, private: bool, kind: Kind = "model") -> str:
+    """Push a folder, without pickles; returns the commit. Raises `TrainingFailed`."""
+    import httpx
+    from huggingface_hub import HfApi
+
+    of_kind = {} if kind == "model" else {"repo_type": kind}
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=private, exist_ok=True, **of_kind)
+        commit = api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message="notus-launch", ignore_patterns=[PICKLED], **of_kind
+        )
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        raise TrainingFailed(f"not pushed to {repo}: {error}", f"it is in {folder}; push it again") from error
+    return str(commit.oid)

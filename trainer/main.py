@@ -22,6 +22,7 @@ from checkpoints.terminal import run_app, show_error
 from trainer.attempt import Supervisor, gpus_here
 from trainer.batching import batch_of_run
 from trainer.errors import EXIT_PREEMPTED, EXIT_STOPPED, HardwareError
+from trainer.fingerprint import saved_fingerprint
 from trainer.pairs import check_local
 from trainer.recipe import Recipe, load_recipe
 from trainer.scratch import Outcome, Scratch
@@ -109,7 +110,8 @@ def _prepare(store: Store, run: str, recipe: Recipe, processes: int) -> None:
     """Everything in the bucket before the claim. Harmless twice."""
     probe(store)
     register_run(store, new_record(run, recipe))
-    batch_of_run(store, read_head(store), recipe, processes)  # refuses processes that can't go on with the run
+    saved = saved_fingerprint(store, read_head(store))
+    batch_of_run(saved, recipe, processes)  # refuses processes that can't go on with the run
 
 
 def default_processes(recipe: Recipe) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from checkpoints.store import Store
 from checkpoints.terminal import run_app
 from trainer.errors import TrainingFailed
 from trainer.folders import whole_folder
+from trainer.hub import check_push, push_folder
 
 logger = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -104,10 +104,11 @@ def _merge(recipe: dict[str, Any], adapter: Path, folder: Path, work: Path) -> N
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from trainer.builtin_model import make_base_model
+
     model = recipe["model"]
-    base = AutoModelForCausalLM.from_pretrained(
-        _base(model["name"], work), revision=model.get("revision"), dtype="auto"
-    )
+    name = make_base_model(model["name"], work)
+    base = AutoModelForCausalLM.from_pretrained(name, revision=model.get("revision"), dtype="auto")
     both = PeftModel.from_pretrained(base, adapter)
     both.eval()
     generator = torch.Generator().manual_seed(0)
@@ -133,16 +134,6 @@ def check_logits(expected: Any, found: Any) -> None:
         )
 
 
-def _base(name: str, work: Path) -> str:
-    from trainer.recipe import BUILTIN
-
-    if not name.startswith(BUILTIN):
-        return name
-    from trainer.builtin_model import make_builtin
-
-    return str(make_builtin(name.removeprefix(BUILTIN), work))
-
-
 def _card(run: str, recipe: dict[str, Any], versions: dict[str, str], events: Sequence[Event], *, merged: bool) -> str:
     """What a reader of the model has to know: data, settings, how often it was preempted."""
     starts = [event for event in events if event.kind == "attempt_started"]
@@ -151,9 +142,9 @@ def _card(run: str, recipe: dict[str, Any], versions: dict[str, str], events: Se
     what = "merged into one model" if merged else "adapters only" if recipe["method"] == "lora" else "all weights"
     settings = json.dumps({name: recipe[name] for name in ("dpo", "training", "zero", "lora")}, indent=2)
     kinds = f" on {', '.join(sorted(places))}" if places else ""
-    base, data = recipe["model"]["name"], Path(recipe["dataset"]["name"]).name
-    if not recipe["dataset"]["name"].startswith("/"):
-        data = recipe["dataset"]["name"]
+    base, data = recipe["model"]["name"], recipe["dataset"]["name"]
+    if data.startswith("/"):  # where a file lay on some machine is nobody's business
+        data = Path(data).name
     return f"""---
 base_model: {base}
 datasets:
@@ -174,27 +165,6 @@ A run that was preempted gives the same weights as one that never was.
 {settings}
 ```
 """
-
-
-def check_push(repo: str) -> None:
-    """Raises `UserError` for a name that is none, or without a token."""
-    if repo.count("/") != 1 or not all(repo.split("/")):
-        raise UserError(f"--push {repo!r} is not a model on the Hub", "give OWNER/NAME")
-    if not os.environ.get("HF_TOKEN"):
-        raise UserError("--push needs a token of the Hub", "set HF_TOKEN to one that may write")
-
-
-def push_folder(repo: str, folder: Path, *, private: bool) -> None:
-    """Push a folder. Safe to repeat: files that are there already are not sent again. Raises `TrainingFailed`."""
-    import httpx
-    from huggingface_hub import HfApi
-
-    try:
-        api = HfApi()
-        api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="notus-train export")
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        raise TrainingFailed(f"not pushed to {repo}: {error}", f"the model is in {folder}; push it again") from error
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Scratch:
         return self.folder / "work"
 
     def write_head(self, head: Head) -> None:
-        _write(self.folder / "attempt.json", head.to_json())
+        replace_file(self.folder / "attempt.json", head.to_json())
 
     def read_head(self) -> Head | None:
         """The claim of this attempt, or None before there is one."""
@@ -95,7 +95,7 @@ class Scratch:
             return None
 
     def write_progress(self, progress: Progress) -> None:
-        _write(self.folder / "progress.json", progress.model_dump_json().encode())
+        replace_file(self.folder / "progress.json", progress.model_dump_json().encode())
 
     def read_progress(self) -> Progress:
         try:
@@ -104,11 +104,11 @@ class Scratch:
             return Progress(phase="starting")
 
     def write_outcome(self, rank: int, outcome: Outcome) -> None:
-        _write(self.folder / f"outcome-r{rank}.json", outcome.model_dump_json().encode())
+        replace_file(self.folder / f"outcome-r{rank}.json", outcome.model_dump_json().encode())
 
     def write_result(self, outcome: Outcome) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "result.json", outcome.model_dump_json().encode())
+        replace_file(self.folder / "result.json", outcome.model_dump_json().encode())
 
     def read_result(self) -> Outcome | None:
         """How the attempt ended; None if it was killed."""
@@ -123,7 +123,7 @@ class Scratch:
         return {rank: Outcome.model_validate_json(paths[rank].read_bytes()) for rank in sorted(paths)}
 
 
-def _write(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Replace a small file in one step, so that a reader never sees half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data)

@@ -25,6 +25,7 @@ from checkpoints.store import Store
 from checkpoints.uploader import Setup
 from trainer import state as states
 from trainer.batching import Batch
+from trainer.builtin_model import base_model, make_base_model
 from trainer.collective import from_rank_0
 from trainer.data import prepare
 from trainer.device_copy import copy_scope, pinning
@@ -38,7 +39,7 @@ from trainer.keeper import Keeper
 from trainer.loading import blaming
 from trainer.optimizer import check_optimizer
 from trainer.prefetch import Prefetch
-from trainer.recipe import BUILTIN, Recipe
+from trainer.recipe import Recipe
 from trainer.reference import ReferenceCache, reference_key
 from trainer.rhythm import Rhythm
 from trainer.scratch import Outcome, Phase, Progress, Scratch
@@ -191,19 +192,10 @@ class Attempt:
     def _base_model(self) -> str:
         """The base model's hub name or folder; a built-in one is made here, once a machine."""
         name = self.recipe.model.name
-        if not name.startswith(BUILTIN):
-            return name
-        folder = None
         if int(os.environ["LOCAL_RANK"]) == 0:
-            from trainer.builtin_model import make_builtin
-
-            folder = make_builtin(name.removeprefix(BUILTIN), self.scratch.work)
+            make_base_model(name, self.scratch.work)
         dist.barrier()
-        if folder is None:
-            from trainer.builtin_model import builtin_folder
-
-            folder = builtin_folder(name.removeprefix(BUILTIN), self.scratch.work)
-        return str(folder)
+        return base_model(name, self.scratch.work)
 
     def _reference_cache(self, rows: Any, batch: int) -> ReferenceCache:
         """Of the run: its key names all that decides the values, but not how many processes compute them."""

@@ -80,14 +80,13 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
 
     prefetch = fetch(rank)
     shared_prefetch = fetch(shared) if shared != rank else prefetch
-    batch = batch_of_run(store, head, recipe, world_size)
+    saved = saved_fingerprint(store, head)
+    batch = batch_of_run(saved, recipe, world_size)
     if rank == 0:
         scratch.write_progress(Progress(phase="importing"))
     from trainer.train import Attempt, smallest_gpu_gib
 
-    recipe, why = settle_offload(
-        recipe, gpu_gib=smallest_gpu_gib(), count=world_size, saved=saved_fingerprint(store, head)
-    )
+    recipe, why = settle_offload(recipe, gpu_gib=smallest_gpu_gib(), count=world_size, saved=saved)
     if why and recipe.zero is not None:
         told = recipe.zero.model_dump(include={"offload_optimizer", "offload_parameters"})
         logger.info("offload %s (%s)", told, why)

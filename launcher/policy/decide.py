@@ -177,8 +177,12 @@ def _must_be_safe(seen: Observation, settings: Settings) -> bool:
     to_end_h = start_h + seen.work_left_h
     if to_end_h <= min(settings.check_h, seen.deadline_h):
         return False  # done before the next look
-    kept_h = (1 + settings.margin) * seen.restart_h + settings.margin * settings.check_h
-    return seen.deadline_h < to_end_h + kept_h - ROUNDING_H
+    return seen.deadline_h < to_end_h + kept_h(seen.restart_h, settings) - ROUNDING_H
+
+
+def kept_h(restart_h: float, settings: Settings) -> float:
+    """Of the slack, for one preemption: what a run on spot has to have left, beyond the start of its machine."""
+    return (1 + settings.margin) * restart_h + settings.margin * settings.check_h
 
 
 def _is_safe_place(seen: Observation, known: Known) -> bool:

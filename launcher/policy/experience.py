@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict
 
 from checkpoints.events import Event
 from launcher.hazard import assumed
 from launcher.policy.history import hours_of, machines, place_of
-from launcher.policy.market import AGE_EDGES_H, BINS, PRIOR_DOWN, PRIOR_UP, Chain, Rates, age_bin, churned, log_churn
+from launcher.policy.market import AGE_BINS_H, BINS, PRIOR_DOWN, PRIOR_UP, Chain, Rates, age_bin, churned, log_churn
 from launcher.policy.model import Place
 
 Kind = tuple[str, str]
@@ -101,8 +100,7 @@ def _stock_outs(events: Sequence[Event]) -> list[tuple[Place, float, bool]]:
 
 
 def _one(hours: float, *, up: bool, ended: bool) -> Counts:
-    edges = (0.0, *AGE_EDGES_H, float("inf"))
-    at_risk = tuple(max(0.0, min(hours, high) - low) for low, high in pairwise(edges))
+    at_risk = tuple(max(0.0, min(hours, high) - low) for low, high in AGE_BINS_H)
     ends = tuple(float(ended and number == age_bin(hours)) for number in range(BINS))
     return Counts(up_ends=ends, up_h=at_risk) if up else Counts(down_ends=ends, down_h=at_risk)
 

@@ -14,10 +14,13 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 
 AGE_EDGES_H = (0.2, 0.6, 1.5, 4.0, 10.0)
 """Borders of the age bins, hours; the last bin is open."""
 BINS = len(AGE_EDGES_H) + 1
+AGE_BINS_H = tuple(pairwise((0.0, *AGE_EDGES_H, math.inf)))
+"""From and to, hours."""
 
 UNSEEN_AGE_H = 1.0
 """Age of a spell that nobody saw begin: who comes at a random time meets the long ones, so not a fresh one."""

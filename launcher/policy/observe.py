@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import reduce
 from itertools import pairwise
 
 from checkpoints.events import Event
@@ -77,11 +78,9 @@ def _chain(events: Sequence[Event], spot: Sequence[Place], limits: Limits, now: 
     if limits.hazard_h is not None:
         return told
     met = counts_of(events, now)
-    here = [counts for kind, counts in met.items() if kind in {(place.cloud, place.gpus) for place in spot}]
-    counts = Counts()
-    for more in here:
-        counts = counts.plus(more)
-    return counts.chain(len(spot))
+    kinds = {(place.cloud, place.gpus) for place in spot}
+    here = (counts for kind, counts in met.items() if kind in kinds)
+    return reduce(Counts.plus, here, Counts()).chain(len(spot))
 
 
 def _refusals(events: Sequence[Event]) -> int:

@@ -79,7 +79,7 @@ def solve(problem: Problem) -> Outlook:
 
 
 class _Solver:
-    """Values are [slack, market state]: row j has j - zero steps of slack; the first `zero` rows are late."""
+    """Values are [slack, market state]: row j has j - zero grid points of slack; the first `zero` rows are late."""
 
     def __init__(self, problem: Problem) -> None:
         self.p, self.m = problem, problem.finer

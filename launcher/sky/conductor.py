@@ -107,7 +107,7 @@ class Conductor:
         """Find a machine for the job, for as long as it takes; returns the job's start. Raises `LimitReached`."""
         while True:
             await self._obey_a_stop()
-            action = self._choose(replace(await self._observe(await self._events()), running=None))
+            action = await self._choose(replace(await self._observe(await self._events()), running=None))
             if isinstance(action, GiveUp):
                 await self._note("stopped", reason=action.reason, limit=action.limit, step=0)
                 raise LimitReached(f"stopped, its state is saved: {action.reason}", _hint(action))
@@ -174,7 +174,7 @@ class Conductor:
         spell = machine_now(machines(events))
         if spell is None:
             return not _is_over(events)
-        action = self._choose(await self._observe(events))
+        action = await self._choose(await self._observe(events))
         await self._watch_progress(await asyncio.to_thread(self._heartbeat), spell)
         if isinstance(action, Move | GiveUp):
             await self._ask(action)
@@ -209,8 +209,9 @@ class Conductor:
 
     # --- what is known ----------------------------------------------------------------------------
 
-    def _choose(self, seen: Observation) -> Action:
-        action = decide(seen, self._limits.settings)
+    async def _choose(self, seen: Observation) -> Action:
+        """Not on the event loop: it is every job's, and a new table of the policy takes a second."""
+        action = await asyncio.to_thread(decide, seen, self._limits.settings)
         logger.debug("notus: saw %s", seen)
         logger.info("notus: %s", action)
         return action

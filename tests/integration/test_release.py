@@ -17,7 +17,8 @@ from checkpoints.run import open_run
 from checkpoints.store import Store
 from tests.integration.conftest import Launcher
 from trainer.errors import TrainingFailed
-from trainer.release import check_logits, check_push, release
+from trainer.hub import check_push
+from trainer.release import check_logits, release
 
 
 @pytest.fixture(scope="module")

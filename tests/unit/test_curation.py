@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -265,9 +266,10 @@ def test_a_push_sends_the_folder_as_a_private_data_set(tmp_path: Path, monkeypat
         def create_repo(self, *given: Any, **options: Any) -> None:
             calls.append(("create", given, options))
 
-        def upload_folder(self, **options: Any) -> None:
+        def upload_folder(self, **options: Any) -> Any:
             assert (options["folder_path"] / "README.md").is_file()
             calls.append(("upload", (), options))
+            return SimpleNamespace(oid="abc")
 
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)

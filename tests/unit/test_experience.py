@@ -93,7 +93,7 @@ def test_a_run_is_remembered_once_however_often_it_is_looked_at(
     hazard = experience.learned()["gcp", "A100:8"]
     assert hazard.measured
     assert hazard.source.endswith("updated by 2 runs of yours, 1 preemptions in 5 machine hours")
-    experience.book_path().write_text("not json")
+    experience.experience_path().write_text("not json")
     assert experience.learned() == {}
 
 

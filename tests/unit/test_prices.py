@@ -9,7 +9,7 @@ import pytest
 
 from launcher import prices as story
 from launcher.errors import RequestError
-from launcher.offers import Offer, shipped_catalog
+from launcher.offers import Offer
 from launcher.prices import Change, compare, prices
 from launcher.request import Gpus, LaunchRequest
 
@@ -90,4 +90,3 @@ def test_an_unknown_action_is_the_users_error() -> None:
     with pytest.raises(RequestError, match="'refetch' is not known") as caught:
         prices("refetch", A100, "text")
     assert caught.value.exit_code == 2
-    assert shipped_catalog().folders[0].is_dir()

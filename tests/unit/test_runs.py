@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from checkpoints.upload import CHUNK_BYTES as UPLOADED_CHUNK_BYTES
 from launcher.estimate import Surroundings, estimate, save_plan
-from launcher.fees import GCS, R2, S3, bucket_for, fees
+from launcher.fees import CHUNK_BYTES, GCS, R2, S3, bucket_for, fees
 from launcher.hazard import assumed, mean_spell_h, median_spell_h
 from launcher.policy.decide import Settings, outlook_for
 from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain
-from launcher.runs import OnDemand, Scenario, Spells, Spot, simulate
+from launcher.runs import OnDemand, Scenario, SpellLengths, Spot, simulate
 from tests.unit.world import ON_DEMAND, SPOT, Told, World
 from trainer.recipe import Saves
 
@@ -62,11 +63,10 @@ def test_the_simulation_does_what_the_policy_does(deadline_h: float | None, spot
 
 
 def test_spell_lengths_follow_their_hazard() -> None:
-    spells = Spells(PRIOR_UP)
+    spells = SpellLengths(PRIOR_UP)
     chance = 1 - np.random.default_rng(1).random(100_000)
     lengths = spells.rest(np.zeros_like(chance), chance)
-    assert np.mean(lengths) == pytest.approx(spells.mean_h(), rel=0.02)
-    assert spells.mean_h() == pytest.approx(mean_spell_h(PRIOR_UP))
+    assert np.mean(lengths) == pytest.approx(mean_spell_h(PRIOR_UP), rel=0.02)
     assert np.median(lengths) == pytest.approx(median_spell_h(PRIOR_UP), rel=0.02)
     old = spells.rest(np.full_like(chance, 4.0), chance)
     assert np.mean(old) > 2 * np.mean(lengths), "a spell that has held for hours holds for longer"
@@ -74,7 +74,7 @@ def test_spell_lengths_follow_their_hazard() -> None:
 
 def test_a_market_met_at_random_is_in_its_equilibrium() -> None:
     """Its age has the density of the survival: for a constant hazard that is the exponential itself."""
-    age = Spells((0.25,) * BINS).met_at_random(np.random.default_rng(1).random(100_000))
+    age = SpellLengths((0.25,) * BINS).met_at_random(np.random.default_rng(1).random(100_000))
     assert np.mean(age) == pytest.approx(4.0, rel=0.02)
 
 
@@ -157,7 +157,9 @@ def test_the_bucket_of_a_url() -> None:
     assert bucket_for("gs://b/x") is GCS
     assert bucket_for("s3://b", {}) is S3
     assert bucket_for("s3://b", {"AWS_ENDPOINT_URL": "https://x.r2.cloudflarestorage.com"}) is R2
+    assert bucket_for("s3://b", {"AWS_ENDPOINT_URL_S3": "https://x.r2.cloudflarestorage.com"}) is R2
     assert bucket_for(None) is R2
+    assert CHUNK_BYTES == UPLOADED_CHUNK_BYTES
 
 
 def test_a_hazard_by_hand_is_the_same_at_every_age() -> None:

@@ -44,7 +44,8 @@ class World:
         self.refusals = self.in_vain = 0
         self.told = Told(0.0, 0.0, 0, 0)
         self.up, self.spell_age = True, 0.0
-        for _ in range(round(400 / FINE_H) if seed >= 0 else 0):
+        self.left_on_demand, self.first_refusal = False, 0.0
+        for _ in range(round(400 / FINE_H)):  # to its equilibrium
             self._market(FINE_H)
 
     def _market(self, hours: float) -> bool:
@@ -114,9 +115,6 @@ class World:
         self.refused_at, self.refusals = self.now, self.refusals + 1
         self.first_refusal = self.now if self.refusals == 1 else self.first_refusal
         return 0.0
-
-    left_on_demand = False
-    first_refusal = 0.0
 
     def _end(self, *, moved: bool) -> None:
         self.place, self.left_on_demand = None, moved

@@ -69,9 +69,7 @@ def write_shards(pairs: Iterable[Pair], folder: Path, shard_rows: int) -> list[P
     import pyarrow as pa
     from pyarrow import parquet
 
-    kinds = {float: pa.float64(), str: pa.string()}
-    hints = Pair.__annotations__
-    schema = pa.schema([(name, kinds[float] if "float" in str(hints[name]) else kinds[str]) for name in Pair._fields])
+    schema = pa.schema([(name, pa.float64() if name.endswith("_rating") else pa.string()) for name in Pair._fields])
     (folder / "data").mkdir()
     shards: list[Path] = []
     writer, room = None, 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,13 +9,13 @@ from typing import Any, Literal, NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from checkpoints.errors import UserError
 from trainer.curation.binarize import LeftOut, Pair, Rules, binarize
 from trainer.curation.files import card, find_files, read_contamination, read_rows, write_shards
 from trainer.curation.ratings import read_record
 from trainer.curation.report import Report
 from trainer.errors import DataError
 from trainer.folders import whole_folder
+from trainer.hub import check_push, push_folder
 
 
 class Destination(NamedTuple):
@@ -42,7 +41,7 @@ def curate_files(
     contaminated = read_contamination(contamination) if contamination else frozenset()
     rules = Rules(rejected, seed, contaminated, frozenset(drop_sources))
     if where.push is not None:
-        _check_push(where.push)
+        check_push(where.push, "dataset")
     report = Report()
     with whole_folder(where.folder.absolute()) as folder:
         write_shards(_pairs(files, rules, report), folder, where.shard_rows)
@@ -56,7 +55,7 @@ def curate_files(
         text = card(counts, rules, where.push or "UltraFeedback, binarized by the mean rating")
         (folder / "README.md").write_text(text, encoding="utf-8")
     if where.push is not None:
-        _push(where)
+        push_folder(where.push, where.folder, private=where.private, kind="dataset")
     return counts
 
 
@@ -84,27 +83,3 @@ def told(report: dict[str, Any], folder: Path) -> str:
         disagree = report["mean_disagrees_with_overall_score"]
         lines.append(f"  the overall score would have chosen another answer: {disagree:,} of {comparable:,}")
     return "\n".join(lines) + "\n"
-
-
-def _check_push(repo: str) -> None:
-    if repo.count("/") != 1 or not all(repo.split("/")):
-        raise UserError(f"--push {repo!r} is not a data set on the Hub", "give OWNER/NAME")
-    if not os.environ.get("HF_TOKEN"):
-        raise UserError("--push needs a token of the Hub", "set HF_TOKEN to one that may write")
-
-
-def _push(where: Destination) -> None:
-    import httpx
-    from huggingface_hub import HfApi
-
-    assert where.push is not None
-    try:
-        api = HfApi()
-        api.create_repo(where.push, repo_type="dataset", private=where.private, exist_ok=True)
-        api.upload_folder(
-            repo_id=where.push, repo_type="dataset", folder_path=where.folder, commit_message="notus-data"
-        )
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        raise UserError(
-            f"not pushed to {where.push}: {error}", f"the pairs are in {where.folder}; push it again by hand"
-        ) from error
