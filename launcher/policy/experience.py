@@ -1,7 +1,7 @@
 """What runs have met of a spot market: how long machines lived, how long there were none. Updates the shipped hazard.
 
 A machine's life counts from its start, because nobody saw when its zone got room: a little too young, which is on the
-safe side. A stock-out counts from the first refusal to the machine that came from the same place; one whose end nobody
+safe side. A stock-out counts from the first refusal to the next machine of the same market; one whose end nobody
 saw counts as long as it was seen, without an end (censored, as it should be for a Poisson rate).
 """
 
@@ -60,15 +60,15 @@ def counts_of(events: Sequence[Event], now: datetime) -> dict[Kind, Counts]:
     """What one run has met, by cloud and GPUs."""
     found: dict[Kind, Counts] = {}
 
-    def add(place: Place, hours: float, *, up: bool, ended: bool) -> None:
-        kind = (place.cloud, place.gpus)
+    def add(kind: Kind, hours: float, *, up: bool, ended: bool) -> None:
         found[kind] = found.get(kind, Counts()).plus(_one(hours, up=up, ended=ended))
 
     for spell in machines(events):
         if spell.place.spot:
-            add(spell.place, hours_of((spell.until or now) - spell.since), up=True, ended=spell.ended == "preempted")
-    for place, hours, ended in _stock_outs(events):
-        add(place, hours, up=False, ended=ended)
+            hours = hours_of((spell.until or now) - spell.since)
+            add(_kind(spell.place), hours, up=True, ended=spell.ended == "preempted")
+    for kind, hours, ended in _stock_outs(events):
+        add(kind, hours, up=False, ended=ended)
     return found
 
 
@@ -81,22 +81,29 @@ def total(counts: Iterable[Mapping[Kind, Counts]]) -> dict[Kind, Counts]:
     return summed
 
 
-def _stock_outs(events: Sequence[Event]) -> list[tuple[Place, float, bool]]:
-    """Each place's spells without a machine: place, hours, and whether somebody saw the end."""
-    refused: dict[Place, tuple[datetime, datetime]] = {}
+def _stock_outs(events: Sequence[Event]) -> list[tuple[Kind, float, bool]]:
+    """Each market's spells without a machine: kind, hours, and whether somebody saw the end.
+
+    Of the market and not of each zone: fifty zones that refuse together are one stock-out, not fifty.
+    """
+    refused: dict[Kind, tuple[datetime, datetime]] = {}
     found = []
     for event in events:
         if event.kind == "no_capacity":
-            for place in map(place_of, event.data["places"]):
-                if place.spot:
-                    refused[place] = (refused.get(place, (event.time, event.time))[0], event.time)
+            for kind in {_kind(place) for place in map(place_of, event.data["places"]) if place.spot}:
+                refused[kind] = (refused.get(kind, (event.time, event.time))[0], event.time)
         elif event.kind == "machine_up":
-            came = place_of(event.data["place"])
-            for place, (first, last) in refused.items():
+            place = place_of(event.data["place"])
+            came = _kind(place) if place.spot else None
+            for kind, (first, last) in refused.items():
                 # Of the others the end was not seen: they were out at least until they last said no.
-                found.append((place, hours_of((event.time if place == came else last) - first), place == came))
+                found.append((kind, hours_of((event.time if kind == came else last) - first), kind == came))
             refused = {}
-    return [*found, *((place, hours_of(last - first), False) for place, (first, last) in refused.items())]
+    return [*found, *((kind, hours_of(last - first), False) for kind, (first, last) in refused.items())]
+
+
+def _kind(place: Place) -> Kind:
+    return place.cloud, place.gpus
 
 
 def _one(hours: float, *, up: bool, ended: bool) -> Counts:

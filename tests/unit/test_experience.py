@@ -56,11 +56,16 @@ def test_a_machine_that_still_runs_counts_up_to_now() -> None:
     assert (counts.machine_hours, counts.preemptions) == (2, 0)
 
 
-def test_a_stock_out_ends_with_a_machine_of_the_same_place() -> None:
-    events = [refused(0, A, B), refused(0.5, A, B), *life(A, 1.0, 2.0)]
+def test_a_stock_out_is_the_markets_and_ends_with_its_next_machine() -> None:
+    """Fifty zones that refuse together are one event; as fifty, an hour of it made a market look three times calmer."""
+    zones = [Place("gcp", "us", f"us-{number}", "A100:8", True, 11.0) for number in range(50)]
+    events = [refused(0, *zones), refused(0.5, *zones), *life(zones[0], 1.0, 2.0)]
     counts = counts_of(events, at(3))["gcp", "A100:8"]
-    assert sum(counts.down_ends) == 1, "of the other place nobody saw the end"
-    assert sum(counts.down_h) == pytest.approx(1.0 + 0.5)
+    assert sum(counts.down_ends) == 1
+    assert sum(counts.down_h) == pytest.approx(1.0)
+    assert counts.chain(50).machine_ends[0] > churned(-0.5, 50).machine_ends[0]
+    elsewhere = counts_of([refused(0, A), refused(0.5, A), *life(ON_DEMAND, 1.0, 2.0)], at(3))["gcp", "A100:8"]
+    assert (sum(elsewhere.down_ends), sum(elsewhere.down_h)) == (0, 0.5), "nobody saw the end"
     assert counts_of([refused(0, ON_DEMAND)], at(1)) == {}
 
 
