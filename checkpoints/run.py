@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from checkpoints.confirm import confirmed, read_if_there
+from checkpoints.differences import differences
 from checkpoints.errors import CorruptCheckpoint, UserError
 from checkpoints.manifest import CHECK, Record, checksum
 from checkpoints.names import check_run_name, is_run_name
@@ -58,7 +59,7 @@ def register_run(store: Store, record: RunRecord) -> RunRecord:
     if existing is None:
         put_once(store, RUN_KEY, record.to_json())
         return record
-    if difference := _first_difference(existing.identity, record.model_dump(mode="json")["identity"]):
+    if difference := next(differences(existing.identity, record.model_dump(mode="json")["identity"]), None):
         raise UserError(
             f"run {record.name!r} exists with another recipe: {difference}",
             "choose another --name, or launch it with the recipe that it was started with",
@@ -128,12 +129,3 @@ def _read_lines(store: Store, key: str) -> list[dict[str, Any]]:
     if not good:
         raise CorruptCheckpoint(f"{store.url}/{key} differs from its checksum")
     return lines
-
-
-def _first_difference(old: Any, new: Any, path: str = "") -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            if found := _first_difference(old.get(key), new.get(key), f"{path}.{key}".lstrip(".")):
-                return found
-        return ""
-    return "" if old == new else f"{path} was {old!r}, is now {new!r}"

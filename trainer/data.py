@@ -12,6 +12,8 @@ from trainer.errors import DataError
 from trainer.loading import blaming
 from trainer.pairs import (
     COLUMN_SETS,
+    Cut,
+    PairIds,
     common_prefix,
     find_columns,
     fingerprint_rows,
@@ -22,6 +24,7 @@ from trainer.pairs import (
     read_jsonl,
     text_of,
     usable,
+    what_was_cut,
 )
 from trainer.recipe import Dataset, Dpo, Recipe, Source
 
@@ -50,14 +53,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     if recipe.dataset.rows:
         rows = rows.select(range(min(recipe.dataset.rows, len(rows))))
     fingerprint = fingerprint_rows(rows)
-    rows = _without_unusable(rows, recipe.dataset.name)
-    tokenised = rows.map(
-        tokenise_row,
-        fn_kwargs={"tokenizer": tokenizer, "dpo": recipe.dpo, "system": recipe.dataset.system},
-        remove_columns=rows.column_names,
-        num_proc=recipe.dataset.workers if len(rows) > PARALLEL_FROM_ROWS else None,
-        desc="tokenising",
-    )
+    tokenised = _tokenise(_without_unusable(rows, recipe.dataset.name), recipe, tokenizer)
     if not recipe.dataset.eval_rows:
         return Pairs(tokenised, None, fingerprint)
     if recipe.dataset.eval_rows >= len(tokenised):
@@ -68,6 +64,40 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
         )
     split = tokenised.train_test_split(test_size=recipe.dataset.eval_rows, seed=recipe.dataset.seed)
     return Pairs(split["train"], split["test"], fingerprint)
+
+
+def _tokenise(rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+    """Token ids of each row; says how many were cut, and leaves out those whose answers are then the same."""
+    tokenised = rows.map(
+        tokenise_row,
+        fn_kwargs={"tokenizer": tokenizer, "dpo": recipe.dpo, "system": recipe.dataset.system},
+        remove_columns=rows.column_names,
+        num_proc=recipe.dataset.workers if len(rows) > PARALLEL_FROM_ROWS else None,
+        desc="tokenising",
+    )
+    cuts = Cut(*(sum(tokenised[name]) for name in Cut._fields))
+    _say(cuts, len(rows), recipe)
+    if cuts.same_answers == len(rows):
+        raise DataError(
+            f"no pair of {recipe.dataset.name} has two answers that differ within their first tokens",
+            f"raise dpo.max_length (now {recipe.dpo.max_length})",
+        )
+    if cuts.same_answers:
+        tokenised = tokenised.filter(lambda same: not same, input_columns="same_answers", desc="checking cuts")
+    return tokenised.remove_columns(list(Cut._fields))
+
+
+def _say(cuts: Cut, rows: int, recipe: Recipe) -> None:
+    """A warning for each kind of cut that happened."""
+    name, dpo = recipe.dataset.name, recipe.dpo
+    told = (
+        (cuts.cut_prompt, f"prompts were cut to their last {dpo.max_prompt_length} tokens (dpo.max_prompt_length)"),
+        (cuts.cut_answers, f"pairs have an answer that was cut (dpo.max_length {dpo.max_length})"),
+        (cuts.same_answers, "pairs were left out: after the cut both answers are the same"),
+    )
+    for count, what in told:
+        if count:
+            logger.warning("%s: %d of %d %s", name, count, rows, what)
 
 
 def format_pair(
@@ -105,8 +135,8 @@ def format_pair(
 
 def tokenise_row(
     row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dpo: Dpo, system: str | None = None
-) -> dict[str, list[int]]:
-    """One row as `prompt_ids, chosen_ids, rejected_ids`, cut to length.
+) -> dict[str, Any]:
+    """One row as `prompt_ids, chosen_ids, rejected_ids`, cut to length, with the fields of `Cut`.
 
     Prompt and answer are tokenised together, as inference sees them, and parted where the two pairs and the prompt
     alone stop to agree: a tokenizer that marks the beginning of a text would otherwise start every answer with a token
@@ -120,7 +150,9 @@ def tokenise_row(
         for text in (prompt, *(prompt + answer for answer in answers))
     )
     length = min(common_prefix(alone, whole) for whole in together)
-    return fit_pair(alone[:length], together[0][length:], together[1][length:], dpo)._asdict()
+    whole = PairIds(alone[:length], together[0][length:], together[1][length:])
+    fitted = fit_pair(*whole, dpo)
+    return {**fitted._asdict(), **what_was_cut(whole, fitted)._asdict()}
 
 
 def _without_unusable(rows: datasets.Dataset, where: str) -> datasets.Dataset:

@@ -33,12 +33,16 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
     """Makes the state of this moment durable."""
     announce: Callable[[str], None]
     """Says what this rank is doing."""
+    before_log: Callable[[], dict[str, float]]
+    """Called before the trackers see a log line of the training; returns what they shall see beside TRL's figures."""
 
     def __init__(
         self, *args: Any, reference: Callable[[datasets.Dataset, int], ReferenceCache] | None = None, **kwargs: Any
     ) -> None:
         """`reference` gives the cache for a data set and a batch size, where log-probabilities are precomputed."""
         self.micro_losses: list[torch.Tensor] = []
+        self.grad_norm = 0.0
+        """Of the newest step, over all ranks, before clipping."""
         self._reference = reference
         super().__init__(*args, **kwargs)
 
@@ -90,6 +94,21 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
             loss = result[0] if isinstance(result, tuple) else result
             self.micro_losses.append(loss.detach())
         return result
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self.grad_norm = float(norm)
+        return norm
+
+    @property
+    def rewards(self) -> dict[str, list[float]]:
+        """TRL's figures of each micro-step since the last log, by name."""
+        return self._metrics["train"]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self.model.training:
+            logs.update(self.before_log())
+        super().log(logs, *args, **kwargs)
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate without touching the training: save first if a save is wanted, and put the generators back.

@@ -5,17 +5,42 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+from checkpoints.differences import differences
 from checkpoints.errors import CorruptCheckpoint, NotExact
 from checkpoints.head import Head
 from checkpoints.restore import load_manifest
 from checkpoints.store import Store
 from trainer.recipe import Recipe
 
+ANOTHER_RUN = {
+    "recipe": "it decides what is computed",
+    "dataset": "a hash of its rows in order; the same step would train on other pairs",
+    "global_batch": "pairs in an optimizer step",
+}
+"""A run that changes one of these is no longer that run."""
+
+ANOTHER_ROUNDING = {
+    "world_size": "sums over processes are added up in another order",
+    "offload": "CPU and GPU round differently",
+    "device": "another kind of device rounds differently",
+    "attention": "another attention kernel rounds differently",
+    "determinism": "kernels may add up in another order",
+    "versions": "another version may compute in another order",
+}
+"""It goes on with the same state, and rounds otherwise from here on."""
+
 LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft")
 
 
 def fingerprint(
-    recipe: Recipe, *, world_size: int, global_batch: int, device: str, attention: str, dataset: str
+    recipe: Recipe,
+    *,
+    world_size: int,
+    global_batch: int,
+    device: str,
+    attention: str,
+    determinism: dict[str, str],
+    dataset: str,
 ) -> dict[str, Any]:
     """What decides the numbers, by name."""
     return {
@@ -28,6 +53,7 @@ def fingerprint(
         else None,
         "device": device,
         "attention": attention,
+        "determinism": determinism,
         "versions": {name: version(name) for name in LIBRARIES},
     }
 
@@ -43,26 +69,18 @@ def saved_fingerprint(store: Store, head: Head | None) -> dict[str, Any] | None:
 
 
 def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """Why a resume isn't exact, one reason each; none = it is.
+    """Why a resume isn't exact, one reason each; none = it is. Each names the field and what it means.
 
-    Another recipe, data set or batch makes another run: raises `NotExact` naming the field. Another number of
-    processes, offload setting, device, attention or library version goes on with the same state and rounds
-    otherwise from here on.
+    Raises `NotExact` where it would be another run.
     """
-    for field in ("recipe", "dataset", "global_batch"):
-        if saved.get(field) != mine[field]:
+    for field, meaning in ANOTHER_RUN.items():
+        if changed := next(differences(saved.get(field), mine[field], field), None):
             raise NotExact(
-                f"the checkpoint belongs to another run: "
-                f"{field} was {_short(saved.get(field))}, is {_short(mine[field])}",
+                f"the checkpoint belongs to another run: {changed} ({meaning})",
                 "use the same recipe and data, or start a new run with another --name",
             )
     return [
-        f"{field} was {_short(saved.get(field))}, is {_short(mine[field])}"
-        for field in ("world_size", "offload", "device", "attention", "versions")
-        if saved.get(field) != mine[field]
+        f"{changed} ({meaning})"
+        for field, meaning in ANOTHER_ROUNDING.items()
+        for changed in differences(saved.get(field), mine[field], field)
     ]
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 60 else f"{text[:57]}..."

@@ -115,6 +115,26 @@ def fit_pair(prompt: list[int], chosen: list[int], rejected: list[int], dpo: Dpo
     return PairIds(prompt, chosen, rejected)
 
 
+class Cut(NamedTuple):
+    """What of one pair had to go, or of many: then each is a count."""
+
+    cut_prompt: int
+    """The prompt lost its beginning."""
+    cut_answers: int
+    """An answer lost its end."""
+    same_answers: int
+    """What is left of the two answers is the same: nothing can be learned from it."""
+
+
+def what_was_cut(whole: PairIds, fitted: PairIds) -> Cut:
+    """0 or 1 each."""
+    return Cut(
+        cut_prompt=int(len(fitted.prompt_ids) < len(whole.prompt_ids)),
+        cut_answers=int(fitted[1:] != whole[1:]),
+        same_answers=int(fitted.chosen_ids == fitted.rejected_ids),
+    )
+
+
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """How many leading tokens agree."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

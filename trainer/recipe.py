@@ -109,6 +109,10 @@ class Training(Settings):
     gradient_checkpointing: bool = Field(default=True)
     reentrant_checkpointing: bool = Field(default=True)
     bf16: bool = Field(default=True)
+    deterministic: bool = Field(
+        default=True,
+        description="on GPUs: only kernels that give the same bits each time. Without it a resumed run is not exact",
+    )
     seed: int = Field(default=42)
     eval_every_steps: PositiveInt | None = Field(default=None)
     eval_every_epoch: bool = Field(default=False)
@@ -221,12 +225,14 @@ class Recipe(Settings):
         """What decides the numbers: equal identities on equal hardware give equal losses, bit for bit.
 
         Where a local data file lies isn't part of it (it differs from machine to machine; the fingerprint of a
-        checkpoint has the hash of its rows), nor how many processes tokenise, nor where ZeRO-3 keeps its state.
+        checkpoint has the hash of its rows), nor how many processes tokenise, nor which kernels compute, nor where
+        ZeRO-3 keeps its state.
         """
         identity = self.model_dump(
             mode="json", include={"method", "model", "dataset", "dpo", "training", "zero", "lora"}
         )
         del identity["dataset"]["workers"]
+        del identity["training"]["deterministic"]  # a run that changes it goes on, but not exactly
         if self.zero is not None:
             identity["zero"] = {}  # an offload that changes is no other run, only no longer exact: see the fingerprint
         for source in (identity["dataset"], *identity["dataset"]["also"]):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import resource
 import time
 from typing import Any
 
@@ -15,7 +17,7 @@ from transformers import AutoTokenizer, TrainerState
 from transformers.utils import is_flash_attn_2_available
 from trl import DPOConfig
 
-from checkpoints.errors import UserError
+from checkpoints.errors import NotusError, UserError
 from checkpoints.events import Diary
 from checkpoints.head import Head, Retention
 from checkpoints.run import write_metrics
@@ -28,6 +30,7 @@ from trainer.batching import Batch
 from trainer.builtin_model import base_model, make_base_model
 from trainer.collective import from_rank_0
 from trainer.data import prepare
+from trainer.determinism import make_deterministic
 from trainer.device_copy import copy_scope, pinning
 from trainer.dpo import NotusDPOTrainer
 from trainer.errors import HardwareError
@@ -37,6 +40,7 @@ from trainer.hub import push_model
 from trainer.interval import auto_interval_minutes
 from trainer.keeper import Keeper
 from trainer.loading import blaming
+from trainer.meter import Meter, Speedometer, rewards_of, speedometer
 from trainer.optimizer import check_optimizer
 from trainer.prefetch import Prefetch
 from trainer.recipe import Recipe
@@ -44,6 +48,7 @@ from trainer.reference import ReferenceCache, reference_key
 from trainer.rhythm import Rhythm
 from trainer.scratch import Outcome, Phase, Progress, Scratch
 from trainer.settings import Device, choose_attention, dpo_arguments
+from trainer.shapes import shape_from_config
 from trainer.stop import StopRequest
 from trainer.tracking import tracker_links, usable_trackers
 
@@ -59,6 +64,13 @@ def smallest_gpu_gib() -> float | None:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(count)]
     return min(sizes) / 2**30 if sizes else None
+
+
+def peak_memory_gib() -> float:
+    """The most that this rank has used so far: of its GPU where it has one, else of the host."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class Attempt:
@@ -78,6 +90,9 @@ class Attempt:
         self.diary = Diary(store, head.epoch)
         self.metrics: list[dict[str, Any]] = []
         self.step_started = time.monotonic()
+        self.loss: float | None = None
+        self.tokens_before = 0
+        self.bucket_answers = True
 
     def run(self, prefetch: Prefetch, shared_prefetch: Prefetch) -> Outcome:
         """Do the attempt; returns how it ended. Raises `NotusError`."""
@@ -94,6 +109,7 @@ class Attempt:
             global_batch=self.batch.total,
             device=self.device if self.device == "cpu" else torch.cuda.get_device_name(),
             attention=self.attention,
+            determinism=self.determinism,
             dataset=self.pairs.fingerprint,
         )
         self._announce("loading the model")
@@ -131,6 +147,7 @@ class Attempt:
 
     def _arguments(self) -> DPOConfig:
         """TRL's settings. Creating them starts the process group."""
+        self.determinism = make_deterministic(self.device) if self.recipe.training.deterministic else {}
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         if self.device == "cpu":
             torch.set_num_threads(1)
@@ -232,6 +249,8 @@ class Attempt:
                 peft_config=peft_config,
                 reference=self._reference_cache,
             )
+        self.meter = Meter(self._speedometer(), self.head.epoch)
+        self.trainer.before_log = self._before_log
         self.rhythm = Rhythm(
             self.recipe.saves,
             self.stop,
@@ -247,6 +266,15 @@ class Attempt:
         self.trainer.add_callback(self.rhythm)
         self.trainer.save_state = self._save
         self.trainer.announce = self._announce
+
+    def _speedometer(self) -> Speedometer:
+        return speedometer(
+            shape_from_config(self.trainer.model.config.to_dict()),
+            gpu=torch.cuda.get_device_name() if self.device == "cuda" else None,
+            world_size=dist.get_world_size(),
+            lora=self.recipe.lora is not None,
+            live_reference=self.recipe.dpo.reference == "live",
+        )
 
     # --- saving and resuming ----------------------------------------------------------------------
 
@@ -328,6 +356,15 @@ class Attempt:
             stall_s=costs.stall_s, upload_s=costs.upload_s, mean_time_to_preemption_s=hours * 3600
         )
 
+    def _try_flush_metrics(self) -> None:
+        try:
+            write_metrics(self.store, self.head.epoch, dist.get_rank(), self.metrics)
+        except NotusError as error:  # they go with the next save; trying at each step would stop the training
+            self.bucket_answers = False
+            logger.warning("the metrics are not in the bucket yet: %s", error.message)
+        else:
+            self.metrics = []
+
     def _flush_metrics(self) -> None:
         lines = [*self.keeper.saver.undelivered, *self.metrics]
         write_metrics(self.store, self.head.epoch, dist.get_rank(), lines)
@@ -355,26 +392,30 @@ class Attempt:
 
     def _on_step_begin(self) -> None:
         self.step_started = time.monotonic()
+        self.tokens_before = self.trainer._total_train_tokens
 
     def _on_step_end(self, state: TrainerState) -> None:
         seconds = time.monotonic() - self.step_started
         losses = [loss.item() for loss in self.trainer.micro_losses]
         self.trainer.micro_losses = []
-        if any(loss != loss for loss in losses):
-            raise UserError(
-                f"the loss is NaN at step {state.global_step}",
-                f"the last good checkpoint is in the bucket; lower training.learning_rate "
-                f"(now {self.recipe.training.learning_rate}) or look at the data",
-            )
+        self._stop_at_nonsense(state.global_step, losses)
+        self.loss = sum(losses) / len(losses)
         self.metrics.append(
             {
                 "step": state.global_step,
                 "epoch": state.epoch,
-                "loss": sum(losses) / len(losses),
+                "loss": self.loss,
                 "losses_hex": [loss.hex() for loss in losses],
+                "grad_norm": self.trainer.grad_norm,
                 "learning_rate": self.trainer._get_learning_rate(),
                 "seconds": round(seconds, 4),
-                "stalled_s": round(self.keeper.saver.take_stall_s(), 4),
+                **(rewards_of(self.trainer.rewards, len(losses)) if dist.get_rank() == 0 else {}),
+                **self.meter.read(
+                    tokens=self.trainer._total_train_tokens - self.tokens_before,
+                    seconds=seconds,
+                    stalled_s=self.keeper.saver.take_stall_s(),
+                    memory_gib=peak_memory_gib(),
+                ),
             }
         )
         if self.first_step:
@@ -384,6 +425,29 @@ class Attempt:
                 progress = {"step": state.global_step, "total_steps": state.max_steps}
                 self.diary.try_write("training", **progress, links=tracker_links())
         self._announce("training")
+
+    def _stop_at_nonsense(self, step: int, losses: list[float]) -> None:
+        """Before this step is saved. A gradient that isn't a number is one on every rank, a loss perhaps on one only.
+
+        Raises `UserError`: the next attempt would compute the same.
+        """
+        odd = next((loss for loss in losses if not math.isfinite(loss)), None)
+        what = f"the loss is {odd}" if odd is not None else f"the gradient's norm is {self.trainer.grad_norm}"
+        if odd is None and math.isfinite(self.trainer.grad_norm):
+            return
+        good = self.keeper.saver.newest_step
+        left = f"the last good checkpoint is that of step {good}" if good > 0 else "there is no checkpoint yet"
+        raise UserError(
+            f"{what} at step {step}: training stops, {left}",
+            f"lower training.learning_rate (now {self.recipe.training.learning_rate:g}) or look at the data, and start "
+            f"a new run; the checkpoint as a model: notus-ckpt export",
+        )
+
+    def _before_log(self) -> dict[str, float]:
+        """The record in the bucket comes before W&B, whose run may be away or be deleted."""
+        if dist.get_rank() == 0 and "wandb" in self.trainer.args.report_to and self.bucket_answers:
+            self._try_flush_metrics()
+        return self.meter.means()
 
     def _on_evaluated(self, state: TrainerState, metrics: dict[str, float]) -> None:
         if dist.get_rank() == 0:
@@ -401,6 +465,6 @@ class Attempt:
                     phase=phase,
                     step=state.global_step if state else 0,
                     total_steps=state.max_steps if state else 0,
-                    loss=self.metrics[-1]["loss"] if self.metrics else None,
+                    loss=self.loss,
                 )
             )

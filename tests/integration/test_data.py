@@ -129,11 +129,27 @@ def test_unusable_rows_are_left_out_and_counted(
         {**good, "rejected": "a"},
         {**good, "prompt": " "},
         {**good, "prompt": "x" * 100_000},
+        {**good, "chosen": "y" * 100_000},
+        {**good, "chosen": "y" * 100_000 + "a", "rejected": "y" * 100_000 + "b"},
     ]
     pairs = prepare(recipe_for(write(tmp_path / "p.jsonl", rows)), tokenizer)
-    assert len(pairs.train) == 2
+    assert len(pairs.train) == 3
+    assert set(pairs.train.column_names) == {"prompt_ids", "chosen_ids", "rejected_ids"}
     assert max(len(row["prompt_ids"]) for row in pairs.train) == 128
-    assert "left out 3 of 5 rows" in caplog.text
+    assert max(len(row["prompt_ids"] + row["chosen_ids"]) for row in pairs.train) <= 256
+    assert "left out 3 of 7 rows" in caplog.text
+    assert "1 of 4 prompts were cut to their last 128 tokens" in caplog.text
+    assert "2 of 4 pairs have an answer that was cut (dpo.max_length 256)" in caplog.text
+    assert "1 of 4 pairs were left out: after the cut both answers are the same" in caplog.text
+
+
+def test_answers_that_all_begin_alike_are_no_data(tokenizer: Any, tmp_path: Path) -> None:
+    from trainer.data import prepare
+
+    rows = [{"prompt": "q", "chosen": "y" * 1000 + "a", "rejected": "y" * 1000 + "b"}]
+    with pytest.raises(DataError, match="differ within their first tokens") as caught:
+        prepare(recipe_for(write(tmp_path / "p.jsonl", rows)), tokenizer)
+    assert "raise dpo.max_length (now 256)" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("count", [1, 4])

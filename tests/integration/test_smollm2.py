@@ -9,6 +9,7 @@ import pytest
 
 from checkpoints.errors import UserError
 from trainer import smollm2
+from trainer.pairs import Cut
 from trainer.recipe import Dpo
 
 PROMPT = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nWhat is 17 × 6?<|im_end|>\n<|im_start|>assistant\n"
@@ -39,6 +40,7 @@ def test_an_empty_system_turn_and_answers_without_the_prompt(tokenizer: Any) -> 
         "prompt_ids": PROMPT_IDS,
         "chosen_ids": [33, 39, 15493, 216, 38, 314, 216, 33, 32, 34, 30, 2, 198],
         "rejected_ids": [33, 33, 34, 2, 198],
+        **dict.fromkeys(Cut._fields, 0),
     }
 
 

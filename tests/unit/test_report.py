@@ -225,7 +225,7 @@ def test_launching_the_same_name_again_goes_on_with_the_run() -> None:
     store = ObjectStore.memory()
     first = register_run(store, record(beta=0.1))
     assert register_run(store, record(beta=0.1)) == first == read_run(store)
-    with pytest.raises(UserError, match=r"another recipe: dpo.beta was 0.1, is now 0.2"):
+    with pytest.raises(UserError, match=r"another recipe: dpo.beta was 0.1, is 0.2"):
         register_run(store, record(beta=0.2))
 
 

@@ -131,6 +131,7 @@ FINGERPRINT = {
     "offload": None,
     "device": "cpu",
     "attention": "sdpa",
+    "determinism": {"threads": "1"},
     "dataset": "abc",
     "versions": {"torch": "2.13.0"},
 }
@@ -140,17 +141,44 @@ def test_equal_fingerprints_are_exact() -> None:
     assert check_fingerprint(FINGERPRINT, dict(FINGERPRINT)) == []
 
 
-@pytest.mark.parametrize(("field", "value"), [("recipe", {}), ("global_batch", 4), ("dataset", "other")])
-def test_what_changes_the_numbers_is_refused_by_name(field: str, value: Any) -> None:
-    with pytest.raises(NotExact, match=f"{field} was") as caught:
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("recipe", {"dpo": {"beta": 0.2}}, r"recipe\.dpo\.beta was 0\.1, is 0\.2 \(it decides what is computed\)"),
+        ("recipe", {}, r"recipe\.dpo was \{'beta': 0\.1\}, is None"),
+        ("global_batch", 4, r"global_batch was 8, is 4 \(pairs in an optimizer step\)"),
+        ("dataset", "other", r"dataset was 'abc', is 'other' \(a hash of its rows"),
+    ],
+)
+def test_what_changes_the_numbers_is_refused_by_name(field: str, value: Any, said: str) -> None:
+    with pytest.raises(NotExact, match=said) as caught:
         check_fingerprint(FINGERPRINT, {**FINGERPRINT, field: value})
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("field", ["world_size", "offload", "device", "attention", "versions"])
-def test_what_may_change_a_bit_is_said(field: str) -> None:
-    (reason,) = check_fingerprint(FINGERPRINT, {**FINGERPRINT, field: "other"})
-    assert reason.startswith(f"{field} was")
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("world_size", 4, "world_size was 2, is 4 (sums over processes are added up in another order)"),
+        ("offload", {"optimizer": "cpu"}, "offload was None, is {'optimizer': 'cpu'} (CPU and GPU round differently)"),
+        ("device", "H100", "device was 'cpu', is 'H100' (another kind of device rounds differently)"),
+        ("attention", "eager", "attention was 'sdpa', is 'eager' (another attention kernel rounds differently)"),
+        ("determinism", {}, "determinism.threads was '1', is None (kernels may add up in another order)"),
+        (
+            "versions",
+            {"torch": "2.14.1"},
+            "versions.torch was '2.13.0', is '2.14.1' (another version may compute in another order)",
+        ),
+    ],
+)
+def test_what_may_change_a_bit_is_said(field: str, value: Any, said: str) -> None:
+    assert check_fingerprint(FINGERPRINT, {**FINGERPRINT, field: value}) == [said]
+
+
+def test_every_changed_version_is_said() -> None:
+    saved = {**FINGERPRINT, "versions": {"torch": "2.13.0", "trl": "1.16.0", "peft": "0.20"}}
+    mine = {**FINGERPRINT, "versions": {"torch": "2.14.1", "trl": "1.17.0", "peft": "0.20"}}
+    assert [reason.split(" ")[0] for reason in check_fingerprint(saved, mine)] == ["versions.torch", "versions.trl"]
 
 
 @pytest.mark.parametrize(
