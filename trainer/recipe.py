@@ -106,6 +106,9 @@ class Training(Settings):
     per_device_batch: PositiveInt = Field(default=8, description="pairs per process and micro-step")
     per_device_eval_batch: PositiveInt = Field(default=4)
     accumulation: PositiveInt = Field(default=1, description="micro-steps per optimizer step")
+    dataloader_workers: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="processes of each rank that put batches together; the rows are tokenised already"
+    )
     gradient_checkpointing: bool = Field(default=True)
     reentrant_checkpointing: bool = Field(default=True)
     bf16: bool = Field(default=True)
@@ -225,13 +228,14 @@ class Recipe(Settings):
         """What decides the numbers: equal identities on equal hardware give equal losses, bit for bit.
 
         Where a local data file lies isn't part of it (it differs from machine to machine; the fingerprint of a
-        checkpoint has the hash of its rows), nor how many processes tokenise, nor which kernels compute, nor where
+        checkpoint has the hash of its rows), nor how many processes tokenise or load, nor which kernels compute, nor where
         ZeRO-3 keeps its state.
         """
         identity = self.model_dump(
             mode="json", include={"method", "model", "dataset", "dpo", "training", "zero", "lora"}
         )
         del identity["dataset"]["workers"]
+        del identity["training"]["dataloader_workers"]
         del identity["training"]["deterministic"]  # a run that changes it goes on, but not exactly
         if self.zero is not None:
             identity["zero"] = {}  # an offload that changes is no other run, only no longer exact: see the fingerprint

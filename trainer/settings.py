@@ -89,6 +89,7 @@ def dpo_arguments(
         "per_device_train_batch_size": batch.per_device,
         "per_device_eval_batch_size": training.per_device_eval_batch,
         "gradient_accumulation_steps": batch.accumulation,
+        "dataloader_num_workers": training.dataloader_workers,
         "gradient_checkpointing": training.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": training.reentrant_checkpointing},
         # TRL switches every dropout off by default, that of LoRA too; a recipe that asks for dropout means it.

@@ -41,6 +41,31 @@ def test_killed_in_the_first_and_in_the_second_epoch(launcher: Launcher, name: s
     assert not [key for key in final if key.endswith((".bin", ".pt", ".pth", ".pkl"))]
 
 
+UNEVEN = ("  per_device_eval_batch: 4\n", "  per_device_eval_batch: 4\n  accumulation: 5\n  dataloader_workers: 2\n")
+"""An epoch of 12 micro-batches ends with an optimizer step of 2 of them."""
+
+
+def test_uneven_accumulation_loader_processes_adamw_and_evaluations_in_mid_epoch(
+    launcher: Launcher, tmp_path: Path, seed: int
+) -> None:
+    path = recipe(
+        tmp_path,
+        "tiny-dpo",
+        UNEVEN,
+        ("  epochs: 2", "  epochs: 3"),
+        ("eval_every_epoch: true", "eval_every_steps: 2"),
+        ("optimizer: rmsprop", "optimizer: adamw"),
+        ("schedule: linear", "schedule: cosine"),
+        ("  every_steps: 5\n", "  every_steps: 1\n"),
+    )
+    receipt = launcher.run(*launcher.local(path, "--name", "matrix", "--preempt", "2", "--seed", str(seed))).receipt()
+    assert receipt["steps"] == 9
+    assert receipt["preemptions"] == 2
+    assert receipt["bit_exact"] is True
+    micro_steps = {m.step: len(m.values["losses_hex"]) for m in read_metrics(open_run(launcher.bucket, "matrix"))}
+    assert [micro_steps[step] for step in range(1, 10)] == [5, 5, 2] * 3
+
+
 def test_the_exported_model_loads(reference: Store) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
