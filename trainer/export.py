@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-import xxhash
 
 from checkpoints.errors import NotusError
 from checkpoints.events import Diary
+from checkpoints.files import hash_file
 from checkpoints.names import check_key
 from checkpoints.pull import MODEL_FOLDER
 from checkpoints.store import Store
@@ -61,9 +61,5 @@ def keep_model_files(trainer: NotusDPOTrainer, tokenizer: Any, store: Store, fol
 
 def _put(store: Store, path: Path) -> str:
     key = check_key(f"{FINAL}/{path.name}")
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(16 << 20):
-            digest.update(block)
     store.put_file(key, path)
-    return digest.hexdigest()
+    return hash_file(path)

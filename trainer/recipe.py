@@ -228,8 +228,8 @@ class Recipe(Settings):
         """What decides the numbers: equal identities on equal hardware give equal losses, bit for bit.
 
         Where a local data file lies isn't part of it (it differs from machine to machine; the fingerprint of a
-        checkpoint has the hash of its rows), nor how many processes tokenise or load, nor which kernels compute, nor where
-        ZeRO-3 keeps its state.
+        checkpoint has the hash of its rows), nor how many processes tokenise or load, nor which kernels compute,
+        nor where ZeRO-3 keeps its state.
         """
         identity = self.model_dump(
             mode="json", include={"method", "model", "dataset", "dpo", "training", "zero", "lora"}

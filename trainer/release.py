@@ -6,15 +6,16 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import xxhash
 
 from checkpoints.errors import CorruptCheckpoint, UserError
 from checkpoints.events import Event, read_events
+from checkpoints.files import fetch_file
+from checkpoints.machines import machines_of
 from checkpoints.names import check_key, check_run_name
 from checkpoints.run import open_run, read_run
 from checkpoints.store import Store
@@ -32,7 +33,6 @@ TOLERANCE = 0.05
 """Of the logits' standard deviation: bf16 has 8 bits, and a merge rounds each weight once more."""
 PROBE_TOKENS = 64
 SHARD = "4GB"
-PIECE_BYTES = 64 << 20
 
 
 @app.command()
@@ -88,14 +88,7 @@ def _fetch(store: Store, files: dict[str, str], folder: Path) -> None:
     for name, told in files.items():
         if "/" in check_key(name):
             raise CorruptCheckpoint(f"{store.url} names a model file {name!r}")
-        digest, start = xxhash.xxh3_128(), 0
-        with (folder / name).open("wb") as file:
-            while piece := store.get_range(f"{FINAL}{name}", start, PIECE_BYTES):
-                digest.update(piece)
-                file.write(piece)
-                start += len(piece)
-        if digest.hexdigest() != told:
-            raise CorruptCheckpoint(f"{store.url}/{FINAL}{name} differs from its hash", "run the export again")
+        fetch_file(store, f"{FINAL}{name}", folder / name, told)
 
 
 def _merge(recipe: dict[str, Any], adapter: Path, folder: Path, work: Path) -> None:
@@ -136,12 +129,8 @@ def check_logits(expected: Any, found: Any) -> None:
 
 def _card(run: str, recipe: dict[str, Any], versions: dict[str, str], events: Sequence[Event], *, merged: bool) -> str:
     """What a reader of the model has to know: data, settings, how often it was preempted."""
-    starts = [event for event in events if event.kind == "attempt_started"]
-    preempted = sum(event.kind == "attempt_ended" and event.data.get("outcome") == "preempted" for event in events)
-    places = {str(event.data["place"]["gpus"]) for event in events if event.kind == "machine_up"}
     what = "merged into one model" if merged else "adapters only" if recipe["method"] == "lora" else "all weights"
     settings = json.dumps({name: recipe[name] for name in ("dpo", "training", "zero", "lora")}, indent=2)
-    kinds = f" on {', '.join(sorted(places))}" if places else ""
     base, data = recipe["model"]["name"], recipe["dataset"]["name"]
     if data.startswith("/"):  # where a file lay on some machine is nobody's business
         data = Path(data).name
@@ -158,13 +147,32 @@ tags:
 
 DPO of `{base}` on `{data}` ({what}).
 
-Trained{kinds} in {len(starts)} attempts ({preempted} preempted) by notus-launch {versions.get("notus-launch", "")}.
-A run that was preempted gives the same weights as one that never was.
+{_history(events)} By notus-launch {versions.get("notus-launch", "")}:
+a run that was preempted gives the same weights as one that never was.
 
 ```json
 {settings}
 ```
 """
+
+
+def _history(events: Sequence[Event]) -> str:
+    """How often it was preempted, on what it ran, what that cost: two sentences."""
+    started = sorted({event.attempt for event in events if event.kind == "attempt_started"})
+    ends = {event.attempt: event.data.get("outcome") for event in events if event.kind == "attempt_ended"}
+    # A machine that is taken away without a word leaves an attempt without an end.
+    preempted = sum(ends.get(attempt, "preempted") == "preempted" for attempt in started)
+    trained = f"Trained in {len(started)} {'attempt' if len(started) == 1 else 'attempts'} ({preempted} preempted)"
+    machines = machines_of(events)
+    if not machines:
+        return f"{trained}."
+    kinds = sorted({_kind(machine.place) for machine in machines})
+    cost_usd = sum(machine.cost_usd(now=events[-1].time) for machine in machines)
+    return f"{trained} on {', '.join(kinds)}. The machines cost ${cost_usd:.2f} at list prices."
+
+
+def _kind(place: Mapping[str, Any]) -> str:
+    return f"{place['cloud']} {'spot' if place['spot'] else 'on demand'} {place['gpus']}"
 
 
 if __name__ == "__main__":

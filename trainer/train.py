@@ -29,7 +29,7 @@ from trainer import state as states
 from trainer.batching import Batch
 from trainer.builtin_model import base_model, make_base_model
 from trainer.collective import from_rank_0
-from trainer.data import prepare
+from trainer.data import Pairs, prepare
 from trainer.determinism import make_deterministic
 from trainer.device_copy import copy_scope, pinning
 from trainer.dpo import NotusDPOTrainer
@@ -50,6 +50,7 @@ from trainer.scratch import Outcome, Phase, Progress, Scratch
 from trainer.settings import Device, choose_attention, dpo_arguments
 from trainer.shapes import shape_from_config
 from trainer.stop import StopRequest
+from trainer.token_cache import TokenCache, tokens_key
 from trainer.tracking import tracker_links, usable_trackers
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,16 @@ class Attempt:
     """One attempt on one rank."""
 
     def __init__(
-        self, recipe: Recipe, batch: Batch, *, run: str, store: Store, head: Head, scratch: Scratch, stop: StopRequest
+        self,
+        recipe: Recipe,
+        batch: Batch,
+        *,
+        run: str,
+        store: Store,
+        head: Head,
+        scratch: Scratch,
+        stop: StopRequest,
+        tokens: TokenCache,
     ) -> None:
         self.recipe = recipe
         self.batch = batch
@@ -86,6 +96,7 @@ class Attempt:
         self.head = head
         self.scratch = scratch
         self.stop = stop
+        self.tokens = tokens
         self.device: Device = "cuda" if torch.cuda.is_available() else "cpu"
         self.diary = Diary(store, head.epoch)
         self.metrics: list[dict[str, Any]] = []
@@ -102,7 +113,7 @@ class Attempt:
         model_name = self._base_model()
         with blaming("the tokenizer of", self.recipe.model.name, "model.name"):
             tokenizer = AutoTokenizer.from_pretrained(model_name, revision=self.recipe.model.revision)
-        self.pairs = prepare(self.recipe, tokenizer)
+        self.pairs = self._prepare(tokenizer)
         self.fingerprint = fingerprint(
             self.recipe,
             world_size=dist.get_world_size(),
@@ -213,6 +224,18 @@ class Attempt:
             make_base_model(name, self.scratch.work)
         dist.barrier()
         return base_model(name, self.scratch.work)
+
+    def _prepare(self, tokenizer: Any) -> Pairs:
+        """From the bucket, or made by rank 0 for all. Where the bucket is away, the other nodes make their own."""
+        rank, local_rank = dist.get_rank(), int(os.environ["LOCAL_RANK"])
+        key = from_rank_0(tokens_key(self.recipe, tokenizer) if rank == 0 else "")
+        if rank == 0 and not self.tokens.fetch(key):
+            self.tokens.keep(key, prepare(self.recipe, tokenizer))
+        dist.barrier()
+        if local_rank == 0 and rank != 0:
+            self.tokens.fetch(key)
+        dist.barrier()
+        return self.tokens.load(key) or prepare(self.recipe, tokenizer)
 
     def _reference_cache(self, rows: Any, batch: int) -> ReferenceCache:
         """Of the run: its key names all that decides the values, but not how many processes compute them."""

@@ -23,6 +23,7 @@ from trainer.processes import die_with_parent
 from trainer.recipe import load_recipe
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.stop import StopRequest
+from trainer.token_cache import TokenCache
 
 logger = logging.getLogger("trainer")
 
@@ -80,6 +81,9 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
 
     prefetch = fetch(rank)
     shared_prefetch = fetch(shared) if shared != rank else prefetch
+    tokens = TokenCache(store, scratch.work / "tokens")
+    if int(os.environ["LOCAL_RANK"]) == 0:
+        tokens.prefetch()
     saved = saved_fingerprint(store, head)
     batch = batch_of_run(saved, recipe, world_size)
     if rank == 0:
@@ -90,7 +94,7 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     if why and recipe.zero is not None:
         told = recipe.zero.model_dump(include={"offload_optimizer", "offload_parameters"})
         logger.info("offload %s (%s)", told, why)
-    attempt = Attempt(recipe, batch, run=run, store=store, head=head, scratch=scratch, stop=stop)
+    attempt = Attempt(recipe, batch, run=run, store=store, head=head, scratch=scratch, stop=stop, tokens=tokens)
     return attempt.run(prefetch, shared_prefetch)
 
 

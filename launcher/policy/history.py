@@ -10,7 +10,8 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from checkpoints.events import RUN_ENDS, Event
+from checkpoints.events import Event
+from checkpoints.machines import machines_of
 from checkpoints.run import Heartbeat
 from launcher.policy.model import Place
 
@@ -41,23 +42,7 @@ def place_of(data: dict[str, Any]) -> Place:
 
 def machines(events: Sequence[Event]) -> list[MachineSpell]:
     """The machines of the run, oldest first. The end of the run ends its machine too."""
-    found: list[MachineSpell] = []
-    before: datetime | None = None
-    for event in events:
-        last = found[-1] if found else None
-        if event.kind == "planned" and last and last.until is None:
-            # A launch finds no machine of an earlier job: it ended after its last word, at a time that nobody wrote.
-            found[-1] = last._replace(until=max(last.since, before or last.since), ended="unknown")
-        if event.kind == "machine_up":
-            since = datetime.fromisoformat(event.data["since"])
-            if last and last.until is None:  # its end was never written: the controller was killed in between
-                found[-1] = last._replace(until=since, ended="unknown")
-            found.append(MachineSpell(place_of(event.data["place"]), since, None, None))
-        elif last and found[-1].until is None and (event.kind == "machine_gone" or _ends_run(event)):
-            ended = event.data["why"] if event.kind == "machine_gone" else event.kind
-            found[-1] = last._replace(until=event.time, ended=ended)
-        before = event.time
-    return found
+    return [MachineSpell(place_of(place), since, until, ended) for place, since, until, ended in machines_of(events)]
 
 
 def machine_now(spells: Sequence[MachineSpell]) -> MachineSpell | None:
@@ -105,10 +90,6 @@ def work_left_h(events: Sequence[Event], heartbeat: Heartbeat | None, hours: flo
         done = max(done, heartbeat.step)
     per_step = _hours_per_step(events)
     return max(0, total - done) * (per_step if per_step is not None else hours / total)
-
-
-def _ends_run(event: Event) -> bool:
-    return event.kind in RUN_ENDS or (event.kind == "attempt_ended" and event.data.get("outcome") == "user_error")
 
 
 def _hours_per_step(events: Sequence[Event]) -> float | None:

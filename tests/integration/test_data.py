@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from checkpoints.object_store import ObjectStore
 from trainer.errors import DataError, TrainingFailed
 from trainer.recipe import Recipe, Source, load_recipe
+from trainer.token_cache import TokenCache, TokenIndex, tokens_key
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +172,71 @@ def test_a_hub_that_does_not_answer_is_not_the_users_error(tokenizer: Any, monke
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(TrainingFailed, match="can't load the data set 'argilla/no-such-set'"):
         prepare(recipe_for(Path("argilla/no-such-set")), tokenizer)
+
+
+def rows_of(pairs: Any) -> list[Any]:
+    return [pairs.fingerprint, pairs.train.to_list(), pairs.evaluation and pairs.evaluation.to_list()]
+
+
+@pytest.mark.parametrize("eval_rows", [0, 16])
+def test_tokens_come_back_from_the_bucket(tokenizer: Any, tmp_path: Path, eval_rows: int) -> None:
+    from trainer.data import prepare
+
+    recipe = load_recipe("tiny-dpo")
+    recipe = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"eval_rows": eval_rows})})
+    store, key = ObjectStore.memory(), tokens_key(recipe, tokenizer)
+    first = TokenCache(store, tmp_path / "first")
+    assert not first.fetch(key)
+    assert first.load(key) is None
+    pairs = prepare(recipe, tokenizer)
+    first.keep(key, pairs)
+    assert rows_of(first.load(key)) == rows_of(pairs)
+
+    other = TokenCache(store, tmp_path / "other")
+    other.prefetch()
+    assert other.fetch(key)
+    assert rows_of(other.load(key)) == rows_of(pairs)
+
+
+def test_damaged_or_odd_files_in_the_bucket_are_not_used(tokenizer: Any, tmp_path: Path) -> None:
+    from trainer.data import prepare
+
+    recipe = load_recipe("tiny-dpo")
+    store, key = ObjectStore.memory(), tokens_key(recipe, tokenizer)
+    TokenCache(store, tmp_path / "first").keep(key, prepare(recipe, tokenizer))
+    good = store.get(f"cache/tokens/{key}/train.arrow").data
+    store.put(f"cache/tokens/{key}/train.arrow", good[:-1] + bytes([good[-1] ^ 1]))
+    cut = TokenCache(store, tmp_path / "cut")
+    cut.prefetch()
+    assert not cut.fetch(key)
+    assert cut.load(key) is None
+
+    store.put(f"cache/tokens/{key}/index.json", TokenIndex(fingerprint="x", files={"../../etc/x": "0" * 32}).to_json())
+    odd = TokenCache(store, tmp_path / "odd")
+    assert not odd.fetch(key)
+    assert odd.load(key) is None
+
+
+def test_the_key_of_the_tokens_names_all_that_decides_them(tokenizer: Any, tmp_path: Path) -> None:
+    import copy
+
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}]
+    recipe = recipe_for(write(tmp_path / "p.jsonl", rows))
+    keys = [tokens_key(recipe, tokenizer)]
+    keys.append(
+        tokens_key(recipe.model_copy(update={"dpo": recipe.dpo.model_copy(update={"max_length": 200})}), tokenizer)
+    )
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = other.chat_template + " "
+    keys.append(tokens_key(recipe, other))
+    write(tmp_path / "p.jsonl", [*rows, *rows])
+    keys.append(tokens_key(recipe, tokenizer))
+    assert len(set(keys)) == 4
+    (tmp_path / "elsewhere").mkdir()
+    moved = recipe_for(write(tmp_path / "elsewhere/p.jsonl", [*rows, *rows]))
+    assert tokens_key(moved, tokenizer) == keys[-1], "where a file lies is not its content"
+    elsewhere = recipe.model_copy(update={"training": recipe.training.model_copy(update={"learning_rate": 1.0})})
+    assert tokens_key(elsewhere, tokenizer) == keys[-1]
 
 
 def test_sets_are_mixed_by_their_fractions(tokenizer: Any, tmp_path: Path) -> None:

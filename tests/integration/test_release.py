@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from checkpoints.clock import FakeClock
 from checkpoints.errors import CorruptCheckpoint, UserError
+from checkpoints.events import Diary, read_events
 from checkpoints.folder_store import FolderStore
+from checkpoints.object_store import ObjectStore
 from checkpoints.run import open_run
 from checkpoints.store import Store
 from tests.integration.conftest import Launcher
 from trainer.errors import TrainingFailed
 from trainer.hub import check_push
-from trainer.release import check_logits, release
+from trainer.release import _history, check_logits, release
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +59,28 @@ def test_adapters_are_merged_into_a_model_that_says_the_same(lora: Store, tmp_pa
     assert (ours - untrained).abs().max() > (ours - theirs).abs().max(), "training changed something"
     card = (tmp_path / "merged/README.md").read_text()
     assert "base_model: builtin:tiny-llama" in card
-    assert "in 1 attempts (0 preempted)" in card
+    assert "Trained in 1 attempt (0 preempted). By notus-launch" in card
+
+
+def test_the_card_tells_attempts_machines_and_cost() -> None:
+    clock = FakeClock(datetime(2026, 11, 25, tzinfo=UTC))
+    store = ObjectStore.memory()
+    launcher, *attempts = (Diary(store, number, clock) for number in range(3))
+    spot = {"cloud": "gcp", "region": "r", "zone": "z", "gpus": "A100:8", "spot": True, "price_usd_per_hour": 10.0}
+    lambda_ = {**spot, "cloud": "lambda", "spot": False, "price_usd_per_hour": 16.0}
+    for place, diary, hours in ((spot, attempts[0], 3.0), (lambda_, attempts[1], 0.5)):
+        launcher.write("machine_up", place=place, since=clock.now().isoformat())
+        diary.write("attempt_started")
+        clock.sleep(hours * 3600)
+        if place is spot:
+            launcher.write("machine_gone", why="preempted")
+        else:
+            diary.write("attempt_ended", outcome="finished")
+            launcher.write("finished")
+    assert _history(read_events(store)) == (
+        "Trained in 2 attempts (1 preempted) on gcp spot A100:8, lambda on demand A100:8. "
+        "The machines cost $38.00 at list prices."
+    )
 
 
 def test_without_merge_the_files_are_the_runs(reference: Store, lora: Store, tmp_path: Path) -> None:
