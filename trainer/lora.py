@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from peft import LoraConfig
 
 from trainer.recipe import Lora
@@ -17,3 +18,10 @@ def peft_settings(lora: Lora) -> LoraConfig:
         bias="none",
         task_type="CAUSAL_LM",
     )
+
+
+def count_quantized(model: torch.nn.Module) -> tuple[int, int]:
+    """How many of the base model's matrices are in 4 bits, and how many there are."""
+    base = [module for name, module in model.named_modules() if "lora_" not in name]
+    found = [module for module in base if isinstance(module, torch.nn.Linear)]
+    return sum(type(module).__name__ == "Linear4bit" for module in found), len(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import runpy
 import sys
@@ -99,11 +100,21 @@ def _attempt(
     settings = load_recipe(recipe)
     count = processes or default_processes(settings)
     check_local(settings.dataset)
+    check_installed(settings)
     store = open_run(bucket, run)
     prepare = stamina.retry(on=StoreError, attempts=None if wait_s else 1, timeout=BUCKET_PATIENCE_S, wait_max=30)
     prepare(_prepare)(store, run, settings, count)
     supervisor = Supervisor(settings, recipe, run=run, bucket=bucket, store=store, scratch=scratch, processes=count)
     return supervisor.run(gone=gone, wait_s=wait_s)
+
+
+def check_installed(recipe: Recipe) -> None:
+    """Raises `UserError` where the recipe wants a package that isn't everybody's, and it isn't here."""
+    if recipe.needs_bitsandbytes and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "lora.quantize: nf4 needs bitsandbytes, which is not installed",
+            "pip install -c constraints.txt '.[qlora]'",
+        )
 
 
 def _prepare(store: Store, run: str, recipe: Recipe, processes: int) -> None:

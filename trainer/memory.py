@@ -21,6 +21,8 @@ GIB = 2**30
 USABLE = 2 / 3
 """Of the memory: CUDA's context and NCCL take about 2 GiB, the allocator can't join all pieces, and this sum was
 never measured on a GPU. So a third stays in reserve: a run that dies of memory costs more than an offload."""
+NF4_BYTES = 4.127 / 8
+"""Of a weight: 4 bits and 0.127 for its doubly quantized scale (Dettmers et al. 2023, "QLoRA", section 3)."""
 LIVE_PARAMETERS = 1_000_000_000
 """ZeRO-3 gathers weights up to this count, those of each model (stage3_max_live_parameters, DeepSpeed's default)."""
 
@@ -106,7 +108,7 @@ def need_of(recipe: Recipe, shape: Shape, count: int, offload: Offload) -> Need:
     trained = shape.lora_parameters(recipe.lora.rank, recipe.lora.target_modules) if recipe.lora else shape.parameters
     moments = 4 if recipe.training.optimizer == "rmsprop" else 8
     optimizer = math.ceil(trained / parts) * (2 + 4 + 4 + moments)
-    weights = math.ceil(shape.parameters / parts) * 2
+    weights = math.ceil(_weight_bytes(recipe, shape) / parts)
     # A LoRA model without its adapters is its own reference; a precomputed one is gone before the training.
     alone = lora or recipe.dpo.reference == "precomputed"
     reference = 0 if alone else weights
@@ -114,6 +116,14 @@ def need_of(recipe: Recipe, shape: Shape, count: int, offload: Offload) -> Need:
     host = count * ((optimizer if offload.optimizer else 0) + (weights + reference if offload.parameters else 0))
     live = min(LIVE_PARAMETERS, shape.parameters) * 2 * (1 if alone else 2) if recipe.zero is not None else 0
     return Need(states, max(live, 2 * shape.largest_layer_parameters), _activations(recipe, shape), host)
+
+
+def _weight_bytes(recipe: Recipe, shape: Shape) -> int:
+    """Of all weights that forward and backward compute with."""
+    if not recipe.needs_bitsandbytes:
+        return 2 * shape.parameters
+    layers = shape.layers * shape.layer_parameters  # embeddings and head stay as they are
+    return math.ceil(layers * NF4_BYTES) + 2 * (shape.parameters - layers)
 
 
 def state_bytes(recipe: Recipe) -> int | None:

@@ -140,12 +140,16 @@ class Zero(Settings):
 
 
 class Lora(Settings):
-    """Low-rank adapters (peft)."""
+    """Low-rank adapters (peft), under DDP or ZeRO-3."""
 
     rank: PositiveInt = Field(default=64)
     alpha: PositiveInt = Field(default=16)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] = Field(default=("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)
+    quantize: Literal["none", "nf4"] = Field(
+        default="none",
+        description="`nf4` = QLoRA: the frozen base weights in 4 bits (bitsandbytes); under DDP only",
+    )
 
 
 class Saves(Settings):
@@ -221,7 +225,14 @@ class Recipe(Settings):
             raise ValueError("saves.keep_best needs evaluations: dataset.eval_rows and a training.eval_every_...")
         if self.method == "full" and self.lora is not None:
             raise ValueError("method full has no use for the section `lora:`")
+        if self.zero is not None and self.needs_bitsandbytes:
+            raise ValueError("lora.quantize works under DDP only: leave out the section `zero:`")
         return self
+
+    @property
+    def needs_bitsandbytes(self) -> bool:
+        """Is the base model in 4 bits?"""
+        return self.lora is not None and self.lora.quantize != "none"
 
     @property
     def identity(self) -> dict[str, Any]:

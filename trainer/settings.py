@@ -73,6 +73,7 @@ def dpo_arguments(
             "attn_implementation": attention,
             "device_map": None,
             **({"revision": recipe.model.revision} if recipe.model.revision else {}),
+            **_quantization(recipe),
         },
         "beta": recipe.dpo.beta,
         "loss_type": [recipe.dpo.loss],
@@ -107,6 +108,20 @@ def dpo_arguments(
         **_evaluation(recipe),
         **_parallel(recipe, device),
     }
+
+
+def _quantization(recipe: Recipe) -> dict[str, Any]:
+    """QLoRA (Dettmers et al. 2023): the base in 4-bit NormalFloat, its scales quantized too, products in 16 bits."""
+    if recipe.lora is None or not recipe.needs_bitsandbytes:
+        return {}
+    settings = {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": recipe.lora.quantize,
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "bfloat16" if recipe.training.bf16 else "float32",
+    }
+    return {"quantization_config": settings}
 
 
 def _evaluation(recipe: Recipe) -> dict[str, Any]:

@@ -272,6 +272,10 @@ class Attempt:
                 peft_config=peft_config,
                 reference=self._reference_cache,
             )
+        if self.recipe.needs_bitsandbytes:
+            from trainer.lora import count_quantized
+
+            logger.info("base weights in 4 bits: %d of %d matrices", *count_quantized(self.trainer.model))
         self.meter = Meter(self._speedometer(), self.head.epoch)
         self.trainer.before_log = self._before_log
         self.rhythm = Rhythm(

@@ -41,9 +41,10 @@ pip install -c constraints.txt --no-build-isolation '{gpu_package}' \\
 """
 
 
-def setup_script(release: str | None = None) -> str:
+def setup_script(release: str | None = None, *, qlora: bool = False) -> str:
     """The set-up of a VM: installs the tree that was sent, or a release of the package."""
-    package, gpu = (f"notus-launch[{extra}]=={release}" if release else f".[{extra}]" for extra in ("trainer", "gpu"))
+    extras = ("trainer,qlora" if qlora else "trainer", "gpu")
+    package, gpu = (f"notus-launch[{extra}]=={release}" if release else f".[{extra}]" for extra in extras)
     return _SETUP.format(python=PYTHON, package=package, gpu_package=gpu)
 
 
@@ -99,7 +100,7 @@ def task_config(
         },
         "secrets": dict.fromkeys(needed_secrets(recipe, bucket, ladder)),
         "workdir": workdir,
-        "setup": setup_script(release),
+        "setup": setup_script(release, qlora=recipe.needs_bitsandbytes),
         "run": RUN,
     }
 

@@ -66,6 +66,32 @@ def test_uneven_accumulation_loader_processes_adamw_and_evaluations_in_mid_epoch
     assert [micro_steps[step] for step in range(1, 10)] == [5, 5, 2] * 3
 
 
+@pytest.fixture
+def bitsandbytes(tmp_path: Path) -> str:
+    """In a folder of its own: where it is installed, every start of a trainer imports it, a second each."""
+    folder = str(tmp_path / "bitsandbytes")
+    root = Path(__file__).parents[2]
+    pinned = next(line for line in (root / "constraints.txt").read_text().split() if line.startswith("bitsandbytes=="))
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, pinned]
+    subprocess.run(command, check=True)
+    return folder
+
+
+def test_qlora(launcher: Launcher, tmp_path: Path, seed: int, bitsandbytes: str) -> None:
+    """The base is quantized anew by each attempt, to the same bits; only the adapters are saved."""
+    four_bits = ("  dropout: 0.1\n", "  dropout: 0.1\n  quantize: nf4\n")
+    path = recipe(tmp_path, "tiny-dpo-lora", four_bits, ("epochs: 2", "epochs: 1"))
+    refused = launcher.run(*launcher.local(path, "--name", "refused"))
+    assert refused.code == 2
+    assert "lora.quantize: nf4 needs bitsandbytes" in refused.err
+
+    launcher.environment["PYTHONPATH"] = bitsandbytes
+    arguments = ("--name", "qlora", "--preempt", "1", "--seed", str(seed))
+    receipt = launcher.run(*launcher.local(path, *arguments)).receipt()
+    assert receipt["bit_exact"] is True
+    assert "base weights in 4 bits: 14 of" in launcher.run("logs", "qlora", "--attempt", "2").out
+
+
 def test_the_exported_model_loads(reference: Store) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

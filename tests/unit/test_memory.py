@@ -57,6 +57,17 @@ def test_a_local_folder_tells_its_own_shape(tmp_path: Path) -> None:
     assert shape_of("nobody/knows-this") is None
 
 
+def test_a_base_in_four_bits_fits_where_one_in_sixteen_does_not() -> None:
+    assert LORA.lora is not None
+    quantized = LORA.model_copy(update={"lora": LORA.lora.model_copy(update={"quantize": "nf4"})})
+    sixteen, four = (need_of(recipe, MISTRAL_7B, 1, Offload(False, False)) for recipe in (LORA, quantized))
+    layers = MISTRAL_7B.layers * MISTRAL_7B.layer_parameters
+    assert sixteen.states - four.states == pytest.approx(layers * (2 - 4.127 / 8), abs=2)
+    assert four.activations == sixteen.activations
+    assert fit(quantized, 24, 1).fits
+    assert not fit(LORA, 24, 1).fits
+
+
 def test_the_state_of_notus_is_what_a_checkpoint_of_it_has() -> None:
     assert state_bytes(NOTUS) == 7_241_732_096 * 8  # fp32 masters and RMSprop's square averages
     adapters = 32 * 64 * (4096 * 2 + (4096 + 1024) * 2 + 4096 * 2)

@@ -101,6 +101,7 @@ def test_a_key_that_resembles_nothing_lists_the_valid_ones(tmp_path: Path) -> No
         ("beta: 0.1", "beta: -1", "dpo.beta: Input should be greater than 0"),
         ("max_prompt_length: 128", "max_prompt_length: 256", "max_prompt_length 256 leaves no room in max_length 256"),
         ("method: full", "method: lora", "method lora needs a section `lora:`"),
+        ("method: full", "method: lora\nlora:\n  quantize: nf4", "lora.quantize works under DDP only"),
         ("eval_every_epoch: true", "eval_every_epoch: true\n  eval_every_steps: 5", "not both"),
         ("model:\n  name: builtin:tiny-llama", "model: llama", "model: Input should be a valid dictionary"),
     ],

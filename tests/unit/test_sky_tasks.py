@@ -63,6 +63,7 @@ def test_an_installed_release_travels_as_its_number() -> None:
     assert "'.[trainer]'" in setup_script()
     assert "'notus-launch[trainer]==0.1.0'" in setup_script("0.1.0")
     assert "'.[" not in setup_script("0.1.0")
+    assert "'notus-launch[trainer,qlora]==0.1.0'" in setup_script("0.1.0", qlora=True)
 
 
 def test_secrets_are_names_never_values() -> None:

@@ -122,6 +122,14 @@ def test_trl_arguments_follow_the_recipe() -> None:
     assert arguments["disable_dropout"] is False
     assert arguments["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
     assert arguments["report_to"] == "none"
+    assert "quantization_config" not in arguments["model_init_kwargs"]
+    assert lora.lora is not None
+    quantized = lora.model_copy(update={"lora": lora.lora.model_copy(update={"quantize": "nf4"})})
+    arguments = dpo_arguments(
+        quantized, Batch(64, 8, 1), device="cuda", attention="sdpa", output=Path("/x"), trackers=[], run="r"
+    )
+    quantization = arguments["model_init_kwargs"]["quantization_config"]
+    assert (quantization["bnb_4bit_quant_type"], quantization["bnb_4bit_compute_dtype"]) == ("nf4", "bfloat16")
 
 
 FINGERPRINT = {
