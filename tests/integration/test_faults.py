@@ -201,3 +201,20 @@ def test_another_recipe_under_the_same_name_is_refused(launcher: Launcher, refer
     done = launcher.run(*launcher.local("tiny-dpo-lora", "--name", "reference", "--bucket", bucket))
     assert done.code == 2
     assert "exists with another recipe: " in done.err
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(launcher: Launcher, tmp_path: Path) -> None:
+    wild = recipe(
+        tmp_path, "tiny-dpo", ("learning_rate: 5.0e-4", "learning_rate: 1.0e+30"), ("every_steps: 5", "every_steps: 1")
+    )
+    done = launcher.run(*launcher.local(wild, "--name", "wild"))
+    assert done.code == 2
+    found = re.search(r"(the loss is nan|the gradient's norm is \S+) at step (\d+): training stops, (.+)", done.err)
+    assert found, done.err
+    step = int(found[2])
+    told = f"the last good checkpoint is that of step {step - 1}" if step > 1 else "there is no checkpoint yet"
+    assert found[3] == told
+    assert "lower training.learning_rate (now 1e+30)" in done.err
+    head = read_head(open_run(launcher.bucket, "wild"))
+    assert head is not None
+    assert all(commit.step < step for commit in head.commits)
