@@ -51,7 +51,7 @@ from trainer.settings import Device, choose_attention, dpo_arguments
 from trainer.shapes import shape_from_config
 from trainer.stop import StopRequest
 from trainer.token_cache import TokenCache, tokens_key
-from trainer.tracking import tracker_links, usable_trackers
+from trainer.tracking import tracker_links
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class Attempt:
         scratch: Scratch,
         stop: StopRequest,
         tokens: TokenCache,
+        trackers: list[str],
     ) -> None:
         self.recipe = recipe
         self.batch = batch
@@ -97,6 +98,7 @@ class Attempt:
         self.scratch = scratch
         self.stop = stop
         self.tokens = tokens
+        self.trackers = trackers
         self.device: Device = "cuda" if torch.cuda.is_available() else "cpu"
         self.diary = Diary(store, head.epoch)
         self.metrics: list[dict[str, Any]] = []
@@ -142,7 +144,7 @@ class Attempt:
 
     def _close_trackers(self) -> None:
         """The process ends without Python's exit handlers, so W&B has to be told."""
-        if dist.get_rank() == 0 and "wandb" in self.trainer.args.report_to:
+        if "wandb" in self.trackers:
             import wandb
 
             wandb.finish()
@@ -180,7 +182,7 @@ class Attempt:
                 device=self.device,
                 attention=attention,
                 output=self.scratch.work / "trainer",
-                trackers=usable_trackers(self.recipe, os.environ),
+                trackers=self.trackers,
                 run=self.run_name,
             )
         )
@@ -472,7 +474,7 @@ class Attempt:
 
     def _before_log(self) -> dict[str, float]:
         """The record in the bucket comes before W&B, whose run may be away or be deleted."""
-        if dist.get_rank() == 0 and "wandb" in self.trainer.args.report_to and self.bucket_answers:
+        if "wandb" in self.trackers and self.bucket_answers:
             self._try_flush_metrics()
         return self.meter.means()
 

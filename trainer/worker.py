@@ -24,6 +24,7 @@ from trainer.recipe import load_recipe
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.stop import StopRequest
 from trainer.token_cache import TokenCache
+from trainer.tracking import hide_wandb, usable_trackers
 
 logger = logging.getLogger("trainer")
 
@@ -88,13 +89,27 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     batch = batch_of_run(saved, recipe, world_size)
     if rank == 0:
         scratch.write_progress(Progress(phase="importing"))
+    # Only the first rank reports; the callbacks of the others would do nothing.
+    trackers = usable_trackers(recipe, os.environ) if rank == 0 else []
+    if "wandb" not in trackers:
+        hide_wandb()
     from trainer.train import Attempt, smallest_gpu_gib
 
     recipe, why = settle_offload(recipe, gpu_gib=smallest_gpu_gib(), count=world_size, saved=saved)
     if why and recipe.zero is not None:
         told = recipe.zero.model_dump(include={"offload_optimizer", "offload_parameters"})
         logger.info("offload %s (%s)", told, why)
-    attempt = Attempt(recipe, batch, run=run, store=store, head=head, scratch=scratch, stop=stop, tokens=tokens)
+    attempt = Attempt(
+        recipe,
+        batch,
+        run=run,
+        store=store,
+        head=head,
+        scratch=scratch,
+        stop=stop,
+        tokens=tokens,
+        trackers=trackers,
+    )
     return attempt.run(prefetch, shared_prefetch)
 
 

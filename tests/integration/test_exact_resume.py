@@ -66,6 +66,32 @@ def test_uneven_accumulation_loader_processes_adamw_and_evaluations_in_mid_epoch
     assert [micro_steps[step] for step in range(1, 10)] == [5, 5, 2] * 3
 
 
+def test_wandb_offline_has_no_step_that_the_bucket_lacks(launcher: Launcher, tmp_path: Path) -> None:
+    """Each log line of W&B comes after its steps' record; with no key and no network, W&B writes to the disk."""
+    path = recipe(
+        tmp_path,
+        "tiny-dpo",
+        ("tracking: [tensorboard]", "tracking: [wandb]"),
+        ("every_steps: 5", "every_steps: 1000"),
+        ("every_epoch: true\n  keep", "every_epoch: false\n  keep"),
+        ("  epochs: 2", "  epochs: 1"),
+    )
+    launcher.environment |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    receipt = launcher.run(*launcher.local(path, "--name", "tracked")).receipt()
+    assert receipt["steps"] == 12
+    keys = [entry.key for entry in open_run(launcher.bucket, "tracked").list("metrics")]
+    rank_0 = [key.rsplit("-", 2)[1:] for key in keys if "-r00000-" in key]
+    assert rank_0 == [
+        ["s00000001", "00000001.jsonl"],
+        ["s00000002", "00000004.jsonl"],
+        ["s00000005", "00000008.jsonl"],
+        ["s00000009", "00000012.jsonl"],
+    ], "logged at steps 1, 4, 8 and 12"
+    kept = {m.step: m.values for m in read_metrics(open_run(launcher.bucket, "tracked")) if m.rank == 0}
+    assert sorted(kept) == list(range(1, 13))
+    assert {"rewards/margins", "grad_norm", "tokens_per_second", "memory_gib", "stalled_s"} <= kept[7].keys()
+
+
 @pytest.fixture
 def bitsandbytes(tmp_path: Path) -> str:
     """In a folder of its own: where it is installed, every start of a trainer imports it, a second each."""
