@@ -6,6 +6,7 @@ import logging
 from typing import Any, NamedTuple
 
 import datasets
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from trainer.errors import DataError
@@ -119,11 +120,11 @@ def format_pair(
     turns = list(prompt) if is_conversation(prompt) else [{"role": "user", "content": text_of(prompt)}]
     if system is not None and turns[0].get("role") != "system":
         turns = [{"role": "system", "content": system}, *turns]
-    rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    rendered = _render(tokenizer, turns, add_generation_prompt=True)
     completions = []
     for text in texts:
         conversation = [*turns, {"role": "assistant", "content": text}]
-        whole = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+        whole = _render(tokenizer, conversation)
         if not whole.startswith(rendered):
             raise DataError(
                 "the chat template renders the prompt differently with and without an answer",
@@ -131,6 +132,17 @@ def format_pair(
             )
         completions.append(whole[len(rendered) :])
     return rendered, completions[0], completions[1]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], **more: Any) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, **more))
+    except TemplateError as error:
+        roles = ", ".join(str(turn.get("role")) for turn in turns)
+        raise DataError(
+            f"the model's chat template refuses a conversation of {roles}: {error}",
+            "where it has no system turn (Gemma), leave out dataset.system and system turns of the prompts",
+        ) from error
 
 
 def tokenise_row(

@@ -70,11 +70,34 @@ class Dataset(Source):
         return (self, *self.also)
 
 
+Loss = Literal[
+    "sigmoid",
+    "sigmoid_norm",
+    "ipo",
+    "hinge",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+]
+SMOOTHED: tuple[Loss, ...] = ("robust", "exo_pair", "aot", "aot_unpaired")
+"""The losses that look at `label_smoothing`."""
+
+
 class Dpo(Settings):
     """The loss."""
 
     beta: float = Field(default=0.1, gt=0, description="strength of the pull towards the reference model")
-    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = Field(default="sigmoid", description="TRL's loss_type")
+    loss: Loss = Field(default="sigmoid", description="TRL's loss_type; `aot...` compare the pairs of a micro-step")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="share of pairs whose labels may be swapped; for losses that use it"
+    )
     reference: Literal["live", "precomputed"] = Field(
         default="live",
         description="`precomputed` = the reference model's log-probabilities are computed once, before the training, "
@@ -82,6 +105,14 @@ class Dpo(Settings):
     )
     max_length: PositiveInt = Field(default=1024, description="tokens of prompt and response together")
     max_prompt_length: PositiveInt = Field(default=512, description="tokens kept of a prompt that is too long")
+
+    @model_validator(mode="after")
+    def _smoothing_means_something(self) -> Dpo:
+        if self.label_smoothing and self.loss not in SMOOTHED:
+            raise ValueError(f"loss {self.loss} has no use for label_smoothing; {', '.join(SMOOTHED)} have")
+        if self.loss == "exo_pair" and not self.label_smoothing:
+            raise ValueError("loss exo_pair needs a label_smoothing above 0, for example 0.001")
+        return self
 
     @model_validator(mode="after")
     def _room_for_a_response(self) -> Dpo:

@@ -77,6 +77,7 @@ def dpo_arguments(
         },
         "beta": recipe.dpo.beta,
         "loss_type": [recipe.dpo.loss],
+        "label_smoothing": recipe.dpo.label_smoothing,
         "precompute_ref_log_probs": recipe.dpo.reference == "precomputed",
         "max_length": recipe.dpo.max_length,
         "num_train_epochs": training.epochs,

@@ -46,6 +46,23 @@ def test_a_pair_becomes_the_template_s_text_and_ids(tokenizer: Any, tmp_path: Pa
     assert tokenizer.decode(row["rejected_ids"]) == "Noé.</s>\n"
 
 
+def test_a_template_without_a_system_turn_says_so(tokenizer: Any) -> None:
+    import copy
+
+    from trainer.data import format_pair
+
+    gemma = copy.deepcopy(tokenizer)
+    gemma.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    assert format_pair(row, gemma)[1] == "a</s>\n"
+    with pytest.raises(DataError, match="refuses a conversation of system, user: System role not supported") as caught:
+        format_pair(row, gemma, "")
+    assert "leave out dataset.system" in str(caught.value.hint)
+
+
 def test_a_tokenizer_without_a_template_gets_plain_text_and_an_end(tokenizer: Any, tmp_path: Path) -> None:
     import copy
 

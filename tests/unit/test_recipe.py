@@ -99,6 +99,8 @@ def test_a_key_that_resembles_nothing_lists_the_valid_ones(tmp_path: Path) -> No
             "training.optimizer: Input should be 'rmsprop' or 'adamw' (got 'sgd')",
         ),
         ("beta: 0.1", "beta: -1", "dpo.beta: Input should be greater than 0"),
+        ("beta: 0.1", "loss: exo_pair", "loss exo_pair needs a label_smoothing above 0"),
+        ("beta: 0.1", "label_smoothing: 0.1", "loss sigmoid has no use for label_smoothing; robust, exo_pair, aot"),
         ("max_prompt_length: 128", "max_prompt_length: 256", "max_prompt_length 256 leaves no room in max_length 256"),
         ("method: full", "method: lora", "method lora needs a section `lora:`"),
         ("method: full", "method: lora\nlora:\n  quantize: nf4", "lora.quantize works under DDP only"),

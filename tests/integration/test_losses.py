@@ -1,0 +1,61 @@
+"""Every loss that a recipe may name, through our trainer in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from trainer.batching import Batch
+from trainer.recipe import SMOOTHED, Loss, load_recipe
+from trainer.settings import dpo_arguments
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from trainer.builtin_model import make_tiny_llama
+
+    folder = tmp_path_factory.mktemp("tiny")
+    make_tiny_llama(folder)
+    return folder
+
+
+def trainer_of(loss: Loss, base: Path, folder: Path) -> Any:
+    from transformers import AutoTokenizer
+    from trl import DPOConfig
+
+    from trainer.data import prepare
+    from trainer.dpo import NotusDPOTrainer
+
+    recipe = load_recipe("tiny-dpo-lora")
+    dpo = recipe.dpo.model_copy(update={"loss": loss, "label_smoothing": 0.1 if loss in SMOOTHED else 0.0})
+    dataset = recipe.dataset.model_copy(update={"rows": 8, "eval_rows": 0})
+    recipe = recipe.model_copy(update={"dpo": dpo, "dataset": dataset})
+    arguments = dpo_arguments(
+        recipe, Batch(4, 4, 1), device="cpu", attention="sdpa", output=folder, trackers=[], run="r"
+    )
+    del arguments["ddp_backend"]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    return NotusDPOTrainer(
+        model=str(base),
+        args=DPOConfig(**arguments),
+        train_dataset=prepare(recipe, tokenizer).train,
+        processing_class=tokenizer,
+    )
+
+
+@pytest.mark.parametrize("loss", get_args(Loss))
+def test_a_step_of_each_loss(loss: Loss, base: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(loss, base, tmp_path)
+    trainer.model.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    value = trainer.compute_loss(trainer.model, batch)
+    value.backward()
+    assert torch.isfinite(value)
+    norms = [p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]
+    assert norms
+    assert all(torch.isfinite(norm) for norm in norms)
+    assert sum(norms) > 0
+    assert len(trainer.rewards["rewards/margins"]) == 1
