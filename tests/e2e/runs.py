@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import subprocess
@@ -9,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from checkpoints.errors import NotusError
 from checkpoints.events import Event, read_events
@@ -20,6 +23,7 @@ from tests.e2e.clouds import Clouds
 from tests.integration.conftest import wait_for
 from tests.seaweed import S3Server
 from trainer.recipe import load_recipe
+from trainer.scratch import Phase, Scratch
 
 BUCKET = "s3://runs"
 START_S = 420.0
@@ -115,6 +119,21 @@ class CloudRun:
         assert len(found) == 1, found
         return found[0]
 
+    def freeze_in(self, phase: Phase) -> None:
+        """Stop the ranks where they are, as soon as they are in `phase`: that of a tiny model is over before any
+        preemption arrives."""
+        wait_for(lambda: self._phase() == phase, phase, timeout_s=START_S)
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("NOTUS_RUN") == self.name and "trainer.worker" in process.cmdline():
+                    process.suspend()
+        assert self._phase() == phase, "the ranks were faster"
+
+    def _phase(self) -> Phase:
+        """Of the newest attempt, as its machine's disk has it."""
+        scratches = (self._clouds.folder / "machines").glob("*/upper/tmp/notus-attempt-*")
+        return max((Scratch(path) for path in scratches), key=_age, default=Scratch(Path())).read_progress().phase
+
     def preempt_for_good(self) -> None:
         """The machine dies without a word, and its zone has none left: as when a spot market tightens."""
         machine = self.machine()
@@ -143,3 +162,10 @@ class CloudRun:
         if self.output.exists():
             lines.append(self.output.read_text())
         return "\n".join([*lines, *(log.read_text()[-3000:] for log in logs[-1:])])
+
+
+def _age(scratch: Scratch) -> float:
+    try:
+        return scratch.folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

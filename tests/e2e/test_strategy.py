@@ -15,6 +15,7 @@ from tests.e2e.figures import measure
 from tests.e2e.runs import CloudRun
 from tests.integration.conftest import assert_bit_exact, wait_for
 from tests.seaweed import S3Server
+from trainer.scratch import Phase
 
 LAMBDA = Rung(cloud="lambda", gpus="A100:8", spot=False)
 GCP = Rung(cloud="gcp", gpus="A100:8", spot=False)
@@ -185,6 +186,23 @@ def test_stop_saves_and_the_same_name_goes_on(clouds: Clouds, bucket: S3Server, 
     run.wait_for_status("FAILED", "CANCELLED")
     assert run.launch("--cloud", "lambda", "--gpus", "A100:8").wait(600) == 0, run.story()
     assert lost_steps(run) == 0
+    assert_bit_exact(run.store, reference)
+
+
+@pytest.mark.parametrize("phase", ["evaluating", "exporting"])
+def test_a_machine_that_goes_in_an_evaluation_or_in_the_export(
+    clouds: Clouds, bucket: S3Server, reference: Store, phase: Phase
+) -> None:
+    """The state was saved before either: no step is done again, and the next attempt does what was not finished."""
+    run = CloudRun(clouds, bucket, phase)
+    run.submit([GCP_SPOT, LAMBDA], NOTUS, **QUICK)
+    run.freeze_in(phase)
+    run.preempt_for_good()
+    run.wait_until_done(600)
+    (resumed,) = of(run, "resumed")
+    assert resumed.data["step"] == {"evaluating": 12, "exporting": 24}[phase]
+    assert [event.attempt for event in of(run, "exported")] == [2]
+    assert [event.data["step"] for event in of(run, "evaluated")] == [12, 24]
     assert_bit_exact(run.store, reference)
 
 
