@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 from checkpoints.events import RUN_ENDS, Event
 
+CLOUD_NOTICES = frozenset({"gcp", "aws", "file"})
+"""Sources of a notice that mean a preemption: the others are people, signals and moves."""
+
 
 class Machine(NamedTuple):
     """One that the run had, or has (`until` None)."""
@@ -43,6 +46,14 @@ def machines_of(events: Sequence[Event]) -> list[Machine]:
             found[-1] = last._replace(until=event.time, ended=ended)
         before = event.time
     return found
+
+
+def told_by(notices: Sequence[str]) -> str:
+    """How to call the end of an attempt that was told to stop, by the sources of its notices: it says "preempted"
+    whoever told it."""
+    if "move" in notices:
+        return "moved"
+    return "preempted" if any(source in CLOUD_NOTICES for source in notices) else "stopped"
 
 
 def _ends_run(event: Event) -> bool:

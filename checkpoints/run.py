@@ -113,11 +113,11 @@ def read_metrics(store: Store) -> list[StepMetrics]:
     """All metrics of a run: every step of every attempt, redone steps more than once, in order of attempt and step."""
     keys = [entry.key for entry in store.list("metrics")]
     parts = parallel_map(lambda key: confirmed(lambda: _read_lines(store, key)), keys, 16)
-    found = []
+    found: dict[tuple[int, int, int], StepMetrics] = {}  # a write whose reply was lost was done again
     for key, lines in zip(keys, parts, strict=True):
         attempt, rank = (int(part[1:]) for part in key.rsplit("/", 1)[-1].split("-")[:2])
-        found += [StepMetrics(attempt, rank, line["step"], line) for line in lines]
-    return sorted(found, key=lambda item: (item.attempt, item.step, item.rank))
+        found |= {(attempt, line["step"], rank): StepMetrics(attempt, rank, line["step"], line) for line in lines}
+    return [found[place] for place in sorted(found)]
 
 
 def _read_lines(store: Store, key: str) -> list[dict[str, Any]]:

@@ -7,12 +7,15 @@
 - torch: deterministic versions of its own kernels, where there are; an operation that has none warns, and runs.
 - NCCL: one algorithm and protocol, and not whatever a tuning finds on this node.
 
-The CPU needs nothing: one thread a rank adds up in one order.
+torch's own attention (sdpa) keeps a backward pass on GPUs that is not: `not_reproducible` says so. The CPU needs
+nothing: one thread a rank adds up in one order.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 CUDA_ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
@@ -22,12 +25,21 @@ CUDA_ENVIRONMENT = {
 }
 
 
-def make_deterministic(device: str) -> dict[str, str]:
+def not_reproducible(fingerprint: Mapping[str, Any]) -> list[str]:
+    """Why a resume can't be exact on this device, whatever the attempt before was; none = it can."""
+    if fingerprint["device"] == "cpu":
+        return []
+    if not fingerprint["determinism"]:
+        return ["training.deterministic is off: kernels add up in whatever order their blocks finish"]
+    # torch 2.13 takes the deterministic kernel only where an operation without one is an error, not a warning.
+    sdpa = "sdpa's backward pass adds up in whatever order its blocks finish; flash-attn or eager don't"
+    return [sdpa] if fingerprint["attention"] == "sdpa" else []
+
+
+def make_deterministic() -> dict[str, str]:
     """Set it for this process, and return what is set now, for the fingerprint. A value of the user's own is kept."""
     import torch
 
-    if device != "cuda":
-        return {"threads": str(torch.get_num_threads())}
     for name, value in CUDA_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import datasets
 import torch
+from torch.utils.data import get_worker_info
 from trl import DPOTrainer
 from trl.models.utils import prepare_deepspeed
 
@@ -20,6 +22,21 @@ logger = logging.getLogger(__name__)
 
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 """As TRL's collator and loss call them."""
+
+
+class Surviving:
+    """A collator whose loader processes live through a SIGTERM, which a machine that shuts down sends to everybody.
+
+    A rank takes it as the wish to save and stop, and for that step it still needs its batches.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self._collate = collate
+
+    def __call__(self, rows: list[Any]) -> Any:
+        if get_worker_info() is not None:  # torch sets its own handler when it starts the process
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return self._collate(rows)
 
 
 class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
@@ -45,6 +62,7 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         """Of the newest step, over all ranks, before clipping."""
         self._reference = reference
         super().__init__(*args, **kwargs)
+        self.data_collator = Surviving(self.data_collator)
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
         """From the bucket, or computed and put there. TRL's own cache is a file that the next machine doesn't have."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+import contextlib
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from checkpoints.differences import differences
@@ -29,7 +30,7 @@ ANOTHER_ROUNDING = {
 }
 """It goes on with the same state, and rounds otherwise from here on."""
 
-LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft")
+LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft", "flash-attn", "bitsandbytes")
 
 
 def fingerprint(
@@ -54,8 +55,17 @@ def fingerprint(
         "device": device,
         "attention": attention,
         "determinism": determinism,
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def saved_fingerprint(store: Store, head: Head | None) -> dict[str, Any] | None:

@@ -20,6 +20,14 @@ def peft_settings(lora: Lora) -> LoraConfig:
     )
 
 
+def in_full_precision(model: torch.nn.Module) -> None:
+    """TRL casts the adapters of a quantized model to bf16. There is no fp32 master of them under DDP, and at the
+    learning rates of DPO most updates would be rounded away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def count_quantized(model: torch.nn.Module) -> tuple[int, int]:
     """How many of the base model's matrices are in 4 bits, and how many there are."""
     base = [module for name, module in model.named_modules() if "lora_" not in name]

@@ -8,6 +8,7 @@ recomputation; the quadratic part of attention is left out (4 % of a 7B model at
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,12 +22,14 @@ PEAK_TFLOPS = {
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
     "H100": 989.0,
+    "H200 NVL": 835.0,
     "H200": 989.0,
     "L40S": 362.0,
+    "L40": 181.0,
     "A10": 125.0,
     "L4": 121.0,
 }
-"""bf16, dense, of one GPU: NVIDIA's data sheets. The first name that is in the device's name counts."""
+"""bf16, dense, of one GPU: NVIDIA's data sheets. The first name that is in the device's name, as words, counts."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def speedometer(
     shape: Shape | None, *, gpu: str | None, world_size: int, lora: bool, live_reference: bool
 ) -> Speedometer:
     """For a model of that shape on `world_size` of those GPUs; `gpu` is the device's name, None on a CPU."""
-    peak = next((tflops for name, tflops in PEAK_TFLOPS.items() if gpu and name in gpu), None)
+    peak = next((tflops for name, tflops in PEAK_TFLOPS.items() if gpu and re.search(rf"\b{name}\b", gpu)), None)
     passes = (4 if lora else 6) + (2 if live_reference else 0)
     return Speedometer(
         flops_per_token=passes * matrix_weights(shape) if shape else None,

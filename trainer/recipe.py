@@ -276,6 +276,11 @@ class Recipe(Settings):
         identity = self.model_dump(
             mode="json", include={"method", "model", "dataset", "dpo", "training", "zero", "lora"}
         )
+        # A run that was begun before a key was there goes on where the key's default changes nothing.
+        if not self.dpo.label_smoothing:
+            del identity["dpo"]["label_smoothing"]
+        if self.lora is not None and not self.needs_bitsandbytes:
+            del identity["lora"]["quantize"]
         del identity["dataset"]["workers"]
         del identity["training"]["dataloader_workers"]
         del identity["training"]["deterministic"]  # a run that changes it goes on, but not exactly

@@ -15,7 +15,7 @@ import typer
 from checkpoints.errors import CorruptCheckpoint, UserError
 from checkpoints.events import Event, read_events
 from checkpoints.files import fetch_file
-from checkpoints.machines import machines_of
+from checkpoints.machines import machines_of, told_by
 from checkpoints.names import check_key, check_run_name
 from checkpoints.run import open_run, read_run
 from checkpoints.store import Store
@@ -159,9 +159,7 @@ a run that was preempted gives the same weights as one that never was.
 def _history(events: Sequence[Event]) -> str:
     """How often it was preempted, on what it ran, what that cost: two sentences."""
     started = sorted({event.attempt for event in events if event.kind == "attempt_started"})
-    ends = {event.attempt: event.data.get("outcome") for event in events if event.kind == "attempt_ended"}
-    # A machine that is taken away without a word leaves an attempt without an end.
-    preempted = sum(ends.get(attempt, "preempted") == "preempted" for attempt in started)
+    preempted = sum(_was_preempted(attempt, events) for attempt in started)
     trained = f"Trained in {len(started)} {'attempt' if len(started) == 1 else 'attempts'} ({preempted} preempted)"
     machines = machines_of(events)
     if not machines:
@@ -169,6 +167,17 @@ def _history(events: Sequence[Event]) -> str:
     kinds = sorted({_kind(machine.place) for machine in machines})
     cost_usd = sum(machine.cost_usd(now=events[-1].time) for machine in machines)
     return f"{trained} on {', '.join(kinds)}. The machines cost ${cost_usd:.2f} at list prices."
+
+
+def _was_preempted(attempt: int, events: Sequence[Event]) -> bool:
+    """As the receipt says it. A machine that is taken away without a word leaves an attempt without an end."""
+    mine = [event for event in events if event.attempt == attempt]
+    outcomes = [event.data.get("outcome") for event in mine if event.kind == "attempt_ended"]
+    if not outcomes:
+        return True
+    return (
+        outcomes[-1] == "preempted" and told_by([e.data["source"] for e in mine if e.kind == "notice"]) == "preempted"
+    )
 
 
 def _kind(place: Mapping[str, Any]) -> str:

@@ -9,6 +9,8 @@ from trainer.batching import Batch
 from trainer.recipe import Recipe, Zero
 
 Device = Literal["cuda", "cpu"]
+COLLECTIVE_TIMEOUT_S = 4 * 3600
+"""Rank 0 alone may tokenise a large data set for hours; a rank that dies is noticed by torchrun."""
 Attention = Literal["flash_attention_2", "sdpa", "eager"]
 
 
@@ -105,6 +107,7 @@ def dpo_arguments(
         "report_to": trackers or "none",
         "disable_tqdm": True,
         "use_cpu": device == "cpu",
+        "ddp_timeout": COLLECTIVE_TIMEOUT_S,
         "push_to_hub": False,
         **_evaluation(recipe),
         **_parallel(recipe, device),

@@ -26,6 +26,7 @@ from checkpoints.manifest import Record, parse
 from checkpoints.store import Store
 from trainer.pairs import local_path
 from trainer.recipe import Recipe
+from trainer.scratch import replace_file
 
 if TYPE_CHECKING:
     import datasets
@@ -87,35 +88,37 @@ class TokenCache:
             self._thread = None
         try:
             return self._fetch(key)
-        except NotusError as error:
-            logger.warning("the tokenised pairs in the bucket can't be used: %s", error.message)
+        except (NotusError, OSError) as error:
+            logger.warning("the tokenised pairs in the bucket can't be used: %s", error)
             return False
 
-    def load(self, key: str) -> Pairs | None:
-        """From the folder, mapped into memory; None where they are not there."""
+    def load(self, key: str) -> Pairs:
+        """From the folder, mapped into memory."""
         import datasets
 
         from trainer.data import Pairs
 
         folder = self._folder / key
-        if not (folder / INDEX).is_file():
-            return None
         index = parse(TokenIndex, (folder / INDEX).read_bytes(), str(folder / INDEX))
         train, *evaluation = (datasets.Dataset.from_file(str(folder / name)) for name in _names(index))
         return Pairs(train, evaluation[0] if evaluation else None, index.fingerprint)
 
-    def keep(self, key: str, pairs: Pairs) -> None:
-        """Into the folder, and into the bucket if it answers. Another attempt's files are the same: replaced."""
+    def keep(self, key: str, pairs: Pairs) -> str:
+        """Into the folder; returns the key."""
         folder = self._folder / key
         folder.mkdir(parents=True, exist_ok=True)
-        _write(pairs.train, folder / TRAIN)
-        if pairs.evaluation is not None:
-            _write(pairs.evaluation, folder / EVALUATION)
-        names = [TRAIN] + [EVALUATION] * (pairs.evaluation is not None)
-        index = TokenIndex(fingerprint=pairs.fingerprint, files={name: hash_file(folder / name) for name in names})
-        (folder / INDEX).write_bytes(index.to_json())
+        sets = {TRAIN: pairs.train} | ({} if pairs.evaluation is None else {EVALUATION: pairs.evaluation})
+        for name, rows in sets.items():
+            _write(rows, folder / name)
+        index = TokenIndex(fingerprint=pairs.fingerprint, files={name: hash_file(folder / name) for name in sets})
+        replace_file(folder / INDEX, index.to_json())
+        return key
+
+    def publish(self, key: str) -> None:
+        """From the folder into the bucket, if it answers. Another attempt's files are the same: replaced."""
+        folder = self._folder / key
         try:
-            for name in (*names, INDEX):
+            for name in (*_names(parse(TokenIndex, (folder / INDEX).read_bytes(), INDEX)), INDEX):
                 self._store.put_file(f"{FOLDER}/{key}/{name}", folder / name)
         except NotusError as error:
             logger.warning("the tokenised pairs are not in the bucket: %s", error.message)
@@ -125,8 +128,8 @@ class TokenCache:
             keys = {entry.key.split("/")[2] for entry in self._store.list(FOLDER)}
             if len(keys) == 1 and KEY.fullmatch(key := keys.pop()):
                 self._fetch(key)
-        except NotusError as error:
-            logger.info("no tokenised pairs in advance: %s", error.message)
+        except (NotusError, OSError) as error:
+            logger.info("no tokenised pairs in advance: %s", error)
 
     def _fetch(self, key: str) -> bool:
         folder = self._folder / key
@@ -138,7 +141,7 @@ class TokenCache:
         folder.mkdir(parents=True, exist_ok=True)
         for name in _names(index):
             fetch_file(self._store, f"{FOLDER}/{key}/{name}", folder / name, index.files[name])
-        (folder / INDEX).write_bytes(index.to_json())
+        replace_file(folder / INDEX, index.to_json())
         logger.info("the tokenised pairs come from the bucket")
         return True
 

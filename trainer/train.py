@@ -7,6 +7,7 @@ import math
 import os
 import resource
 import time
+from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,7 +20,7 @@ from trl import DPOConfig
 
 from checkpoints.errors import NotusError, UserError
 from checkpoints.events import Diary
-from checkpoints.head import Head, Retention
+from checkpoints.head import Commit, Head, Retention, read_head
 from checkpoints.run import write_metrics
 from checkpoints.saver import Saver
 from checkpoints.shm import RunMemory, SharedBuffer
@@ -30,7 +31,7 @@ from trainer.batching import Batch
 from trainer.builtin_model import base_model, make_base_model
 from trainer.collective import from_rank_0
 from trainer.data import Pairs, prepare
-from trainer.determinism import make_deterministic
+from trainer.determinism import make_deterministic, not_reproducible
 from trainer.device_copy import copy_scope, pinning
 from trainer.dpo import NotusDPOTrainer
 from trainer.errors import HardwareError
@@ -160,7 +161,8 @@ class Attempt:
 
     def _arguments(self) -> DPOConfig:
         """TRL's settings. Creating them starts the process group."""
-        self.determinism = make_deterministic(self.device) if self.recipe.training.deterministic else {}
+        wanted = self.device == "cuda" and self.recipe.training.deterministic
+        self.determinism = make_deterministic() if wanted else {}
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         if self.device == "cpu":
             torch.set_num_threads(1)
@@ -228,16 +230,16 @@ class Attempt:
         return base_model(name, self.scratch.work)
 
     def _prepare(self, tokenizer: Any) -> Pairs:
-        """From the bucket, or made by rank 0 for all. Where the bucket is away, the other nodes make their own."""
-        rank, local_rank = dist.get_rank(), int(os.environ["LOCAL_RANK"])
-        key = from_rank_0(tokens_key(self.recipe, tokenizer) if rank == 0 else "")
-        if rank == 0 and not self.tokens.fetch(key):
-            self.tokens.keep(key, prepare(self.recipe, tokenizer))
-        dist.barrier()
-        if local_rank == 0 and rank != 0:
-            self.tokens.fetch(key)
-        dist.barrier()
-        return self.tokens.load(key) or prepare(self.recipe, tokenizer)
+        """From the bucket, or made by rank 0 for all: they are on one machine."""
+        made = None
+        if dist.get_rank() == 0:
+            key = tokens_key(self.recipe, tokenizer)
+            if not self.tokens.fetch(key):
+                made = self.tokens.keep(key, prepare(self.recipe, tokenizer))
+        pairs = self.tokens.load(from_rank_0(key if dist.get_rank() == 0 else ""))
+        if made:  # while the others go on
+            self.tokens.publish(made)
+        return pairs
 
     def _reference_cache(self, rows: Any, batch: int) -> ReferenceCache:
         """Of the run: its key names all that decides the values, but not how many processes compute them."""
@@ -275,8 +277,9 @@ class Attempt:
                 reference=self._reference_cache,
             )
         if self.recipe.needs_bitsandbytes:
-            from trainer.lora import count_quantized
+            from trainer.lora import count_quantized, in_full_precision
 
+            in_full_precision(self.trainer.model)
             logger.info("base weights in 4 bits: %d of %d matrices", *count_quantized(self.trainer.model))
         self.meter = Meter(self._speedometer(), self.head.epoch)
         self.trainer.before_log = self._before_log
@@ -317,7 +320,7 @@ class Attempt:
             logger.info("no checkpoint yet: starting from the base model")
             return None
         manifest = shard.manifest
-        not_exact = check_fingerprint(manifest.fingerprint, self.fingerprint)
+        not_exact = check_fingerprint(manifest.fingerprint, self.fingerprint) + not_reproducible(self.fingerprint)
         commit = next(commit for commit in self.head.commits if commit.step == manifest.step)
         trees = shard.trees()
         if shared_prefetch is not prefetch:
@@ -341,6 +344,7 @@ class Attempt:
     def _save(self) -> None:
         """Start a save; wait for it only where nothing can be gained by going on."""
         reason, step = self.rhythm.reason, self.trainer.state.global_step
+        self.bucket_answers = True
         if self.keeper.saver.newest_step == step:  # saved or on its way, the restored step too: nothing to add
             self.keeper.settle(tolerant=True)
             if self.keeper.saver.newest_step == step:
@@ -386,13 +390,16 @@ class Attempt:
         )
 
     def _try_flush_metrics(self) -> None:
+        """With those of the save on its way, which may never arrive."""
+        started = time.monotonic()
         try:
-            write_metrics(self.store, self.head.epoch, dist.get_rank(), self.metrics)
+            write_metrics(self.store, self.head.epoch, 0, [*self.keeper.saver.undelivered, *self.metrics])
         except NotusError as error:  # they go with the next save; trying at each step would stop the training
             self.bucket_answers = False
             logger.warning("the metrics are not in the bucket yet: %s", error.message)
         else:
             self.metrics = []
+        self.keeper.saver.count_stall(time.monotonic() - started)
 
     def _flush_metrics(self) -> None:
         lines = [*self.keeper.saver.undelivered, *self.metrics]
@@ -464,13 +471,24 @@ class Attempt:
         what = f"the loss is {odd}" if odd is not None else f"the gradient's norm is {self.trainer.grad_norm}"
         if odd is None and math.isfinite(self.trainer.grad_norm):
             return
-        good = self.keeper.saver.newest_step
-        left = f"the last good checkpoint is that of step {good}" if good > 0 else "there is no checkpoint yet"
+        commits = self._commits()
+        left = (
+            f"the last good checkpoint is that of step {commits[0].step}" if commits else "there is no checkpoint yet"
+        )
+        export = "" if self.recipe.lora else "; the checkpoint as a model: notus-ckpt export"
         raise UserError(
             f"{what} at step {step}: training stops, {left}",
             f"lower training.learning_rate (now {self.recipe.training.learning_rate:g}) or look at the data, and start "
-            f"a new run; the checkpoint as a model: notus-ckpt export",
+            f"a new run{export}",
         )
+
+    def _commits(self) -> Sequence[Commit]:
+        """What is in the bucket now; a save on its way may still come."""
+        try:
+            head = read_head(self.store)
+        except NotusError:
+            return self.head.commits
+        return head.commits if head else ()
 
     def _before_log(self) -> dict[str, float]:
         """The record in the bucket comes before W&B, whose run may be away or be deleted."""

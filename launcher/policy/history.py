@@ -11,12 +11,10 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from checkpoints.events import Event
-from checkpoints.machines import machines_of
+from checkpoints.machines import machines_of, told_by
 from checkpoints.run import Heartbeat
 from launcher.policy.model import Place
 
-CLOUD_NOTICES = frozenset({"gcp", "aws", "file"})
-"""Sources of a notice that mean a preemption: the others are people, signals and moves."""
 MIN_MEASURED_STEPS = 5
 """Of one attempt, before its speed replaces the assumed one: the first steps compile and warm up."""
 
@@ -67,14 +65,6 @@ def why_gone(events: Sequence[Event], since: datetime) -> str:
     if ended[-1].data.get("outcome") != "preempted":
         return "crashed"
     return told_by([event.data["source"] for event in since_up if event.kind == "notice"])
-
-
-def told_by(notices: Sequence[str]) -> str:
-    """How to call the end of an attempt that was told to stop, by the sources of its notices: it says "preempted"
-    whoever told it."""
-    if "move" in notices:
-        return "moved"
-    return "preempted" if any(source in CLOUD_NOTICES for source in notices) else "stopped"
 
 
 def work_left_h(events: Sequence[Event], heartbeat: Heartbeat | None, hours: float, now: datetime) -> float:

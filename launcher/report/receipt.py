@@ -10,9 +10,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from checkpoints.events import RUN_ENDS, Event
+from checkpoints.machines import told_by
 from checkpoints.run import StepMetrics
 from launcher.offers import Offer
-from launcher.policy.history import machines, told_by
+from launcher.policy.history import machines
 
 
 class AttemptLine(BaseModel):

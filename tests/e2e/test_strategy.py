@@ -8,6 +8,7 @@ import pytest
 
 from checkpoints.events import Event
 from checkpoints.store import Store
+from launcher.local import committed_step
 from launcher.plan import Rung
 from launcher.sky.render import NOTUS
 from tests.e2e.clouds import Clouds
@@ -196,11 +197,14 @@ def test_a_machine_that_goes_in_an_evaluation_or_in_the_export(
     """The state was saved before either: no step is done again, and the next attempt does what was not finished."""
     run = CloudRun(clouds, bucket, phase)
     run.submit([GCP_SPOT, LAMBDA], NOTUS, **QUICK)
+    step = {"evaluating": 12, "exporting": 24}[phase]
     run.freeze_in(phase)
+    run.wait("the save before it", lambda: committed_step(run.store) == step)  # uploaded by a process that goes on
+    assert not of(run, "exported"), "the ranks were faster"
     run.preempt_for_good()
     run.wait_until_done(600)
     (resumed,) = of(run, "resumed")
-    assert resumed.data["step"] == {"evaluating": 12, "exporting": 24}[phase]
+    assert resumed.data["step"] == step
     assert [event.attempt for event in of(run, "exported")] == [2]
     assert [event.data["step"] for event in of(run, "evaluated")] == [12, 24]
     assert_bit_exact(run.store, reference)

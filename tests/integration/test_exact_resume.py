@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints.head import read_head
+from checkpoints.restore import load_index, load_manifest
 from checkpoints.run import open_run, read_metrics
 from checkpoints.store import Store
 from tests.faulty_proxy import FaultyProxy
@@ -115,6 +117,13 @@ def test_qlora(launcher: Launcher, tmp_path: Path, seed: int, bitsandbytes: str)
     arguments = ("--name", "qlora", "--preempt", "1", "--seed", str(seed))
     receipt = launcher.run(*launcher.local(path, *arguments)).receipt()
     assert receipt["bit_exact"] is True
+    head = read_head(open_run(launcher.bucket, "qlora"))
+    assert head is not None
+    (shard,) = load_manifest(open_run(launcher.bucket, "qlora"), head.commits[0]).shards[:1]
+    adapters = [
+        t for t in load_index(open_run(launcher.bucket, "qlora"), shard).tensors if t.name.startswith("adapter")
+    ]
+    assert {tensor.dtype for tensor in adapters} == {"float32"}, "bf16 would round small updates away"
     assert "base weights in 4 bits: 14 of" in launcher.run("logs", "qlora", "--attempt", "2").out
 
 

@@ -28,7 +28,14 @@ def test_passes_over_the_weights(lora: bool, live: bool, passes: int) -> None:
 
 @pytest.mark.parametrize(
     ("gpu", "tflops"),
-    [("NVIDIA H100 PCIe", 756), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H200", 989), ("NVIDIA L40S", 362)],
+    [
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H200", 989),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", 181),
+        ("NVIDIA H200 NVL", 835),
+    ],
 )
 def test_the_device_s_name_tells_the_peak(gpu: str, tflops: float) -> None:
     found = speedometer(MISTRAL_7B, gpu=gpu, world_size=1, lora=False, live_reference=False)

@@ -166,6 +166,17 @@ def test_identity_holds_what_decides_the_numbers() -> None:
     assert recipe.model_copy(update={"zero": None}).identity != recipe.identity
 
 
+def test_a_run_from_before_a_key_was_there_is_the_same_run() -> None:
+    for name in ("tiny-dpo", "tiny-dpo-lora"):
+        identity = load_recipe(name).identity
+        assert "label_smoothing" not in identity["dpo"]
+        assert "quantize" not in (identity["lora"] or {})
+    lora = load_recipe("tiny-dpo-lora")
+    assert lora.lora is not None
+    quantized = lora.model_copy(update={"lora": lora.lora.model_copy(update={"quantize": "nf4"})})
+    assert quantized.identity["lora"]["quantize"] == "nf4"
+
+
 def test_where_a_data_file_lies_is_not_part_of_the_identity(tmp_path: Path) -> None:
     identities = []
     for home in ("gcpuser", "ubuntu"):

@@ -18,6 +18,7 @@ from checkpoints.object_store import ObjectStore
 from trainer import main
 from trainer.attempt import combine_outcomes, gpus_here, rank_environment
 from trainer.batching import Batch, fit_batch
+from trainer.determinism import not_reproducible
 from trainer.errors import HardwareError, TrainingFailed
 from trainer.fingerprint import check_fingerprint
 from trainer.hub import push_model
@@ -181,6 +182,15 @@ def test_what_changes_the_numbers_is_refused_by_name(field: str, value: Any, sai
 )
 def test_what_may_change_a_bit_is_said(field: str, value: Any, said: str) -> None:
     assert check_fingerprint(FINGERPRINT, {**FINGERPRINT, field: value}) == [said]
+
+
+def test_what_no_attempt_can_repeat_is_said_on_gpus_only() -> None:
+    gpu = {**FINGERPRINT, "device": "NVIDIA A100", "attention": "flash_attention_2", "determinism": {"torch": "x"}}
+    assert not_reproducible(gpu) == []
+    assert not_reproducible({**gpu, "attention": "eager"}) == []
+    assert "sdpa's backward" in not_reproducible({**gpu, "attention": "sdpa"})[0]
+    assert "training.deterministic is off" in not_reproducible({**gpu, "determinism": {}})[0]
+    assert not_reproducible({**FINGERPRINT, "determinism": {}}) == []
 
 
 def test_every_changed_version_is_said() -> None:
