@@ -206,7 +206,9 @@ def test_a_machine_that_goes_in_an_evaluation_or_in_the_export(
     (resumed,) = of(run, "resumed")
     assert resumed.data["step"] == step
     assert [event.attempt for event in of(run, "exported")] == [2]
-    assert [event.data["step"] for event in of(run, "evaluated")] == [12, 24]
+    # The state of the end was saved before its evaluation, which the attempt that exports makes again.
+    again = [24] if phase == "exporting" else []
+    assert [event.data["step"] for event in of(run, "evaluated")] == [12, 24, *again]
     assert_bit_exact(run.store, reference)
 
 
