@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,3 +122,15 @@ def test_ranks_that_nobody_saved_draw_numbers_of_their_own(monkeypatch: pytest.M
     assert not first["torch"].equal(other["torch"])
     assert first["python"] != other["python"]
     assert torch.random.get_rng_state().equal(before)
+
+
+def test_loader_processes_live_through_a_sigterm() -> None:
+    """A machine that shuts down sends it to everybody, and a rank needs its batches until the step at which it saves."""
+    from trainer.dpo import Surviving
+
+    loader: Any = torch.utils.data.DataLoader(range(200), batch_size=1, num_workers=2, collate_fn=Surviving(list))
+    batches = iter(loader)
+    next(batches)
+    for process in batches._workers:
+        os.kill(process.pid, signal.SIGTERM)
+    assert len(list(batches)) == 199
