@@ -103,8 +103,8 @@ class TokenCache:
         train, *evaluation = (datasets.Dataset.from_file(str(folder / name)) for name in _names(index))
         return Pairs(train, evaluation[0] if evaluation else None, index.fingerprint)
 
-    def keep(self, key: str, pairs: Pairs) -> str:
-        """Into the folder; returns the key."""
+    def keep(self, key: str, pairs: Pairs) -> None:
+        """Into the folder."""
         folder = self._folder / key
         folder.mkdir(parents=True, exist_ok=True)
         sets = {TRAIN: pairs.train} | ({} if pairs.evaluation is None else {EVALUATION: pairs.evaluation})
@@ -112,7 +112,6 @@ class TokenCache:
             _write(rows, folder / name)
         index = TokenIndex(fingerprint=pairs.fingerprint, files={name: hash_file(folder / name) for name in sets})
         replace_file(folder / INDEX, index.to_json())
-        return key
 
     def publish(self, key: str) -> None:
         """From the folder into the bucket, if it answers. Another attempt's files are the same: replaced."""

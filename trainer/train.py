@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-import resource
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -21,7 +19,6 @@ from trl import DPOConfig
 from checkpoints.errors import NotusError, UserError
 from checkpoints.events import Diary
 from checkpoints.head import Commit, Head, Retention, read_head
-from checkpoints.run import write_metrics
 from checkpoints.saver import Saver
 from checkpoints.shm import RunMemory, SharedBuffer
 from checkpoints.store import Store
@@ -41,10 +38,11 @@ from trainer.hub import push_model
 from trainer.interval import auto_interval_minutes
 from trainer.keeper import Keeper
 from trainer.loading import blaming
-from trainer.meter import Meter, Speedometer, rewards_of, speedometer
+from trainer.meter import Meter, Speedometer, speedometer
 from trainer.optimizer import check_optimizer
 from trainer.prefetch import Prefetch
 from trainer.recipe import Recipe
+from trainer.record import StepRecord
 from trainer.reference import ReferenceCache, reference_key
 from trainer.rhythm import Rhythm
 from trainer.scratch import Outcome, Phase, Progress, Scratch
@@ -66,13 +64,6 @@ def smallest_gpu_gib() -> float | None:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(count)]
     return min(sizes) / 2**30 if sizes else None
-
-
-def peak_memory_gib() -> float:
-    """The most that this rank has used so far: of its GPU where it has one, else of the host."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class Attempt:
@@ -102,11 +93,6 @@ class Attempt:
         self.trackers = trackers
         self.device: Device = "cuda" if torch.cuda.is_available() else "cpu"
         self.diary = Diary(store, head.epoch)
-        self.metrics: list[dict[str, Any]] = []
-        self.step_started = time.monotonic()
-        self.loss: float | None = None
-        self.tokens_before = 0
-        self.bucket_answers = True
 
     def run(self, prefetch: Prefetch, shared_prefetch: Prefetch) -> Outcome:
         """Do the attempt; returns how it ended. Raises `NotusError`."""
@@ -136,7 +122,7 @@ class Attempt:
         step = self.trainer.state.global_step
         self.keeper.settle()
         self.keeper.saver.close()
-        self._flush_metrics()
+        self.record.flush()
         self._close_trackers()
         if self.rhythm.stopping or step < self.trainer.state.max_steps:
             return Outcome(kind="preempted", step=step)
@@ -231,14 +217,15 @@ class Attempt:
 
     def _prepare(self, tokenizer: Any) -> Pairs:
         """From the bucket, or made by rank 0 for all: they are on one machine."""
-        made = None
+        key, is_new = "", False
         if dist.get_rank() == 0:
             key = tokens_key(self.recipe, tokenizer)
-            if not self.tokens.fetch(key):
-                made = self.tokens.keep(key, prepare(self.recipe, tokenizer))
-        pairs = self.tokens.load(from_rank_0(key if dist.get_rank() == 0 else ""))
-        if made:  # while the others go on
-            self.tokens.publish(made)
+            if is_new := not self.tokens.fetch(key):
+                self.tokens.keep(key, prepare(self.recipe, tokenizer))
+        key = from_rank_0(key)
+        pairs = self.tokens.load(key)
+        if is_new:  # while the others go on
+            self.tokens.publish(key)
         return pairs
 
     def _reference_cache(self, rows: Any, batch: int) -> ReferenceCache:
@@ -281,14 +268,22 @@ class Attempt:
 
             in_full_precision(self.trainer.model)
             logger.info("base weights in 4 bits: %d of %d matrices", *count_quantized(self.trainer.model))
-        self.meter = Meter(self._speedometer(), self.head.epoch)
-        self.trainer.before_log = self._before_log
+        self.record = StepRecord(
+            self.trainer,
+            Meter(self._speedometer(), self.head.epoch),
+            self.keeper.saver,
+            self.store,
+            attempt=self.head.epoch,
+            rank=dist.get_rank(),
+            wandb="wandb" in self.trackers,
+        )
+        self.trainer.before_log = self.record.before_log
         self.rhythm = Rhythm(
             self.recipe.saves,
             self.stop,
             device=arguments.device,
             on_begin=self._on_train_begin,
-            on_step_begin=self._on_step_begin,
+            on_step_begin=self.record.begin_step,
             on_step_end=self._on_step_end,
             on_evaluated=self._on_evaluated,
             interval_minutes=self._interval_minutes,
@@ -344,7 +339,6 @@ class Attempt:
     def _save(self) -> None:
         """Start a save; wait for it only where nothing can be gained by going on."""
         reason, step = self.rhythm.reason, self.trainer.state.global_step
-        self.bucket_answers = True
         if self.keeper.saver.newest_step == step:  # saved or on its way, the restored step too: nothing to add
             self.keeper.settle(tolerant=True)
             if self.keeper.saver.newest_step == step:
@@ -362,8 +356,9 @@ class Attempt:
             evaluation_due=self.rhythm.evaluation_due,
         )
         self.keeper.saver.count_stall(time.monotonic() - started)
-        if self.keeper.saver.save(step, trees, reason=reason, fingerprint=self.fingerprint, metrics=self.metrics):
-            self.metrics = []
+        lines = self.record.lines
+        if self.keeper.saver.save(step, trees, reason=reason, fingerprint=self.fingerprint, metrics=lines):
+            self.record.taken()
         if reason in ("stop", "final"):
             self.keeper.settle()
         self._announce("training")
@@ -389,24 +384,6 @@ class Attempt:
             stall_s=costs.stall_s, upload_s=costs.upload_s, mean_time_to_preemption_s=hours * 3600
         )
 
-    def _try_flush_metrics(self) -> None:
-        """With those of the save on its way, which may never arrive."""
-        started = time.monotonic()
-        try:
-            write_metrics(self.store, self.head.epoch, 0, [*self.keeper.saver.undelivered, *self.metrics])
-        except NotusError as error:  # they go with the next save; trying at each step would stop the training
-            self.bucket_answers = False
-            logger.warning("the metrics are not in the bucket yet: %s", error.message)
-        else:
-            self.metrics = []
-        self.keeper.saver.count_stall(time.monotonic() - started)
-
-    def _flush_metrics(self) -> None:
-        lines = [*self.keeper.saver.undelivered, *self.metrics]
-        write_metrics(self.store, self.head.epoch, dist.get_rank(), lines)
-        self.keeper.saver.undelivered = []
-        self.metrics = []
-
     # --- during training --------------------------------------------------------------------------
 
     def _on_train_begin(self) -> None:
@@ -426,34 +403,9 @@ class Attempt:
         if self.engine is not None:
             self.engine.restored = {}
 
-    def _on_step_begin(self) -> None:
-        self.step_started = time.monotonic()
-        self.tokens_before = self.trainer._total_train_tokens
-
     def _on_step_end(self, state: TrainerState) -> None:
-        seconds = time.monotonic() - self.step_started
-        losses = [loss.item() for loss in self.trainer.micro_losses]
-        self.trainer.micro_losses = []
-        self._stop_at_nonsense(state.global_step, losses)
-        self.loss = sum(losses) / len(losses)
-        self.metrics.append(
-            {
-                "step": state.global_step,
-                "epoch": state.epoch,
-                "loss": self.loss,
-                "losses_hex": [loss.hex() for loss in losses],
-                "grad_norm": self.trainer.grad_norm,
-                "learning_rate": self.trainer._get_learning_rate(),
-                "seconds": round(seconds, 4),
-                **(rewards_of(self.trainer.rewards, len(losses)) if dist.get_rank() == 0 else {}),
-                **self.meter.read(
-                    tokens=self.trainer._total_train_tokens - self.tokens_before,
-                    seconds=seconds,
-                    stalled_s=self.keeper.saver.take_stall_s(),
-                    memory_gib=peak_memory_gib(),
-                ),
-            }
-        )
+        if nonsense := self.record.end_step(state):
+            self._refuse(nonsense, state.global_step)
         if self.first_step:
             self.first_step = False
             self._release_restored()
@@ -462,22 +414,15 @@ class Attempt:
                 self.diary.try_write("training", **progress, links=tracker_links())
         self._announce("training")
 
-    def _stop_at_nonsense(self, step: int, losses: list[float]) -> None:
-        """Before this step is saved. A gradient that isn't a number is one on every rank, a loss perhaps on one only.
-
-        Raises `UserError`: the next attempt would compute the same.
-        """
-        odd = next((loss for loss in losses if not math.isfinite(loss)), None)
-        what = f"the loss is {odd}" if odd is not None else f"the gradient's norm is {self.trainer.grad_norm}"
-        if odd is None and math.isfinite(self.trainer.grad_norm):
-            return
+    def _refuse(self, nonsense: str, step: int) -> NoReturn:
+        """Before this step is saved. Raises `UserError`: the next attempt would compute the same."""
         commits = self._commits()
         left = (
             f"the last good checkpoint is that of step {commits[0].step}" if commits else "there is no checkpoint yet"
         )
         export = "" if self.recipe.lora else "; the checkpoint as a model: notus-ckpt export"
         raise UserError(
-            f"{what} at step {step}: training stops, {left}",
+            f"{nonsense} at step {step}: training stops, {left}",
             f"lower training.learning_rate (now {self.recipe.training.learning_rate:g}) or look at the data, and start "
             f"a new run{export}",
         )
@@ -489,12 +434,6 @@ class Attempt:
         except NotusError:
             return self.head.commits
         return head.commits if head else ()
-
-    def _before_log(self) -> dict[str, float]:
-        """The record in the bucket comes before W&B, whose run may be away or be deleted."""
-        if "wandb" in self.trackers and self.bucket_answers:
-            self._try_flush_metrics()
-        return self.meter.means()
 
     def _on_evaluated(self, state: TrainerState, metrics: dict[str, float]) -> None:
         if dist.get_rank() == 0:
@@ -512,6 +451,6 @@ class Attempt:
                     phase=phase,
                     step=state.global_step if state else 0,
                     total_steps=state.max_steps if state else 0,
-                    loss=self.loss,
+                    loss=self.record.loss if hasattr(self, "record") else None,
                 )
             )

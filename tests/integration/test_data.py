@@ -205,7 +205,8 @@ def test_tokens_come_back_from_the_bucket(tokenizer: Any, tmp_path: Path, eval_r
     first = TokenCache(store, tmp_path / "first")
     assert not first.fetch(key)
     pairs = prepare(recipe, tokenizer)
-    first.publish(first.keep(key, pairs))
+    first.keep(key, pairs)
+    first.publish(key)
     assert rows_of(first.load(key)) == rows_of(pairs)
 
     other = TokenCache(store, tmp_path / "other")
@@ -220,7 +221,8 @@ def test_damaged_or_odd_files_in_the_bucket_are_not_used(tokenizer: Any, tmp_pat
     recipe = load_recipe("tiny-dpo")
     store, key = ObjectStore.memory(), tokens_key(recipe, tokenizer)
     first = TokenCache(store, tmp_path / "first")
-    first.publish(first.keep(key, prepare(recipe, tokenizer)))
+    first.keep(key, prepare(recipe, tokenizer))
+    first.publish(key)
     good = store.get(f"cache/tokens/{key}/train.arrow").data
     store.put(f"cache/tokens/{key}/train.arrow", good[:-1] + bytes([good[-1] ^ 1]))
     cut = TokenCache(store, tmp_path / "cut")

@@ -37,8 +37,9 @@ def main(pairs: Path, folder: Path, methods: list[str]) -> None:
     shutil.copy(pairs, folder / "pairs.jsonl")
     for method in methods:
         train(method, folder, bucket)
-    figures = {method: figures_of(method, bucket) for method in methods}
-    draw({method: history(method, bucket) for method in methods}, folder / "curves.png")
+    told = {method: history(method, bucket) for method in methods}
+    figures = {method: figures_of(told[method]) for method in methods}
+    draw(told, folder / "curves.png")
     for method in methods:
         figures[method]["answers"] = answers(export(method, folder, bucket))
     (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -62,6 +63,7 @@ def history(method: str, bucket: Path) -> dict[str, Any]:
     return {
         "run": steps_of(run),
         "twin": steps_of(twin),
+        "compared": next(event.data for event in reversed(events) if event.kind == "compared"),
         "kills": [event.data["step"] for event in events if event.kind == "preempted"],
         "evaluations": {event.data["step"]: event.data["metrics"] for event in events if event.kind == "evaluated"},
     }
@@ -86,17 +88,13 @@ def steps_of(store: Any) -> dict[str, list[float]]:
     }
 
 
-def figures_of(method: str, bucket: Path) -> dict[str, Any]:
+def figures_of(told: dict[str, Any]) -> dict[str, Any]:
     """The run in figures."""
-    told = history(method, bucket)
     run, quarter = told["run"], len(told["run"]["loss"]) // 4
-    compared = [
-        event.data for event in read_events(open_run(str(bucket), f"smollm2-{method}")) if event.kind == "compared"
-    ]
     return {
         "steps": len(run["loss"]),
         "killed_at": told["kills"],
-        "compared": compared[-1],
+        "compared": told["compared"],
         "first_quarter": {
             name: round(statistics.mean(run[name][:quarter]), 4) for name in ("loss", "margin", "accuracy")
         },
