@@ -45,8 +45,9 @@ def assumed(places: int, mean_h: float | None = None) -> Hazard:
     return Hazard(
         chain=chain,
         source=(
-            f"spot, assumed from {PROVENANCE}: a machine is taken away after {mean:.1f} h on average (half of them "
-            f"within {median:.1f} h), and a stock-out ends after {mean_spell_h(chain.down_ends):.1f} h"
+            f"spot in {'several zones' if places > 1 else 'one zone'}, assumed from {PROVENANCE}: a machine is taken "
+            f"away after {mean:.1f} h on average (half of them within {median:.1f} h), and a stock-out ends after "
+            f"{mean_spell_h(chain.down_ends):.1f} h"
         ),
     )
 

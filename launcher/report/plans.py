@@ -17,13 +17,18 @@ from launcher.request import CLOUDS
 SHOWN = 8
 """Plans; the others are counted."""
 BAR = 26
+WIDE = 108
+"""Columns of a terminal that has room for the bars beside the figures."""
 
 
 def show_dry_run(console: Console, result: DryRun, task: str, explanation: Explanation | None = None) -> None:
     """The comparison of plans, the recommendation, the assumptions and the task."""
     console.print(offers_table(result.offers))
     console.print()
-    console.print(_plans_table(result))
+    wide = console.width >= WIDE
+    console.print(_plans_table(result, chart=wide))
+    if not wide:
+        console.print(_chart(result))
     left_out = len(result.plans) - len(_shown(result))
     if left_out > 0:
         console.print(f"and {left_out} dearer plans: -o json has them all", style="dim")
@@ -39,17 +44,17 @@ def show_dry_run(console: Console, result: DryRun, task: str, explanation: Expla
     console.print(Text(task))
 
 
-def _plans_table(result: DryRun) -> Table:
-    table = plain_table(f"plans for {result.recipe}, {result.work_h:g} h of work")
+def _plans_table(result: DryRun, *, chart: bool) -> Table:
+    table = plain_table(f"plans for {result.recipe}, {result.work_h:g} h of work: means, and what 95 % stay below")
     shown = _shown(result)
-    dearest = max((plan.cost_p95_usd for plan in shown), default=1.0)
-    names = ["", "plan", "expected $", "p95 $", "finish h", "p95 h", "preemptions"]
+    dearest = _dearest(shown)
     dated = any(plan.deadline_probability is not None for plan in shown)
-    if dated:
-        names.append("in time")
-    for name in names:
-        table.add_column(name, justify="left" if name in ("", "plan") else "right")
-    table.add_column("cost: p5 to p95", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("plan", min_width=22)
+    for name in ("$", "95 % $", "hours", "95 % h", "preempted", *(["in time"] if dated else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    if chart:
+        table.add_column("cost: p5 to p95", no_wrap=True)
     for plan in shown:
         chosen = plan.name == result.recommended
         cells = [
@@ -63,9 +68,24 @@ def _plans_table(result: DryRun) -> Table:
         ]
         if dated:
             cells.append(f"{plan.deadline_probability or 0:.0%}")
+        if chart:
+            cells.append(_bar(plan, dearest))
         style = "bold" if chosen else ("" if plan.within_limits else "dim")
-        table.add_row(*cells, _bar(plan, dearest), style=style)
+        table.add_row(*cells, style=style)
     return table
+
+
+def _chart(result: DryRun) -> Table:
+    """The bars alone, where the table leaves them no room."""
+    shown = _shown(result)
+    table = plain_table(f"\ncost from p5 to p95, 0 to {_dearest(shown):,.0f} $", header=False)
+    for plan in shown:
+        table.add_row(plan.name, _bar(plan, _dearest(shown)), style="bold" if plan.name == result.recommended else "")
+    return table
+
+
+def _dearest(shown: Sequence[Plan]) -> float:
+    return max((plan.cost_p95_usd for plan in shown), default=1.0)
 
 
 def _shown(result: DryRun) -> list[Plan]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from launcher.errors import NothingFits
 from launcher.explain import explain
@@ -13,6 +15,7 @@ from launcher.hazard import Hazard, assumed
 from launcher.offers import Catalog, Offer, cheapest_by_kind, find_catalog, load_offers
 from launcher.plan import MAX_ON_DEMAND_RUNGS, DryRun, ladder, require_plan
 from launcher.planner import Planner, wanted_gpus
+from launcher.report.plans import show_dry_run
 from launcher.request import Gpus, LaunchRequest
 from launcher.speeds import relative_speed
 from trainer.recipe import load_recipe
@@ -113,6 +116,20 @@ def test_impossible_limits_say_by_how_much(snapshot: Catalog, limits: dict[str, 
     with pytest.raises(NothingFits, match=message) as caught:
         require_plan(result, request)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(("width", "beside"), [(80, False), (120, True)])
+def test_the_comparison_is_readable_in_a_narrow_terminal(snapshot: Catalog, width: int, beside: bool) -> None:
+    _, result = plan(snapshot, deadline_h=24.0)
+    output = io.StringIO()
+    show_dry_run(Console(width=width, file=output), result, "task")
+    lines = output.getvalue().splitlines()
+    (row,) = [line for line in lines if line.startswith("->")]
+    assert f"->  {result.recommended}" in row
+    assert ("◆" in row) is beside
+    assert sum("◆" in line for line in lines) == 8, "each plan has its bar"
+    table = lines[: next(number for number, line in enumerate(lines) if line.startswith("recommended"))]
+    assert "…" not in "".join(table), "no figure is cut off"
 
 
 def test_hours_market_and_hazard_change_the_plan(snapshot: Catalog) -> None:
