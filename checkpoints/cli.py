@@ -20,6 +20,7 @@ from checkpoints.errors import CorruptCheckpoint, ObjectMissing, UserError
 from checkpoints.head import Commit, Head, Lease, Writer, best_of, pin, read_head
 from checkpoints.manifest import Manifest
 from checkpoints.pull import pull
+from checkpoints.rebuild import find_remains
 from checkpoints.restore import load_index, load_manifest, restore_shard, verify
 from checkpoints.retention import collect, collect_orphans
 from checkpoints.shm import SharedBuffer
@@ -249,6 +250,11 @@ def _head(store: Store) -> Head:
     except ObjectMissing:
         head = None
     if head is None:
+        if remains := find_remains(store):
+            raise UserError(
+                f"the HEAD of {store.url} is gone; {len(remains.manifests)} checkpoints are there",
+                "start the run again: its next attempt makes HEAD anew from them, and goes on",
+            )
         raise UserError(
             f"{store.url} is not a run: it has no HEAD", "give the run's own folder, for example s3://bucket/my-run"
         )

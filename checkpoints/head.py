@@ -9,6 +9,7 @@ The first half of this module decides (pure functions of the old HEAD and the ti
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -20,8 +21,11 @@ from checkpoints.clock import Clock, SystemClock
 from checkpoints.confirm import confirmed
 from checkpoints.errors import AlreadyExists, Conflict, Fenced, ObjectMissing, RunHeld, StoreError, UserError
 from checkpoints.manifest import Key, Manifest, Record, Sha256, manifest_key, parse, sha256
+from checkpoints.rebuild import Remains, find_remains
 from checkpoints.store import Store
 from checkpoints.upload import put_once
+
+logger = logging.getLogger(__name__)
 
 HEAD_KEY = "HEAD"
 LEASE_S = 60.0
@@ -139,6 +143,31 @@ def next_claim(head: Head | None, writer: Writer, now: datetime, lease_s: float,
     )
 
 
+def claim_of_remains(remains: Remains, writer: Writer, now: datetime, lease_s: float) -> Head:
+    """The HEAD that makes `writer` the holder of a run whose HEAD is gone, with the checkpoints that were found.
+
+    Some may never have been committed (their writer lost the race for HEAD), or be half deleted. Neither does harm: a
+    run is deterministic, so a whole checkpoint of a step is the checkpoint of that step, and a restore passes over one
+    that isn't whole. Whoever held the run is fenced, because this HEAD has another writer.
+    """
+    commits = tuple(
+        _commit_of(found.manifest, found.key, found.sha256, found.manifest.created_at) for found in remains.manifests
+    )
+    claimed = next_claim(None, writer, now, lease_s)
+    return claimed.model_copy(update={"epoch": remains.last_epoch + 1, "commits": commits})
+
+
+def _commit_of(manifest: Manifest, key: str, digest: str, at: datetime) -> Commit:
+    return Commit(
+        step=manifest.step,
+        epoch=manifest.epoch,
+        manifest=key,
+        sha256=digest,
+        size_bytes=manifest.size_bytes,
+        committed_at=at,
+    )
+
+
 def next_renewal(head: Head, now: datetime, lease_s: float) -> Head:
     """The same HEAD with the lease extended (or, with `lease_s` = 0, given back)."""
     return head.model_copy(update={"nonce": uuid.uuid4().hex, "lease_until": now + timedelta(seconds=lease_s)})
@@ -251,14 +280,20 @@ class Lease:
     ) -> Lease:
         """Become the writer of the run.
 
-        Waits up to `wait_s` for another writer's lease to run out, then raises `RunHeld` (see `next_claim`).
+        Waits up to `wait_s` for another writer's lease to run out, then raises `RunHeld` (see `next_claim`). Where HEAD
+        is gone and checkpoints are there, it is made anew from them.
         """
         clock = clock or SystemClock()
         patience_ends = clock.now() + timedelta(seconds=wait_s)
         while True:
             old, token = _read(store)
+            remains = find_remains(store) if old is None else None
             try:
-                head = next_claim(old, writer, clock.now(), lease_s, gone)
+                if remains is not None:
+                    logger.warning("%s has no HEAD: made anew, with %d checkpoints", store.url, len(remains.manifests))
+                    head = claim_of_remains(remains, writer, clock.now(), lease_s)
+                else:
+                    head = next_claim(old, writer, clock.now(), lease_s, gone)
             except RunHeld:
                 if clock.now() >= patience_ends:
                     raise
@@ -305,14 +340,7 @@ class Lease:
         digest = sha256(data)
         key = manifest_key(manifest.step, manifest.epoch, digest)
         put_once(self._store, key, data)
-        commit = Commit(
-            step=manifest.step,
-            epoch=manifest.epoch,
-            manifest=key,
-            sha256=digest,
-            size_bytes=manifest.size_bytes,
-            committed_at=self._clock.now(),
-        )
+        commit = _commit_of(manifest, key, digest, self._clock.now())
         self._update(lambda head: next_commit(head, commit, self._clock.now(), self._lease_s, retention))
         return commit
 

@@ -12,12 +12,12 @@ from datetime import datetime
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.head import Commit, Head, Lease, Tombstone
 from checkpoints.parallel import parallel_map
+from checkpoints.rebuild import MANIFEST_KEY
 from checkpoints.restore import load_manifest
 from checkpoints.store import Store
 
 CONCURRENCY = 16
 _DATA = re.compile(r"(data/e(\d{6,})-[^/]+)/.+")
-_MANIFEST = re.compile(r"manifests/s\d{8,}-e(\d{6,})-[0-9a-f]+\.json")
 
 
 def expired(head: Head, now: datetime) -> tuple[Tombstone, ...]:
@@ -59,7 +59,7 @@ def collect_orphans(store: Store, lease: Lease) -> int:
     orphans += [
         entry.key
         for entry in store.list("manifests")
-        if (match := _MANIFEST.fullmatch(entry.key)) and int(match[1]) < head.epoch and entry.key not in manifests
+        if (match := MANIFEST_KEY.fullmatch(entry.key)) and int(match[2]) < head.epoch and entry.key not in manifests
     ]
     _delete(store, orphans)
     return len(orphans)

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from checkpoints.clock import FakeClock
 from checkpoints.errors import Conflict, CorruptCheckpoint, Fenced, RunHeld, StoreError
+from checkpoints.events import Diary
 from checkpoints.head import HEAD_KEY, LEASE_S, Lease, Retention, Score, Writer, best_of, read_head
 from checkpoints.manifest import Manifest
 from checkpoints.object_store import ObjectStore
+from checkpoints.rebuild import find_remains
+from checkpoints.upload import put_once
 
 
 def writer(name: str) -> Writer:
@@ -297,3 +300,35 @@ def test_scores_of_another_metric_do_not_count() -> None:
     assert best.step == 2
     with pytest.raises(ValueError, match="finite"):
         Score(metric="loss", value=float("nan"))
+
+
+def test_a_lost_head_is_made_anew_from_the_manifests() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    first = Lease.claim(store, writer("a"), clock=clock)
+    second = Lease.claim(store, writer("b"), clock=clock, gone="a")
+    for step in (10, 20, 30):
+        second.commit(manifest(step, 2, clock), Retention(newest=2))
+    put_once(store, "manifests/s00000040-e000002-0123456789abcdef.json", b"{}")  # damaged: no checkpoint
+    store.delete(HEAD_KEY)
+    with pytest.raises(Fenced, match="HEAD is gone"):
+        second.commit(manifest(35, 2, clock), Retention(newest=2))
+    new = Lease.claim(store, writer("c"), clock=clock)
+    assert (new.head.epoch, [commit.step for commit in new.head.commits]) == (3, [35, 30, 20, 10])
+    for zombie in (first, second):
+        with pytest.raises(Fenced, match="attempt 3"):
+            zombie.commit(manifest(50, zombie.head.epoch, clock), Retention(newest=2))
+    new.commit(manifest(50, 3, clock), Retention(newest=2))
+    assert [commit.step for commit in new.head.commits] == [50, 35]
+
+
+def test_a_lost_head_loses_no_attempts_number() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    lease = Lease.claim(store, writer("a"), clock=clock)
+    lease.commit(manifest(10, 1, clock), Retention(newest=2))
+    Diary(store, 7, clock).write("claimed")
+    store.delete(HEAD_KEY)
+    assert Lease.claim(store, writer("b"), clock=clock).head.epoch == 8
+
+
+def test_a_new_run_starts_at_nothing() -> None:
+    assert find_remains(ObjectStore.memory()) is None

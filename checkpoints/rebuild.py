@@ -1,0 +1,74 @@
+"""What a run still has when its HEAD is gone: somebody deleted it, or a tool copied the folder without it.
+
+Every manifest carries its own checksum and is named by its hash, so the checkpoints can be found without HEAD. What is
+lost with it is who held the run, pins, and scores.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from checkpoints.confirm import confirmed
+from checkpoints.errors import CorruptCheckpoint, ObjectMissing
+from checkpoints.events import Event, read_events
+from checkpoints.manifest import Manifest, manifest_key, parse, sha256
+from checkpoints.store import Store
+
+MANIFEST_KEY = re.compile(r"manifests/s(\d{8,})-e(\d{6,})-[0-9a-f]+\.json")
+
+
+class Found(NamedTuple):
+    """A manifest that is whole."""
+
+    key: str
+    sha256: str
+    manifest: Manifest
+
+
+class Remains(NamedTuple):
+    """What is there without HEAD."""
+
+    manifests: tuple[Found, ...]
+    """Newest step first, one for each step."""
+    last_epoch: int
+    """The highest epoch that anything tells of."""
+
+
+def find_remains(store: Store) -> Remains | None:
+    """The checkpoints of a run that has no HEAD; None if it never had one, which costs one listing."""
+    keys = [match[0] for entry in store.list("manifests") if (match := MANIFEST_KEY.fullmatch(entry.key))]
+    if not keys:
+        return None
+    newest: dict[int, Found] = {}
+    for key in sorted(keys):  # of one step the one of the later epoch wins
+        found = _read(store, key)
+        if found is not None:
+            newest[found.manifest.step] = found
+    epochs = [int(match[2]) for key in keys if (match := MANIFEST_KEY.fullmatch(key))]
+    epochs += [event.attempt for event in _events(store)]
+    return Remains(tuple(newest[step] for step in sorted(newest, reverse=True)), max(epochs))
+
+
+def _read(store: Store, key: str) -> Found | None:
+    """The manifest, if it is there and is what its name says."""
+
+    def read() -> Found:
+        data = store.get(key).data
+        digest = sha256(data)
+        found = Found(key, digest, parse(Manifest, data, f"{store.url}/{key}"))
+        if key != manifest_key(found.manifest.step, found.manifest.epoch, digest):
+            raise CorruptCheckpoint(f"{store.url}/{key} is not what its name says")
+        return found
+
+    try:
+        return confirmed(read)
+    except (CorruptCheckpoint, ObjectMissing):
+        return None
+
+
+def _events(store: Store) -> list[Event]:
+    try:
+        return read_events(store)
+    except CorruptCheckpoint:
+        return []
