@@ -20,6 +20,7 @@ from checkpoints.errors import CorruptCheckpoint, ObjectMissing, UserError
 from checkpoints.head import Commit, Head, Lease, Writer, best_of, pin, read_head
 from checkpoints.manifest import Manifest
 from checkpoints.pull import pull
+from checkpoints.readers import reading
 from checkpoints.rebuild import find_remains
 from checkpoints.restore import load_index, load_manifest, restore_shard, verify
 from checkpoints.retention import collect, collect_orphans
@@ -100,7 +101,8 @@ def verify_checkpoints(
     store = open_store(url)
     head = _head(store)
     chosen = [_choose(head, step)] if step is not None or newest else list(head.commits)
-    results = _verify_all(store, chosen)
+    with reading(store, chosen):
+        results = _verify_all(store, chosen)
     faults = {done: fault for done, fault in results.items() if fault}
     rows = [
         {"step": commit.step, "size_bytes": commit.size_bytes, "good": not results[commit], "fault": results[commit]}
@@ -124,7 +126,7 @@ def pull_checkpoint(
     store = open_store(url)
     head = _head(store)
     commit = _choose(head, step)
-    with _bar(f"step {commit.step}", commit.size_bytes) as advance:
+    with reading(store, [commit]), _bar(f"step {commit.step}", commit.size_bytes) as advance:
         pull(store, head, commit, folder, advance)
     sys.stdout.write(f"step {commit.step} is in {folder}\n")
 
@@ -152,7 +154,7 @@ def export_checkpoint(
             f"the trainer exports the adapter at the end, into {store.url}/final",
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
+    with reading(store, [commit]), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
         shards = []
         with _bar("reading", manifest.size_bytes) as advance:
             for ref in manifest.shards:  # into files: the kernel may drop what isn't needed, as it can't with memory

@@ -290,7 +290,6 @@ class Lease:
             remains = find_remains(store) if old is None else None
             try:
                 if remains is not None:
-                    logger.warning("%s has no HEAD: made anew, with %d checkpoints", store.url, len(remains.manifests))
                     head = claim_of_remains(remains, writer, clock.now(), lease_s)
                 else:
                     head = next_claim(old, writer, clock.now(), lease_s, gone)
@@ -305,9 +304,10 @@ class Lease:
                 else:
                     store.swap(HEAD_KEY, head.to_json(), token)
             except (AlreadyExists, Conflict):
-                if _is_ours(store, head):
-                    return cls(store, head, clock, lease_s)
-                continue  # somebody was faster: look again, and most likely see `RunHeld`
+                if not _is_ours(store, head):
+                    continue  # somebody was faster: look again, and most likely see `RunHeld`
+            if remains is not None:
+                logger.warning("%s had no HEAD: made anew, with %d checkpoints", store.url, len(head.commits))
             return cls(store, head, clock, lease_s)
 
     @classmethod

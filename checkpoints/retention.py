@@ -12,6 +12,7 @@ from datetime import datetime
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.head import Commit, Head, Lease, Tombstone
 from checkpoints.parallel import parallel_map
+from checkpoints.readers import manifests_being_read
 from checkpoints.rebuild import MANIFEST_KEY
 from checkpoints.restore import load_manifest
 from checkpoints.store import Store
@@ -27,8 +28,11 @@ def expired(head: Head, now: datetime) -> tuple[Tombstone, ...]:
 
 
 def collect(store: Store, lease: Lease, now: datetime) -> int:
-    """Delete the objects of expired tombstones and forget them; returns how many checkpoints went."""
+    """Delete the objects of expired tombstones that nobody reads, and forget them; returns how many checkpoints went."""
     stones = expired(lease.head, now)
+    if stones:
+        read = manifests_being_read(store, now)  # after the tombstones: see checkpoints.readers
+        stones = tuple(stone for stone in stones if stone.commit.manifest not in read)
     for stone in stones:
         prefix = _data_prefix(store, stone.commit)
         if prefix is not None:  # else its data is found by `collect_orphans`, once the tombstone is gone

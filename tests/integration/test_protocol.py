@@ -7,7 +7,8 @@ The attempts run the product's own code: claim, restore, upload, commit, renew, 
 Checked all the time:
   - what is read from HEAD is whole and is what was saved for that step (0 corrupt reads);
   - a commit that was acknowledged stays (0 lost commits);
-  - HEAD's epoch and newest step never go back, and nobody commits with an old epoch.
+  - HEAD's epoch and newest step never go back, and nobody commits with an old epoch;
+  - what a reader beside them has announced stays whole until it is done.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import pytest
 from checkpoints.errors import AlreadyExists, Conflict, CorruptCheckpoint, Fenced, ObjectMissing, RunHeld, StoreError
 from checkpoints.head import Head, Lease, Retention, Writer, read_head
 from checkpoints.manifest import Manifest
+from checkpoints.readers import FOLDER, VALID, announce
 from checkpoints.restore import restore_shard
 from checkpoints.retention import collect, collect_orphans
 from checkpoints.snapshot import HostBuffer, Snapshot
@@ -78,6 +80,9 @@ class DictStore:
             raise Conflict(key)
         return self._write(key, data)
 
+    def put(self, key: str, data: Any) -> None:
+        self._write(key, data)
+
     def list(self, prefix: str) -> list[Entry]:
         return [Entry(key, len(self.objects[key][0])) for key in sorted(self.objects) if key.startswith(f"{prefix}/")]
 
@@ -106,7 +111,7 @@ class World:
         self.last_head: Head | None = None
         self.ends: Counter[str] = Counter()
 
-    def operation(self, actor: Attempt, act: Callable[[], Any], *, write: bool) -> Any:
+    def operation(self, actor: Attempt | Reading, act: Callable[[], Any], *, write: bool) -> Any:
         """One store operation of an attempt: others may run before it; it may fail, crash, or lose its reply."""
         self.hub.switch()
         fate = self.random.random()
@@ -149,7 +154,7 @@ class SteppedStore:
 
     url = "stepped://"
 
-    def __init__(self, world: World, actor: Attempt) -> None:
+    def __init__(self, world: World, actor: Attempt | Reading) -> None:
         self.world, self.actor = world, actor
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -266,11 +271,55 @@ class Attempt:
             collect_orphans(self.store, lease)
 
 
+class Reading:
+    """Somebody with `notus-ckpt`, who says what is read and reads it slowly."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.conditional = ""
+        self.store: Any = SteppedStore(world, self)
+        self.clock = SkewedClock(world, world.random.uniform(-300, 300))
+        self.key = f"{FOLDER}/{number}.json"
+        self.alive = True
+        self.greenlet = greenlet.greenlet(self._run)
+
+    def _run(self) -> None:
+        try:
+            self._read()
+        except (Crash, StoreError) as end:
+            self.world.ends[f"reader {type(end).__name__}"] += 1
+        finally:
+            self.alive = False
+
+    def _read(self) -> None:
+        head = read_head(self.store)
+        if head is None or not head.commits:
+            return
+        commit = self.world.random.choice(head.commits)
+        began = self.world.now
+        announce(self.store, self.key, [commit], self.clock)
+        for rank in range(RANKS):
+            for _ in range(self.world.random.randint(0, 150)):  # a slow link
+                self.world.hub.switch()
+            try:
+                shard = restore_shard(self.store, commit, rank)
+            except CorruptCheckpoint as error:
+                if self.world.now - began > VALID - 2 * timedelta(seconds=600):
+                    return  # nobody renewed the word here
+                raise AssertionError(f"deleted while it was read: {error.message}") from error
+            assert shard.trees() == content(commit.step, rank), "another step's bytes"
+        self.world.ends["reader done"] += 1
+        self.store.delete(self.key)
+
+
 def run_schedule(store: Any, seed: int) -> World:
     """One random schedule, to its end."""
     world = World(store, seed)
-    attempts = [Attempt(world, number) for number in range(world.random.randint(2, 6))]
-    started: list[Attempt] = []
+    attempts: list[Attempt | Reading] = [Attempt(world, number) for number in range(world.random.randint(2, 6))]
+    attempts[1:1] = [
+        Reading(world, number) for number in range(world.random.randint(0, 2))
+    ]  # the last one starts first
+    started: list[Attempt | Reading] = []
     while attempts or any(attempt.alive for attempt in started):
         if attempts and (not any(a.alive for a in started) or world.random.random() < 0.05):
             started.append(attempts.pop())
@@ -312,7 +361,7 @@ def test_random_schedules_in_memory() -> None:
     # the schedules must really do something, or they prove nothing
     assert epochs > 1.5 * SCHEDULES
     assert commits > 0.5 * SCHEDULES
-    for end in ("Crash", "Fenced", "RunHeld", "StoreError"):
+    for end in ("Crash", "Fenced", "RunHeld", "StoreError", "reader done"):
         assert ends[end] > 0.01 * SCHEDULES, f"too few attempts ended with {end}: {ends}"
 
 
@@ -336,7 +385,7 @@ class _PlainStore:
         return getattr(self.inner, name)
 
 
-@pytest.mark.parametrize("sabotage", ["no fence", "early delete"])
+@pytest.mark.parametrize("sabotage", ["no fence", "early delete", "readers ignored"])
 def test_the_model_notices_a_broken_protocol(sabotage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test of the test: with a protocol that is wrong on purpose the schedules must fail."""
     if sabotage == "no fence":
@@ -345,6 +394,8 @@ def test_the_model_notices_a_broken_protocol(sabotage: str, monkeypatch: pytest.
             return self._write(key, data)
 
         monkeypatch.setattr(DictStore, "swap", blind)
+    elif sabotage == "readers ignored":
+        monkeypatch.setattr("checkpoints.retention.manifests_being_read", lambda store, now: set())
     else:
         monkeypatch.setattr("checkpoints.retention.expired", lambda head, now: _all_but_newest(head))
     with pytest.raises(AssertionError):
