@@ -28,7 +28,7 @@ def expired(head: Head, now: datetime) -> tuple[Tombstone, ...]:
 
 
 def collect(store: Store, lease: Lease, now: datetime) -> int:
-    """Delete the objects of expired tombstones that nobody reads, and forget them; returns how many checkpoints went."""
+    """Delete the objects of expired tombstones that nobody reads; returns how many checkpoints went."""
     stones = expired(lease.head, now)
     if stones:
         read = manifests_being_read(store, now)  # after the tombstones: see checkpoints.readers

@@ -16,6 +16,7 @@ from checkpoints.store import Buffer, Store, holds
 
 CHUNK_BYTES = 64 << 20
 CONCURRENCY = 4
+INDEXES = "index"
 HASHED_BYTES = 512 << 10
 """At once: it stays in the core's own cache."""
 
@@ -50,12 +51,14 @@ def upload_shard(
     chunk_bytes: int = CHUNK_BYTES,
     concurrency: int = CONCURRENCY,
     before_chunk: Callable[[], None] = lambda: None,
+    after_chunk: Callable[[int], None] = lambda size_bytes: None,
 ) -> ShardRef:
     """Upload `snapshot` below `prefix` and return what the manifest needs to know of it.
 
     Chunks are sent from the snapshot's memory, up to `concurrency` at once; checksums are computed on the way. The name
     of the index carries its hash and the shard's size, so that whoever commits learns both from a listing.
-    `before_chunk` is called before each chunk and may raise, to give up.
+    `before_chunk` is called before each chunk and may raise, to give up; `after_chunk` gets its size when it is stored.
+    Both are called from several threads.
     Raises `StoreError` or `BucketUnusable`; what was uploaded until then is garbage that nothing refers to.
     """
 
@@ -64,6 +67,7 @@ def upload_shard(
         view = snapshot.data[position : position + chunk_bytes]
         key = f"{_folder(prefix, rank)}/c{position // chunk_bytes:05d}"
         put_once(store, key, view)
+        after_chunk(view.nbytes)
         return key, view.nbytes
 
     with ThreadPoolExecutor(concurrency) as pool:
@@ -78,7 +82,7 @@ def upload_shard(
     index = ShardIndex(rank=rank, size_bytes=snapshot.data.nbytes, chunks=chunks, tensors=tensors, trees=snapshot.trees)
     data = index.to_json()
     digest = sha256(data)
-    key = f"{_folder(prefix, rank)}/index-{snapshot.data.nbytes}-{digest}.json"
+    key = f"{prefix}/{INDEXES}/r{rank:05d}-{snapshot.data.nbytes}-{digest}.json"
     put_once(store, key, data)
     return ShardRef(rank=rank, index=key, sha256=digest, size_bytes=snapshot.data.nbytes)
 
@@ -116,16 +120,20 @@ def _hash_up_to(
 
 
 def uploaded_shards(store: Store, prefix: str) -> list[ShardRef]:
-    """The shards below `prefix` that are uploaded whole, by rank: each rank's index comes last."""
-    found = (_INDEX.fullmatch(entry.key.removeprefix(f"{prefix}/")) for entry in store.list(prefix))
+    """The shards below `prefix` that are uploaded whole, by rank: each rank's index comes last.
+
+    The indexes have a folder of their own, so that a look at 1,024 ranks lists 1,024 objects and not 100,000 chunks.
+    """
+    folder = f"{prefix}/{INDEXES}"
+    found = (_INDEX.fullmatch(entry.key.removeprefix(f"{folder}/")) for entry in store.list(folder))
     return [
-        ShardRef(rank=int(match[1]), index=f"{prefix}/{match[0]}", sha256=match[3], size_bytes=int(match[2]))
+        ShardRef(rank=int(match[1]), index=f"{folder}/{match[0]}", sha256=match[3], size_bytes=int(match[2]))
         for match in found
         if match
     ]
 
 
-_INDEX = re.compile(r"r(\d{5})/index-(\d+)-([0-9a-f]{64})\.json")
+_INDEX = re.compile(r"r(\d{5})-(\d+)-([0-9a-f]{64})\.json")
 
 
 def _folder(prefix: str, rank: int) -> str:

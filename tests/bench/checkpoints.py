@@ -34,7 +34,7 @@ from checkpoints.saver import Saver
 from checkpoints.shm import RunMemory, SharedBuffer
 from checkpoints.snapshot import HostBuffer, Plan, Snapshot
 from checkpoints.store import Store, open_store
-from checkpoints.upload import CHUNK_BYTES, upload_shard, uploaded_shards
+from checkpoints.upload import CHUNK_BYTES, INDEXES, upload_shard, uploaded_shards
 from checkpoints.uploader import Setup
 from tests.seaweed import seaweed
 
@@ -334,7 +334,7 @@ def bench_commit(folder: Path) -> dict[str, Any]:
 def put_index(store: Store, prefix: str, rank: int) -> None:
     chunks = tuple(Chunk(key=f"{prefix}/r{rank:05d}/c{i:05d}", size_bytes=CHUNK_BYTES, crc32c=i) for i in range(98))
     data = ShardIndex(rank=rank, size_bytes=98 * CHUNK_BYTES, chunks=chunks, tensors=(), trees={}).to_json()
-    store.create(f"{prefix}/r{rank:05d}/index-{98 * CHUNK_BYTES}-{sha256(data)}.json", data)
+    store.create(f"{prefix}/{INDEXES}/r{rank:05d}-{98 * CHUNK_BYTES}-{sha256(data)}.json", data)
 
 
 def manifest_of(shards: list[ShardRef], ranks: int) -> Manifest:
