@@ -56,6 +56,7 @@ class Saver:
         self._buffer = buffer
         self._copy_scope = copy_scope
         self._uploader = UploaderClient(setup)
+        self._preparing: threading.Thread | None = None
         self._copying: threading.Thread | None = None
         self._copy_error: BaseException | None = None
         self._in_flight: Job | None = None
@@ -74,9 +75,33 @@ class Saver:
         """None before the first save is done."""
 
     @property
+    def size_bytes(self) -> int | None:
+        """Of this rank's state, as it was last saved; None before the first save."""
+        return self._in_flight.size_bytes if self._in_flight else self.costs.size_bytes if self.costs else None
+
+    @property
+    def copy_s(self) -> float:
+        """Seconds that the last copy took; 0 before there was one."""
+        return self._copy_s
+
+    @property
     def busy(self) -> bool:
         """Is a save on its way, as far as `poll` knows?"""
         return self._in_flight is not None
+
+    def prepare(self, trees: Mapping[str, Any]) -> None:
+        """Get the memory for saves of `trees` beside the training: its first touch costs some 15 times the copy.
+
+        Without it the first save does that, and the next optimizer step waits. An error comes with that save.
+        """
+        size_bytes = Plan.of(dict(trees)).size_bytes
+        self._preparing = threading.Thread(target=self._reserve, args=(size_bytes,), name="prefault", daemon=True)
+        self._preparing.start()
+
+    @property
+    def is_prepared(self) -> bool:
+        """Is the memory of `prepare` there?"""
+        return self._preparing is None or not self._preparing.is_alive()
 
     def save(
         self,
@@ -163,12 +188,22 @@ class Saver:
             self._note(self._uploader.wait())
         self.failure = None
 
-    def in_flight_bytes(self) -> float:
-        """An estimate of what is still to be uploaded."""
-        if self._in_flight is None:
-            return 0.0
-        sent = (time.monotonic() - self._submitted_at) * (self.costs.bytes_per_second if self.costs else 0.0)
-        return max(0.0, self._in_flight.size_bytes - sent)
+    def in_flight_bytes(self) -> int:
+        """What the store doesn't have yet of the save on its way. A chunk counts when it is whole."""
+        return self._in_flight.size_bytes - self._sent_bytes if self._in_flight is not None else 0
+
+    def bytes_per_second(self) -> float | None:
+        """Of the uploads: as measured so far, else by the one on its way; None where there is nothing to judge by."""
+        if self.costs is not None:
+            return self.costs.bytes_per_second
+        if self._in_flight is None or not self._sent_bytes:
+            return None
+        return self._sent_bytes / max(time.monotonic() - self._submitted_at, 1e-3)
+
+    @property
+    def _sent_bytes(self) -> int:
+        sent = self._uploader.sent
+        return sent.sent_bytes if self._in_flight is not None and sent.number == self._in_flight.number else 0
 
     def take_stall_s(self) -> float:
         """Seconds that training stood still for saving since the last call."""
@@ -183,11 +218,15 @@ class Saver:
     def close(self) -> None:
         """Let the uploader end, and give the shared memory back."""
         self._uploader.close()
+        if self._preparing is not None:
+            self._preparing.join()
         self._buffer.unlink()
 
     def _copy(self, plan: Plan, job: Job) -> None:
         """In the snapshot thread: copy, then tell the uploader."""
         try:
+            if self._preparing is not None:
+                self._preparing.join()
             started = time.monotonic()
             with self._copy_scope():
                 plan.copy(self._buffer.reserve(plan.size_bytes))
@@ -196,6 +235,10 @@ class Saver:
             self._uploader.submit(job.model_copy(update={"buffer": str(self._buffer.path)}))  # it may have moved
         except BaseException as error:
             self._copy_error = error
+
+    def _reserve(self, size_bytes: int) -> None:
+        with contextlib.suppress(OSError), self._copy_scope():  # no room: the save says so
+            self._buffer.reserve(size_bytes)
 
     def _note(self, done: Done) -> None:
         job, self._in_flight = self._in_flight, None

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -83,6 +83,13 @@ class Abandon(_Message):
     abandon: int
 
 
+class Sent(_Message):
+    """How much of a job the store has by now."""
+
+    number: int
+    sent_bytes: int
+
+
 class Done(_Message):
     """What became of a job. Rank 0: committed. Other ranks: uploaded."""
 
@@ -110,6 +117,8 @@ class UploaderClient:
 
     def __init__(self, setup: Setup) -> None:
         self._results: queue.SimpleQueue[Done | None] = queue.SimpleQueue()
+        self.sent = Sent(number=0, sent_bytes=0)
+        """The last word on the job in flight."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "checkpoints.uploader"],
             stdin=subprocess.PIPE,
@@ -163,7 +172,11 @@ class UploaderClient:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._results.put(Done.model_validate_json(line))
+            said = _heard(line)
+            if isinstance(said, Sent):
+                self.sent = said
+            else:
+                self._results.put(said)
         self._results.put(None)
 
     def _checked(self, result: Done | None) -> Done:
@@ -182,10 +195,13 @@ class UploaderClient:
 class Uploader:
     """The process's end."""
 
-    def __init__(self, setup: Setup, store: Store, inbox: Inbox) -> None:
+    def __init__(self, setup: Setup, store: Store, inbox: Inbox, tell: Callable[[Sent], None]) -> None:
+        """`tell` is called from several threads, one at a time."""
         self._setup = setup
         self._store = store
         self._inbox = inbox
+        self._tell = tell
+        self._sent = threading.Lock()
         self._lease: Lease | None = None
         self._orphans_collected = False
 
@@ -220,6 +236,7 @@ class Uploader:
             chunk_bytes=setup.chunk_bytes,
             concurrency=setup.concurrency,
             before_chunk=lambda: self._check_abandoned(job),
+            after_chunk=self._counter(job),
         )
         uploaded = time.monotonic()
         if self._setup.rank == 0:
@@ -230,6 +247,18 @@ class Uploader:
             size_bytes=job.size_bytes,
             upload_s=uploaded - started,
         )
+
+    def _counter(self, job: Job) -> Callable[[int], None]:
+        """Adds up what is sent: with a notice of 30 s it decides whether the upload on its way can be finished."""
+        sent_bytes = 0
+
+        def count(size_bytes: int) -> None:
+            nonlocal sent_bytes
+            with self._sent:
+                sent_bytes += size_bytes
+                self._tell(Sent(number=job.number, sent_bytes=sent_bytes))
+
+        return count
 
     def _commit(self, job: Job, upload_s: float) -> None:
         setup, started = self._setup, time.monotonic()
@@ -335,14 +364,19 @@ def main() -> None:
     setup = Setup.model_validate_json(sys.stdin.buffer.readline())
     inbox = Inbox(sys.stdin.buffer, setup.drain_s)
     inbox.start()
-    uploader = Uploader(setup, open_run(setup.bucket, setup.run), inbox)
+    uploader = Uploader(setup, open_run(setup.bucket, setup.run), inbox, _say)
     for done in uploader.run():
         _say(done)
 
 
-def _say(done: Done) -> None:
+def _heard(line: bytes) -> Sent | Done:
+    said = json.loads(line)
+    return (Sent if "sent_bytes" in said else Done).model_validate(said)
+
+
+def _say(message: Sent | Done) -> None:
     try:
-        sys.stdout.write(done.model_dump_json() + "\n")
+        sys.stdout.write(message.model_dump_json() + "\n")
         sys.stdout.flush()
     except BrokenPipeError:  # the rank is dead; the commit counts all the same
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

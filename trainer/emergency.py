@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-Choice = Literal["finish, then save", "save now", "finish", "leave"]
+Choice = Literal["finish, then save", "finish, then see", "save now", "finish", "leave"]
 
 COMMIT_S = 1.5
 """For the index, the manifest and HEAD after the last chunk: a handful of small requests one after the other."""
@@ -26,13 +26,19 @@ class Needed(NamedTuple):
     """Until an upload on its way has let go of the network and the buffer."""
 
 
+class Unknown(NamedTuple):
+    """A rank that has nothing to judge by: no save is done, and of the first one no chunk has arrived."""
+
+    busy: bool
+
+
 def needed(
     *, copy_s: float, snapshot_bytes: float, busy: bool, in_flight_bytes: float, bytes_per_second: float
 ) -> Needed:
     """Estimate.
 
-    `busy` and not `in_flight_bytes` says whether a save is on its way: one that is slower than expected has no bytes
-    left by the estimate, and still is not committed.
+    `busy` and not `in_flight_bytes` says whether a save is on its way: one whose bytes have all arrived may still wait
+    for other ranks, and is not committed.
     """
     rate = bytes_per_second / SAFETY
     return Needed(
@@ -42,7 +48,7 @@ def needed(
     )
 
 
-def choose(seconds_left: float | None, ranks: Sequence[Needed | None]) -> Choice:
+def choose(seconds_left: float | None, ranks: Sequence[Needed | Unknown]) -> Choice:
     """What fits into the time that is left; of all ranks, the slowest counts.
 
     Each rank's seconds come from its own figures: under LoRA rank 0 has all the bytes and the others a few kB, whose
@@ -52,14 +58,15 @@ def choose(seconds_left: float | None, ranks: Sequence[Needed | None]) -> Choice
     the upload on its way; then that upload alone. If nothing fits, the last commit stays valid, and it is better not
     to start: a save that is cut short is only garbage.
 
-    `seconds_left` None: nobody is in a hurry. A rank that has never completed a save is None: then there is nothing to
-    judge by, and nothing to lose.
+    `seconds_left` None: nobody is in a hurry. Where a rank has nothing to judge by, a save on its way is the better bet:
+    it is ahead of a new one by what was sent already, and its end is the first measurement.
     """
     if seconds_left is None:
         return "finish, then save"
-    known = [rank for rank in ranks if rank is not None]
-    if len(known) < len(ranks):
-        return "save now"
+    known = [rank for rank in ranks if isinstance(rank, Needed)]
+    unknown = [rank for rank in ranks if isinstance(rank, Unknown)]
+    if unknown:
+        return "finish, then see" if any(rank.busy for rank in unknown) else "save now"
     save_s = max(rank.save_s for rank in known)
     give_up_s = max(rank.give_up_s for rank in known)
     finishing = [rank.finish_s for rank in known if rank.finish_s is not None]

@@ -18,7 +18,7 @@ from checkpoints.saver import Saver
 from checkpoints.store import Store
 from checkpoints.uploader import Done, Setup
 from trainer.collective import gather
-from trainer.emergency import Choice, Needed, choose, needed
+from trainer.emergency import Choice, Needed, Unknown, choose, needed
 from trainer.prefetch import Prefetch
 
 logger = logging.getLogger(__name__)
@@ -117,17 +117,24 @@ class Keeper:
 
     def choose(self, seconds_left: float | None) -> Choice:
         """Agree on what to do in the time that is left."""
-        busy, costs = self.saver.poll(), self.saver.costs
-        mine = costs and needed(
-            copy_s=costs.copy_s,
-            snapshot_bytes=costs.size_bytes,
-            busy=busy,
-            in_flight_bytes=self.saver.in_flight_bytes(),
-            bytes_per_second=costs.bytes_per_second,
-        )
-        ranks: list[tuple[float | None, Needed | None]] = gather((seconds_left, mine))
+        mine = self._needed()
+        ranks: list[tuple[float | None, Needed | Unknown]] = gather((seconds_left, mine))
         left = [seconds for seconds, _ in ranks if seconds is not None]
         return choose(min(left) if left else None, [rank for _, rank in ranks])
+
+    def _needed(self) -> Needed | Unknown:
+        """Of this rank."""
+        saver = self.saver
+        busy, rate, size_bytes = saver.poll(), saver.bytes_per_second(), saver.size_bytes
+        if rate is None or size_bytes is None:
+            return Unknown(busy)
+        return needed(
+            copy_s=saver.copy_s,
+            snapshot_bytes=size_bytes,
+            busy=busy,
+            in_flight_bytes=saver.in_flight_bytes(),
+            bytes_per_second=rate,
+        )
 
     def score(self, step: int, metric: str, metrics: dict[str, float]) -> None:
         """Note in HEAD how good the checkpoint of `step` is. Raises `Fenced` on rank 0."""

@@ -7,6 +7,7 @@ chance, not a promise: the periodic saves are what a run can count on.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import urllib.error
 import urllib.request
@@ -21,8 +22,10 @@ GCP_NOTICE_S = 30.0
 """Google's documented time between the notice and the end of a Spot VM."""
 POLL_S = 1.0
 CONNECT_S = 1.0
-MAX_SILENT_POLLS = 5
-"""A metadata server that was never there: this is another cloud, or no cloud. It isn't asked for ever."""
+SILENT_POLLS = 5
+"""Unanswered questions in a row that are worth a warning."""
+
+logger = logging.getLogger(__name__)
 
 
 class Notice(NamedTuple):
@@ -111,11 +114,14 @@ class FileNotice:
 
 
 class NoticePoller:
-    """Asks every source once a second, in a thread, and calls `on_notice` once."""
+    """Asks every source once a second, in a thread, and calls `on_notice` once.
+
+    Never gives a source up: the sources are those of the cloud that the machine is in, and a metadata server may be slow
+    in the first seconds of a boot or away for minutes.
+    """
 
     def __init__(self, sources: Sequence[NoticeSource], on_notice: Callable[[Notice], None]) -> None:
-        self._sources = dict.fromkeys(sources, 0)
-        self._heard: set[NoticeSource] = set()
+        self._silent_polls = dict.fromkeys(sources, 0)
         self._on_notice = on_notice
         self._ended = threading.Event()
 
@@ -126,23 +132,22 @@ class NoticePoller:
         self._ended.set()
 
     def ask_all(self) -> Notice | None:
-        """One round. A source that has never answered in several rounds is dropped."""
-        for source in list(self._sources):
+        """One round."""
+        for source in self._silent_polls:
             try:
                 notice = source.poll()
-            except (OSError, ValueError):
-                self._sources[source] += 1
-                if source not in self._heard and self._sources[source] >= MAX_SILENT_POLLS:
-                    del self._sources[source]
+            except Exception as error:  # whatever one source says, the others are to be heard, and this one next time
+                self._silent_polls[source] += 1
+                if self._silent_polls[source] == SILENT_POLLS:
+                    logger.warning("no preemption notice can be heard from %s just now: %r", source.name, error)
                 continue
-            self._heard.add(source)
-            self._sources[source] = 0
+            self._silent_polls[source] = 0
             if notice is not None:
                 return notice
         return None
 
     def _run(self) -> None:
-        while self._sources and not self._ended.wait(POLL_S):
+        while not self._ended.wait(POLL_S):
             if (notice := self.ask_all()) is not None:
                 self._on_notice(notice)
                 return

@@ -348,13 +348,7 @@ class Attempt:
         self.keeper.settle(tolerant=True)  # the one before
         self._announce("saving")
         started = time.monotonic()
-        trees = states.capture(
-            self.trainer,
-            self.engine,
-            self.scratch.work / "engine",
-            self.pairs.fingerprint,
-            evaluation_due=self.rhythm.evaluation_due,
-        )
+        trees = self._captured()
         self.keeper.saver.count_stall(time.monotonic() - started)
         lines = self.record.lines
         if self.keeper.saver.save(step, trees, reason=reason, fingerprint=self.fingerprint, metrics=lines):
@@ -363,9 +357,20 @@ class Attempt:
             self.keeper.settle()
         self._announce("training")
 
+    def _captured(self) -> dict[str, Any]:
+        """The state as trees of tensors that are not copied yet."""
+        return states.capture(
+            self.trainer,
+            self.engine,
+            self.scratch.work / "engine",
+            self.pairs.fingerprint,
+            evaluation_due=self.rhythm.evaluation_due,
+        )
+
     def _emergency(self) -> bool:
         """Decide together what fits into the time that is left; True = save the newest step."""
-        choice = self.keeper.choose(self.stop.seconds_left())
+        while (choice := self.keeper.choose(self.stop.seconds_left())) == "finish, then see":
+            self.keeper.settle(tolerant=True)  # the first save: from its end on there are figures
         logger.info("stopping: %s", choice)
         if choice in ("save now", "leave"):
             self.keeper.give_up()
@@ -409,6 +414,7 @@ class Attempt:
         if self.first_step:
             self.first_step = False
             self._release_restored()
+            self.keeper.saver.prepare(self._captured())  # now the optimizer has its state
             if dist.get_rank() == 0:
                 progress = {"step": state.global_step, "total_steps": state.max_steps}
                 self.diary.try_write("training", **progress, links=tracker_links())

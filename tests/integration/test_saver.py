@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from checkpoints.shm import RunMemory, SharedBuffer
 from checkpoints.snapshot import Plan
 from checkpoints.store import Store, probe
 from checkpoints.uploader import Done, Inbox, Setup
+from tests.integration.conftest import wait_for
 from trainer.keeper import MAX_FAILED_SAVES, Keeper
 
 STATE = {"s": {"w": np.arange(1000)}}
@@ -144,22 +146,60 @@ time.sleep(60)
     assert not memory.snapshot("me", 0).parent.exists()
 
 
-@pytest.fixture
-def saver(tmp_path: Path) -> Iterator[tuple[Saver, Path]]:
+@contextlib.contextmanager
+def saver_of(tmp_path: Path, ranks: int) -> Iterator[Saver]:
     store = open_run(str(tmp_path), "run")
     head = Lease.claim(store, Writer(id=uuid.uuid4().hex, host="h", pid=os.getpid())).head
     setup = Setup(
         bucket=str(tmp_path),
         run="run",
         rank=0,
-        world_size=1,
+        world_size=ranks,
         writer_id=head.writer.id,
         epoch=head.epoch,
         retention=Retention(newest=2),
+        chunk_bytes=1024,
     )
     made = Saver(setup, SharedBuffer(tmp_path / "buffer"))
-    yield made, tmp_path / "run"
+    yield made
     made.close()
+
+
+@pytest.fixture
+def saver(tmp_path: Path) -> Iterator[tuple[Saver, Path]]:
+    with saver_of(tmp_path, ranks=1) as made:
+        yield made, tmp_path / "run"
+
+
+@pytest.mark.timeout(60)
+def test_what_is_sent_of_the_first_save_is_known_before_it_is_done(tmp_path: Path) -> None:
+    """A notice that comes just then has to be judged by it: giving up would lose all that was sent."""
+    with saver_of(tmp_path, ranks=2) as saving:  # rank 1 never comes: uploaded, and not committed
+        assert saving.bytes_per_second() is None
+        saving.save(1, STATE)
+        saving.wait_copied()
+        assert saving.in_flight_bytes() <= 8000
+        wait_for(lambda: saving.in_flight_bytes() == 0, "all chunks")
+        assert saving.poll()
+        assert saving.size_bytes == 8000
+        assert saving.bytes_per_second()
+        assert saving.costs is None
+        saving.give_up()
+        assert saving.in_flight_bytes() == 0
+        assert saving.bytes_per_second() is None
+
+
+@pytest.mark.timeout(60)
+def test_memory_that_was_prepared_is_not_touched_in_the_first_save(saver: tuple[Saver, Path]) -> None:
+    saving, run = saver
+    saving.prepare(STATE)
+    wait_for(lambda: saving.is_prepared, "the memory")
+    size_bytes = (run.parent / "buffer").stat().st_size
+    assert size_bytes >= 8000
+    assert saving.save(1, STATE)
+    saving.wait()
+    assert saving.failure is None
+    assert (run.parent / "buffer").stat().st_size == size_bytes
 
 
 @pytest.mark.timeout(60)

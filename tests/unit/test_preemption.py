@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import math
 import random
 from datetime import UTC, datetime
@@ -12,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.attempt import notice_sources
-from trainer.emergency import Needed, choose, needed
+from trainer.emergency import Needed, Unknown, choose, needed
 from trainer.interval import auto_interval_minutes, best_interval_s
-from trainer.notice import MAX_SILENT_POLLS, FileNotice, Notice, NoticePoller
+from trainer.notice import SILENT_POLLS, FileNotice, Notice, NoticePoller
 
 GB = 1e9
 
@@ -36,7 +37,9 @@ UPLOADING = rank(busy=True, left=7 * GB)
         (10.0, [rank(busy=True, left=2 * GB)], "finish"),
         (3.0, [UPLOADING], "leave"),
         (3.0, [rank()], "leave"),
-        (3.0, [None, rank()], "save now"),
+        (3.0, [Unknown(busy=False), rank()], "save now"),
+        # the first save of an attempt: giving up what is nearly there would lose all of it
+        (20.0, [Unknown(busy=True), UPLOADING], "finish, then see"),
         (3.0, [rank(size=0.2 * GB)], "finish, then save"),  # LoRA always fits
         # late by its estimate, nothing left to send, not yet committed: it must not be given up
         (5.0, [rank(busy=True, left=0.0)], "finish"),
@@ -45,7 +48,7 @@ UPLOADING = rank(busy=True, left=7 * GB)
         (25.0, [rank(size=0.2 * GB, rate=0.1 * GB), rank(size=16e3, rate=16e3 / 0.15)], "finish, then save"),
     ],
 )
-def test_the_last_seconds(seconds: float | None, ranks: list[Needed | None], choice: str) -> None:
+def test_the_last_seconds(seconds: float | None, ranks: list[Needed | Unknown], choice: str) -> None:
     assert choose(seconds, ranks) == choice
 
 
@@ -121,41 +124,26 @@ def test_a_file_is_a_notice(tmp_path: Path) -> None:
     assert 25 < (notice.deadline - datetime.now(UTC)).total_seconds() <= 30
 
 
-class Silent:
-    name = "silent"
-    asked = 0
+class Odd:
+    """Fails in its own way for a while, then announces."""
+
+    name = "odd"
+
+    def __init__(self, error: Exception) -> None:
+        self.answers: list[Exception | None] = [*[error] * (2 * SILENT_POLLS), None]
 
     def poll(self) -> Notice | None:
-        self.asked += 1
-        raise OSError("no route to host")
-
-
-class Flaky:
-    """Answers, then fails for a while, then announces."""
-
-    name = "flaky"
-
-    def __init__(self) -> None:
-        self.answers: list[Notice | Exception | None] = [
-            None,
-            *[OSError()] * (MAX_SILENT_POLLS + 3),
-            Notice("flaky", None),
-        ]
-
-    def poll(self) -> Notice | None:
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
+        if (answer := self.answers.pop(0)) is not None:
             raise answer
-        return answer
+        return Notice("odd", None)
 
 
-def test_a_source_that_never_answers_is_left_alone_and_one_that_did_is_not() -> None:
-    silent, flaky = Silent(), Flaky()
-    poller = NoticePoller([silent, flaky], lambda notice: None)
-    rounds = [poller.ask_all() for _ in range(MAX_SILENT_POLLS + 5)]
-    assert silent.asked == MAX_SILENT_POLLS
-    assert rounds[-1] == Notice("flaky", None)
-    assert rounds[:-1] == [None] * (MAX_SILENT_POLLS + 4)
+@pytest.mark.parametrize("error", [OSError("no route to host"), http.client.BadStatusLine("?"), KeyError("time")])
+def test_a_source_that_was_silent_for_long_is_heard(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    poller = NoticePoller([Odd(error)], lambda notice: None)
+    rounds = [poller.ask_all() for _ in range(2 * SILENT_POLLS + 1)]
+    assert rounds == [None] * (2 * SILENT_POLLS) + [Notice("odd", None)]
+    assert caplog.text.count("no preemption notice can be heard from odd") == 1
 
 
 @pytest.mark.parametrize(
