@@ -58,8 +58,8 @@ def choose(seconds_left: float | None, ranks: Sequence[Needed | Unknown]) -> Cho
     the upload on its way; then that upload alone. If nothing fits, the last commit stays valid, and it is better not
     to start: a save that is cut short is only garbage.
 
-    `seconds_left` None: nobody is in a hurry. Where a rank has nothing to judge by, a save on its way is the better bet:
-    it is ahead of a new one by what was sent already, and its end is the first measurement.
+    `seconds_left` None: nobody is in a hurry. Where a rank has nothing to judge by, a save on its way is the better
+    bet: it is ahead of a new one by what was sent already, and its end is the first measurement.
     """
     if seconds_left is None:
         return "finish, then save"

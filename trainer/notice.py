@@ -116,8 +116,8 @@ class FileNotice:
 class NoticePoller:
     """Asks every source once a second, in a thread, and calls `on_notice` once.
 
-    Never gives a source up: the sources are those of the cloud that the machine is in, and a metadata server may be slow
-    in the first seconds of a boot or away for minutes.
+    Never gives a source up: the sources are those of the cloud that the machine is in, and a metadata server may be
+    slow in the first seconds of a boot, or away for minutes.
     """
 
     def __init__(self, sources: Sequence[NoticeSource], on_notice: Callable[[Notice], None]) -> None:
