@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import math
 
+HOURS_TO_PREEMPTION = "NOTUS_HOURS_TO_PREEMPTION"
+"""In the environment: mean life of this machine. The NOTUS strategy sets it at each launch."""
+ASSUMED_HOURS_TO_PREEMPTION = 6.0
+"""Where nobody says it."""
+
 MIN_MINUTES = 0.5
 MAX_MINUTES = 60.0
 

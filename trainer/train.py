@@ -35,7 +35,7 @@ from trainer.errors import HardwareError
 from trainer.export import export_model, keep_model_files
 from trainer.fingerprint import check_fingerprint, fingerprint
 from trainer.hub import push_model
-from trainer.interval import auto_interval_minutes
+from trainer.interval import ASSUMED_HOURS_TO_PREEMPTION, HOURS_TO_PREEMPTION, auto_interval_minutes
 from trainer.keeper import Keeper
 from trainer.loading import blaming
 from trainer.meter import Meter, Speedometer, speedometer
@@ -55,8 +55,6 @@ from trainer.tracking import tracker_links
 logger = logging.getLogger(__name__)
 
 FIRST_SAVE_MINUTES = 2.0
-ASSUMED_HOURS_TO_PREEMPTION = 6.0
-"""Of a spot node, until the planner hands over what it knows of the place."""
 
 
 def smallest_gpu_gib() -> float | None:
@@ -384,7 +382,7 @@ class Attempt:
         costs = self.keeper.saver.costs
         if costs is None:
             return FIRST_SAVE_MINUTES  # soon: it is also the measurement
-        hours = float(os.environ.get("NOTUS_HOURS_TO_PREEMPTION") or ASSUMED_HOURS_TO_PREEMPTION)
+        hours = float(os.environ.get(HOURS_TO_PREEMPTION) or ASSUMED_HOURS_TO_PREEMPTION)
         return auto_interval_minutes(
             stall_s=costs.stall_s, upload_s=costs.upload_s, mean_time_to_preemption_s=hours * 3600
         )

@@ -9,12 +9,15 @@ from itertools import pairwise
 
 from checkpoints.events import Event
 from checkpoints.run import Heartbeat
-from launcher.hazard import assumed
+from launcher.hazard import assumed, mean_spell_h
 from launcher.policy.experience import Counts, counts_of
 from launcher.policy.history import MachineSpell, hours_of, machine_now, machines, place_of, spent_usd, work_left_h
 from launcher.policy.limits import Limits
 from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket
 from launcher.policy.model import Known, Observation, Place, Running
+
+ON_DEMAND_H = 720.0
+"""Assumed: a machine that nobody takes away still breaks now and then."""
 
 
 def observe(
@@ -40,6 +43,15 @@ def observe(
         moves_in_vain=_moves_in_vain(spells),
         market=None if current or limits.deadline is None else _market(events, places, limits, now),
     )
+
+
+def hours_to_preemption(
+    events: Sequence[Event], places: Sequence[Place], limits: Limits, now: datetime, first: Place
+) -> float:
+    """Mean life of a machine in `first`, as far as it is known: what the trainer's save interval is chosen by."""
+    if not first.spot:
+        return ON_DEMAND_H
+    return mean_spell_h(_chain(events, [place for place in places if place.spot], limits, now).machine_ends)
 
 
 def _known(place: Place, spells: Sequence[MachineSpell], refused: datetime | None, now: datetime) -> Known:

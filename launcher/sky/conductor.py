@@ -23,7 +23,7 @@ from launcher.policy.decide import decide
 from launcher.policy.history import MachineSpell, machine_now, machines, place_data, why_gone
 from launcher.policy.limits import Limits
 from launcher.policy.model import Action, GiveUp, Launch, Move, Observation, Place, Wait
-from launcher.policy.observe import observe
+from launcher.policy.observe import hours_to_preemption, observe
 
 logger = logging.getLogger("sky.notus")
 """Below "sky", so that what we say is in the job's controller log."""
@@ -66,8 +66,11 @@ class Hands(Protocol):
     async def places(self) -> list[Place]:
         """Every market of the task, with today's price."""
 
-    async def launch_in(self, places: Sequence[Place]) -> Up | Refused:
-        """Ask for a machine, one place after the other, and start the job on it."""
+    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Refused:
+        """Ask for a machine, one place after the other, and start the job on it.
+
+        The trainer is told how long a machine in the first place lives on average.
+        """
 
     async def release(self) -> None:
         """Give the machine back; nothing happens if it is gone."""
@@ -116,7 +119,7 @@ class Conductor:
                 continue
             assert isinstance(action, Launch), action
             await self._note("decided", action="launch", reason=action.reason, first=str(action.places[0]))
-            answer = await self._hands.launch_in(action.places)
+            answer = await self._hands.launch_in(action.places, self._expected_life_h(action.places[0]))
             if isinstance(answer, Up):
                 await self._note("machine_up", place=place_data(answer.place), since=answer.since.isoformat())
                 return answer.submitted_at
@@ -222,11 +225,18 @@ class Conductor:
         beat = await asyncio.to_thread(self._heartbeat)
         return observe(events, beat, self._places, self._limits, self._clock.now())
 
+    def _expected_life_h(self, place: Place) -> float:
+        return hours_to_preemption(self._known_events(), self._places, self._limits, self._clock.now(), place)
+
     async def _events(self) -> list[Event]:
         """The diary. Its objects never change, so each is read once."""
         await asyncio.to_thread(self._write_down)
         for event in await asyncio.to_thread(read_events, self._store, lambda key: key not in self._read):
             self._read[event.key] = event
+        return self._known_events()
+
+    def _known_events(self) -> list[Event]:
+        """As of the last look."""
         return sorted(self._read.values(), key=lambda event: (event.time, event.id))
 
     def _heartbeat(self) -> Heartbeat | None:

@@ -31,6 +31,7 @@ from launcher.policy.limits import Limits, limits_of
 from launcher.policy.model import Place
 from launcher.sky.conductor import Conductor, LimitReached, Refused, Up
 from launcher.sky.entries import Entry, requests
+from trainer.interval import HOURS_TO_PREEMPTION
 
 logger = logging.getLogger("sky.notus")
 
@@ -136,8 +137,9 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             self._resources = await asyncio.to_thread(expand, list(self._task.resources))
         return list(self._resources)
 
-    async def launch_in(self, places: Sequence[Place]) -> Up | Refused:
+    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Refused:
         """Requests of SkyPilot's with exactly these places in this order."""
+        self._task.update_envs({HOURS_TO_PREEMPTION: f"{hours_to_preemption:.3g}"})
         whole = self._task.resources
         refusals: list[str] = []
         asked, prechecks = False, None

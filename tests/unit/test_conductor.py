@@ -18,6 +18,7 @@ from checkpoints.run import HEARTBEAT_KEY, Heartbeat
 from launcher.policy.decide import Settings
 from launcher.policy.limits import Limits
 from launcher.policy.model import Place
+from launcher.policy.observe import ON_DEMAND_H
 from launcher.sky.conductor import DEAF_S, NO_PROGRESS_S, Conductor, LimitReached, Refused, Up
 
 SPOT_A = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
@@ -32,6 +33,7 @@ class FakeSky:
         self.clock = clock
         self.stock = stock
         self.asked: list[tuple[Place, ...]] = []
+        self.lives_h: list[float] = []
         self.waits: list[float] = []
         self.released = 0
         self.up = False
@@ -40,8 +42,9 @@ class FakeSky:
     async def places(self) -> list[Place]:
         return list(self.stock)
 
-    async def launch_in(self, places: Sequence[Place]) -> Up | Refused:
+    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Refused:
         self.asked.append(tuple(places))
+        self.lives_h.append(hours_to_preemption)
         since = self.clock.now()
         for place in places:
             self.clock.sleep(4)
@@ -105,6 +108,24 @@ class Run:
 
     def events(self, kind: str) -> list[Event]:
         return [event for event in read_events(self.store) if event.kind == kind]
+
+
+def test_the_trainer_is_told_how_long_its_machine_lives() -> None:
+    run = Run({SPOT_A: 3, LAMBDA: 1})
+    run.place()
+    for attempt in (1, 2):
+        run.train(attempt, minutes=6)
+        run.sky.up = False
+        run.recover()
+    first, second, third = run.sky.lives_h
+    assert 2 < first < 4, "of one zone, as the table says"
+    assert third < second < first, "each early preemption tells of a rougher market"
+    told = Run({SPOT_A: 1, LAMBDA: 1}, hazard_h=5.0)
+    told.place()
+    assert told.sky.lives_h == [pytest.approx(5.0)]
+    bought = Run({LAMBDA: 1})
+    bought.place()
+    assert bought.sky.lives_h == [ON_DEMAND_H]
 
 
 def test_a_launch_says_where_and_since_when_it_is_paid() -> None:
