@@ -177,10 +177,12 @@ def next_commit(head: Head, commit: Commit, now: datetime, lease_s: float, reten
     """The HEAD after `commit`: it comes first, the older ones that nobody wants become tombstones.
 
     A commit of a step that is not newer than the newest replaces nothing and is refused with `StoreError`: steps
-    never go backwards.
+    never go backwards. The step that this very attempt has committed already stays as it is: its success wasn't heard,
+    and it was saved once more.
     """
-    if any(known.manifest == commit.manifest for known in head.commits):
-        return next_renewal(head, now, lease_s)  # our own commit, whose reply was lost
+    newest = head.commits[0] if head.commits else None
+    if newest is not None and (newest.step, newest.epoch) == (commit.step, commit.epoch):
+        return next_renewal(head, now, lease_s)
     if head.commits and commit.step <= head.commits[0].step:
         raise StoreError(f"step {commit.step} is not newer than the committed step {head.commits[0].step}")
     commits = (commit, *head.commits)

@@ -15,12 +15,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from checkpoints.errors import StoreError
 from checkpoints.shm import SharedBuffer
 from checkpoints.snapshot import Plan
 from checkpoints.upload import save_prefix
 from checkpoints.uploader import Done, Job, Setup, UploaderClient
+
+T = TypeVar("T")
 
 SMOOTHING = 0.3
 """Weight of the newest save in the measured costs: one slow upload is no new bandwidth."""
@@ -170,7 +173,7 @@ class Saver:
 
     def poll(self) -> bool:
         """Hear what the uploader has said, without waiting; returns `busy`. See `failure`."""
-        if self._in_flight is not None and (done := self._uploader.poll()) is not None:
+        if self._in_flight is not None and (done := self._heard(self._in_flight, self._uploader.poll)) is not None:
             self._note(done)
         return self.busy
 
@@ -178,14 +181,15 @@ class Saver:
         """Wait until the save in flight is decided. See `failure`."""
         self.wait_copied()
         if self._in_flight is not None:
-            self._note(self._uploader.wait())
+            self._note(self._heard(self._in_flight, self._uploader.wait))
 
     def give_up(self) -> None:
         """Drop the save in flight. The previous checkpoint stays the newest."""
         self.wait_copied()
         if self._in_flight is not None:
-            self._uploader.abandon(self._in_flight.number)
-            self._note(self._uploader.wait())
+            with contextlib.suppress(StoreError):  # it is dead, and `wait` says so
+                self._uploader.abandon(self._in_flight.number)
+            self._note(self._heard(self._in_flight, self._uploader.wait))
         self.failure = None
 
     def in_flight_bytes(self) -> int:
@@ -232,13 +236,24 @@ class Saver:
                 plan.copy(self._buffer.reserve(plan.size_bytes))
             self._submitted_at = time.monotonic()
             self._copy_s = self._submitted_at - started
-            self._uploader.submit(job.model_copy(update={"buffer": str(self._buffer.path)}))  # it may have moved
+            with contextlib.suppress(StoreError):  # it is dead, and `poll` says so
+                self._uploader.submit(job.model_copy(update={"buffer": str(self._buffer.path)}))  # it may have moved
         except BaseException as error:
             self._copy_error = error
 
     def _reserve(self, size_bytes: int) -> None:
         with contextlib.suppress(OSError), self._copy_scope():  # no room: the save says so
             self._buffer.reserve(size_bytes)
+
+    def _heard(self, job: Job, listen: Callable[[], T]) -> T | Done:
+        """What `listen` hears. Where the uploader was killed (out of memory, for example) it is a failed save, and the
+        next one has a new uploader."""
+        try:
+            return listen()
+        except StoreError as error:
+            self._uploader.close()
+            self._uploader = UploaderClient(self._setup)
+            return Done(number=job.number, step=job.step, error="failed", message=error.message, hint=error.hint)
 
     def _note(self, done: Done) -> None:
         job, self._in_flight = self._in_flight, None

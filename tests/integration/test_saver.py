@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -187,6 +188,31 @@ def test_what_is_sent_of_the_first_save_is_known_before_it_is_done(tmp_path: Pat
         saving.give_up()
         assert saving.in_flight_bytes() == 0
         assert saving.bytes_per_second() is None
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("when", ["idle", "uploading", "given up"])
+def test_an_uploader_that_is_killed_costs_one_save(tmp_path: Path, when: str) -> None:
+    with saver_of(tmp_path, ranks=1 if when == "idle" else 2) as saving:  # with two it waits for rank 1
+        if when != "idle":
+            saving.save(1, STATE)
+            wait_for(lambda: saving.in_flight_bytes() == 0, "the upload")
+        killed = saving.uploader_pid
+        os.kill(killed, signal.SIGKILL)
+        if when == "idle":
+            saving.save(1, STATE)
+        if when == "given up":
+            saving.give_up()
+            assert saving.failure is None
+        else:
+            saving.wait()
+            assert saving.failure is not None
+            assert "has died" in saving.failure.message
+            saving.failure = None
+        assert saving.uploader_pid != killed
+        assert saving.save(2, STATE)
+        wait_for(lambda: saving.in_flight_bytes() == 0, "the next upload")
+        saving.give_up()
 
 
 @pytest.mark.timeout(60)
