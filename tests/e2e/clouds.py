@@ -48,6 +48,7 @@ class Clouds:
         self.home = folder / "home"
         self._image = image
         self._servers: list[subprocess.Popen[bytes]] = []
+        self._namespaces_before = _pid_namespaces()
 
     # --- set-up -----------------------------------------------------------------------------------
 
@@ -63,10 +64,10 @@ class Clouds:
         """End everything that was started, machines first."""
         with contextlib.suppress(subprocess.CalledProcessError):
             self.sky("api", "stop")
-        for (
-            process
-        ) in self._skypilots():  # its controllers are daemons, and start the server again for an unfinished job
+        left = self._skypilots()  # its controllers are daemons, and start the server again for an unfinished job
+        for process in left:
             process.kill()
+        psutil.wait_procs(left, timeout=10)
         for server in reversed(self._servers):
             server.terminate()
             server.wait(30)
@@ -172,6 +173,7 @@ class Clouds:
         """Everything is to be had again, and no machine is left, whatever a test has left behind."""
         self.control("capacity")
         self.control("quota")
+        self.control("weather")
         self.control("bury")
         if not self._emptied(60):  # SkyPilot takes a machine down after it has said that the job is done
             self.sky("jobs", "cancel", "-a", "-y")
@@ -186,17 +188,35 @@ class Clouds:
             time.sleep(1)
         return True
 
-    def leaks(self) -> list[str]:
-        """Mounts, links and disks of machines that are gone, and SkyPilot's processes. Empty after `stop`."""
-        machines = self.folder / "machines"
-        mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(machines) in line]
+    def machine_leaks(self) -> list[str]:
+        """What is left of machines that are gone: processes (and with them private mounts), links, disks. Empty after
+        `reset`."""
         links = [name for _, name in socket.if_nameindex() if re.fullmatch(r"[vp]\d+", name)]
+        inside = [
+            f"{pid} in {namespace}"
+            for namespace, pid in _pid_namespaces().items()
+            if namespace not in self._namespaces_before
+        ]
+        return [*links, *inside, *(path.name for path in (self.folder / "machines").iterdir())]
+
+    def leaks(self) -> list[str]:
+        """The same, and SkyPilot's processes and mounts of ours. Empty after `stop`."""
+        mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(self.folder) in line]
         processes = [f"{process.pid} {process.name()}" for process in self._skypilots()]
-        return [*mounts, *links, *processes, *(path.name for path in machines.iterdir())]
+        return [*mounts, *processes, *self.machine_leaks()]
 
     def control(self, what: str, **body: Any) -> None:
-        """capacity, quota, preempt, partition, lose, find, bury."""
+        """capacity, quota, weather, preempt, partition, lose, find, bury."""
         urllib.request.urlopen(f"{CONTROL}/{what}", json.dumps(body).encode(), timeout=30).close()
+
+
+def _pid_namespaces() -> dict[str, str]:
+    """Each pid namespace that is in use, and a process in it."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            found[str((process / "ns/pid").readlink())] = process.name
+    return found
 
 
 def _run(*command: str) -> None:

@@ -16,6 +16,7 @@ from tests.e2e.cloud.machines import GATEWAY
 from tests.e2e.clouds import Clouds, own_network, running_clouds
 from tests.e2e.figures import MEASURED, report
 from tests.e2e.image import Image, mirror, sky_wheel
+from tests.integration.conftest import wait_for
 from tests.seaweed import S3Server, seaweed
 
 TOOLS = ("ip", "unshare", "nsenter", "mmdebstrap", "ssh", "rsync", "nc", "openssl", "ssh-keygen")
@@ -82,3 +83,4 @@ def plenty(clouds: Clouds) -> Iterator[None]:
     """After each scenario, failed ones too: everything is to be had again, and no machine is left."""
     yield
     clouds.reset()
+    wait_for(lambda: clouds.machine_leaks() == [], "the last trace of the machines", timeout_s=20)

@@ -24,6 +24,13 @@ from tests.seaweed import S3Server
 from trainer.recipe import load_recipe
 from trainer.scratch import Phase, Progress, Scratch
 
+LAMBDA = Rung(cloud="lambda", gpus="A100:8", spot=False)
+GCP = Rung(cloud="gcp", gpus="A100:8", spot=False)
+GCP_SPOT = Rung(cloud="gcp", gpus="A100:8", spot=True)
+NEAR = Rung(cloud="gcp/us-central1", gpus="A100:8", spot=True)
+"""Of one region: where a scenario is about a stock-out, ten more regions only take minutes."""
+QUICK = {"NOTUS_CHECK_MIN": "0.1", "NOTUS_RESTART_MIN": "0.02"}
+"""A run of two minutes is looked at more often, and its machines start faster than a cloud's."""
 BUCKET = "s3://runs"
 START_S = 420.0
 """From the submission to the first step, on a loaded machine."""
@@ -84,22 +91,35 @@ class CloudRun:
 
     def status(self) -> tuple[str, int, str]:
         """Status, recoveries and the reason of a failure, from SkyPilot's own database: asking its server takes seconds."""
+        rows = self._query(
+            "select status, recovery_count, failure_reason from spot where task_name = ? or job_name = ?",
+            self.name,
+            self.name,
+        )
+        return rows[-1] if rows else ("", 0, "")
+
+    def recovering_at(self) -> float:
+        """When SkyPilot first said that the job needs another machine, seconds since 1970."""
+        query = (
+            "select min(strftime('%s', timestamp) + strftime('%f', timestamp) - strftime('%S', timestamp)) "
+            "from job_events where new_status = 'RECOVERING' and spot_job_id in "
+            "(select spot_job_id from spot where task_name = ? or job_name = ?)"
+        )
+        return float(self._query(query, self.name, self.name)[0][0])
+
+    def _query(self, query: str, *parameters: str) -> list[Any]:
         try:
             database = sqlite3.connect(f"file:{self._clouds.home}/.sky/spot_jobs.db?mode=ro", uri=True)
         except sqlite3.OperationalError:  # the server has not made it yet
-            return "", 0, ""
+            return []
         try:
-            rows = database.execute(
-                "select status, recovery_count, failure_reason from spot where task_name = ? or job_name = ?",
-                (self.name, self.name),
-            ).fetchall()
+            return database.execute(query, parameters).fetchall()
         except sqlite3.OperationalError as error:
             if "no such table" not in str(error):
                 raise
-            return "", 0, ""  # it is just being made
+            return []  # it is just being made
         finally:
             database.close()
-        return rows[-1] if rows else ("", 0, "")
 
     def events(self) -> list[Event]:
         return read_events(self.store)
@@ -115,18 +135,33 @@ class CloudRun:
         assert len(found) == 1, found
         return found[0]
 
-    def freeze_in(self, phase: Phase) -> None:
-        """Stop the ranks where they are, as soon as they are in `phase`: that of a tiny model is over before any
+    def freeze_in(self, phase: Phase, *, step: int = 0) -> None:
+        """Stop the ranks where they are, as soon as they are in `phase` at `step`: that of a tiny model is over before any
         preemption arrives."""
-        wait_for(lambda: self._progress().phase == phase, phase, timeout_s=START_S)
-        frozen = 0
+
+        def there() -> bool:
+            progress = self._progress()
+            return progress.phase == phase and progress.step >= step
+
+        wait_for(there, phase, timeout_s=START_S)
+        ranks = self._ranks()
+        for process in ranks:
+            process.suspend()
+        assert len(ranks) >= 2, "the ranks were faster"
+        assert self._progress().phase == phase, "the ranks were faster"
+
+    def thaw(self) -> None:
+        """The ranks go on."""
+        for process in self._ranks():
+            process.resume()
+
+    def _ranks(self) -> list[psutil.Process]:
+        found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.environ().get("NOTUS_RUN") == self.name and "trainer.worker" in process.cmdline():
-                    process.suspend()
-                    frozen += 1
-        assert frozen >= 2, "the ranks were faster"
-        assert self._progress().phase == phase, "the ranks were faster"
+                    found.append(process)
+        return found
 
     def _progress(self) -> Progress:
         """Of the newest attempt, as its machine's disk has it."""
@@ -161,6 +196,23 @@ class CloudRun:
         if self.output.exists():
             lines.append(self.output.read_text())
         return "\n".join([*lines, *(log.read_text()[-3000:] for log in logs[-1:])])
+
+
+def of(run: CloudRun, kind: str) -> list[Event]:
+    """The run's events of a kind, in order."""
+    return [event for event in run.events() if event.kind == kind]
+
+
+def places(run: CloudRun) -> list[dict[str, object]]:
+    """Where it was, in order."""
+    return [event.data["place"] for event in of(run, "machine_up")]
+
+
+def lost_steps(run: CloudRun) -> int:
+    """Steps between what the first attempt did and where the second went on."""
+    (ended,) = [event for event in of(run, "attempt_ended") if event.attempt == 1]
+    (resumed,) = [event for event in of(run, "resumed") if event.attempt == 2]
+    return int(ended.data["step"]) - int(resumed.data["step"])
 
 
 def _age(scratch: Scratch) -> float:

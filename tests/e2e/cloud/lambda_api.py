@@ -23,6 +23,8 @@ def handle(world: World, method: str, path: str, body: dict[str, Any], headers: 
     """Answer one request below /api/v1/."""
     if headers.get("Authorization") != f"Bearer {KEY}":
         return _error(403, "global/invalid-api-key", "API key was invalid, expired, or deleted.")
+    if world.is_throttled():
+        return _error(429, "global/too-many-requests", "API requests are being rate limited.")
     match method, path:
         case "GET", "instances":
             return 200, {"data": [_shown(machine) for machine in world.of("lambda")]}

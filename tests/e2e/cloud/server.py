@@ -1,7 +1,7 @@
 """The process that is both clouds: `python -m tests.e2e.cloud.server ROOT FOLDER`, inside the clouds' network namespace.
 
-The control API below /control/ is for the tests: GET state; POST capacity, quota (each replaces what was
-set), preempt, partition, lose, find, bury.
+The control API below /control/ is for the tests: GET state; POST capacity, quota, weather (slow boots, rate limits; each
+replaces what was set), preempt, partition, lose, find, bury.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ class Handler(QuietHandler):
                 world.capacity = body
             case "quota":
                 world.quotas = body
+            case "weather":
+                world.boot_s, world.throttled = body.get("boot_s", 0.0), body.get("throttled", 0)
             case "preempt":
                 world.preempt(world.alive[body["id"]], notice=body["notice"])
             case "lose":

@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol
 State = Literal["booting", "running", "stopping", "terminated"]
 NOTICE_S = 30.0
 """Between a notice and the end of a GCP spot machine."""
+STOPPING_S = 3.0
+"""For so long a preempted machine is still listed, as STOPPING; SkyPilot asks Google to delete it then."""
 
 
 @dataclass
@@ -60,9 +62,12 @@ class Refused(Exception):
 class World:
     """Both clouds. Thread-safe."""
 
-    def __init__(self, machines: Machines, boot_s: float = 0.0) -> None:
+    def __init__(self, machines: Machines) -> None:
         self._machines = machines
-        self._boot_s = boot_s
+        self.boot_s = 0.0
+        """How long a machine takes before it begins to boot."""
+        self.throttled = 0
+        """So many of Lambda's next requests are over its rate limit."""
         self._numbers = itertools.count(10)
         self.lock = threading.RLock()
         self.alive: dict[str, Machine] = {}
@@ -85,10 +90,10 @@ class World:
         with self.lock:
             over = [self.quotas[key] for key in (f"{place}/{kind}", f"*/{kind}") if key in self.quotas]
             if over:
-                self.note("quota", place=place, machine_kind=kind)
+                self.note("quota", name=name, place=place, machine_kind=kind)
                 raise Refused("quota", over[0])
             if self.room(place, kind) <= 0:
-                self.note("stock-out", place=place, machine_kind=kind)
+                self.note("stock-out", name=name, place=place, machine_kind=kind)
                 raise Refused("capacity", f"no capacity for {kind} in {place}")
             self._take(place, kind, 1)
             number = next(self._numbers)
@@ -110,7 +115,7 @@ class World:
             self.capacity[f"{place}/{kind}"] -= count
 
     def _boot(self, machine: Machine) -> None:
-        time.sleep(self._boot_s)
+        time.sleep(self.boot_s)
         self._machines.boot(machine)
         with self.lock:
             if machine.state == "booting":
@@ -118,16 +123,35 @@ class World:
                 self.note("running", id=machine.id)
 
     def end(self, machine: Machine, why: str) -> None:
-        """Terminate it, now."""
+        """Its processes end now. A preempted machine is listed for some seconds more."""
         with self.lock:
-            if self.alive.pop(machine.id, None) is None:
+            if machine.ended_at is not None:
                 return
-            machine.state, machine.ended_at = "terminated", time.time()
-            self.gone.append(machine)
+            machine.state, machine.ended_at = "stopping", time.time()
             if why != "preempted":
                 self._take(machine.place, machine.kind, -1)
             self.note(why, id=machine.id, name=machine.name, place=machine.place)
         self._machines.kill(machine)
+        if why == "preempted":
+            timer = threading.Timer(STOPPING_S, self._forget, (machine,))
+            timer.daemon = True
+            timer.start()
+        else:
+            self._forget(machine)
+
+    def _forget(self, machine: Machine) -> None:
+        with self.lock:
+            machine.state = "terminated"
+            if self.alive.pop(machine.id, None) is not None:
+                self.gone.append(machine)
+
+    def is_throttled(self) -> bool:
+        """Is this request one too many? Counts it."""
+        with self.lock:
+            if self.throttled <= 0:
+                return False
+            self.throttled -= 1
+            return True
 
     def preempt(self, machine: Machine, *, notice: bool) -> None:
         """Take a machine away: at once, or after a notice of `NOTICE_S`."""
