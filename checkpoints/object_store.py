@@ -249,13 +249,14 @@ def _s3_stores(bucket: str, prefix: str, environment: Mapping[str, str]) -> tupl
     )
     if session.get_credentials() is None:
         raise BucketUnusable(f"no credentials for s3://{bucket}", _CREDENTIALS_HINT)
-    config: dict[str, Any] = {}
+    # Signing the payload costs a SHA-256 of every byte: 0.67 instead of 0.21 CPU-s/GB. TLS protects the bytes on the
+    # way, and every chunk has its CRC32C. AWS, R2 and MinIO take unsigned payloads.
+    config: dict[str, Any] = {"unsigned_payload": True}
     endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
     allow_http = {}
     if endpoint:
         config |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
-        if endpoint.startswith("http://"):  # test servers: signing the payload costs a sha256 of every byte
-            config["unsigned_payload"] = True
+        if endpoint.startswith("http://"):  # test servers
             allow_http = {"allow_http": True}
     config |= {
         "prefix": prefix or None,

@@ -1,4 +1,4 @@
-"""What an object store's clients do on the wire: how long they wait."""
+"""What an object store's clients do on the wire: how long they wait, and what they sign."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class SlowServer(LoopbackServer):
         super().__init__(_Slow)
         self.delay_s: float | None = None
         self.closing = threading.Event()
+        self.hashes: list[str | None] = []
 
 
 class _Slow(QuietHandler):
@@ -32,6 +33,7 @@ class _Slow(QuietHandler):
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.hashes.append(self.headers.get("x-amz-content-sha256"))
         if self.server.delay_s is None:
             self.do_GET()
             return
@@ -101,3 +103,16 @@ def test_a_store_that_never_answers_is_given_up(
 def test_the_limits_let_a_slow_link_save() -> None:
     for limits in object_store._limits():
         assert limits["timeout"] >= timedelta(minutes=5), "64 MiB at 0.2 MB/s"
+
+
+@pytest.mark.parametrize("endpoint", ["", "https://r2.example"])
+def test_no_upload_is_hashed_for_its_signature(endpoint: str) -> None:
+    environment = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "s"}
+    for store in object_store._s3_stores("bucket", "run", environment):
+        assert store.config.get("unsigned_payload") == "true"
+
+
+def test_an_upload_says_that_its_payload_is_unsigned(server: SlowServer, opened: Callable[[], ObjectStore]) -> None:
+    server.delay_s = 0.0
+    opened().create("chunk", LARGE)
+    assert server.hashes == ["UNSIGNED-PAYLOAD"]
