@@ -255,6 +255,11 @@ def _s3_stores(bucket: str, prefix: str, environment: Mapping[str, str]) -> tupl
     endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
     allow_http = {}
     if endpoint:
+        if (urlsplit(endpoint).hostname or "").endswith(".googleapis.com"):
+            raise UserError(
+                f"s3://{bucket} at {endpoint} is GCS through its S3 interface, which has no compare-and-swap",
+                f"write gs://{bucket}, and unset AWS_ENDPOINT_URL",
+            )
         config |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
         if endpoint.startswith("http://"):  # test servers
             allow_http = {"allow_http": True}

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 from tests.loopback import LoopbackServer, QuietHandler, serving
 
@@ -69,6 +69,12 @@ class _Handler(QuietHandler):
                 return self._xml(
                     f"<InitiateMultipartUploadResult><UploadId>{name}</UploadId></InitiateMultipartUploadResult>"
                 )
+            if "delete" in query:  # S3's way, which GCS's S3 interface has too
+                keys = re.findall(r"<Key>(.*?)</Key>", body.decode())
+                for name in keys:
+                    self.server.objects[bucket].pop(unescape(name), None)
+                deleted = "".join(f"<Deleted><Key>{name}</Key></Deleted>" for name in keys)
+                return self._xml(f"<DeleteResult>{deleted}</DeleteResult>")
             parts = self.server.uploads.pop(query["uploadId"])
             numbers = [int(number) for number in re.findall(rb"<PartNumber>(\d+)</PartNumber>", body)]
             self._write(bucket, key, b"".join(parts[number] for number in numbers))
