@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from obstore.exceptions import (
 from obstore.store import GCSStore, MemoryStore, S3Store
 
 from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, StoreError, UserError
-from checkpoints.signed_reader import SignedReader
+from checkpoints.gcs_access import MachineAccess, credentials
+from checkpoints.signed_reader import Request, SignedReader
 from checkpoints.store import Buffer, Entry, Seen, Stored, ignore
 
 # The client retries 5xx and broken connections by itself, with back-off, up to these bounds. A conditional write
@@ -63,15 +64,18 @@ class ObjectStore:
     """The Store contract over an obstore store."""
 
     def __init__(
-        self, store: S3Store | GCSStore | MemoryStore, url: str, bulk: S3Store | GCSStore | None = None
+        self,
+        store: S3Store | GCSStore | MemoryStore,
+        url: str,
+        bulk: S3Store | GCSStore | None = None,
+        direct: Callable[[str], Request] | None = None,
     ) -> None:
         self._store = store
         self._bulk = bulk or store  # the same bucket through a client that is patient with large uploads
         self._url = url
         # GCS compares generations on write, never ETags; obstore calls a generation a version.
         self._token_field = "version" if url.startswith("gs://") else "e_tag"
-        # Signing a GCS URL needs a private key, which a VM's own identity doesn't have.
-        self._signed = SignedReader(self._sign) if isinstance(store, S3Store) else None
+        self._direct = SignedReader(direct) if direct else None
 
     @classmethod
     def open(cls, url: str, environment: Mapping[str, str] | None = None) -> ObjectStore:
@@ -81,14 +85,13 @@ class ObjectStore:
         if not bucket:
             raise UserError(f"bucket {url!r} names no bucket", "write s3://bucket/prefix")
         try:
-            stores = (
-                _gcs_stores(bucket, prefix, environment or {})
-                if parts.scheme == "gs"
-                else _s3_stores(bucket, prefix, os.environ if environment is None else environment)
-            )
+            if parts.scheme == "gs":
+                gcs, gcs_bulk = _gcs_stores(bucket, prefix, environment or {})
+                return cls(gcs, url, gcs_bulk, _gcs_access(gcs, bucket, prefix, {**os.environ, **(environment or {})}))
+            s3, s3_bulk = _s3_stores(bucket, prefix, os.environ if environment is None else environment)
+            return cls(s3, url, s3_bulk, _signing(s3))
         except BaseError as error:
             raise BucketUnusable(f"can't open {url}: {_first_line(error)}", _CREDENTIALS_HINT) from error
-        return cls(stores[0], url, stores[1])
 
     @classmethod
     def memory(cls) -> ObjectStore:
@@ -117,10 +120,10 @@ class ObjectStore:
                 raise
 
     def read_into(self, key: str, target: memoryview, seen: Seen = ignore) -> int:
-        if self._signed is not None and len(target):
+        if self._direct is not None and len(target):
             with self._errors(key):
                 try:
-                    return self._signed.read_into(key, target, seen)
+                    return self._direct.read_into(key, target, seen)
                 except FileNotFoundError:
                     raise
                 except OSError as error:
@@ -176,10 +179,6 @@ class ObjectStore:
     def _sender(self, data: Buffer) -> S3Store | GCSStore | MemoryStore:
         return self._store if memoryview(data).nbytes <= SMALL_BYTES else self._bulk
 
-    def _sign(self, key: str) -> str:
-        assert isinstance(self._store, S3Store)
-        return obstore.sign(self._store, "GET", key, SIGNED_FOR)
-
     def _token(self, meta: Any) -> str:
         token = meta[self._token_field]
         if not isinstance(token, str):
@@ -232,6 +231,26 @@ def _gcs_stores(bucket: str, prefix: str, environment: Mapping[str, str]) -> tup
         GCSStore(bucket, prefix=prefix or None, retry_config=_RETRY, client_options=each, **config) for each in options
     )
     return small, bulk
+
+
+def _gcs_access(
+    store: GCSStore, bucket: str, prefix: str, environment: Mapping[str, str]
+) -> Callable[[str], Request] | None:
+    """How to GET with the credentials that obstore uses; None for a person's login, which can't sign here."""
+    found = credentials(environment)
+    if found is None:
+        return MachineAccess(bucket, prefix, environment).request
+    return _signing(store) if found.get("private_key") and not found.get("disable_oauth") else None
+
+
+def _signing(store: S3Store | GCSStore) -> Callable[[str], Request]:
+    def sign(key: str) -> Request:
+        try:
+            return Request(obstore.sign(store, "GET", key, SIGNED_FOR), {})
+        except BaseError as error:
+            raise OSError(f"can't sign: {_first_line(error)}") from error
+
+    return sign
 
 
 def _s3_stores(bucket: str, prefix: str, environment: Mapping[str, str]) -> tuple[S3Store, S3Store]:

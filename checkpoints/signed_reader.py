@@ -1,4 +1,4 @@
-"""GET straight into memory that is there already, through presigned URLs.
+"""GET straight into memory that is there already, by presigned URLs or with a token.
 
 obstore hands out fresh memory for everything it reads, and touching fresh pages costs several times what the network
 does (storage-facts: 1.7-1.9 CPU-s/GB, a raw range GET 0.25). Here the kernel writes into the final buffer. Retries and
@@ -12,6 +12,7 @@ import ssl
 import threading
 import weakref
 from collections.abc import Callable
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from checkpoints.store import PIECE_BYTES, Seen
@@ -19,6 +20,13 @@ from checkpoints.store import PIECE_BYTES, Seen
 CONNECT_S = 5.0
 TIMEOUT_S = 30.0
 """Longest silence."""
+
+
+class Request(NamedTuple):
+    """What it takes to GET an object."""
+
+    url: str
+    headers: dict[str, str]
 
 
 class UnexpectedAnswer(OSError):
@@ -32,8 +40,8 @@ class SignedReader:
     don't, every chunk would wait `CONNECT_S` for nothing.
     """
 
-    def __init__(self, sign: Callable[[str], str]) -> None:
-        self._sign = sign
+    def __init__(self, sign: Callable[[str], Request]) -> None:
+        self._sign = sign  # a key's request; raises OSError where there is none
         self._idle: list[tuple[str, http.client.HTTPConnection]] = []
         self._reachable: dict[str, bool] = {}
         self._lock = threading.Lock()
@@ -48,11 +56,13 @@ class SignedReader:
             FileNotFoundError: 404.
             OSError: anything else that isn't a plain answer; try another way.
         """
-        parts = urlsplit(self._sign(key))
+        url, headers = self._sign(key)
+        parts = urlsplit(url)
         host = f"{parts.scheme}://{parts.netloc}"
         connection = self._take(host) or self._connect(host)
         try:
-            connection.request("GET", f"{parts.path}?{parts.query}", headers={"Range": f"bytes=0-{len(target) - 1}"})
+            path = f"{parts.path}?{parts.query}" if parts.query else parts.path
+            connection.request("GET", path, headers={**headers, "Range": f"bytes=0-{len(target) - 1}"})
             size_bytes = _receive(connection.getresponse(), target, key, seen)
         except BaseException as error:
             connection.close()

@@ -27,6 +27,8 @@ class FakeGcs(LoopbackServer):
         self.objects: dict[str, dict[str, tuple[bytes, int]]] = {bucket: {} for bucket in buckets}
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.generation = 1000
+        self.token = ""  # where set, reading needs it, or a URL with a signature (that isn't checked)
+        self.asked: list[str] = []
 
 
 @contextlib.contextmanager
@@ -82,6 +84,13 @@ class _Handler(QuietHandler):
 
     def do_GET(self) -> None:
         bucket, key, query = self._target()
+        self.server.asked.append(self.path)
+        if bucket == "computeMetadata":
+            if not self.server.token or self.headers.get("Metadata-Flavor") != "Google":
+                return self._error(404, "NotFound")
+            return self._answer(200, json.dumps({"access_token": self.server.token, "expires_in": 3600}).encode())
+        if self.server.token and not self._may_read(query):
+            return self._error(401, "AuthenticationRequired")
         with self.server.lock:
             if bucket not in self.server.objects:
                 return self._error(404, "NoSuchBucket")
@@ -101,6 +110,9 @@ class _Handler(QuietHandler):
         return self._answer(200, data, headers)
 
     do_HEAD = do_GET
+
+    def _may_read(self, query: dict[str, str]) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {self.server.token}" or "X-Goog-Signature" in query
 
     def do_DELETE(self) -> None:
         bucket, key, _ = self._target()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from checkpoints.signed_reader import SignedReader
+from checkpoints.signed_reader import Request, SignedReader
 from checkpoints.store import ignore
 from tests.gcs_fake import FakeGcs
 from tests.loopback import serving
@@ -46,7 +46,7 @@ def read(reader: SignedReader) -> bytes:
 
 def test_a_host_that_was_never_reached_is_tried_once(cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http.client.HTTPConnection, "connect", lambda connection: cut.connect(connection))
-    reader = SignedReader(lambda key: f"http://store.example/bucket/{key}?signed")
+    reader = SignedReader(lambda key: Request(f"http://store.example/bucket/{key}?signed", {}))
     for _ in range(3):
         with pytest.raises(OSError):
             read(reader)
@@ -54,7 +54,7 @@ def test_a_host_that_was_never_reached_is_tried_once(cut: Cut, monkeypatch: pyte
 
 
 def test_a_host_that_was_reached_is_tried_again(server: FakeGcs, cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = SignedReader(lambda key: f"{server.url}/bucket/{key}?signed")
+    reader = SignedReader(lambda key: Request(f"{server.url}/bucket/{key}?signed", {}))
     assert read(reader) == DATA
     with monkeypatch.context() as patch:
         patch.setattr(http.client.HTTPConnection, "connect", lambda connection: cut.connect(connection))
