@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,28 @@ from obstore.exceptions import (
 from obstore.store import GCSStore, MemoryStore, S3Store
 
 from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, StoreError, UserError
-from checkpoints.signed_reader import SignedReader
+from checkpoints.gcs_access import MachineAccess, credentials
+from checkpoints.signed_reader import Request, SignedReader
 from checkpoints.store import Buffer, Entry, Seen, Stored, ignore
 
 # The client retries 5xx and broken connections by itself, with back-off, up to these bounds. A conditional write
 # that is retried can lose to its own first try: callers compare nonces or bytes (storage-facts, step 5).
 _RETRY: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
 SIGNED_FOR = timedelta(minutes=10)
+
+# The client's own limit of 30 s for a whole request is too short for a chunk of 64 MiB on a slow link, which could then
+# never be saved. A machine that vanishes needs no limit of ours: the kernel gives up 30 s after the last byte that
+# was acknowledged (the client sets TCP_USER_TIMEOUT).
+CONNECT_S = 10.0
+ANSWER_S = 30.0
+"""Longest silence of the store: before its answer, and between two pieces of it. The client counts it from the start
+of the request, so a body on its way up has to fit in."""
+REQUEST_S = 600.0
+"""Longest request. A store that takes a whole chunk and never answers is given up after this; a chunk of 64 MiB needs
+0.11 MB/s, and 32 connections (8 ranks of 4) that share a link 29 Mbit/s."""
+SMALL_BYTES = 1 << 20
+"""Up to this size (HEAD, manifests, indexes) an upload takes less than `ANSWER_S`, and its answer is waited for no
+longer: a lease would run out in `REQUEST_S`."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +63,19 @@ _retried = stamina.retry(on=_Transient, attempts=6, timeout=120, wait_initial=0.
 class ObjectStore:
     """The Store contract over an obstore store."""
 
-    def __init__(self, store: S3Store | GCSStore | MemoryStore, url: str) -> None:
+    def __init__(
+        self,
+        store: S3Store | GCSStore | MemoryStore,
+        url: str,
+        bulk: S3Store | GCSStore | None = None,
+        direct: Callable[[str], Request] | None = None,
+    ) -> None:
         self._store = store
+        self._bulk = bulk or store  # the same bucket through a client that is patient with large uploads
         self._url = url
         # GCS compares generations on write, never ETags; obstore calls a generation a version.
         self._token_field = "version" if url.startswith("gs://") else "e_tag"
-        # Signing a GCS URL needs a private key, which a VM's own identity doesn't have.
-        self._signed = SignedReader(self._sign) if isinstance(store, S3Store) else None
+        self._direct = SignedReader(direct) if direct else None
 
     @classmethod
     def open(cls, url: str, environment: Mapping[str, str] | None = None) -> ObjectStore:
@@ -65,8 +86,10 @@ class ObjectStore:
             raise UserError(f"bucket {url!r} names no bucket", "write s3://bucket/prefix")
         try:
             if parts.scheme == "gs":
-                return cls(GCSStore(bucket, prefix=prefix or None, retry_config=_RETRY, **_gcs_key(environment)), url)
-            return cls(_s3_store(bucket, prefix, os.environ if environment is None else environment), url)
+                gcs, gcs_bulk = _gcs_stores(bucket, prefix, environment or {})
+                return cls(gcs, url, gcs_bulk, _gcs_access(gcs, bucket, prefix, {**os.environ, **(environment or {})}))
+            s3, s3_bulk = _s3_stores(bucket, prefix, os.environ if environment is None else environment)
+            return cls(s3, url, s3_bulk, _signing(s3))
         except BaseError as error:
             raise BucketUnusable(f"can't open {url}: {_first_line(error)}", _CREDENTIALS_HINT) from error
 
@@ -97,10 +120,10 @@ class ObjectStore:
                 raise
 
     def read_into(self, key: str, target: memoryview, seen: Seen = ignore) -> int:
-        if self._signed is not None and len(target):
+        if self._direct is not None and len(target):
             with self._errors(key):
                 try:
-                    return self._signed.read_into(key, target, seen)
+                    return self._direct.read_into(key, target, seen)
                 except FileNotFoundError:
                     raise
                 except OSError as error:
@@ -115,23 +138,23 @@ class ObjectStore:
     @_retried
     def create(self, key: str, data: Buffer) -> str:
         with self._errors(key):
-            return self._token(obstore.put(self._store, key, data, mode="create", use_multipart=False))
+            return self._token(obstore.put(self._sender(data), key, data, mode="create", use_multipart=False))
 
     @_retried
     def swap(self, key: str, data: Buffer, token: str) -> str:
         expected: Any = {self._token_field: token}
         with self._errors(key):
-            return self._token(obstore.put(self._store, key, data, mode=expected, use_multipart=False))
+            return self._token(obstore.put(self._sender(data), key, data, mode=expected, use_multipart=False))
 
     @_retried
     def put(self, key: str, data: Buffer) -> None:
         with self._errors(key):
-            obstore.put(self._store, key, data)
+            obstore.put(self._sender(data), key, data)
 
     @_retried
     def put_file(self, key: str, path: Path) -> None:
         with self._errors(key):
-            obstore.put(self._store, key, path, chunk_size=16 << 20)
+            obstore.put(self._bulk, key, path, chunk_size=16 << 20)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         yield from self._list(prefix)
@@ -153,9 +176,8 @@ class ObjectStore:
         with self._errors(key), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, key)
 
-    def _sign(self, key: str) -> str:
-        assert isinstance(self._store, S3Store)
-        return obstore.sign(self._store, "GET", key, SIGNED_FOR)
+    def _sender(self, data: Buffer) -> S3Store | GCSStore | MemoryStore:
+        return self._store if memoryview(data).nbytes <= SMALL_BYTES else self._bulk
 
     def _token(self, meta: Any) -> str:
         token = meta[self._token_field]
@@ -193,13 +215,46 @@ _CREDENTIALS_HINT = (
 )
 
 
-def _gcs_key(environment: Mapping[str, str] | None) -> dict[str, Any]:
-    """A service account's key that somebody else's environment holds; {} = whatever this process has."""
-    key = (environment or {}).get("GOOGLE_SERVICE_ACCOUNT_KEY")
-    return {"service_account_key": key} if key else {}
+def _limits() -> tuple[dict[str, Any], dict[str, Any]]:
+    """How long the clients wait: for reads and small writes, and for large writes."""
+    bulk = {"connect_timeout": timedelta(seconds=CONNECT_S), "timeout": timedelta(seconds=REQUEST_S)}
+    return {**bulk, "read_timeout": timedelta(seconds=ANSWER_S)}, bulk
 
 
-def _s3_store(bucket: str, prefix: str, environment: Mapping[str, str]) -> S3Store:
+def _gcs_stores(bucket: str, prefix: str, environment: Mapping[str, str]) -> tuple[GCSStore, GCSStore]:
+    """The bucket, with the client for small and the one for large writes."""
+    key = environment.get("GOOGLE_SERVICE_ACCOUNT_KEY")  # of somebody else; else whatever this process has
+    config: Any = {"service_account_key": key} if key else {}
+    # GCS itself is always asked by https; the key file of a test server names an http:// one.
+    options: list[Any] = [{**limits, "allow_http": True} for limits in _limits()]
+    small, bulk = (
+        GCSStore(bucket, prefix=prefix or None, retry_config=_RETRY, client_options=each, **config) for each in options
+    )
+    return small, bulk
+
+
+def _gcs_access(
+    store: GCSStore, bucket: str, prefix: str, environment: Mapping[str, str]
+) -> Callable[[str], Request] | None:
+    """How to GET with the credentials that obstore uses; None for a person's login, which can't sign here."""
+    found = credentials(environment)
+    if found is None:
+        return MachineAccess(bucket, prefix, environment).request
+    return _signing(store) if found.get("private_key") and not found.get("disable_oauth") else None
+
+
+def _signing(store: S3Store | GCSStore) -> Callable[[str], Request]:
+    def sign(key: str) -> Request:
+        try:
+            return Request(obstore.sign(store, "GET", key, SIGNED_FOR), {})
+        except BaseError as error:
+            raise OSError(f"can't sign: {_first_line(error)}") from error
+
+    return sign
+
+
+def _s3_stores(bucket: str, prefix: str, environment: Mapping[str, str]) -> tuple[S3Store, S3Store]:
+    """As `_gcs_stores`."""
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
 
@@ -213,23 +268,29 @@ def _s3_store(bucket: str, prefix: str, environment: Mapping[str, str]) -> S3Sto
     )
     if session.get_credentials() is None:
         raise BucketUnusable(f"no credentials for s3://{bucket}", _CREDENTIALS_HINT)
-    config: dict[str, Any] = {}
+    # Signing the payload costs a SHA-256 of every byte: 0.67 instead of 0.21 CPU-s/GB. TLS protects the bytes on the
+    # way, and every chunk has its CRC32C. AWS, R2 and MinIO take unsigned payloads.
+    config: dict[str, Any] = {"unsigned_payload": True}
     endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
-    client: Any = {}
+    allow_http = {}
     if endpoint:
+        if (urlsplit(endpoint).hostname or "").endswith(".googleapis.com"):
+            raise UserError(
+                f"s3://{bucket} at {endpoint} is GCS through its S3 interface, which has no compare-and-swap",
+                f"write gs://{bucket}, and unset AWS_ENDPOINT_URL",
+            )
         config |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
-        if endpoint.startswith("http://"):  # test servers: signing the payload costs a sha256 of every byte
-            config["unsigned_payload"] = True
-            client["allow_http"] = True
-    return S3Store(
-        bucket,
-        prefix=prefix or None,
-        region=environment.get("AWS_REGION") or session.region_name or "us-east-1",
-        credential_provider=Boto3CredentialProvider(session),
-        retry_config=_RETRY,
-        client_options=client,
-        **config,
-    )
+        if endpoint.startswith("http://"):  # test servers
+            allow_http = {"allow_http": True}
+    config |= {
+        "prefix": prefix or None,
+        "region": environment.get("AWS_REGION") or session.region_name or "us-east-1",
+        "credential_provider": Boto3CredentialProvider(session),
+        "retry_config": _RETRY,
+    }
+    options: list[Any] = [{**limits, **allow_http} for limits in _limits()]
+    small, bulk = (S3Store(bucket, client_options=each, **config) for each in options)
+    return small, bulk
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""GET straight into memory that is there already, through presigned URLs.
+"""GET straight into memory that is there already, by presigned URLs or with a token.
 
 obstore hands out fresh memory for everything it reads, and touching fresh pages costs several times what the network
 does (storage-facts: 1.7-1.9 CPU-s/GB, a raw range GET 0.25). Here the kernel writes into the final buffer. Retries and
@@ -12,11 +12,21 @@ import ssl
 import threading
 import weakref
 from collections.abc import Callable
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from checkpoints.store import PIECE_BYTES, Seen
 
+CONNECT_S = 5.0
 TIMEOUT_S = 30.0
+"""Longest silence."""
+
+
+class Request(NamedTuple):
+    """What it takes to GET an object."""
+
+    url: str
+    headers: dict[str, str]
 
 
 class UnexpectedAnswer(OSError):
@@ -24,11 +34,16 @@ class UnexpectedAnswer(OSError):
 
 
 class SignedReader:
-    """Keeps idle connections for the next read, and closes them when it is collected."""
+    """Keeps idle connections for the next read, and closes them when it is collected.
 
-    def __init__(self, sign: Callable[[str], str]) -> None:
-        self._sign = sign
+    A host that could not be reached at the first try is not tried again: behind a proxy, which obstore uses and we
+    don't, every chunk would wait `CONNECT_S` for nothing.
+    """
+
+    def __init__(self, sign: Callable[[str], Request]) -> None:
+        self._sign = sign  # a key's request; raises OSError where there is none
         self._idle: list[tuple[str, http.client.HTTPConnection]] = []
+        self._reachable: dict[str, bool] = {}
         self._lock = threading.Lock()
         weakref.finalize(self, _close_all, self._idle)
 
@@ -41,11 +56,13 @@ class SignedReader:
             FileNotFoundError: 404.
             OSError: anything else that isn't a plain answer; try another way.
         """
-        parts = urlsplit(self._sign(key))
+        url, headers = self._sign(key)
+        parts = urlsplit(url)
         host = f"{parts.scheme}://{parts.netloc}"
-        connection = self._take(host) or _connect(parts.scheme, parts.netloc)
+        connection = self._take(host) or self._connect(host)
         try:
-            connection.request("GET", f"{parts.path}?{parts.query}", headers={"Range": f"bytes=0-{len(target) - 1}"})
+            path = f"{parts.path}?{parts.query}" if parts.query else parts.path
+            connection.request("GET", path, headers={**headers, "Range": f"bytes=0-{len(target) - 1}"})
             size_bytes = _receive(connection.getresponse(), target, key, seen)
         except BaseException as error:
             connection.close()
@@ -63,11 +80,26 @@ class SignedReader:
                     return self._idle.pop(index)[1]
         return None
 
+    def _connect(self, host: str) -> http.client.HTTPConnection:
+        if not self._reachable.get(host, True):
+            raise UnexpectedAnswer(f"{host} could not be reached before")
+        connection = _connection(host)
+        try:
+            connection.connect()
+        except OSError:
+            self._reachable.setdefault(host, False)  # one that was reached before has a bad moment
+            raise
+        self._reachable[host] = True
+        connection.timeout = TIMEOUT_S
+        connection.sock.settimeout(TIMEOUT_S)
+        return connection
 
-def _connect(scheme: str, netloc: str) -> http.client.HTTPConnection:
+
+def _connection(host: str) -> http.client.HTTPConnection:
+    scheme, _, netloc = host.partition("://")
     if scheme == "https":
-        return http.client.HTTPSConnection(netloc, timeout=TIMEOUT_S, context=ssl.create_default_context())
-    return http.client.HTTPConnection(netloc, timeout=TIMEOUT_S)
+        return http.client.HTTPSConnection(netloc, timeout=CONNECT_S, context=ssl.create_default_context())
+    return http.client.HTTPConnection(netloc, timeout=CONNECT_S)
 
 
 def _close_all(idle: list[tuple[str, http.client.HTTPConnection]]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
-from checkpoints.errors import BucketUnusable, ObjectMissing, UserError
+from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, UserError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 PIECE_BYTES = 4 << 20
@@ -125,6 +125,9 @@ def holds(store: Store, key: str, data: Buffer) -> bool:
 def probe(store: Store) -> None:
     """Write, read and delete one small object, so that a wrong bucket fails before it costs money.
 
+    Also asks for writes that must be refused: a store that ignores conditions would let two machines that both believe
+    to hold the run overwrite each other.
+
     Raises `BucketUnusable` with the reason, or `StoreError` where the store does not answer: that may pass.
     """
     key, payload = f"probe-{uuid.uuid4().hex}", os.urandom(16)
@@ -132,6 +135,46 @@ def probe(store: Store) -> None:
         store.put(key, payload)  # not `create`: a retry that meets its own success is no fault of the bucket
         if not holds(store, key, payload):
             raise BucketUnusable(f"{store.url} gave back other bytes than were written to it")
+        fault = _fault_of_fence(store, key)
         store.delete(key)
     except ObjectMissing as error:
         raise BucketUnusable(f"{store.url} can't be used: {error.message}", error.hint) from error
+    if fault:
+        raise BucketUnusable(
+            f"{store.url} {fault}, so a machine that was given up could overwrite its successor", _FENCED
+        )
+
+
+_FENCED = (
+    "use a store with conditional writes: AWS S3, Cloudflare R2, a recent MinIO or SeaweedFS, GCS as gs://, or a folder"
+)
+
+
+def _fault_of_fence(store: Store, key: str) -> str:
+    """What is wrong with the conditional writes to an object that is there; '' = nothing."""
+    try:
+        store.create(key, os.urandom(16))
+        return "replaces an object that it was asked to create"
+    except AlreadyExists:
+        pass
+    stale = _swap(store, key)
+    if stale is None:
+        return "refuses to replace an object by its token"
+    try:
+        store.swap(key, os.urandom(16), stale)
+        return "replaces an object by the token of an older version"
+    except Conflict:
+        return ""
+
+
+def _swap(store: Store, key: str) -> str | None:
+    """Replace the object by its token, and return the old token; None if the store won't, however often it's asked."""
+    for _ in range(READ_ATTEMPTS):  # a late duplicate of an earlier write can change the token under us
+        token, data = store.get(key).token, os.urandom(16)
+        try:
+            store.swap(key, data, token)
+            return token
+        except Conflict:
+            if holds(store, key, data):  # its reply was lost, and the retry met its own success
+                return token
+    return None

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 from tests.loopback import LoopbackServer, QuietHandler, serving
 
@@ -27,6 +27,8 @@ class FakeGcs(LoopbackServer):
         self.objects: dict[str, dict[str, tuple[bytes, int]]] = {bucket: {} for bucket in buckets}
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.generation = 1000
+        self.token = ""  # where set, reading needs it, or a URL with a signature (that isn't checked)
+        self.asked: list[str] = []
 
 
 @contextlib.contextmanager
@@ -69,6 +71,12 @@ class _Handler(QuietHandler):
                 return self._xml(
                     f"<InitiateMultipartUploadResult><UploadId>{name}</UploadId></InitiateMultipartUploadResult>"
                 )
+            if "delete" in query:  # S3's way, which GCS's S3 interface has too
+                keys = re.findall(r"<Key>(.*?)</Key>", body.decode())
+                for name in keys:
+                    self.server.objects[bucket].pop(unescape(name), None)
+                deleted = "".join(f"<Deleted><Key>{name}</Key></Deleted>" for name in keys)
+                return self._xml(f"<DeleteResult>{deleted}</DeleteResult>")
             parts = self.server.uploads.pop(query["uploadId"])
             numbers = [int(number) for number in re.findall(rb"<PartNumber>(\d+)</PartNumber>", body)]
             self._write(bucket, key, b"".join(parts[number] for number in numbers))
@@ -76,6 +84,13 @@ class _Handler(QuietHandler):
 
     def do_GET(self) -> None:
         bucket, key, query = self._target()
+        self.server.asked.append(self.path)
+        if bucket == "computeMetadata":
+            if not self.server.token or self.headers.get("Metadata-Flavor") != "Google":
+                return self._error(404, "NotFound")
+            return self._answer(200, json.dumps({"access_token": self.server.token, "expires_in": 3600}).encode())
+        if self.server.token and not self._may_read(query):
+            return self._error(401, "AuthenticationRequired")
         with self.server.lock:
             if bucket not in self.server.objects:
                 return self._error(404, "NoSuchBucket")
@@ -95,6 +110,9 @@ class _Handler(QuietHandler):
         return self._answer(200, data, headers)
 
     do_HEAD = do_GET
+
+    def _may_read(self, query: dict[str, str]) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {self.server.token}" or "X-Goog-Signature" in query
 
     def do_DELETE(self) -> None:
         bucket, key, _ = self._target()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import uuid
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, UserError
 from checkpoints.folder_store import FolderStore
 from checkpoints.object_store import ObjectStore
-from checkpoints.store import Store, open_store, probe
+from checkpoints.store import Buffer, Store, open_store, probe
 from checkpoints.upload import put_once
 from tests.gcs_fake import fake_gcs
 from tests.seaweed import S3Server
@@ -157,6 +158,71 @@ def test_races_have_one_winner(store: Store, kind: str) -> None:
 def test_probe_leaves_nothing(store: Store) -> None:
     probe(store)
     assert list(store.list("")) == []
+
+
+class NoCreateOnce(ObjectStore):
+    """Replaces what it was asked to create."""
+
+    def create(self, key: str, data: Buffer) -> str:
+        self.put(key, data)
+        return self.get(key).token
+
+
+class NoCompare(ObjectStore):
+    """Swaps whatever the token is."""
+
+    def swap(self, key: str, data: Buffer, token: str) -> str:
+        self.put(key, data)
+        return self.get(key).token
+
+
+class NoSwap(ObjectStore):
+    """Never swaps."""
+
+    def swap(self, key: str, data: Buffer, token: str) -> str:
+        raise Conflict(key)
+
+
+class LostReplies(ObjectStore):
+    """The reply to every successful swap is lost, and its retry meets its own success."""
+
+    def swap(self, key: str, data: Buffer, token: str) -> str:
+        super().swap(key, data, token)
+        raise Conflict(key)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        (NoCreateOnce, "asked to create"),
+        (NoCompare, "token of an older version"),
+        (NoSwap, "refuses to replace"),
+    ],
+)
+def test_a_store_without_a_fence_is_refused(kind: type[ObjectStore], fault: str) -> None:
+    store = kind.memory()
+    with pytest.raises(BucketUnusable, match=fault) as caught:
+        probe(store)
+    assert "gs://" in caught.value.hint
+    assert list(store.list("")) == []
+
+
+def test_a_swap_that_met_its_own_success_is_no_fault() -> None:
+    store = LostReplies.memory()
+    probe(store)
+    assert list(store.list("")) == []
+
+
+def test_gcs_through_its_s3_interface_is_refused(gcs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    url = json.loads(Path(gcs["GOOGLE_SERVICE_ACCOUNT"]).read_text())["gcs_base_url"]
+    for name, value in S3Server(url).environment().items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BucketUnusable, match="asked to create"):  # it ignores S3's conditions, as rclone's server does
+        probe(open_store("s3://notus-test/x"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://storage.googleapis.com")
+    with pytest.raises(UserError, match="S3 interface") as caught:
+        open_store("s3://bucket", "x")
+    assert "gs://bucket," in caught.value.hint
 
 
 def test_a_missing_bucket_is_named(

@@ -1,0 +1,70 @@
+"""What killed writers left in a folder is collected, and nothing of live ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from checkpoints import folder_store
+from checkpoints.folder_store import FolderStore
+
+
+def age(path: Path) -> None:
+    os.utime(path, (0, 0))
+
+
+@pytest.fixture
+def left(tmp_path: Path) -> Path:
+    """A temporary file of a writer that was killed long ago."""
+    folder = tmp_path / "run" / ".tmp"
+    folder.mkdir(parents=True)
+    path = folder / "dead"
+    path.write_bytes(bytes(100))
+    age(path)
+    return path
+
+
+def test_a_dead_writers_file_goes_with_the_first_write(tmp_path: Path, left: Path) -> None:
+    store = FolderStore(tmp_path, "run")
+    assert left.exists()
+    store.put("key", b"data")
+    assert list(left.parent.iterdir()) == []
+    assert [entry.key for entry in store.list("")] == ["key"]
+
+
+def test_a_young_file_stays(tmp_path: Path, left: Path) -> None:
+    young = left.with_name("young")
+    young.write_bytes(b"")
+    FolderStore(tmp_path, "run").put("key", b"data")
+    assert list(left.parent.iterdir()) == [young]
+
+
+@pytest.mark.parametrize("method", ["create", "put"])
+def test_a_live_writers_file_stays_however_old_it_is(
+    tmp_path: Path, left: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    sync, slow = folder_store.os.fsync, FolderStore(tmp_path, "run")
+
+    def meanwhile(descriptor: int) -> None:
+        """In the middle of the slow writer's write: a successor opens the folder, and collects."""
+        monkeypatch.setattr(folder_store.os, "fsync", sync)
+        for path in left.parent.iterdir():
+            age(path)
+        FolderStore(tmp_path, "run").put("other", b"data")
+
+    left.unlink()
+    monkeypatch.setattr(folder_store.os, "fsync", meanwhile)
+    getattr(slow, method)("key", b"slow")
+    assert slow.get("key").data == b"slow"
+    assert list(left.parent.iterdir()) == []
+
+
+def test_without_locks_nothing_is_collected(tmp_path: Path, left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*args: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(folder_store.fcntl, "flock", no_locks)
+    FolderStore(tmp_path, "run").put("key", b"data")
+    assert left.exists()
