@@ -4,8 +4,8 @@
     python docs/examples/policy/compare.py FOLDER-OF-THE-SPOT-REFEREE OUT.png
 
 The referee (a trace-driven simulator of "Can't Be Late", Wu et al., NSDI'24) brings the other policies, the traces and
-the bound: the cost of a schedule that knows the future. Ours is the code that runs, `RefereePolicy`. Costs are shares of
-the same work on demand, means over the referee's development markets, for 12 and 48 hours of work.
+the bound: the cost of a schedule that knows the future. Ours is the code that runs, `RefereePolicy`. Costs are shares
+of the same work on demand, means over the referee's development markets, for 12 and 48 hours of work.
 """
 
 from __future__ import annotations
