@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from checkpoints.run import open_run
@@ -14,6 +15,10 @@ from tests.seaweed import S3Server, seaweed
 
 # Minutes of root's work, see tests/e2e/conftest.py: only where they are asked for.
 collect_ignore = [] if os.environ.get("NOTUS_E2E") else ["e2e"]
+
+# How long an example takes says something about the machine, and nothing about the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
 for name in ("NOTUS_BUCKET", "NOTUS_RUN", "NOTUS_SCRATCH", "NOTUS_RECIPE"):

@@ -108,7 +108,7 @@ def test_the_cheaper_spot_is_the_later_on_demand_is_bought() -> None:
     assert NO_END_H in cheap.wait, "an old spell is taken however much time there is"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     seed=st.integers(0, 10_000),
     zones=st.integers(1, 3),

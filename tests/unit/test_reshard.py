@@ -71,7 +71,7 @@ def assert_same(one: Any, other: Any, path: str = "") -> None:
     st.sampled_from([16, 100, 4096]),
     st.integers(0, 999),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_world_size(
     groups: ParamGroups, old: int, new: int, sub_group_size: int, chunk_bytes: int, seed: int
 ) -> None:
@@ -88,7 +88,7 @@ def test_any_world_size(
 
 
 @given(param_groups, st.integers(1, 4), st.integers(1, 4), st.integers(0, 999))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_gathered_state_survives_the_way_there_and_back(groups: ParamGroups, old: int, new: int, seed: int) -> None:
     values = random_values(groups, seed)
     store, there, back = (ObjectStore.memory() for _ in range(3))

@@ -96,7 +96,7 @@ def test_on_demand_alone_is_certain() -> None:
     assert runs.cost == pytest.approx(10 * runs.finish_h)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     work_h=st.floats(0.5, 20),
     slack_h=st.floats(0.0, 20),
