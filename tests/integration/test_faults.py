@@ -6,16 +6,26 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from obstore.store import S3Store
 
+from checkpoints import object_store, signed_reader
+from checkpoints.errors import ObjectMissing
 from checkpoints.events import read_events
 from checkpoints.head import read_head
 from checkpoints.restore import load_index, load_manifest, verify
 from checkpoints.run import open_run
-from checkpoints.store import Store
+from checkpoints.store import Entry, Store, open_store
+from checkpoints.upload import put_once
+from tests.faulty_proxy import FaultyProxy
 from tests.integration.conftest import Launcher, assert_bit_exact, recipe, wait_for
+from tests.loopback import serving
+from tests.seaweed import S3Server
 
 
 def test_second_launcher_ctrl_c_damage_and_resume(launcher: Launcher, reference: Store) -> None:
@@ -218,3 +228,73 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(launcher: Laun
     head = read_head(open_run(launcher.bucket, "wild"))
     assert head is not None
     assert all(commit.step < step for commit in head.commits)
+
+
+class StallsOnce(FaultyProxy):
+    """Holds one request back for longer than the client waits, and carries it out after that."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target, share=0.0, seed=0, stall_s=2 * PATIENCE_S)
+        self.ready = False
+
+    def fate(self, request: str) -> str:
+        with self.lock:
+            ready, self.ready = self.ready, False
+            return "stall" if ready else ""
+
+
+PATIENCE_S = 1.0
+"""The product's is 30 s."""
+
+
+class ImpatientS3Store(S3Store):
+    def __new__(cls, *arguments: Any, client_options: Any, **settings: Any) -> ImpatientS3Store:
+        options = {**client_options, "timeout": timedelta(seconds=PATIENCE_S)}
+        return super().__new__(cls, *arguments, client_options=options, **settings)
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        pass
+
+
+def _read_into(store: Store) -> bytes:
+    target = bytearray(3)
+    assert store.read_into("old", memoryview(target)) == 3
+    return bytes(target)
+
+
+def _missing_after(store: Store) -> bool:
+    store.delete("old")
+    with pytest.raises(ObjectMissing):
+        store.get("old")
+    return True
+
+
+@pytest.mark.parametrize(
+    ("act", "result"),
+    [
+        (lambda store: store.get("old").data, b"old"),
+        (_read_into, b"old"),
+        (lambda store: list(store.list("")), [Entry("old", 3)]),
+        (lambda store: (store.put("new", b"new"), store.get("new").data)[1], b"new"),
+        (lambda store: (put_once(store, "new", b"new"), store.get("new").data)[1], b"new"),
+        (_missing_after, True),
+    ],
+    ids=["get", "read_into", "list", "put", "create", "delete"],
+)
+def test_a_stall_beyond_the_clients_patience_is_tried_again(
+    act: Callable[[Store], object],
+    result: object,
+    request: pytest.FixtureRequest,
+    s3_environment: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also a write: the request that was held back comes to the server after the one that took its place."""
+    monkeypatch.setattr(object_store, "S3Store", ImpatientS3Store)
+    monkeypatch.setattr(signed_reader, "TIMEOUT_S", PATIENCE_S)
+    with serving(StallsOnce(s3_environment.endpoint)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        store = open_store("s3://notus-test/stalls", request.node.callspec.id)
+        store.put("old", b"old")
+        proxy.ready = True
+        assert act(store) == result
+        assert proxy.done.total() == 1

@@ -1,37 +1,91 @@
-"""kill -9 at 50 random moments, of the trainer alone or with its uploader: the run always ends bit for bit the same."""
+"""kill -9 at 50 moments, of the trainer, its uploader or both: the run always ends bit for bit the same.
+
+Each kill is meant for a zone (in the copy, between manifest and HEAD, ...) and has to come there; within it the moment
+is random.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import random
-import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 
-from checkpoints.head import read_head
+from checkpoints.head import Head, read_head
 from checkpoints.restore import verify
 from checkpoints.run import open_run
 from checkpoints.shm import RunMemory
+from checkpoints.store import Store
+from tests.integration.killing import ENVIRONMENT, Kill
 from tests.integration.loop_script import STEPS
 from trainer.processes import adopt_orphans, any_descendant
 
-KILLS = 50
+KILLS = Counter(
+    {
+        "claim": 6,
+        "restore": 9,
+        "copy": 8,
+        "upload": 9,
+        "between manifest and HEAD": 6,
+        "HEAD": 3,
+        "retention": 6,
+        "any": 3,
+    }
+)
+KILLS_PER_RUN = 10
+LONGEST_DELAY_S = {"any": 0.7}
+"""After the start of the process; of other kills: after the start of an operation that takes about a millisecond."""
 
 
-def start(bucket: Path, run: str) -> subprocess.Popen[str]:
-    head = read_head(open_run(str(bucket), run))
+def draw(zone: str, generator: random.Random) -> Kill:
+    """A kill in that zone: whose, at which operation, and how far in it."""
+    when = generator.choice(("before", "during", "after"))
+    victims = generator.choice(("self", "partner", "both"))
+    delay_s = generator.uniform(0, LONGEST_DELAY_S.get(zone, 0.002))
+    trainer = Kill(zone, "trainer", when=when, victims=victims, delay_s=delay_s)
+    uploader = trainer._replace(role="uploader")
+    match zone:
+        case "claim":  # before there is an uploader
+            return trainer._replace(operations=("create", "swap"), key="HEAD", victims="self")
+        case "restore":
+            return generator.choice(
+                (
+                    trainer._replace(operations=("get",), key="manifests/"),
+                    trainer._replace(operations=("get",), key="data/"),
+                    trainer._replace(operations=("open_shared",)),  # of this machine's memory
+                    trainer._replace(operations=("read_into",), key="data/"),
+                )
+            )._replace(victims=generator.choice(("self", "both")))
+        case "copy":  # four tensors in the first or in the second save
+            return trainer._replace(operations=("copy",), count=generator.randint(1, 8))
+        case "upload":  # chunk, index, chunk, index
+            return uploader._replace(operations=("create",), key="data/", count=generator.randint(1, 4))
+        case "between manifest and HEAD":
+            return generator.choice(
+                (
+                    uploader._replace(operations=("create",), key="manifests/", when="after"),
+                    uploader._replace(operations=("swap",), key="HEAD", when="before"),
+                )
+            )
+        case "HEAD":  # written, or not, and the trainer never hears of it
+            return uploader._replace(operations=("swap",), key="HEAD")
+        case "retention":  # chunk, index, manifest; then HEAD forgets the tombstone
+            return uploader._replace(operations=("delete",), count=generator.randint(1, 3))
+        case _:
+            return trainer._replace(operations=(), victims=generator.choice(("self", "both")))
+
+
+def start(bucket: Path, run: str, environment: dict[str, str], gone: str = "") -> subprocess.Popen[str]:
     script = Path(__file__).with_name("loop_script.py")
     return subprocess.Popen(
-        [sys.executable, str(script), str(bucket), run, head.writer.id if head else ""],
+        [sys.executable, str(script), str(bucket), run, gone],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
-        env={"PYTHONPATH": ".", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **environment},
     )
 
 
@@ -44,7 +98,7 @@ def digests(text: str) -> dict[int, str]:
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     bucket = tmp_path_factory.mktemp("truth")
-    process = start(bucket, "whole")
+    process = start(bucket, "whole", {"PYTHONPATH": str(Path(__file__).parents[2])})
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert len(digests(out)) == STEPS
@@ -53,45 +107,65 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
 
 def test_fifty_kills(tmp_path: Path, truth: dict[int, str]) -> None:
     adopt_orphans()  # uploaders whose trainer was killed come to us, and are looked at below
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"seed of the kills: {seed}")  # noqa: T201
-    generator = random.Random(seed)
-    kills = runs = resumed_later = 0
-    while kills < KILLS:
+    generator = random.Random(3)
+    zones = generator.sample([*KILLS.elements()], KILLS.total())
+    died: Counter[str] = Counter()
+    runs = starts = resumed = missed = 0
+    while zones:
         runs += 1
-        run, finished = f"killed-{runs}", False
-        while not finished:
-            process = start(tmp_path, run)
-            first = process.stdout.readline() if process.stdout else ""
-            resumed_later += bool(first) and int(first.split()[0]) > 1
-            if kills < KILLS:
-                time.sleep(generator.expovariate(1 / 0.15))
-                with_uploader = generator.random() < 0.5
-                victims = [process.pid]
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    children = psutil.Process(process.pid).children(recursive=True)
-                    victims += [child.pid for child in children] if with_uploader else []
-                for victim in victims:
-                    with contextlib.suppress(ProcessLookupError):
-                        psutil.Process(victim).send_signal(signal.SIGKILL) if psutil.pid_exists(victim) else None
-                kills += 1
-            out, _ = process.communicate(timeout=120)
-            for step, digest in digests(first + out).items():
-                assert truth[step] == digest, f"step {step} of {run} differs (seed {seed})"
-            finished = process.returncode == 0
+        run, kills, finished = f"killed-{runs}", 0, False
         store = open_run(str(tmp_path), run)
-        head = read_head(store)
-        assert head is not None
-        assert head.commits[0].step == STEPS
-        for commit in head.commits:
-            verify(store, commit)
-        folders = RunMemory(store.url).snapshot("", 0).parent
-        assert list(folders.parent.glob(f"{folders.name}*")) == [], "shared memory of dead attempts is left behind"
-    assert resumed_later > KILLS / 4, "the kills must hit runs that had saved something"
+        while not finished:
+            head = read_head(store)
+            if head is not None and head.commits:
+                verify(store, head.commits[0])  # a kill leaves nothing to fall back from
+            kill = choose(zones, head, generator) if zones and kills < KILLS_PER_RUN else None
+            if kill is not None and "read_into" in kill.operations and head is not None:
+                RunMemory(store.url).forget(head.writer.id)  # the next one is on another machine
+            deed = tmp_path / f"deed-{starts}"
+            armed = kill.environment(deed) if kill is not None else {}
+            process = start(tmp_path, run, ENVIRONMENT | armed, head.writer.id if head else "")
+            out, _ = process.communicate(timeout=120)
+            starts += 1
+            steps = digests(out)
+            for step, digest in steps.items():
+                assert truth[step] == digest, f"step {step} of {run} differs after {kill}"
+            resumed += min(steps, default=1) > 1
+            finished = process.returncode == 0
+            if kill is not None and deed.exists():
+                kills += 1
+                died[kill.zone] += 1
+                if kill.zone in zones:
+                    zones.remove(kill.zone)
+            else:
+                assert finished, f"{run} failed, and not by our hand"
+                missed += kill is not None
+            assert missed <= 10, f"the kills do not come to their points: {zones} are left"
+        check_end(store)
+    assert died >= KILLS
+    assert KILLS.total() == 50
+    assert resumed > KILLS.total() / 4, "the kills must hit runs that had saved something"
     deadline = time.monotonic() + 60
     while any_descendant("checkpoints.uploader"):
         assert time.monotonic() < deadline, "an uploader lives on as an orphan"
         time.sleep(0.1)
+
+
+def choose(zones: list[str], head: Head | None, generator: random.Random) -> Kill:
+    """The next one that can happen; if none can, one more than planned, which comes after some commits."""
+    restorable = head is not None and head.commits
+    return draw(next((zone for zone in zones if zone != "restore" or restorable), "retention"), generator)
+
+
+def check_end(store: Store) -> None:
+    """A run that has finished is whole, and has left nothing in this machine's memory."""
+    head = read_head(store)
+    assert head is not None
+    assert head.commits[0].step == STEPS
+    for commit in head.commits:
+        verify(store, commit)
+    folders = RunMemory(store.url).snapshot("", 0).parent
+    assert list(folders.parent.glob(f"{folders.name}*")) == [], "shared memory of dead attempts is left behind"
 
 
 def test_the_example_of_the_docs_runs_and_resumes(tmp_path: Path) -> None:

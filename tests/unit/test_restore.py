@@ -18,7 +18,15 @@ from checkpoints.head import Commit, Lease, Retention, Score, Writer, pin
 from checkpoints.manifest import Manifest
 from checkpoints.object_store import ObjectStore
 from checkpoints.pull import pull
-from checkpoints.restore import differing_tensors, load_index, load_manifest, newest_good, restore_shard, verify
+from checkpoints.restore import (
+    RestoredShard,
+    differing_tensors,
+    load_index,
+    load_manifest,
+    newest_good,
+    restore_shard,
+    verify,
+)
 from checkpoints.retention import collect, collect_orphans
 from checkpoints.snapshot import HostBuffer, Snapshot
 from checkpoints.store import Store, Stored
@@ -80,32 +88,57 @@ def test_the_state_comes_back_bit_for_bit(run: Run) -> None:
         assert trees["meta"] == {"step": 7}
 
 
-def test_every_flipped_byte_is_noticed(run: Run) -> None:
-    commit = run.save(7)
-    for key in run.objects_of(commit):
+def load_all(run: Run, commit: Commit) -> RestoredShard:
+    """What all ranks load together; the last one's shard."""
+    return [restore_shard(run.store, commit, rank) for rank in range(RANKS)][-1]
+
+
+def assert_passed_over(run: Run, key: str, what: str = "") -> None:
+    """The newest of the two checkpoints has its damage at `key`: every reader says so, and the one before is used."""
+    newest, before = run.lease.head.commits
+    shard, damaged = newest_good(run.lease.head.commits, lambda commit: load_all(run, commit))
+    assert shard is not None
+    assert shard.manifest.step == before.step
+    ((commit, fault),) = damaged
+    assert commit == newest
+    assert f"{key}{what}" in fault
+    with pytest.raises(CorruptCheckpoint, match=f"{key}{what}"):
+        verify(run.store, newest)
+
+
+@pytest.fixture
+def two_saved(run: Run) -> Run:
+    """Objects of the newest: a manifest, and of each rank an index and four chunks."""
+    run.save(5)
+    newest = run.save(7)
+    assert len(run.objects_of(newest)) == 1 + RANKS * 5
+    return run
+
+
+def test_every_flipped_byte_is_noticed_and_named_and_the_checkpoint_before_is_used(two_saved: Run) -> None:
+    run = two_saved
+    newest = run.lease.head.commits[0]
+    for key in run.objects_of(newest):
         data = run.store.get(key).data
         for position in range(len(data)):
-            damaged = bytearray(data)
-            damaged[position] ^= 0x10
-            run.store.put(key, bytes(damaged))
-            with pytest.raises(CorruptCheckpoint):
-                verify(run.store, commit)
+            run.store.put(key, data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :])
+            assert_passed_over(run, key)
         run.store.put(key, data)
-    assert verify(run.store, commit).step == 7
+    assert verify(run.store, newest).step == 7
 
 
-def test_every_cut_growth_and_loss_is_noticed_and_named(run: Run) -> None:
-    commit = run.save(7)
-    for key in run.objects_of(commit):
+def test_every_cut_growth_and_loss_is_noticed_and_named_and_the_checkpoint_before_is_used(two_saved: Run) -> None:
+    run = two_saved
+    newest = run.lease.head.commits[0]
+    for key in run.objects_of(newest):
         data = run.store.get(key).data
-        for damaged in (data[:-1], data[: len(data) // 2], b"", data + b"x"):
+        for damaged in (*(data[:length] for length in range(len(data))), data + b"x"):
             run.store.put(key, damaged)
-            with pytest.raises(CorruptCheckpoint, match=key):
-                verify(run.store, commit)
+            assert_passed_over(run, key)
         run.store.delete(key)
-        with pytest.raises(CorruptCheckpoint, match=f"{key} is missing"):
-            verify(run.store, commit)
+        assert_passed_over(run, key, " is missing")
         run.store.put(key, data)
+    assert verify(run.store, newest).step == 7
 
 
 def test_the_newest_good_checkpoint_is_used_and_the_damaged_ones_are_named(run: Run) -> None:
