@@ -14,6 +14,7 @@ from checkpoints.files import hash_file
 from checkpoints.names import check_key
 from checkpoints.pull import MODEL_FOLDER
 from checkpoints.store import Store
+from trainer.base import Base
 from trainer.collective import from_rank_0
 from trainer.hub import PICKLED
 
@@ -25,11 +26,13 @@ logger = logging.getLogger(__name__)
 FINAL = "final"
 
 
-def export_model(trainer: NotusDPOTrainer, tokenizer: Any, store: Store, folder: Path, diary: Diary) -> None:
+def export_model(
+    trainer: NotusDPOTrainer, tokenizer: Any, store: Store, folder: Path, diary: Diary, *, base: Base
+) -> None:
     """Gather the weights (LoRA: the adapter) on rank 0 and put them, the tokenizer and the config into `final/`.
 
     Collective. Safe to repeat: an attempt that died in the export is followed by one that exports again. The event
-    `exported` names every file with its hash, and comes last.
+    `exported` names every file with its hash and what `base` model it came from, and comes last.
     """
     trainer.save_model(str(folder))
     error: NotusError | None = None
@@ -41,7 +44,7 @@ def export_model(trainer: NotusDPOTrainer, tokenizer: Any, store: Store, folder:
                 for path in sorted(folder.iterdir())
                 if path.is_file() and path.name != PICKLED
             }
-            diary.write("exported", files=files)
+            diary.write("exported", files=files, base=dict(base))
             logger.info("exported %d files to %s/%s", len(files), store.url, FINAL)
         except NotusError as caught:
             error = caught

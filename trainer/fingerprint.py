@@ -11,6 +11,7 @@ from checkpoints.errors import CorruptCheckpoint, NotExact
 from checkpoints.head import Head
 from checkpoints.restore import load_manifest
 from checkpoints.store import Store
+from trainer.base import Base, base_change
 from trainer.recipe import Recipe
 
 ANOTHER_RUN = {
@@ -42,11 +43,13 @@ def fingerprint(
     attention: str,
     determinism: dict[str, str],
     dataset: str,
+    base: Base,
 ) -> dict[str, Any]:
     """What decides the numbers, by name."""
     return {
         "recipe": recipe.identity,
         "dataset": dataset,
+        "base": dict(base),
         "global_batch": global_batch,
         "world_size": world_size,
         "offload": recipe.zero.model_dump(mode="json", include={"offload_optimizer", "offload_parameters"})
@@ -89,6 +92,12 @@ def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
                 f"the checkpoint belongs to another run: {changed} ({meaning})",
                 "use the same recipe and data, or start a new run with another --name",
             )
+    if changed := base_change(saved.get("base"), mine.get("base")):
+        raise NotExact(
+            f"the checkpoint belongs to another run: {changed} (the reference model of DPO, and what adapters add to)",
+            "bring back the base model that the run began with, or start a new run with another --name and a pinned "
+            "model.revision",
+        )
     return [
         f"{changed} ({meaning})"
         for field, meaning in ANOTHER_ROUNDING.items()

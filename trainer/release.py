@@ -20,9 +20,11 @@ from checkpoints.names import check_key, check_run_name
 from checkpoints.run import open_run, read_run
 from checkpoints.store import Store
 from checkpoints.terminal import run_app
+from trainer.base import Base, base_change, identify_base
 from trainer.errors import TrainingFailed
 from trainer.folders import whole_folder
 from trainer.hub import check_push, push_folder
+from trainer.loading import blaming
 
 logger = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -30,7 +32,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 FINAL = "final/"
 ADAPTER = "adapter_model.safetensors"
 TOLERANCE = 1e-3
-"""Of the logits' standard deviation, in float32: a merge there is off by some 1e-5, another base model by about 1."""
+"""Of the logits' standard deviation, in float32: a merge there is off by some 1e-5, other weights by about 1."""
 PROBE_TOKENS = 64
 SHARD = "4GB"
 
@@ -77,7 +79,7 @@ def release(store: Store, run: str, folder: Path, *, merge: bool) -> None:
             adapter = Path(temporary) / "adapter"
             adapter.mkdir()
             _fetch(store, files, adapter)
-            _merge(record.recipe, adapter, folder, Path(temporary))
+            _merge(record.recipe, exported[-1].data.get("base"), adapter, folder, Path(temporary))
     (folder / "README.md").write_text(
         _card(run, record.recipe, record.versions, events, merged=merge), encoding="utf-8"
     )
@@ -91,8 +93,10 @@ def _fetch(store: Store, files: dict[str, str], folder: Path) -> None:
         fetch_file(store, f"{FINAL}{name}", folder / name, told)
 
 
-def _merge(recipe: dict[str, Any], adapter: Path, folder: Path, work: Path) -> None:
+def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, folder: Path, work: Path) -> None:
     """Base model plus adapters as one model, if it says the same as both together.
+
+    Of a base model on the Hub the commit that the run was trained on is taken, whatever came later.
 
     Merged and compared in float32, 4 bytes a parameter (28 GB for 7B): rounded to bf16 first, the two differ by a
     quarter of the logits' spread where the adapters are strong, and a wrong merge could hide in that. Stored as the
@@ -106,10 +110,13 @@ def _merge(recipe: dict[str, Any], adapter: Path, folder: Path, work: Path) -> N
 
     model = recipe["model"]
     name = make_base_model(model["name"], work)
-    stored = AutoConfig.from_pretrained(name, revision=model.get("revision")).dtype
+    revision = (base_of_run or {}).get("commit") or model.get("revision")
+    check_base(base_of_run, identify_base(name, revision))
+    with blaming("the base model", name, "model.name"):
+        stored = AutoConfig.from_pretrained(name, revision=revision).dtype
+        base = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32)
     if model["dtype"] != "auto":
         stored = getattr(torch, model["dtype"])
-    base = AutoModelForCausalLM.from_pretrained(name, revision=model.get("revision"), dtype=torch.float32)
     both = PeftModel.from_pretrained(base, adapter)
     both.eval()
     generator = torch.Generator().manual_seed(0)
@@ -122,6 +129,17 @@ def _merge(recipe: dict[str, Any], adapter: Path, folder: Path, work: Path) -> N
     AutoTokenizer.from_pretrained(adapter).save_pretrained(folder)
 
 
+def check_base(of_run: Base | None, found: Base) -> None:
+    """Raises `UserError` where the base model isn't the one that the run noted. Older runs noted none."""
+    if of_run is None:
+        logger.warning("this run doesn't tell its base model: the one of today is taken")
+    if changed := base_change(of_run, found):
+        raise UserError(
+            f"the adapters were trained on another base model: {changed}",
+            "bring back the one that the run was trained on; for the next run pin model.revision",
+        )
+
+
 def check_logits(expected: Any, found: Any) -> None:
     """Raises `TrainingFailed` where the merged model says something else than base and adapters."""
     difference = float((expected - found).abs().max() / expected.std())
@@ -130,7 +148,7 @@ def check_logits(expected: Any, found: Any) -> None:
         raise TrainingFailed(
             f"the merged model differs from base and adapters by {difference:.2g} of the logits' spread "
             f"(at most {TOLERANCE:g} is rounding)",
-            "is it the base model that the run was trained on? Pin model.revision",
+            "use base and adapters unmerged, and report it",
         )
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from checkpoints.clock import FakeClock
-from checkpoints.errors import CorruptCheckpoint, UserError
+from checkpoints.errors import CorruptCheckpoint, NotusError, UserError
 from checkpoints.events import Diary, read_events
 from checkpoints.folder_store import FolderStore
 from checkpoints.object_store import ObjectStore
@@ -60,6 +60,35 @@ def test_adapters_are_merged_into_a_model_that_says_the_same(lora: Store, tmp_pa
     card = (tmp_path / "merged/README.md").read_text()
     assert "base_model: builtin:tiny-llama" in card
     assert "Trained in 1 attempt (0 preempted). By notus-launch" in card
+
+
+def test_adapters_are_not_merged_into_another_base_model(
+    lora: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.builtin_model.SEED", 7)
+    with pytest.raises(UserError, match=r"trained on another base model: base\.weights was '\w+', is '\w+'"):
+        release(lora, "lora", tmp_path, merge=True)
+
+
+def test_the_base_model_of_the_hub_is_the_commit_that_the_run_noted(
+    lora: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.release import _merge
+
+    asked: list[str | None] = []
+
+    def identify(name: str, revision: str | None) -> dict[str, str | None]:
+        asked.append(revision)
+        return {"commit": revision, "weights": "w2"}
+
+    monkeypatch.setattr("trainer.release.identify_base", identify)
+    recipe = {"model": {"name": "me/model", "revision": "main", "dtype": "auto"}}
+    for noted in ({"commit": "c1", "weights": "w1"}, {"commit": "c1", "weights": "w2"}):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(NotusError) as caught:
+            _merge(recipe, noted, tmp_path, tmp_path, tmp_path)
+        assert isinstance(caught.value, UserError) == (noted["weights"] == "w1")
+    assert asked == ["c1", "c1"]
 
 
 def test_the_card_tells_attempts_machines_and_cost() -> None:

@@ -142,6 +142,7 @@ FINGERPRINT = {
     "attention": "sdpa",
     "determinism": {"threads": "1"},
     "dataset": "abc",
+    "base": {"commit": "c1", "weights": "w1"},
     "versions": {"torch": "2.13.0"},
 }
 
@@ -157,12 +158,22 @@ def test_equal_fingerprints_are_exact() -> None:
         ("recipe", {}, r"recipe\.dpo was \{'beta': 0\.1\}, is None"),
         ("global_batch", 4, r"global_batch was 8, is 4 \(pairs in an optimizer step\)"),
         ("dataset", "other", r"dataset was 'abc', is 'other' \(a hash of its rows"),
+        ("base", {"commit": "c1", "weights": "w2"}, r"base\.weights was 'w1', is 'w2' \(the reference model"),
+        ("base", {"commit": "c2", "weights": None}, r"base\.commit was 'c1', is 'c2'"),
     ],
 )
 def test_what_changes_the_numbers_is_refused_by_name(field: str, value: Any, said: str) -> None:
     with pytest.raises(NotExact, match=said) as caught:
         check_fingerprint(FINGERPRINT, {**FINGERPRINT, field: value})
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("base", [{"commit": "c2", "weights": "w1"}, {"commit": None, "weights": None}])
+def test_a_base_model_that_is_the_same_or_unknown_is_no_other_run(base: Any) -> None:
+    mine = {**FINGERPRINT, "base": base}
+    assert check_fingerprint(FINGERPRINT, mine) == check_fingerprint(mine, FINGERPRINT) == []
+    older = {field: value for field, value in FINGERPRINT.items() if field != "base"}
+    assert check_fingerprint(older, mine) == [], "a run that was begun before bases were noted goes on"
 
 
 @pytest.mark.parametrize(
