@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from checkpoints.differences import Difference
 from checkpoints.files import hash_file
+from trainer.fingerprint import Base
 from trainer.loading import blaming
 
 logger = logging.getLogger(__name__)
-
-Base = Mapping[str, str | None]
-"""`weights`: a hash of them; `commit`: on the Hub. None where it isn't known."""
 
 WHOLE_BYTES = 1 << 20
 PIECE_BYTES = 64 << 10
@@ -40,15 +37,6 @@ def identify_base(name: str, revision: str | None) -> Base:
 
         commit = AutoConfig.from_pretrained(name, revision=revision)._commit_hash
     return {"commit": commit, "weights": _weights_on_the_hub(name, commit)}
-
-
-def base_change(old: Base | None, new: Base | None) -> Difference | None:
-    """By the weights where both know them, else by the commit; None also where neither can be compared."""
-    for key in ("weights", "commit"):
-        was, now = (old or {}).get(key), (new or {}).get(key)
-        if was and now:
-            return Difference(f"base.{key}", was, now) if was != now else None
-    return None
 
 
 def hash_weights(folder: Path) -> str:

@@ -14,8 +14,9 @@ from checkpoints.files import hash_file
 from checkpoints.names import check_key
 from checkpoints.pull import MODEL_FOLDER
 from checkpoints.store import Store
-from trainer.base import Base
+from trainer.card import CARD, card_at_the_end
 from trainer.collective import from_rank_0
+from trainer.fingerprint import Base
 from trainer.hub import PICKLED
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ FINAL = "final"
 
 
 def export_model(
-    trainer: NotusDPOTrainer, tokenizer: Any, store: Store, folder: Path, diary: Diary, *, base: Base
+    trainer: NotusDPOTrainer, tokenizer: Any, store: Store, folder: Path, diary: Diary, *, base: Base, attempt: int
 ) -> None:
-    """Gather the weights (LoRA: the adapter) on rank 0 and put them, the tokenizer and the config into `final/`.
+    """Gather the weights (LoRA: the adapter) on rank 0 and put them, tokenizer, config and card into `final/`.
 
     Collective. Safe to repeat: an attempt that died in the export is followed by one that exports again. The event
     `exported` names every file with its hash and what `base` model it came from, and comes last.
@@ -39,6 +40,7 @@ def export_model(
     if dist.get_rank() == 0:
         tokenizer.save_pretrained(folder)
         try:
+            (folder / CARD).write_text(card_at_the_end(store, attempt), encoding="utf-8")  # peft's is an empty form
             files = {
                 path.name: _put(store, path)
                 for path in sorted(folder.iterdir())

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from checkpoints.differences import differences
+from checkpoints.differences import Difference, differences
 from checkpoints.errors import CorruptCheckpoint, NotExact
 from checkpoints.head import Head
 from checkpoints.restore import load_manifest
 from checkpoints.store import Store
-from trainer.base import Base, base_change
 from trainer.recipe import Recipe
 
 ANOTHER_RUN = {
@@ -30,6 +30,9 @@ ANOTHER_ROUNDING = {
     "versions": "another version may compute in another order",
 }
 """It goes on with the same state, and rounds otherwise from here on."""
+
+Base = Mapping[str, str | None]
+"""A base model. `weights`: a hash of them; `commit`: on the Hub. None where it isn't known. See `trainer.base`."""
 
 LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft", "flash-attn", "bitsandbytes")
 
@@ -78,6 +81,15 @@ def saved_fingerprint(store: Store, head: Head | None) -> dict[str, Any] | None:
             return dict(load_manifest(store, commit).fingerprint)
         except CorruptCheckpoint:
             continue
+    return None
+
+
+def base_change(old: Base | None, new: Base | None) -> Difference | None:
+    """By the weights where both know them, else by the commit; None also where nothing can be compared."""
+    for key in ("weights", "commit"):
+        was, now = (old or {}).get(key), (new or {}).get(key)
+        if was and now:
+            return Difference(f"base.{key}", was, now) if was != now else None
     return None
 
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from checkpoints.errors import CorruptCheckpoint, UserError
-from checkpoints.events import Event, read_events
+from checkpoints.events import read_events
 from checkpoints.files import fetch_file
-from checkpoints.machines import machines_of, told_by
 from checkpoints.names import check_key, check_run_name
 from checkpoints.run import open_run, read_run
 from checkpoints.store import Store
 from checkpoints.terminal import run_app
-from trainer.base import Base, base_change, identify_base
+from trainer.base import identify_base
+from trainer.card import CARD, model_card
 from trainer.errors import TrainingFailed
+from trainer.fingerprint import Base, base_change
 from trainer.folders import whole_folder
 from trainer.hub import check_push, push_folder
 from trainer.loading import blaming
@@ -80,9 +79,7 @@ def release(store: Store, run: str, folder: Path, *, merge: bool) -> None:
             adapter.mkdir()
             _fetch(store, files, adapter)
             _merge(record.recipe, exported[-1].data.get("base"), adapter, folder, Path(temporary))
-    (folder / "README.md").write_text(
-        _card(run, record.recipe, record.versions, events, merged=merge), encoding="utf-8"
-    )
+    (folder / CARD).write_text(model_card(record, events, merged=merge), encoding="utf-8")
 
 
 def _fetch(store: Store, files: dict[str, str], folder: Path) -> None:
@@ -150,63 +147,6 @@ def check_logits(expected: Any, found: Any) -> None:
             f"(at most {TOLERANCE:g} is rounding)",
             "use base and adapters unmerged, and report it",
         )
-
-
-def _card(run: str, recipe: dict[str, Any], versions: dict[str, str], events: Sequence[Event], *, merged: bool) -> str:
-    """What a reader of the model has to know: data, settings, how often it was preempted."""
-    what = "merged into one model" if merged else "adapters only" if recipe["method"] == "lora" else "all weights"
-    settings = json.dumps({name: recipe[name] for name in ("dpo", "training", "zero", "lora")}, indent=2)
-    base, data = recipe["model"]["name"], recipe["dataset"]["name"]
-    if data.startswith("/"):  # where a file lay on some machine is nobody's business
-        data = Path(data).name
-    return f"""---
-base_model: {base}
-datasets:
-- {data}
-tags:
-- dpo
-- notus-launch
----
-
-# {run}
-
-DPO of `{base}` on `{data}` ({what}).
-
-{_history(events)} By notus-launch {versions.get("notus-launch", "")}:
-a run that was preempted gives the same weights as one that never was.
-
-```json
-{settings}
-```
-"""
-
-
-def _history(events: Sequence[Event]) -> str:
-    """How often it was preempted, on what it ran, what that cost: two sentences."""
-    started = sorted({event.attempt for event in events if event.kind == "attempt_started"})
-    preempted = sum(_was_preempted(attempt, events) for attempt in started)
-    trained = f"Trained in {len(started)} {'attempt' if len(started) == 1 else 'attempts'} ({preempted} preempted)"
-    machines = machines_of(events)
-    if not machines:
-        return f"{trained}."
-    kinds = sorted({_kind(machine.place) for machine in machines})
-    cost_usd = sum(machine.cost_usd(now=events[-1].time) for machine in machines)
-    return f"{trained} on {', '.join(kinds)}. The machines cost ${cost_usd:.2f} at list prices."
-
-
-def _was_preempted(attempt: int, events: Sequence[Event]) -> bool:
-    """As the receipt says it. A machine that is taken away without a word leaves an attempt without an end."""
-    mine = [event for event in events if event.attempt == attempt]
-    outcomes = [event.data.get("outcome") for event in mine if event.kind == "attempt_ended"]
-    if not outcomes:
-        return True
-    return (
-        outcomes[-1] == "preempted" and told_by([e.data["source"] for e in mine if e.kind == "notice"]) == "preempted"
-    )
-
-
-def _kind(place: Mapping[str, Any]) -> str:
-    return f"{place['cloud']} {'spot' if place['spot'] else 'on demand'} {place['gpus']}"
 
 
 if __name__ == "__main__":

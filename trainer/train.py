@@ -141,7 +141,8 @@ class Attempt:
     def _finish(self, tokenizer: Any) -> None:
         self._announce("exporting")
         folder = self.scratch.work / "final"
-        export_model(self.trainer, tokenizer, self.store, folder, self.diary, base=self.fingerprint["base"])
+        base = self.fingerprint["base"]
+        export_model(self.trainer, tokenizer, self.store, folder, self.diary, base=base, attempt=self.head.epoch)
         if dist.get_rank() == 0 and self.recipe.hub is not None:
             push_model(self.recipe.hub, folder, self.diary)
 

@@ -20,9 +20,10 @@ from checkpoints.object_store import ObjectStore
 from checkpoints.run import open_run
 from checkpoints.store import Store
 from tests.integration.conftest import Launcher
+from trainer.card import history
 from trainer.errors import TrainingFailed
 from trainer.hub import check_push
-from trainer.release import _history, check_logits, release
+from trainer.release import check_logits, release
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +108,12 @@ def test_the_card_tells_attempts_machines_and_cost() -> None:
         else:
             diary.write("attempt_ended", outcome="finished")
             launcher.write("finished")
-    assert _history(read_events(store)) == (
+    assert history(read_events(store)) == (
         "Trained in 2 attempts (1 preempted) on gcp spot A100:8, lambda on demand A100:8. "
         "The machines cost $38.00 at list prices."
     )
+    before = [event for event in read_events(store) if event.kind != "attempt_ended"]
+    assert history(before, running=2).startswith("Trained in 2 attempts (1 preempted) on"), "it writes its own card"
 
 
 def test_without_merge_the_files_are_the_runs(reference: Store, lora: Store, tmp_path: Path) -> None:

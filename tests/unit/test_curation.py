@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from checkpoints.errors import UserError
+from tests.hub_fake import HubFake
 from trainer.curation.binarize import LeftOut, Pair, Rules, binarize, overall_disagrees, plain
 from trainer.curation.cli import app
 from trainer.curation.ratings import ASPECTS, Completion, Record, rating, read_record
@@ -260,25 +260,12 @@ def test_a_push_is_checked_before_anything_is_read(tmp_path: Path, monkeypatch: 
 
 
 def test_a_push_sends_the_folder_as_a_private_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-
-    class Hub:
-        def create_repo(self, *given: Any, **options: Any) -> None:
-            calls.append(("create", given, options))
-
-        def upload_folder(self, **options: Any) -> Any:
-            assert (options["folder_path"] / "README.md").is_file()
-            calls.append(("upload", (), options))
-            return SimpleNamespace(oid="abc")
-
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    hub = HubFake().install(monkeypatch)
     source = write(tmp_path / "ultra.jsonl", some(3))
     where = Destination(tmp_path / "out", 10, "me/mine", private=True)
     curate_files([source], where, rejected="random", seed=1, contamination=None, drop_sources=[])
-    assert [name for name, _, _ in calls] == ["create", "upload"]
-    assert calls[0][2]["private"] is True
-    assert calls[1][2]["repo_type"] == "dataset"
+    assert hub.created == [{"repo": "me/mine", "private": True, "exist_ok": True, "repo_type": "dataset"}]
+    assert hub.names("me/mine") == {"README.md", "report.json", "histograms.png", "data/train-00000.parquet"}
 
 
 def test_the_command_prints_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

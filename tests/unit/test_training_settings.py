@@ -7,25 +7,22 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from checkpoints.errors import NotExact, StoreError, UserError
-from checkpoints.events import Diary, read_events
 from checkpoints.head import Head, Writer
-from checkpoints.object_store import ObjectStore
 from trainer import main
 from trainer.attempt import combine_outcomes, gpus_here, rank_environment
 from trainer.batching import Batch, fit_batch
 from trainer.determinism import not_reproducible
 from trainer.errors import HardwareError, TrainingFailed
 from trainer.fingerprint import check_fingerprint
-from trainer.hub import push_model
 from trainer.loading import blame
 from trainer.main import default_processes, exit_code
 from trainer.offload import settle_offload
-from trainer.recipe import Hub, Saves, load_recipe
+from trainer.recipe import Saves, load_recipe
 from trainer.saving import Moment, save_reason
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.settings import choose_attention, deepspeed_config, dpo_arguments
@@ -306,47 +303,6 @@ def test_trackers_that_would_hang_are_left_out() -> None:
     assert usable_trackers(recipe, {}) == ["tensorboard"]
     assert usable_trackers(recipe, {"WANDB_API_KEY": "k"}) == ["wandb", "tensorboard"]
     assert usable_trackers(recipe, {"WANDB_MODE": "offline"}) == ["wandb", "tensorboard"]
-
-
-class FakeHub:
-    """The two calls of the Hub's API that a push makes."""
-
-    calls: ClassVar[list[tuple[str, dict[str, Any]]]] = []
-
-    def create_repo(self, repo: str, **options: Any) -> None:
-        self.calls.append((repo, options))
-
-    def upload_folder(self, **options: Any) -> Any:
-        self.calls.append(("upload", options))
-        return SimpleNamespace(oid="abc")
-
-
-def test_the_model_is_pushed_private_and_without_pickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    store, hub = ObjectStore.memory(), Hub(repo="me/model")
-    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    assert not push_model(hub, tmp_path, Diary(store, 1))
-    assert FakeHub.calls == []
-    monkeypatch.setenv("HF_TOKEN", "hf_x")
-    assert push_model(hub, tmp_path, Diary(store, 1))
-    (repo, created), (_, uploaded) = FakeHub.calls
-    assert repo == "me/model"
-    assert created == {"private": True, "exist_ok": True}
-    assert uploaded["ignore_patterns"] == ["training_args.bin"]
-    assert [(event.kind, event.data["commit"]) for event in read_events(store)] == [("pushed", "abc")]
-
-
-def test_a_failed_push_does_not_fail_the_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(self: FakeHub, repo: str, **options: Any) -> None:
-        raise OSError("no route")
-
-    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
-    monkeypatch.setattr(FakeHub, "create_repo", refuse)
-    monkeypatch.setenv("HF_TOKEN", "hf_x")
-    assert not push_model(Hub(repo="me/model"), tmp_path, Diary(ObjectStore.memory(), 1))
-    assert "not pushed to me/model: no route" in caplog.text
 
 
 def test_gpus_are_counted_as_cuda_would(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""The end of a run: what it leaves in `final/`, and what becomes of it. One process, a model that wasn't trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from checkpoints.events import Diary, read_events
+from checkpoints.object_store import ObjectStore
+from checkpoints.run import register_run
+from checkpoints.store import Store
+from trainer.base import identify_base
+from trainer.batching import Batch
+from trainer.main import new_record
+from trainer.recipe import load_recipe
+from trainer.settings import dpo_arguments
+
+Finish = Callable[[str], tuple[Store, Any]]
+
+
+@pytest.fixture
+def finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Finish:
+    """Ends a run `r` of a recipe; returns its store and the trainer."""
+    from transformers import AutoTokenizer
+    from trl import DPOConfig
+
+    from trainer.builtin_model import make_tiny_llama
+    from trainer.data import prepare
+    from trainer.dpo import NotusDPOTrainer
+    from trainer.export import export_model
+    from trainer.lora import peft_settings
+
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("trainer.export.from_rank_0", lambda value: value)
+
+    def finish(name: str) -> tuple[Store, Any]:
+        recipe = load_recipe(name)
+        recipe = recipe.model_copy(
+            update={"zero": None, "dataset": recipe.dataset.model_copy(update={"rows": 8, "eval_rows": 0})}
+        )
+        base = tmp_path / "base"
+        make_tiny_llama(base)
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        arguments = dpo_arguments(
+            recipe, Batch(4, 4, 1), device="cpu", attention="sdpa", output=tmp_path / "t", trackers=[], run="r"
+        )
+        arguments.pop("ddp_backend", None)
+        trainer = NotusDPOTrainer(
+            model=str(base),
+            args=DPOConfig(**arguments),
+            train_dataset=prepare(recipe, tokenizer).train,
+            processing_class=tokenizer,
+            peft_config=peft_settings(recipe.lora) if recipe.lora else None,
+        )
+        with torch.no_grad():  # as after a training
+            for parameter in trainer.model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        store = ObjectStore.memory()
+        register_run(store, new_record("r", recipe))
+        diary = Diary(store, 1)
+        diary.write("attempt_started")
+        base_of_run = identify_base(str(base), None)
+        export_model(trainer, tokenizer, store, tmp_path / "final", diary, base=base_of_run, attempt=1)
+        return store, trainer
+
+    return finish
+
+
+@pytest.mark.parametrize("recipe", ["tiny-dpo", "tiny-dpo-lora"])
+def test_the_model_has_its_card_when_the_training_ends(finish: Finish, recipe: str) -> None:
+    store, _ = finish(recipe)
+    card = bytes(store.get("final/README.md").data).decode()
+    assert "# r\n\nDPO of `builtin:tiny-llama` on `builtin:tiny-preferences`" in card
+    assert "Trained in 1 attempt (0 preempted). By notus-launch" in card
+    assert "More Information Needed" not in card, "peft's empty form"
+    exported = read_events(store)[-1]
+    assert exported.data["files"].keys() == {entry.key.removeprefix("final/") for entry in store.list("final")}
