@@ -19,6 +19,7 @@ class HubFake:
         self.commits = 0
         self.refusals = 0
         """So many of the next commits fail."""
+        self.refusal: Exception = OSError("the connection was reset")
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> HubFake:
         hub = self
@@ -37,7 +38,7 @@ class HubFake:
             def create_commit(self, repo_id: str, operations: Any, **options: Any) -> Any:  # type: ignore[override]
                 if hub.refusals:
                     hub.refusals -= 1
-                    raise OSError("the connection was reset")
+                    raise hub.refusal
                 files = hub.files[repo_id]
                 for operation in operations:
                     if isinstance(operation, CommitOperationDelete):

@@ -13,8 +13,6 @@ from checkpoints.machines import machines_of, told_by
 from checkpoints.run import RunRecord, read_run
 from checkpoints.store import Store
 
-CARD = "README.md"
-
 
 def card_at_the_end(store: Store, attempt: int) -> str:
     """The card of a run whose `attempt` has just trained its last step. Raises `NotusError`."""

@@ -14,9 +14,10 @@ from checkpoints.files import hash_file
 from checkpoints.names import check_key
 from checkpoints.pull import MODEL_FOLDER
 from checkpoints.store import Store
-from trainer.card import CARD, card_at_the_end
+from trainer.card import card_at_the_end
 from trainer.collective import from_rank_0
 from trainer.fingerprint import Base
+from trainer.folders import CARD
 from trainer.hub import PICKLED
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import Literal
 from checkpoints.errors import UserError
 from checkpoints.events import Diary
 from trainer.errors import TrainingFailed
+from trainer.folders import MARK
 from trainer.recipe import Hub
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,10 @@ def check_push(repo: str, kind: Kind = "model") -> None:
 
 def push_folder(repo: str, folder: Path, *, private: bool, kind: Kind = "model") -> str:
     """Push a folder, without pickles, in one commit; returns it. What an earlier push left and this one doesn't bring
-    (`STALE`) goes in the same commit. Raises `TrainingFailed`."""
+    (`STALE`) goes in the same commit. Safe to repeat: what the Hub has of it is not sent again.
+
+    Raises `TrainingFailed`.
+    """
     import httpx
     from huggingface_hub import HfApi
 
@@ -67,10 +71,12 @@ def push_folder(repo: str, folder: Path, *, private: bool, kind: Kind = "model")
             repo_id=repo,
             folder_path=folder,
             commit_message="notus-launch",
-            ignore_patterns=[PICKLED],
+            ignore_patterns=[PICKLED, MARK],
             delete_patterns=list(STALE[kind]),
             **of_kind,
         )
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        raise TrainingFailed(f"not pushed to {repo}: {error}", f"it is in {folder}; push it again") from error
+    except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:  # the last: a large file
+        raise TrainingFailed(
+            f"not pushed to {repo}: {error}", f"it is in {folder}: the same command pushes that again"
+        ) from error
     return str(commit.oid)

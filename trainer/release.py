@@ -6,22 +6,22 @@ import logging
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from checkpoints.errors import CorruptCheckpoint, UserError
-from checkpoints.events import read_events
+from checkpoints.events import Event, read_events
 from checkpoints.files import fetch_file
 from checkpoints.names import check_key, check_run_name
-from checkpoints.run import open_run, read_run
+from checkpoints.run import RunRecord, open_run, read_run
 from checkpoints.store import Store
 from checkpoints.terminal import run_app
 from trainer.base import identify_base
-from trainer.card import CARD, model_card
+from trainer.card import model_card
 from trainer.errors import TrainingFailed
 from trainer.fingerprint import Base, base_change
-from trainer.folders import whole_folder
+from trainer.folders import CARD, is_whole, whole_folder
 from trainer.hub import check_push, push_folder
 from trainer.loading import blaming
 
@@ -50,16 +50,30 @@ def export(
     if push is not None:
         check_push(push)
     store = open_run(bucket, check_run_name(run))
-    with whole_folder(out.absolute()) as folder:
-        release(store, run, folder, merge=merge)
+    finished = read_finished(store, run, merge=merge)
+    made = {"run": run, "merged": merge, "files": finished.files}
+    if push is None or not is_whole(out, made):  # else only its push failed
+        with whole_folder(out.absolute(), made) as folder:
+            release(store, finished, folder, merge=merge)
     sys.stderr.write(f"notus-train: the {'merged ' if merge else ''}model of {run} is in {out}\n")
     if push is not None:
         push_folder(push, out, private=not public)
         sys.stderr.write(f"notus-train: pushed to {push}\n")
 
 
-def release(store: Store, run: str, folder: Path, *, merge: bool) -> None:
-    """Fetch, merge on request, and write the card. Raises `UserError` for a run that isn't finished."""
+class Finished(NamedTuple):
+    """A run whose model is in `final/`."""
+
+    record: RunRecord
+    events: list[Event]
+    files: dict[str, str]
+    """xxh3-128 of the model's files, by name."""
+    base: Base | None
+    """None for an older run."""
+
+
+def read_finished(store: Store, run: str, *, merge: bool) -> Finished:
+    """What a run tells of its model. Raises `UserError` where there is none, or nothing to merge."""
     record = read_run(store)
     events = read_events(store)
     exported = [event for event in events if event.kind == "exported"]
@@ -68,18 +82,23 @@ def release(store: Store, run: str, folder: Path, *, merge: bool) -> None:
             f"run {run} in {store.url} has no finished model",
             "let it finish first, or take a checkpoint: notus-ckpt export",
         )
-    files: dict[str, str] = exported[-1].data["files"]
-    if merge and ADAPTER not in files:
+    told = exported[-1].data
+    if merge and ADAPTER not in told["files"]:
         raise UserError(f"run {run} trained all weights: there are no adapters to merge", "leave out --merge")
+    return Finished(record, events, told["files"], told.get("base"))
+
+
+def release(store: Store, finished: Finished, folder: Path, *, merge: bool) -> None:
+    """Fetch, merge on request, and write the card."""
     if not merge:
-        _fetch(store, files, folder)
+        _fetch(store, finished.files, folder)
     else:
         with tempfile.TemporaryDirectory() as temporary:
             adapter = Path(temporary) / "adapter"
             adapter.mkdir()
-            _fetch(store, files, adapter)
-            _merge(record.recipe, exported[-1].data.get("base"), adapter, folder, Path(temporary))
-    (folder / CARD).write_text(model_card(record, events, merged=merge), encoding="utf-8")
+            _fetch(store, finished.files, adapter)
+            _merge(finished.record.recipe, finished.base, adapter, folder, Path(temporary))
+    (folder / CARD).write_text(model_card(finished.record, finished.events, merged=merge), encoding="utf-8")
 
 
 def _fetch(store: Store, files: dict[str, str], folder: Path) -> None:

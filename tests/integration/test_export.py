@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from checkpoints.errors import UserError
 from checkpoints.events import Diary, read_events
-from checkpoints.object_store import ObjectStore
-from checkpoints.run import register_run
+from checkpoints.run import open_run, register_run
 from checkpoints.store import Store
+from tests.hub_fake import HubFake
 from trainer.base import identify_base
 from trainer.batching import Batch
+from trainer.errors import TrainingFailed
 from trainer.main import new_record
 from trainer.recipe import load_recipe
 from trainer.settings import dpo_arguments
@@ -60,7 +62,8 @@ def finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Finish:
             for parameter in trainer.model.parameters():
                 if parameter.requires_grad:
                     parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-        store = ObjectStore.memory()
+        (tmp_path / "bucket").mkdir()
+        store = open_run(str(tmp_path / "bucket"), "r")
         register_run(store, new_record("r", recipe))
         diary = Diary(store, 1)
         diary.write("attempt_started")
@@ -80,3 +83,37 @@ def test_the_model_has_its_card_when_the_training_ends(finish: Finish, recipe: s
     assert "More Information Needed" not in card, "peft's empty form"
     exported = read_events(store)[-1]
     assert exported.data["files"].keys() == {entry.key.removeprefix("final/") for entry in store.list("final")}
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_push_that_failed_is_repeated_by_the_same_command(
+    finish: Finish, merge: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.release import app
+
+    finish("tiny-dpo-lora")
+    hub, out = HubFake().install(monkeypatch), tmp_path / "out"
+    hub.files["me/model"] = dict.fromkeys(("adapter_config.json", "model.safetensors"), b"of an earlier push")
+    hub.refusals = 1
+    words = ["r", "--bucket", str(tmp_path / "bucket"), "--out", str(out), "--push", "me/model"]
+    words += ["--merge"] if merge else []
+    with pytest.raises(TrainingFailed, match="the connection was reset") as caught:
+        app(words, standalone_mode=False)
+    assert "the same command pushes that again" in caught.value.hint
+    monkeypatch.setattr("trainer.release.release", None)  # what is there isn't made again
+    (out / "README.md").write_text("---\n---\nin my own words")
+    for _ in range(2):
+        app(words, standalone_mode=False)
+        assert hub.files["me/model"] == {
+            path.name: path.read_bytes() for path in out.iterdir() if path.name != ".notus.json"
+        }
+    assert hub.names("me/model") & {"adapter_config.json", "model.safetensors"} == {
+        "model.safetensors" if merge else "adapter_config.json"
+    }
+
+    with pytest.raises(UserError, match="is not empty"):
+        app(words[:-1] if merge else [*words, "--merge"], standalone_mode=False)
+    (out / "tokenizer.json").unlink()
+    (out / "more.txt").touch()
+    with pytest.raises(UserError, match=r"isn't as it was made: more\.txt, tokenizer\.json"):
+        app(words, standalone_mode=False)

@@ -23,7 +23,7 @@ from tests.integration.conftest import Launcher
 from trainer.card import history
 from trainer.errors import TrainingFailed
 from trainer.hub import check_push
-from trainer.release import check_logits, release
+from trainer.release import check_logits, read_finished, release
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_adapters_are_not_merged_into_another_base_model(
 ) -> None:
     monkeypatch.setattr("trainer.builtin_model.SEED", 7)
     with pytest.raises(UserError, match=r"trained on another base model: base\.weights was '\w+', is '\w+'"):
-        release(lora, "lora", tmp_path, merge=True)
+        release(lora, read_finished(lora, "lora", merge=True), tmp_path, merge=True)
 
 
 def test_the_base_model_of_the_hub_is_the_commit_that_the_run_noted(
@@ -120,16 +120,16 @@ def test_without_merge_the_files_are_the_runs(reference: Store, lora: Store, tmp
     for store, name in ((reference, "model.safetensors"), (lora, "adapter_model.safetensors")):
         out = tmp_path / name
         out.mkdir()
-        release(store, "r", out, merge=False)
+        release(store, read_finished(store, "r", merge=False), out, merge=False)
         assert (out / name).read_bytes() == store.get(f"final/{name}").data
         assert json.loads((out / "tokenizer_config.json").read_text())
 
 
 def test_what_cannot_be_exported_is_the_users_error(reference: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there are no adapters to merge"):
-        release(reference, "reference", tmp_path, merge=True)
+        read_finished(reference, "reference", merge=True)
     with pytest.raises(UserError, match="has no finished model"):
-        release(FolderStore(tmp_path), "nothing", tmp_path, merge=False)
+        read_finished(FolderStore(tmp_path), "nothing", merge=False)
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine").write_text("x")
@@ -151,7 +151,7 @@ def test_a_damaged_file_is_named(reference: Store, tmp_path: Path) -> None:
             return memoryview(b"x" + bytes(data[1:])) if key.endswith("config.json") and len(data) else data
 
     with pytest.raises(CorruptCheckpoint, match=r"final/\w*config.json differs from its hash"):
-        release(Damaged(), "reference", tmp_path, merge=False)  # type: ignore[arg-type]
+        release(Damaged(), read_finished(reference, "reference", merge=False), tmp_path, merge=False)  # type: ignore[arg-type]
 
 
 def test_another_base_model_is_noticed() -> None:

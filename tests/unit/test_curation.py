@@ -18,7 +18,7 @@ from trainer.curation.binarize import LeftOut, Pair, Rules, binarize, overall_di
 from trainer.curation.cli import app
 from trainer.curation.ratings import ASPECTS, Completion, Record, rating, read_record
 from trainer.curation.story import Destination, curate_files
-from trainer.errors import DataError
+from trainer.errors import DataError, TrainingFailed
 from trainer.pairs import find_columns
 
 
@@ -266,6 +266,32 @@ def test_a_push_sends_the_folder_as_a_private_data_set(tmp_path: Path, monkeypat
     curate_files([source], where, rejected="random", seed=1, contamination=None, drop_sources=[])
     assert hub.created == [{"repo": "me/mine", "private": True, "exist_ok": True, "repo_type": "dataset"}]
     assert hub.names("me/mine") == {"README.md", "report.json", "histograms.png", "data/train-00000.parquet"}
+
+
+def test_a_push_that_failed_is_repeated_by_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, out = HubFake().install(monkeypatch), tmp_path / "out"
+    hub.files["me/mine"] = {"data/train-00001.parquet": b"of an earlier push"}
+    hub.refusals = 1
+    source = write(tmp_path / "ultra.jsonl", some(9))
+    options: dict[str, Any] = {"rejected": "random", "seed": 1, "contamination": None, "drop_sources": []}
+    where = Destination(out, 10, "me/mine", private=True)
+    with pytest.raises(TrainingFailed, match="the connection was reset"):
+        curate_files([source], where, **options)
+    monkeypatch.setattr("trainer.curation.story.read_rows", None)  # what is there isn't made again
+    for _ in range(2):
+        assert curate_files([source], where, **options) == json.loads((out / "report.json").read_text())
+        assert hub.files["me/mine"] == {
+            path.relative_to(out).as_posix(): path.read_bytes()
+            for path in out.rglob("*")
+            if path.is_file() and path.name != ".notus.json"
+        }
+
+    for changed in ({"seed": 2}, {"drop_sources": ["x"]}):
+        with pytest.raises(UserError, match="is not empty"):
+            curate_files([source], where, **{**options, **changed})
+    write(source, some(8))
+    with pytest.raises(UserError, match="is not empty"):
+        curate_files([source], where, **options)
 
 
 def test_the_command_prints_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

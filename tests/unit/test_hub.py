@@ -51,8 +51,12 @@ def test_the_model_is_pushed_private_and_without_pickles(
     assert [(event.kind, event.data["commit"]) for event in read_events(store)] == [("pushed", "commit1")]
 
 
-def test_a_failed_push_does_not_fail_the_run(hub: HubFake, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    hub.refusals = 1
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])
+def test_a_failed_push_does_not_fail_the_run(
+    hub: HubFake, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: type[Exception]
+) -> None:
+    """huggingface_hub raises a RuntimeError for a large file that didn't get through."""
+    hub.refusals, hub.refusal = 1, kind("the connection was reset")
     store, made = ObjectStore.memory(), folder(tmp_path / "made", ONE_FILE)
     assert not push_model(Hub(repo="me/model"), made, Diary(store, 1))
     assert "not pushed to me/model: the connection was reset" in caplog.text
