@@ -61,8 +61,9 @@ def read_jsonl(path: Path) -> Iterable[dict[str, Any]]:
                     continue
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{path}:{number}: not JSON: {error.msg}", "one JSON object a line") from error
+                except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and 1,000 brackets
+                    told = getattr(error, "msg", error)
+                    raise DataError(f"{path}:{number}: not JSON: {told}", "one JSON object a line") from error
                 if not isinstance(row, dict):
                     raise DataError(f"{path}:{number}: not a JSON object", "one JSON object a line")
                 count += 1
@@ -138,6 +139,24 @@ def what_was_cut(whole: PairIds, fitted: PairIds) -> Cut:
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """How many leading tokens agree."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def encodable(value: Any) -> bool:
+    """Can all its texts be written as UTF-8? JSON may hold half of a surrogate pair (`"\\ud83d"`), which is no text."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
+    if isinstance(value, dict):
+        return all(encodable(inner) for item in value.items() for inner in item)
+    return all(encodable(inner) for inner in value) if isinstance(value, list) else True
+
+
+def text_or_nothing(value: Any) -> Any:
+    """A column's value as it is, or None where it is neither text nor conversation, or broken."""
+    return value if isinstance(value, str | list) and encodable(value) else None
 
 
 def is_conversation(value: Any) -> bool:

@@ -65,6 +65,8 @@ def test_the_mean_of_four_ratings_from_either_form() -> None:
         (answer("", "5"), "empty response"),
         (answer("  \n", "5"), "empty response"),
         (answer("a", "5", "N/A", "5", "5"), "honesty not rated (N/A)"),
+        (answer("a", "5", 10**400, "5", "5"), "honesty not rated (N/A)"),
+        (answer("half \ud83d", "5"), "response with half a character (a lone surrogate)"),
         (answer("a", "5", "5", "5", "nan"), "truthfulness not rated (N/A)"),
         ({"response": "a"}, "no annotations"),
         ({"response": "a", "annotations": {"helpfulness": [{"Rating": "5"}]}}, "no honesty"),
@@ -75,6 +77,17 @@ def test_what_cannot_be_compared_is_left_out_and_counted(told: Any, reason: str)
     found = read_record(record(told, answer("b", "3")))
     assert [one.response for one in found.completions] == ["b"]
     assert found.oddities == {reason: 1}
+
+
+def test_half_a_character_ends_nothing(tmp_path: Path) -> None:
+    good = [answer("a", "5", model="m\ud83d"), answer("b", "4")]
+    rows = [record(*good, instruction="what?\udc00"), record(*good, source="\ud83d"), record(*good, instruction="q")]
+    report = curate([write(tmp_path / "ultra.jsonl", rows)], tmp_path / "out")
+    assert report["left_out"] == {"instruction with half a character (a lone surrogate)": 1}
+    assert [(row["source"], row["chosen_model"]) for row in table(tmp_path / "out")] == [
+        ("", ""),
+        ("evol_instruct", ""),
+    ]
 
 
 def test_a_record_of_another_kind_has_nothing_in_it() -> None:
@@ -213,6 +226,15 @@ def test_parquet_input_gives_what_json_lines_give(tmp_path: Path) -> None:
     curate([tmp_path / "in"], tmp_path / "one")
     curate([write(tmp_path / "ultra.jsonl", rows)], tmp_path / "two")
     assert table(tmp_path / "one") == table(tmp_path / "two")
+
+
+def test_parquet_with_bytes_that_are_no_text_is_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    latin = pa.array([b"No\xe9"], pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"instruction": latin}), tmp_path / "latin.parquet")
+    with pytest.raises(DataError, match=r"can't read .*latin\.parquet as parquet: 'utf-8' codec"):
+        curate([tmp_path / "latin.parquet"], tmp_path / "out")
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])

@@ -74,6 +74,8 @@ def test_a_missing_column_is_named() -> None:
         (b'{"prompt": "a"}\n{oops\n', ":2: not JSON"),
         (b"[1]\n", ":1: not a JSON object"),
         (b"\n\n", "has no rows"),
+        (b'{"a": ' + b"9" * 5000 + b"}\n", ":1: not JSON: Exceeds the limit"),
+        (b"[" * 100_000 + b"\n", ":1: not JSON: maximum recursion"),
         (b'{"prompt": "\xff"}\n', "not UTF-8"),
     ],
 )

@@ -42,8 +42,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS):
             yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"can't read {path} as parquet: {error}") from error
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:  # the last: a text that isn't UTF-8
+        raise DataError(f"can't read {path} as parquet: {error}", "write it anew") from error
 
 
 def read_contamination(path: Path) -> frozenset[str]:
