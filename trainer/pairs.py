@@ -6,7 +6,7 @@ The launcher checks a data file with it before any machine is paid for; `trainer
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,26 +54,39 @@ def find_columns(names: Sequence[str], where: str) -> tuple[str, ...]:
 def read_jsonl(path: Path) -> Iterable[dict[str, Any]]:
     """Yield the objects of a JSON-lines file; raises `DataError` naming the line."""
     count = 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and 1,000 brackets
-                    told = getattr(error, "msg", error)
-                    raise DataError(f"{path}:{number}: not JSON: {told}", "one JSON object a line") from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}:{number}: not a JSON object", "one JSON object a line")
-                count += 1
-                yield row
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", "convert it to UTF-8") from error
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and 1,000 brackets
+            told = getattr(error, "msg", error)
+            raise DataError(f"{path}:{number}: not JSON: {told}", "one JSON object a line") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: not a JSON object", "one JSON object a line")
+        count += 1
+        yield row
     if not count:
         raise DataError(f"{path} has no rows", "one JSON object a line")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 text with their numbers, from 1; raises `DataError` naming line and byte.
+
+    Decoded one by one: a decoder of the whole file tells the place in its buffer.
+    """
+    start = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield number, line.decode()
+                except UnicodeDecodeError as error:
+                    place = f"byte {start + error.start} of the file"
+                    raise DataError(f"{path}:{number}: not UTF-8 text ({place})", "convert it to UTF-8") from error
+                start += len(line)
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror}") from error
 
 
 def parquet_columns(path: Path) -> list[str]:

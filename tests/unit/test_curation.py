@@ -246,6 +246,13 @@ def test_a_contamination_list_is_text_or_json_lines(tmp_path: Path, suffix: str)
     assert report["left_out"]["in the contamination list"] == 1
 
 
+def test_a_contamination_list_that_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
+    listed = tmp_path / "test.txt"
+    listed.write_bytes(b"what?\nwhy\xff?\n")
+    with pytest.raises(DataError, match=r"test\.txt:2: not UTF-8 text \(byte 9 of the file\)"):
+        curate([write(tmp_path / "ultra.jsonl", some(3))], tmp_path / "out", contamination=listed)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
