@@ -41,7 +41,9 @@ def export_model(
     if dist.get_rank() == 0:
         tokenizer.save_pretrained(folder)
         try:
-            (folder / CARD).write_text(card_at_the_end(store, attempt), encoding="utf-8")  # peft's is an empty form
+            (folder / CARD).write_text(
+                card_at_the_end(store, attempt, base), encoding="utf-8"
+            )  # peft's is an empty form
             files = {
                 path.name: _put(store, path)
                 for path in sorted(folder.iterdir())

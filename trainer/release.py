@@ -98,7 +98,8 @@ def release(store: Store, finished: Finished, folder: Path, *, merge: bool) -> N
             adapter.mkdir()
             _fetch(store, finished.files, adapter)
             _merge(finished.record.recipe, finished.base, adapter, folder, Path(temporary))
-    (folder / CARD).write_text(model_card(finished.record, finished.events, merged=merge), encoding="utf-8")
+    card = model_card(finished.record, finished.events, finished.base, merged=merge)
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _fetch(store: Store, files: dict[str, str], folder: Path) -> None:
