@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 PICKLED = "training_args.bin"
 """The Trainer writes it; nobody should have to load a pickle to use a model."""
+SHARD = "4GB"
+"""A file of weights at most, unless one tensor is larger: what of it was sent is lost with a connection."""
 Kind = Literal["model", "dataset"]
 STALE: Mapping[Kind, Sequence[str]] = {
     "model": ("adapter_*", "model*.safetensors*", "config.json", "generation_config.json"),

@@ -22,7 +22,7 @@ from trainer.card import model_card
 from trainer.errors import TrainingFailed
 from trainer.fingerprint import Base, base_change
 from trainer.folders import CARD, is_whole, whole_folder
-from trainer.hub import check_push, push_folder
+from trainer.hub import SHARD, check_push, push_folder
 from trainer.loading import blaming
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ ADAPTER = "adapter_model.safetensors"
 TOLERANCE = 1e-3
 """Of the logits' standard deviation, in float32: a merge there is off by some 1e-5, other weights by about 1."""
 PROBE_TOKENS = 64
-SHARD = "4GB"
 
 
 @app.command()

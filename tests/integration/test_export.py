@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,68 @@ def test_a_push_that_failed_is_repeated_by_the_same_command(
     (out / "more.txt").touch()
     with pytest.raises(UserError, match=r"isn't as it was made: more\.txt, tokenizer\.json"):
         app(words, standalone_mode=False)
+
+
+def shards(folder: Path) -> set[str]:
+    """The files that the index of a model names; they are all that there is of weights."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = {path.name for path in folder.glob("*.safetensors")}
+    assert set(index["weight_map"].values()) == files
+    return files
+
+
+def logits(model: Any) -> torch.Tensor:
+    ids = torch.randint(0, model.config.vocab_size, (1, 32), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits
+
+
+def test_a_large_model_ends_in_shards_that_are_the_trained_model(
+    finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from trainer.release import read_finished, release
+
+    monkeypatch.setattr("trainer.dpo.SHARD", "100KB")
+    store, trainer = finish("tiny-dpo")
+    out = tmp_path / "out"
+    out.mkdir()
+    release(store, read_finished(store, "r", merge=False), out, merge=False)
+    assert len(shards(out)) > 2
+    assert not list(out.glob("*.bin")), "no pickles"
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert torch.equal(logits(loaded), logits(trainer.model))
+
+
+def test_merged_shards_read_back_are_what_was_compared(
+    finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from trainer import release as released
+
+    monkeypatch.setattr("trainer.release.SHARD", "100KB")
+    store, _ = finish("tiny-dpo-lora")
+    checked: list[torch.Tensor] = []
+    check = released.check_logits
+    monkeypatch.setattr(
+        "trainer.release.check_logits", lambda expected, found: checked.append(found) or check(expected, found)
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    released.release(store, released.read_finished(store, "r", merge=True), out, merge=True)
+    assert len(shards(out)) > 2
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    ids = torch.randint(
+        0, loaded.config.vocab_size, (1, released.PROBE_TOKENS), generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        again = loaded(input_ids=ids).logits
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    with torch.no_grad():
+        untrained = base(input_ids=ids).logits
+    (found,) = checked
+    spread = found.std()
+    assert (again - found).abs().max() < 0.02 * spread, "stored in bf16"
+    assert (untrained - found).abs().max() > 0.1 * spread, "the adapters say something"
