@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import pyarrow
 from jinja2.exceptions import TemplateError
+from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
 from trainer.errors import DataError
@@ -24,6 +27,7 @@ from trainer.pairs import (
     parquet_columns,
     read_jsonl,
     text_of,
+    text_or_nothing,
     usable,
     what_was_cut,
 )
@@ -53,7 +57,11 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     rows = _mix(recipe.dataset)
     if recipe.dataset.rows:
         rows = rows.select(range(min(recipe.dataset.rows, len(rows))))
-    fingerprint = fingerprint_rows(rows)
+    try:
+        fingerprint = fingerprint_rows(rows)
+    except UnicodeDecodeError as error:  # parquet: Arrow doesn't look
+        sets = ", ".join(source.name for source in recipe.dataset.sources)
+        raise DataError(f"a text of {sets} is not UTF-8: {error}", "write the file anew") from error
     tokenised = _tokenise(_without_unusable(rows, recipe.dataset.name), recipe, tokenizer)
     if not recipe.dataset.eval_rows:
         return Pairs(tokenised, None, fingerprint)
@@ -137,7 +145,7 @@ def format_pair(
 def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], **more: Any) -> str:
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, **more))
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:  # the latter for a turn without content
         roles = ", ".join(str(turn.get("role")) for turn in turns)
         raise DataError(
             f"the model's chat template refuses a conversation of {roles}: {error}",
@@ -173,7 +181,9 @@ def _without_unusable(rows: datasets.Dataset, where: str) -> datasets.Dataset:
     if not len(kept):
         raise DataError(f"none of the {len(rows)} rows of {where} has a prompt and two different answers")
     if len(kept) < len(rows):
-        logger.warning("%s: left out %d of %d rows (empty or equal texts)", where, len(rows) - len(kept), len(rows))
+        logger.warning(
+            "%s: left out %d of %d rows (empty, equal or broken texts)", where, len(rows) - len(kept), len(rows)
+        )
     return kept
 
 
@@ -190,19 +200,50 @@ def _mix(dataset: Dataset) -> datasets.Dataset:
 
 
 def _share(source: Source) -> datasets.Dataset:
-    rows = _load_rows(source)
-    columns = find_columns(rows.column_names, source.name)
-    rows = rows.select_columns(list(columns)).rename_columns(dict(zip(columns, COLUMN_SETS[0], strict=True)))
+    """The wanted share of a set, with the columns prompt, chosen, rejected. Raises `DataError`."""
+    try:
+        rows = _load_rows(source)
+    except (pyarrow.ArrowException, datasets.exceptions.DatasetsError, TypeError, OverflowError) as error:
+        raise DataError(
+            f"{source.name} can't become a table: {error.__cause__ or error}",
+            "make a column's values all texts, or all conversations with the same keys",
+        ) from error
+    if not len(rows):
+        raise _no_rows(source)
     return rows if source.fraction == 1 else rows.select(range(max(1, round(source.fraction * len(rows)))))
+
+
+def _no_rows(source: Source) -> DataError:
+    return DataError(f"{source.name} has no rows", "take it out of the recipe, or give one with rows")
 
 
 def _load_rows(source: Source) -> datasets.Dataset:
     path = local_path(source)
+    if path is not None and path.suffix != ".parquet":
+        return _load_jsonl(path, source.name)
     if path is None:
         with blaming("the data set", source.name, "dataset.name"):
-            return datasets.load_dataset(source.name, split=source.split, revision=source.revision)
-    if path.suffix == ".parquet":
+            rows = datasets.load_dataset(source.name, split=source.split, revision=source.revision)
+    else:
         parquet_columns(path)  # raises for a file that is no parquet
-        return datasets.Dataset.from_parquet(str(path))
-    # Through our own reader and not through `datasets`, for errors with a line number.
-    return datasets.Dataset.from_list(list(read_jsonl(path)))
+        if not parquet.read_metadata(path).num_rows:  # `datasets` can't load it
+            raise _no_rows(source)
+        rows = datasets.Dataset.from_parquet(str(path))
+    columns = find_columns(rows.column_names, source.name)
+    return rows.select_columns(list(columns)).rename_columns(dict(zip(columns, COLUMN_SETS[0], strict=True)))
+
+
+def _load_jsonl(path: Path, name: str) -> datasets.Dataset:
+    """Through our own reader and not through `datasets`, for errors with a line number.
+
+    Only of the columns that we use: another one may hold numbers and texts at once. What is neither text nor
+    conversation becomes None, which is counted as unusable.
+    """
+    rows = list(read_jsonl(path))
+    columns = find_columns(list(rows[0]), name)
+    return datasets.Dataset.from_dict(
+        {
+            ours: [text_or_nothing(row.get(theirs)) for row in rows]
+            for ours, theirs in zip(COLUMN_SETS[0], columns, strict=True)
+        }
+    )

@@ -15,6 +15,7 @@ from trl.models.utils import prepare_deepspeed
 
 from trainer import state as states
 from trainer.collective import from_rank_0, gather
+from trainer.hub import SHARD
 from trainer.reference import ReferenceCache, Values, compute
 from trainer.rhythm import EvaluationStopped
 
@@ -161,6 +162,10 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.save_state()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The weights, called by `save_model`: in shards, where the Trainer's own writes one file of up to 50 GB."""
+        self.model.save_pretrained(output_dir, state_dict=state_dict, max_shard_size=SHARD)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # Called without DeepSpeed only, before the model is wrapped: the LoRA path.

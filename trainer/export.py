@@ -14,7 +14,10 @@ from checkpoints.files import hash_file
 from checkpoints.names import check_key
 from checkpoints.pull import MODEL_FOLDER
 from checkpoints.store import Store
+from trainer.card import card_at_the_end
 from trainer.collective import from_rank_0
+from trainer.fingerprint import Base
+from trainer.folders import CARD
 from trainer.hub import PICKLED
 
 if TYPE_CHECKING:
@@ -25,23 +28,28 @@ logger = logging.getLogger(__name__)
 FINAL = "final"
 
 
-def export_model(trainer: NotusDPOTrainer, tokenizer: Any, store: Store, folder: Path, diary: Diary) -> None:
-    """Gather the weights (LoRA: the adapter) on rank 0 and put them, the tokenizer and the config into `final/`.
+def export_model(
+    trainer: NotusDPOTrainer, tokenizer: Any, store: Store, folder: Path, diary: Diary, *, base: Base, attempt: int
+) -> None:
+    """Gather the weights (LoRA: the adapter) on rank 0 and put them, tokenizer, config and card into `final/`.
 
     Collective. Safe to repeat: an attempt that died in the export is followed by one that exports again. The event
-    `exported` names every file with its hash, and comes last.
+    `exported` names every file with its hash and what `base` model it came from, and comes last.
     """
     trainer.save_model(str(folder))
     error: NotusError | None = None
     if dist.get_rank() == 0:
         tokenizer.save_pretrained(folder)
         try:
+            (folder / CARD).write_text(
+                card_at_the_end(store, attempt, base), encoding="utf-8"
+            )  # peft's is an empty form
             files = {
                 path.name: _put(store, path)
                 for path in sorted(folder.iterdir())
                 if path.is_file() and path.name != PICKLED
             }
-            diary.write("exported", files=files)
+            diary.write("exported", files=files, base=dict(base))
             logger.info("exported %d files to %s/%s", len(files), store.url, FINAL)
         except NotusError as caught:
             error = caught

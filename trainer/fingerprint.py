@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from checkpoints.differences import differences
+from checkpoints.differences import Difference, differences
 from checkpoints.errors import CorruptCheckpoint, NotExact
 from checkpoints.head import Head
 from checkpoints.restore import load_manifest
@@ -30,6 +31,9 @@ ANOTHER_ROUNDING = {
 }
 """It goes on with the same state, and rounds otherwise from here on."""
 
+Base = Mapping[str, str | None]
+"""A base model. `weights`: a hash of them; `commit`: on the Hub. None where it isn't known. See `trainer.base`."""
+
 LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft", "flash-attn", "bitsandbytes")
 
 
@@ -42,11 +46,13 @@ def fingerprint(
     attention: str,
     determinism: dict[str, str],
     dataset: str,
+    base: Base,
 ) -> dict[str, Any]:
     """What decides the numbers, by name."""
     return {
         "recipe": recipe.identity,
         "dataset": dataset,
+        "base": dict(base),
         "global_batch": global_batch,
         "world_size": world_size,
         "offload": recipe.zero.model_dump(mode="json", include={"offload_optimizer", "offload_parameters"})
@@ -78,6 +84,15 @@ def saved_fingerprint(store: Store, head: Head | None) -> dict[str, Any] | None:
     return None
 
 
+def base_change(old: Base | None, new: Base | None) -> Difference | None:
+    """By the weights where both know them, else by the commit; None also where nothing can be compared."""
+    for key in ("weights", "commit"):
+        was, now = (old or {}).get(key), (new or {}).get(key)
+        if was and now:
+            return Difference(f"base.{key}", was, now) if was != now else None
+    return None
+
+
 def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     """Why a resume isn't exact, one reason each; none = it is. Each names the field and what it means.
 
@@ -89,6 +104,12 @@ def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
                 f"the checkpoint belongs to another run: {changed} ({meaning})",
                 "use the same recipe and data, or start a new run with another --name",
             )
+    if changed := base_change(saved.get("base"), mine.get("base")):
+        raise NotExact(
+            f"the checkpoint belongs to another run: {changed} (the reference model of DPO, and what adapters add to)",
+            "bring back the base model that the run began with, or start a new run with another --name and a pinned "
+            "model.revision",
+        )
     return [
         f"{changed} ({meaning})"
         for field, meaning in ANOTHER_ROUNDING.items()

@@ -1,18 +1,29 @@
-"""A folder that is there whole or not at all."""
+"""A folder that is there whole or not at all, and that says what made it."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from checkpoints.errors import UserError
 
+MARK = ".notus.json"
+"""What made the folder, and its files' sizes. It is not pushed."""
+CARD = "README.md"
+"""May be edited before a push: its size doesn't matter."""
+
 
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, made: Mapping[str, Any]) -> Iterator[Path]:
     """A folder to write to, which gets its name when all of it is there: nobody takes half of it for the whole.
+
+    Args:
+        folder: new, or empty.
+        made: all that decides its content, as JSON; see `is_whole`.
 
     Raises `UserError` where something is in it already: two results must not mix.
     """
@@ -23,8 +34,38 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        mark = {"made": made, "sizes": _sizes(partial)}
+        (partial / MARK).write_text(json.dumps(mark, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_whole(folder: Path, made: Mapping[str, Any]) -> bool:
+    """Was this folder made by `whole_folder` of the same `made`, with nothing missing, added or cut since?
+
+    It compares sizes and reads no file. Raises `UserError` for a folder of ours that isn't as it was made.
+    """
+    try:
+        mark = json.loads((folder / MARK).read_bytes())
+        before = mark["made"], mark["sizes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if before[0] != json.loads(json.dumps(made)):
+        return False
+    now = _sizes(folder)
+    if changed := sorted(name for name in {*before[1], *now} if before[1].get(name) != now.get(name)):
+        raise UserError(
+            f"{folder} isn't as it was made: {', '.join(changed)}",
+            "delete it and give the same command again, or give a new folder to --out",
+        )
+    return True
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """In bytes, by name; of the card only that it is there."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {name: 0 if name == CARD else path.stat().st_size for name, path in names.items() if name != MARK}

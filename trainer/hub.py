@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from checkpoints.errors import UserError
 from checkpoints.events import Diary
 from trainer.errors import TrainingFailed
+from trainer.folders import MARK
 from trainer.recipe import Hub
 
 logger = logging.getLogger(__name__)
 
 PICKLED = "training_args.bin"
 """The Trainer writes it; nobody should have to load a pickle to use a model."""
+SHARD = "4GB"
+"""A file of weights at most, unless one tensor is larger: what of it was sent is lost with a connection."""
 Kind = Literal["model", "dataset"]
+STALE: Mapping[Kind, Sequence[str]] = {
+    "model": ("adapter_*", "model*.safetensors*", "config.json", "generation_config.json"),
+    "dataset": ("data/*.parquet",),
+}
+"""Of an earlier push of another kind or size. Beside merged weights an adapter_config.json makes transformers load
+base and adapters, and a model.safetensors comes before the shards."""
 
 
 def push_model(hub: Hub, folder: Path, diary: Diary) -> bool:
@@ -47,7 +57,11 @@ def check_push(repo: str, kind: Kind = "model") -> None:
 
 
 def push_folder(repo: str, folder: Path, *, private: bool, kind: Kind = "model") -> str:
-    """Push a folder, without pickles; returns the commit. Raises `TrainingFailed`."""
+    """Push a folder, without pickles, in one commit; returns it. What an earlier push left and this one doesn't bring
+    (`STALE`) goes in the same commit. Safe to repeat: what the Hub has of it is not sent again.
+
+    Raises `TrainingFailed`.
+    """
     import httpx
     from huggingface_hub import HfApi
 
@@ -56,8 +70,15 @@ def push_folder(repo: str, folder: Path, *, private: bool, kind: Kind = "model")
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True, **of_kind)
         commit = api.upload_folder(
-            repo_id=repo, folder_path=folder, commit_message="notus-launch", ignore_patterns=[PICKLED], **of_kind
+            repo_id=repo,
+            folder_path=folder,
+            commit_message="notus-launch",
+            ignore_patterns=[PICKLED, MARK],
+            delete_patterns=list(STALE[kind]),
+            **of_kind,
         )
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        raise TrainingFailed(f"not pushed to {repo}: {error}", f"it is in {folder}; push it again") from error
+    except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:  # the last: a large file
+        raise TrainingFailed(
+            f"not pushed to {repo}: {error}", f"it is in {folder}: the same command pushes that again"
+        ) from error
     return str(commit.oid)

@@ -6,7 +6,7 @@ The launcher checks a data file with it before any machine is paid for; `trainer
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,25 +54,39 @@ def find_columns(names: Sequence[str], where: str) -> tuple[str, ...]:
 def read_jsonl(path: Path) -> Iterable[dict[str, Any]]:
     """Yield the objects of a JSON-lines file; raises `DataError` naming the line."""
     count = 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{path}:{number}: not JSON: {error.msg}", "one JSON object a line") from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}:{number}: not a JSON object", "one JSON object a line")
-                count += 1
-                yield row
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", "convert it to UTF-8") from error
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and 1,000 brackets
+            told = getattr(error, "msg", error)
+            raise DataError(f"{path}:{number}: not JSON: {told}", "one JSON object a line") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: not a JSON object", "one JSON object a line")
+        count += 1
+        yield row
     if not count:
         raise DataError(f"{path} has no rows", "one JSON object a line")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 text with their numbers, from 1; raises `DataError` naming line and byte.
+
+    Decoded one by one: a decoder of the whole file tells the place in its buffer.
+    """
+    start = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield number, line.decode()
+                except UnicodeDecodeError as error:
+                    place = f"byte {start + error.start} of the file"
+                    raise DataError(f"{path}:{number}: not UTF-8 text ({place})", "convert it to UTF-8") from error
+                start += len(line)
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror}") from error
 
 
 def parquet_columns(path: Path) -> list[str]:
@@ -138,6 +152,24 @@ def what_was_cut(whole: PairIds, fitted: PairIds) -> Cut:
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """How many leading tokens agree."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def encodable(value: Any) -> bool:
+    """Can all its texts be written as UTF-8? JSON may hold half of a surrogate pair (`"\\ud83d"`), which is no text."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
+    if isinstance(value, dict):
+        return all(encodable(inner) for item in value.items() for inner in item)
+    return all(encodable(inner) for inner in value) if isinstance(value, list) else True
+
+
+def text_or_nothing(value: Any) -> Any:
+    """A column's value as it is, or None where it is neither text nor conversation, or broken."""
+    return value if isinstance(value, str | list) and encodable(value) else None
 
 
 def is_conversation(value: Any) -> bool:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from checkpoints.errors import CorruptCheckpoint, UserError
 from checkpoints.events import Event, read_events
 from checkpoints.files import fetch_file
-from checkpoints.machines import machines_of, told_by
 from checkpoints.names import check_key, check_run_name
-from checkpoints.run import open_run, read_run
+from checkpoints.run import RunRecord, open_run, read_run
 from checkpoints.store import Store
 from checkpoints.terminal import run_app
+from trainer.base import identify_base
+from trainer.card import model_card
 from trainer.errors import TrainingFailed
-from trainer.folders import whole_folder
-from trainer.hub import check_push, push_folder
+from trainer.fingerprint import Base, base_change
+from trainer.folders import CARD, is_whole, whole_folder
+from trainer.hub import SHARD, check_push, push_folder
+from trainer.loading import blaming
 
 logger = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -30,9 +31,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 FINAL = "final/"
 ADAPTER = "adapter_model.safetensors"
 TOLERANCE = 1e-3
-"""Of the logits' standard deviation, in float32: a merge there is off by some 1e-5, another base model by about 1."""
+"""Of the logits' standard deviation, in float32: a merge there is off by some 1e-5, other weights by about 1."""
 PROBE_TOKENS = 64
-SHARD = "4GB"
 
 
 @app.command()
@@ -49,16 +49,30 @@ def export(
     if push is not None:
         check_push(push)
     store = open_run(bucket, check_run_name(run))
-    with whole_folder(out.absolute()) as folder:
-        release(store, run, folder, merge=merge)
+    finished = read_finished(store, run, merge=merge)
+    made = {"run": run, "merged": merge, "files": finished.files}
+    if push is None or not is_whole(out, made):  # else only its push failed
+        with whole_folder(out.absolute(), made) as folder:
+            release(store, finished, folder, merge=merge)
     sys.stderr.write(f"notus-train: the {'merged ' if merge else ''}model of {run} is in {out}\n")
     if push is not None:
         push_folder(push, out, private=not public)
         sys.stderr.write(f"notus-train: pushed to {push}\n")
 
 
-def release(store: Store, run: str, folder: Path, *, merge: bool) -> None:
-    """Fetch, merge on request, and write the card. Raises `UserError` for a run that isn't finished."""
+class Finished(NamedTuple):
+    """A run whose model is in `final/`."""
+
+    record: RunRecord
+    events: list[Event]
+    files: dict[str, str]
+    """xxh3-128 of the model's files, by name."""
+    base: Base | None
+    """None for an older run."""
+
+
+def read_finished(store: Store, run: str, *, merge: bool) -> Finished:
+    """What a run tells of its model. Raises `UserError` where there is none, or nothing to merge."""
     record = read_run(store)
     events = read_events(store)
     exported = [event for event in events if event.kind == "exported"]
@@ -67,20 +81,24 @@ def release(store: Store, run: str, folder: Path, *, merge: bool) -> None:
             f"run {run} in {store.url} has no finished model",
             "let it finish first, or take a checkpoint: notus-ckpt export",
         )
-    files: dict[str, str] = exported[-1].data["files"]
-    if merge and ADAPTER not in files:
+    told = exported[-1].data
+    if merge and ADAPTER not in told["files"]:
         raise UserError(f"run {run} trained all weights: there are no adapters to merge", "leave out --merge")
+    return Finished(record, events, told["files"], told.get("base"))
+
+
+def release(store: Store, finished: Finished, folder: Path, *, merge: bool) -> None:
+    """Fetch, merge on request, and write the card."""
     if not merge:
-        _fetch(store, files, folder)
+        _fetch(store, finished.files, folder)
     else:
         with tempfile.TemporaryDirectory() as temporary:
             adapter = Path(temporary) / "adapter"
             adapter.mkdir()
-            _fetch(store, files, adapter)
-            _merge(record.recipe, adapter, folder, Path(temporary))
-    (folder / "README.md").write_text(
-        _card(run, record.recipe, record.versions, events, merged=merge), encoding="utf-8"
-    )
+            _fetch(store, finished.files, adapter)
+            _merge(finished.record.recipe, finished.base, adapter, folder, Path(temporary))
+    card = model_card(finished.record, finished.events, finished.base, merged=merge)
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _fetch(store: Store, files: dict[str, str], folder: Path) -> None:
@@ -91,8 +109,10 @@ def _fetch(store: Store, files: dict[str, str], folder: Path) -> None:
         fetch_file(store, f"{FINAL}{name}", folder / name, told)
 
 
-def _merge(recipe: dict[str, Any], adapter: Path, folder: Path, work: Path) -> None:
+def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, folder: Path, work: Path) -> None:
     """Base model plus adapters as one model, if it says the same as both together.
+
+    Of a base model on the Hub the commit that the run was trained on is taken, whatever came later.
 
     Merged and compared in float32, 4 bytes a parameter (28 GB for 7B): rounded to bf16 first, the two differ by a
     quarter of the logits' spread where the adapters are strong, and a wrong merge could hide in that. Stored as the
@@ -106,10 +126,13 @@ def _merge(recipe: dict[str, Any], adapter: Path, folder: Path, work: Path) -> N
 
     model = recipe["model"]
     name = make_base_model(model["name"], work)
-    stored = AutoConfig.from_pretrained(name, revision=model.get("revision")).dtype
+    revision = (base_of_run or {}).get("commit") or model.get("revision")
+    check_base(base_of_run, identify_base(name, revision))
+    with blaming("the base model", name, "model.name"):
+        stored = AutoConfig.from_pretrained(name, revision=revision).dtype
+        base = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32)
     if model["dtype"] != "auto":
         stored = getattr(torch, model["dtype"])
-    base = AutoModelForCausalLM.from_pretrained(name, revision=model.get("revision"), dtype=torch.float32)
     both = PeftModel.from_pretrained(base, adapter)
     both.eval()
     generator = torch.Generator().manual_seed(0)
@@ -122,6 +145,17 @@ def _merge(recipe: dict[str, Any], adapter: Path, folder: Path, work: Path) -> N
     AutoTokenizer.from_pretrained(adapter).save_pretrained(folder)
 
 
+def check_base(of_run: Base | None, found: Base) -> None:
+    """Raises `UserError` where the base model isn't the one that the run noted. Older runs noted none."""
+    if of_run is None:
+        logger.warning("this run doesn't tell its base model: the one of today is taken")
+    if changed := base_change(of_run, found):
+        raise UserError(
+            f"the adapters were trained on another base model: {changed}",
+            "bring back the one that the run was trained on; for the next run pin model.revision",
+        )
+
+
 def check_logits(expected: Any, found: Any) -> None:
     """Raises `TrainingFailed` where the merged model says something else than base and adapters."""
     difference = float((expected - found).abs().max() / expected.std())
@@ -130,65 +164,8 @@ def check_logits(expected: Any, found: Any) -> None:
         raise TrainingFailed(
             f"the merged model differs from base and adapters by {difference:.2g} of the logits' spread "
             f"(at most {TOLERANCE:g} is rounding)",
-            "is it the base model that the run was trained on? Pin model.revision",
+            "use base and adapters unmerged, and report it",
         )
-
-
-def _card(run: str, recipe: dict[str, Any], versions: dict[str, str], events: Sequence[Event], *, merged: bool) -> str:
-    """What a reader of the model has to know: data, settings, how often it was preempted."""
-    what = "merged into one model" if merged else "adapters only" if recipe["method"] == "lora" else "all weights"
-    settings = json.dumps({name: recipe[name] for name in ("dpo", "training", "zero", "lora")}, indent=2)
-    base, data = recipe["model"]["name"], recipe["dataset"]["name"]
-    if data.startswith("/"):  # where a file lay on some machine is nobody's business
-        data = Path(data).name
-    return f"""---
-base_model: {base}
-datasets:
-- {data}
-tags:
-- dpo
-- notus-launch
----
-
-# {run}
-
-DPO of `{base}` on `{data}` ({what}).
-
-{_history(events)} By notus-launch {versions.get("notus-launch", "")}:
-a run that was preempted gives the same weights as one that never was.
-
-```json
-{settings}
-```
-"""
-
-
-def _history(events: Sequence[Event]) -> str:
-    """How often it was preempted, on what it ran, what that cost: two sentences."""
-    started = sorted({event.attempt for event in events if event.kind == "attempt_started"})
-    preempted = sum(_was_preempted(attempt, events) for attempt in started)
-    trained = f"Trained in {len(started)} {'attempt' if len(started) == 1 else 'attempts'} ({preempted} preempted)"
-    machines = machines_of(events)
-    if not machines:
-        return f"{trained}."
-    kinds = sorted({_kind(machine.place) for machine in machines})
-    cost_usd = sum(machine.cost_usd(now=events[-1].time) for machine in machines)
-    return f"{trained} on {', '.join(kinds)}. The machines cost ${cost_usd:.2f} at list prices."
-
-
-def _was_preempted(attempt: int, events: Sequence[Event]) -> bool:
-    """As the receipt says it. A machine that is taken away without a word leaves an attempt without an end."""
-    mine = [event for event in events if event.attempt == attempt]
-    outcomes = [event.data.get("outcome") for event in mine if event.kind == "attempt_ended"]
-    if not outcomes:
-        return True
-    return (
-        outcomes[-1] == "preempted" and told_by([e.data["source"] for e in mine if e.kind == "notice"]) == "preempted"
-    )
-
-
-def _kind(place: Mapping[str, Any]) -> str:
-    return f"{place['cloud']} {'spot' if place['spot'] else 'on demand'} {place['gpus']}"
 
 
 if __name__ == "__main__":

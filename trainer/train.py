@@ -24,6 +24,7 @@ from checkpoints.shm import RunMemory, SharedBuffer
 from checkpoints.store import Store
 from checkpoints.uploader import Setup
 from trainer import state as states
+from trainer.base import identify_base
 from trainer.batching import Batch
 from trainer.builtin_model import base_model, make_base_model
 from trainer.collective import from_rank_0
@@ -109,6 +110,7 @@ class Attempt:
             attention=self.attention,
             determinism=self.determinism,
             dataset=self.pairs.fingerprint,
+            base=from_rank_0(identify_base(model_name, self.recipe.model.revision) if dist.get_rank() == 0 else {}),
         )
         self._announce("loading the model")
         self._build(arguments, model_name, tokenizer)
@@ -137,7 +139,8 @@ class Attempt:
     def _finish(self, tokenizer: Any) -> None:
         self._announce("exporting")
         folder = self.scratch.work / "final"
-        export_model(self.trainer, tokenizer, self.store, folder, self.diary)
+        base = self.fingerprint["base"]
+        export_model(self.trainer, tokenizer, self.store, folder, self.diary, base=base, attempt=self.head.epoch)
         if dist.get_rank() == 0 and self.recipe.hub is not None:
             push_model(self.recipe.hub, folder, self.diary)
 

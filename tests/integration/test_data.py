@@ -162,6 +162,90 @@ def test_unusable_rows_are_left_out_and_counted(
     assert "1 of 4 pairs were left out: after the cut both answers are the same" in caplog.text
 
 
+def test_broken_texts_are_counted_and_other_columns_hold_what_they_like(
+    tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from trainer.data import prepare
+
+    good = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    rows = [
+        {**good, "score": 1, "extra": {"a": 1}},
+        {**good, "score": "N/A", "extra": ["b"]},
+        {**good, "prompt": "\ud83d"},
+        {**good, "chosen": "half \ud83d of it"},
+        {**good, "rejected": 7},
+        {**good, "prompt": 10**40},
+        {"prompt": "q"},
+    ]
+    pairs = prepare(recipe_for(write(tmp_path / "p.jsonl", rows)), tokenizer)
+    assert len(pairs.train) == 2
+    assert "left out 5 of 7 rows (empty, equal or broken texts)" in caplog.text
+
+
+def test_half_a_character_in_a_conversation_is_counted(
+    tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from trainer.data import prepare
+
+    rows = [{"prompt": [{"role": "user", "content": text}], "chosen": "a", "rejected": "b"} for text in ("q", "\udc00")]
+    assert len(prepare(recipe_for(write(tmp_path / "p.jsonl", rows)), tokenizer).train) == 1
+    assert "left out 1 of 2 rows" in caplog.text
+
+
+def test_a_column_of_texts_and_conversations_is_named(tokenizer: Any, tmp_path: Path) -> None:
+    from trainer.data import prepare
+
+    rows = [{"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in ("q", [{"role": "user", "content": "q"}])]
+    with pytest.raises(DataError, match=r"p\.jsonl can't become a table") as caught:
+        prepare(recipe_for(write(tmp_path / "p.jsonl", rows)), tokenizer)
+    assert "all texts, or all conversations" in caught.value.hint
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_a_set_without_rows_is_named(
+    tokenizer: Any, tmp_path: Path, fraction: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from trainer.data import prepare
+
+    schema = pa.schema([(name, pa.string()) for name in ("prompt", "chosen", "rejected")])
+    parquet.write_table(pa.Table.from_pylist([], schema), tmp_path / "empty.parquet")
+    with pytest.raises(DataError, match=r"empty\.parquet has no rows"):
+        prepare(recipe_for(tmp_path / "empty.parquet", fraction=fraction), tokenizer)
+    nothing = datasets.Dataset.from_dict({name: [] for name in schema.names})
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: nothing)
+    with pytest.raises(DataError, match="me/empty has no rows"):
+        prepare(recipe_for(Path("me/empty"), fraction=fraction), tokenizer)
+
+
+def test_parquet_with_bytes_that_are_no_text_is_named(tokenizer: Any, tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from trainer.data import prepare
+
+    latin = pa.array([b"No\xe9"], pa.binary()).view(pa.string())
+    table = pa.table({"prompt": ["q"], "chosen": latin, "rejected": ["b"]})
+    parquet.write_table(table, tmp_path / "latin.parquet")
+    with pytest.raises(DataError, match=r"latin\.parquet is not UTF-8"):
+        prepare(recipe_for(tmp_path / "latin.parquet"), tokenizer)
+
+
+def test_a_turn_without_content_is_the_data_s_fault(tokenizer: Any) -> None:
+    import copy
+
+    from trainer.data import format_pair
+
+    adding = copy.deepcopy(tokenizer)
+    adding.chat_template = "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}"
+    turns = [{"role": "user", "content": None}, {"role": "user", "content": "q"}]
+    with pytest.raises(DataError, match="refuses a conversation of user, user"):
+        format_pair({"prompt": turns, "chosen": "a", "rejected": "b"}, adding)
+
+
 def test_answers_that_all_begin_alike_are_no_data(tokenizer: Any, tmp_path: Path) -> None:
     from trainer.data import prepare
 

@@ -13,16 +13,17 @@ import pytest
 import torch
 
 from checkpoints.clock import FakeClock
-from checkpoints.errors import CorruptCheckpoint, UserError
+from checkpoints.errors import CorruptCheckpoint, NotusError, UserError
 from checkpoints.events import Diary, read_events
 from checkpoints.folder_store import FolderStore
 from checkpoints.object_store import ObjectStore
 from checkpoints.run import open_run
 from checkpoints.store import Store
 from tests.integration.conftest import Launcher
+from trainer.card import history
 from trainer.errors import TrainingFailed
 from trainer.hub import check_push
-from trainer.release import _history, check_logits, release
+from trainer.release import check_logits, read_finished, release
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,38 @@ def test_adapters_are_merged_into_a_model_that_says_the_same(lora: Store, tmp_pa
     assert (ours - theirs).abs().max() < 0.05 * theirs.std()
     assert (ours - untrained).abs().max() > (ours - theirs).abs().max(), "training changed something"
     card = (tmp_path / "merged/README.md").read_text()
-    assert "base_model: builtin:tiny-llama" in card
+    assert "base_model" not in card, "the Hub's check of the metadata refuses a built-in one"
+    assert "DPO of `builtin:tiny-llama` on `builtin:tiny-preferences` (merged into one model)" in card
     assert "Trained in 1 attempt (0 preempted). By notus-launch" in card
+
+
+def test_adapters_are_not_merged_into_another_base_model(
+    lora: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.builtin_model.SEED", 7)
+    with pytest.raises(UserError, match=r"trained on another base model: base\.weights was '\w+', is '\w+'"):
+        release(lora, read_finished(lora, "lora", merge=True), tmp_path, merge=True)
+
+
+def test_the_base_model_of_the_hub_is_the_commit_that_the_run_noted(
+    lora: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.release import _merge
+
+    asked: list[str | None] = []
+
+    def identify(name: str, revision: str | None) -> dict[str, str | None]:
+        asked.append(revision)
+        return {"commit": revision, "weights": "w2"}
+
+    monkeypatch.setattr("trainer.release.identify_base", identify)
+    recipe = {"model": {"name": "me/model", "revision": "main", "dtype": "auto"}}
+    for noted in ({"commit": "c1", "weights": "w1"}, {"commit": "c1", "weights": "w2"}):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(NotusError) as caught:
+            _merge(recipe, noted, tmp_path, tmp_path, tmp_path)
+        assert isinstance(caught.value, UserError) == (noted["weights"] == "w1")
+    assert asked == ["c1", "c1"]
 
 
 def test_the_card_tells_attempts_machines_and_cost() -> None:
@@ -78,26 +109,28 @@ def test_the_card_tells_attempts_machines_and_cost() -> None:
         else:
             diary.write("attempt_ended", outcome="finished")
             launcher.write("finished")
-    assert _history(read_events(store)) == (
+    assert history(read_events(store)) == (
         "Trained in 2 attempts (1 preempted) on gcp spot A100:8, lambda on demand A100:8. "
         "The machines cost $38.00 at list prices."
     )
+    before = [event for event in read_events(store) if event.kind != "attempt_ended"]
+    assert history(before, running=2).startswith("Trained in 2 attempts (1 preempted) on"), "it writes its own card"
 
 
 def test_without_merge_the_files_are_the_runs(reference: Store, lora: Store, tmp_path: Path) -> None:
     for store, name in ((reference, "model.safetensors"), (lora, "adapter_model.safetensors")):
         out = tmp_path / name
         out.mkdir()
-        release(store, "r", out, merge=False)
+        release(store, read_finished(store, "r", merge=False), out, merge=False)
         assert (out / name).read_bytes() == store.get(f"final/{name}").data
         assert json.loads((out / "tokenizer_config.json").read_text())
 
 
 def test_what_cannot_be_exported_is_the_users_error(reference: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there are no adapters to merge"):
-        release(reference, "reference", tmp_path, merge=True)
+        read_finished(reference, "reference", merge=True)
     with pytest.raises(UserError, match="has no finished model"):
-        release(FolderStore(tmp_path), "nothing", tmp_path, merge=False)
+        read_finished(FolderStore(tmp_path), "nothing", merge=False)
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine").write_text("x")
@@ -119,7 +152,7 @@ def test_a_damaged_file_is_named(reference: Store, tmp_path: Path) -> None:
             return memoryview(b"x" + bytes(data[1:])) if key.endswith("config.json") and len(data) else data
 
     with pytest.raises(CorruptCheckpoint, match=r"final/\w*config.json differs from its hash"):
-        release(Damaged(), "reference", tmp_path, merge=False)  # type: ignore[arg-type]
+        release(Damaged(), read_finished(reference, "reference", merge=False), tmp_path, merge=False)  # type: ignore[arg-type]
 
 
 def test_another_base_model_is_noticed() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +13,12 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from checkpoints.errors import UserError
+from tests.hub_fake import HubFake
 from trainer.curation.binarize import LeftOut, Pair, Rules, binarize, overall_disagrees, plain
 from trainer.curation.cli import app
 from trainer.curation.ratings import ASPECTS, Completion, Record, rating, read_record
 from trainer.curation.story import Destination, curate_files
-from trainer.errors import DataError
+from trainer.errors import DataError, TrainingFailed
 from trainer.pairs import find_columns
 
 
@@ -65,6 +65,8 @@ def test_the_mean_of_four_ratings_from_either_form() -> None:
         (answer("", "5"), "empty response"),
         (answer("  \n", "5"), "empty response"),
         (answer("a", "5", "N/A", "5", "5"), "honesty not rated (N/A)"),
+        (answer("a", "5", 10**400, "5", "5"), "honesty not rated (N/A)"),
+        (answer("half \ud83d", "5"), "response with half a character (a lone surrogate)"),
         (answer("a", "5", "5", "5", "nan"), "truthfulness not rated (N/A)"),
         ({"response": "a"}, "no annotations"),
         ({"response": "a", "annotations": {"helpfulness": [{"Rating": "5"}]}}, "no honesty"),
@@ -75,6 +77,17 @@ def test_what_cannot_be_compared_is_left_out_and_counted(told: Any, reason: str)
     found = read_record(record(told, answer("b", "3")))
     assert [one.response for one in found.completions] == ["b"]
     assert found.oddities == {reason: 1}
+
+
+def test_half_a_character_ends_nothing(tmp_path: Path) -> None:
+    good = [answer("a", "5", model="m\ud83d"), answer("b", "4")]
+    rows = [record(*good, instruction="what?\udc00"), record(*good, source="\ud83d"), record(*good, instruction="q")]
+    report = curate([write(tmp_path / "ultra.jsonl", rows)], tmp_path / "out")
+    assert report["left_out"] == {"instruction with half a character (a lone surrogate)": 1}
+    assert [(row["source"], row["chosen_model"]) for row in table(tmp_path / "out")] == [
+        ("", ""),
+        ("evol_instruct", ""),
+    ]
 
 
 def test_a_record_of_another_kind_has_nothing_in_it() -> None:
@@ -215,6 +228,15 @@ def test_parquet_input_gives_what_json_lines_give(tmp_path: Path) -> None:
     assert table(tmp_path / "one") == table(tmp_path / "two")
 
 
+def test_parquet_with_bytes_that_are_no_text_is_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    latin = pa.array([b"No\xe9"], pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"instruction": latin}), tmp_path / "latin.parquet")
+    with pytest.raises(DataError, match=r"can't read .*latin\.parquet as parquet: 'utf-8' codec"):
+        curate([tmp_path / "latin.parquet"], tmp_path / "out")
+
+
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
 def test_a_contamination_list_is_text_or_json_lines(tmp_path: Path, suffix: str) -> None:
     listed = tmp_path / f"test.{suffix}"
@@ -222,6 +244,13 @@ def test_a_contamination_list_is_text_or_json_lines(tmp_path: Path, suffix: str)
     listed.write_text(text, encoding="utf-8")
     report = curate([write(tmp_path / "ultra.jsonl", some(10))], tmp_path / "out", contamination=listed)
     assert report["left_out"]["in the contamination list"] == 1
+
+
+def test_a_contamination_list_that_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
+    listed = tmp_path / "test.txt"
+    listed.write_bytes(b"what?\nwhy\xff?\n")
+    with pytest.raises(DataError, match=r"test\.txt:2: not UTF-8 text \(byte 9 of the file\)"):
+        curate([write(tmp_path / "ultra.jsonl", some(3))], tmp_path / "out", contamination=listed)
 
 
 @pytest.mark.parametrize(
@@ -260,25 +289,38 @@ def test_a_push_is_checked_before_anything_is_read(tmp_path: Path, monkeypatch: 
 
 
 def test_a_push_sends_the_folder_as_a_private_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-
-    class Hub:
-        def create_repo(self, *given: Any, **options: Any) -> None:
-            calls.append(("create", given, options))
-
-        def upload_folder(self, **options: Any) -> Any:
-            assert (options["folder_path"] / "README.md").is_file()
-            calls.append(("upload", (), options))
-            return SimpleNamespace(oid="abc")
-
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    hub = HubFake().install(monkeypatch)
     source = write(tmp_path / "ultra.jsonl", some(3))
     where = Destination(tmp_path / "out", 10, "me/mine", private=True)
     curate_files([source], where, rejected="random", seed=1, contamination=None, drop_sources=[])
-    assert [name for name, _, _ in calls] == ["create", "upload"]
-    assert calls[0][2]["private"] is True
-    assert calls[1][2]["repo_type"] == "dataset"
+    assert hub.created == [{"repo": "me/mine", "private": True, "exist_ok": True, "repo_type": "dataset"}]
+    assert hub.names("me/mine") == {"README.md", "report.json", "histograms.png", "data/train-00000.parquet"}
+
+
+def test_a_push_that_failed_is_repeated_by_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, out = HubFake().install(monkeypatch), tmp_path / "out"
+    hub.files["me/mine"] = {"data/train-00001.parquet": b"of an earlier push"}
+    hub.refusals = 1
+    source = write(tmp_path / "ultra.jsonl", some(9))
+    options: dict[str, Any] = {"rejected": "random", "seed": 1, "contamination": None, "drop_sources": []}
+    where = Destination(out, 10, "me/mine", private=True)
+    with pytest.raises(TrainingFailed, match="the connection was reset"):
+        curate_files([source], where, **options)
+    monkeypatch.setattr("trainer.curation.story.read_rows", None)  # what is there isn't made again
+    for _ in range(2):
+        assert curate_files([source], where, **options) == json.loads((out / "report.json").read_text())
+        assert hub.files["me/mine"] == {
+            path.relative_to(out).as_posix(): path.read_bytes()
+            for path in out.rglob("*")
+            if path.is_file() and path.name != ".notus.json"
+        }
+
+    for changed in ({"seed": 2}, {"drop_sources": ["x"]}):
+        with pytest.raises(UserError, match="is not empty"):
+            curate_files([source], where, **{**options, **changed})
+    write(source, some(8))
+    with pytest.raises(UserError, match="is not empty"):
+        curate_files([source], where, **options)
 
 
 def test_the_command_prints_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

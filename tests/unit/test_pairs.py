@@ -74,7 +74,13 @@ def test_a_missing_column_is_named() -> None:
         (b'{"prompt": "a"}\n{oops\n', ":2: not JSON"),
         (b"[1]\n", ":1: not a JSON object"),
         (b"\n\n", "has no rows"),
-        (b'{"prompt": "\xff"}\n', "not UTF-8"),
+        (b'{"a": ' + b"9" * 5000 + b"}\n", ":1: not JSON: Exceeds the limit"),
+        (b"[" * 100_000 + b"\n", ":1: not JSON: maximum recursion"),
+        (b'{"prompt": "\xff"}\n', r":1: not UTF-8 text \(byte 12 of the file\)"),
+        (
+            b'{"prompt": "a"}\n' * 60_000 + b'{"prompt": "\xff"}\n',
+            r":60001: not UTF-8 text \(byte 960012 of the file\)",
+        ),
     ],
 )
 def test_broken_files_are_named_with_their_line(tmp_path: Path, content: bytes, message: str) -> None:

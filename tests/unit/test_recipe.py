@@ -73,6 +73,8 @@ def test_the_seed_values_of_notus_7b() -> None:
     assert (lora.training.per_device_batch, lora.training.accumulation) == (2, 32)
     assert lora.training.eval_every_epoch
     assert not lora.training.reentrant_checkpointing
+    assert lora.hub is not None
+    assert lora.hub.repo == "argilla/notus-7b-dpo-lora-adapter", "the merged model has a repository of its own"
 
 
 def test_a_wrong_key_names_the_line_and_the_nearest_one(tmp_path: Path) -> None:

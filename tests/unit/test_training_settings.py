@@ -7,25 +7,22 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from checkpoints.errors import NotExact, StoreError, UserError
-from checkpoints.events import Diary, read_events
 from checkpoints.head import Head, Writer
-from checkpoints.object_store import ObjectStore
 from trainer import main
 from trainer.attempt import combine_outcomes, gpus_here, rank_environment
 from trainer.batching import Batch, fit_batch
 from trainer.determinism import not_reproducible
 from trainer.errors import HardwareError, TrainingFailed
 from trainer.fingerprint import check_fingerprint
-from trainer.hub import push_model
 from trainer.loading import blame
 from trainer.main import default_processes, exit_code
 from trainer.offload import settle_offload
-from trainer.recipe import Hub, Saves, load_recipe
+from trainer.recipe import Saves, load_recipe
 from trainer.saving import Moment, save_reason
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.settings import choose_attention, deepspeed_config, dpo_arguments
@@ -142,6 +139,7 @@ FINGERPRINT = {
     "attention": "sdpa",
     "determinism": {"threads": "1"},
     "dataset": "abc",
+    "base": {"commit": "c1", "weights": "w1"},
     "versions": {"torch": "2.13.0"},
 }
 
@@ -157,12 +155,22 @@ def test_equal_fingerprints_are_exact() -> None:
         ("recipe", {}, r"recipe\.dpo was \{'beta': 0\.1\}, is None"),
         ("global_batch", 4, r"global_batch was 8, is 4 \(pairs in an optimizer step\)"),
         ("dataset", "other", r"dataset was 'abc', is 'other' \(a hash of its rows"),
+        ("base", {"commit": "c1", "weights": "w2"}, r"base\.weights was 'w1', is 'w2' \(the reference model"),
+        ("base", {"commit": "c2", "weights": None}, r"base\.commit was 'c1', is 'c2'"),
     ],
 )
 def test_what_changes_the_numbers_is_refused_by_name(field: str, value: Any, said: str) -> None:
     with pytest.raises(NotExact, match=said) as caught:
         check_fingerprint(FINGERPRINT, {**FINGERPRINT, field: value})
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("base", [{"commit": "c2", "weights": "w1"}, {"commit": None, "weights": None}])
+def test_a_base_model_that_is_the_same_or_unknown_is_no_other_run(base: Any) -> None:
+    mine = {**FINGERPRINT, "base": base}
+    assert check_fingerprint(FINGERPRINT, mine) == check_fingerprint(mine, FINGERPRINT) == []
+    older = {field: value for field, value in FINGERPRINT.items() if field != "base"}
+    assert check_fingerprint(older, mine) == [], "a run that was begun before bases were noted goes on"
 
 
 @pytest.mark.parametrize(
@@ -295,47 +303,6 @@ def test_trackers_that_would_hang_are_left_out() -> None:
     assert usable_trackers(recipe, {}) == ["tensorboard"]
     assert usable_trackers(recipe, {"WANDB_API_KEY": "k"}) == ["wandb", "tensorboard"]
     assert usable_trackers(recipe, {"WANDB_MODE": "offline"}) == ["wandb", "tensorboard"]
-
-
-class FakeHub:
-    """The two calls of the Hub's API that a push makes."""
-
-    calls: ClassVar[list[tuple[str, dict[str, Any]]]] = []
-
-    def create_repo(self, repo: str, **options: Any) -> None:
-        self.calls.append((repo, options))
-
-    def upload_folder(self, **options: Any) -> Any:
-        self.calls.append(("upload", options))
-        return SimpleNamespace(oid="abc")
-
-
-def test_the_model_is_pushed_private_and_without_pickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    store, hub = ObjectStore.memory(), Hub(repo="me/model")
-    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    assert not push_model(hub, tmp_path, Diary(store, 1))
-    assert FakeHub.calls == []
-    monkeypatch.setenv("HF_TOKEN", "hf_x")
-    assert push_model(hub, tmp_path, Diary(store, 1))
-    (repo, created), (_, uploaded) = FakeHub.calls
-    assert repo == "me/model"
-    assert created == {"private": True, "exist_ok": True}
-    assert uploaded["ignore_patterns"] == ["training_args.bin"]
-    assert [(event.kind, event.data["commit"]) for event in read_events(store)] == [("pushed", "abc")]
-
-
-def test_a_failed_push_does_not_fail_the_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(self: FakeHub, repo: str, **options: Any) -> None:
-        raise OSError("no route")
-
-    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
-    monkeypatch.setattr(FakeHub, "create_repo", refuse)
-    monkeypatch.setenv("HF_TOKEN", "hf_x")
-    assert not push_model(Hub(repo="me/model"), tmp_path, Diary(ObjectStore.memory(), 1))
-    assert "not pushed to me/model: no route" in caplog.text
 
 
 def test_gpus_are_counted_as_cuda_would(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from trainer.curation.ratings import Completion, Record
+from trainer.pairs import encodable
 
 Rejected = Literal["random", "lowest"]
 
@@ -51,6 +52,8 @@ def binarize(record: Record, rules: Rules) -> Pair | LeftOut:
     """The pair of a record. The same record and rules give the same pair, wherever it stands in the data."""
     if not record.instruction:
         return LeftOut("no instruction")
+    if not encodable(record.instruction):
+        return LeftOut("instruction with half a character (a lone surrogate)")
     if record.source in rules.dropped_sources:
         return LeftOut(f"source {record.source}")
     if plain(record.instruction) in rules.contaminated:

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.curation.binarize import Pair, Rules, plain
 from trainer.errors import DataError
-from trainer.pairs import read_jsonl
+from trainer.pairs import read_jsonl, read_lines
 
 BATCH_ROWS = 256
 """Records held in memory at once."""
@@ -42,8 +42,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS):
             yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"can't read {path} as parquet: {error}") from error
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:  # the last: a text that isn't UTF-8
+        raise DataError(f"can't read {path} as parquet: {error}", "write it anew") from error
 
 
 def read_contamination(path: Path) -> frozenset[str]:
@@ -55,13 +55,7 @@ def read_contamination(path: Path) -> frozenset[str]:
         if None in found:
             raise DataError(f"{path} has a line without {', '.join(names)}", "give one of these columns")
         return frozenset(plain(text) for text in found if text)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", "convert it to UTF-8") from error
-    return frozenset(plain(line) for line in lines if line.strip())
+    return frozenset(plain(line) for _, line in read_lines(path) if line.strip())
 
 
 def write_shards(pairs: Iterable[Pair], folder: Path, shard_rows: int) -> list[Path]:

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from trainer.pairs import encodable
+
 ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
 LOWEST, HIGHEST = 1.0, 5.0
 
@@ -48,12 +50,8 @@ def read_record(row: Mapping[str, Any]) -> Record:
         else:
             rated.append(found)
     instruction = row.get("instruction")
-    source = row.get("source")
     return Record(
-        source if isinstance(source, str) else "",
-        instruction.strip() if isinstance(instruction, str) else "",
-        tuple(rated),
-        odd,
+        _name(row.get("source")), instruction.strip() if isinstance(instruction, str) else "", tuple(rated), odd
     )
 
 
@@ -71,6 +69,8 @@ def _read_completion(told: Any) -> tuple[str, Completion | None]:
     response = told.get("response")
     if not isinstance(response, str) or not response.strip():
         return "empty response", None
+    if not encodable(response):
+        return "response with half a character (a lone surrogate)", None
     annotations = told.get("annotations")
     if not isinstance(annotations, Mapping):
         return "no annotations", None
@@ -82,9 +82,13 @@ def _read_completion(told: Any) -> tuple[str, Completion | None]:
         if value is None:
             return f"{aspect} not rated (N/A)", None
         ratings.append(value)
-    model = told.get("model")
     mean = math.fsum(ratings) / len(ratings)
-    return "", Completion(model if isinstance(model, str) else "", response, mean, _number(told.get("overall_score")))
+    return "", Completion(_name(told.get("model")), response, mean, _number(told.get("overall_score")))
+
+
+def _name(value: Any) -> str:
+    """Of a source or a model; "" where there is none that can be written down."""
+    return value if isinstance(value, str) and encodable(value) else ""
 
 
 def _number(value: Any) -> float | None:
@@ -92,6 +96,6 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

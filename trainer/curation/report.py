@@ -10,6 +10,7 @@ from typing import Any
 from trainer.curation.binarize import LeftOut, Pair, Rules, overall_disagrees
 from trainer.curation.ratings import Record
 
+REPORT = "report.json"
 BINS_A_POINT = 4
 """A mean of four whole ratings is a quarter of a point."""
 
@@ -67,7 +68,7 @@ class Report:
     def write(self, folder: Path, rules: Rules) -> None:
         """report.json and histograms.png."""
         text = json.dumps(self.as_dict(rules), indent=2, ensure_ascii=False) + "\n"
-        (folder / "report.json").write_text(text, encoding="utf-8")
+        (folder / REPORT).write_text(text, encoding="utf-8")
         if self.pairs:
             self._draw(folder / "histograms.png")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,12 +10,13 @@ from typing import Any, Literal, NamedTuple
 from rich.console import Console
 from rich.progress import track
 
+from checkpoints.files import hash_file
 from trainer.curation.binarize import LeftOut, Pair, Rules, binarize
 from trainer.curation.files import card, find_files, read_contamination, read_rows, write_shards
 from trainer.curation.ratings import read_record
-from trainer.curation.report import Report
+from trainer.curation.report import REPORT, Report
 from trainer.errors import DataError
-from trainer.folders import whole_folder
+from trainer.folders import CARD, is_whole, whole_folder
 from trainer.hub import check_push, push_folder
 
 
@@ -36,14 +38,33 @@ def curate_files(
     contamination: Path | None,
     drop_sources: Sequence[str],
 ) -> dict[str, Any]:
-    """Make the pairs of all files; returns the report. Raises `DataError` and `UserError`, and leaves nothing then."""
+    """Make the pairs of all files; returns the report. Raises `DataError` and `UserError`, and leaves nothing then.
+
+    A push that fails raises `TrainingFailed` and leaves the folder: the same call then only pushes it.
+    """
     files = find_files(inputs)
     contaminated = read_contamination(contamination) if contamination else frozenset()
     rules = Rules(rejected, seed, contaminated, frozenset(drop_sources))
     if where.push is not None:
         check_push(where.push, "dataset")
+    made = {
+        "curated": [hash_file(path) for path in files],
+        "rules": [rejected, seed, hash_file(contamination) if contamination else None, sorted(rules.dropped_sources)],
+        "shard_rows": where.shard_rows,
+    }
+    if where.push is not None and is_whole(where.folder, made):  # its push failed
+        counts: dict[str, Any] = json.loads((where.folder / REPORT).read_bytes())
+    else:
+        counts = _curate(files, where, rules, made)
+    if where.push is not None:
+        push_folder(where.push, where.folder, private=where.private, kind="dataset")
+    return counts
+
+
+def _curate(files: Sequence[Path], where: Destination, rules: Rules, made: dict[str, Any]) -> dict[str, Any]:
+    """The folder; returns the report."""
     report = Report()
-    with whole_folder(where.folder.absolute()) as folder:
+    with whole_folder(where.folder.absolute(), made) as folder:
         write_shards(_pairs(files, rules, report), folder, where.shard_rows)
         counts = report.as_dict(rules)
         if not report.pairs:
@@ -53,9 +74,7 @@ def curate_files(
             )
         report.write(folder, rules)
         text = card(counts, rules, where.push or "UltraFeedback, binarized by the mean rating")
-        (folder / "README.md").write_text(text, encoding="utf-8")
-    if where.push is not None:
-        push_folder(where.push, where.folder, private=where.private, kind="dataset")
+        (folder / CARD).write_text(text, encoding="utf-8")
     return counts
 
 
