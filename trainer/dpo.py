@@ -50,8 +50,10 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
     """Makes the state of this moment durable."""
     announce: Callable[[str], None]
     """Says what this rank is doing."""
-    before_log: Callable[[], dict[str, float]]
-    """Called before the trackers see a log line of the training; returns what they shall see beside TRL's figures."""
+    more_figures: Callable[[], dict[str, float]]
+    """What a log line of the training has beside TRL's figures."""
+    on_logged: Callable[[dict[str, Any]], None]
+    """Called with each log line of the training."""
 
     def __init__(
         self, *args: Any, reference: Callable[[datasets.Dataset, int], ReferenceCache] | None = None, **kwargs: Any
@@ -124,9 +126,12 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         return self._metrics["train"]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if self.model.training:
-            logs.update(self.before_log())
-        super().log(logs, *args, **kwargs)
+        of_steps = self.model.training and "loss" in logs  # and neither an evaluation nor the summary at the end
+        if of_steps:
+            logs.update(self.more_figures())
+        super().log(logs, *args, **kwargs)  # adds TRL's figures to `logs`
+        if of_steps:
+            self.on_logged(logs)
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate without touching the training: save first if a save is wanted, and put the generators back.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,6 +27,7 @@ from trainer import state as states
 from trainer.batching import Batch
 from trainer.builtin_model import base_model, make_base_model
 from trainer.collective import from_rank_0
+from trainer.curves import Curve, Curves, TensorBoardCurve, WandbCurve, first_step_shown
 from trainer.data import Pairs, prepare
 from trainer.determinism import make_deterministic, not_reproducible
 from trainer.device_copy import copy_scope, pinning
@@ -34,6 +35,7 @@ from trainer.dpo import NotusDPOTrainer
 from trainer.errors import HardwareError
 from trainer.export import export_model, keep_model_files
 from trainer.fingerprint import check_fingerprint, fingerprint
+from trainer.history import History, Row, numbers
 from trainer.hub import push_model
 from trainer.interval import auto_interval_minutes
 from trainer.keeper import Keeper
@@ -81,7 +83,9 @@ class Attempt:
         stop: StopRequest,
         tokens: TokenCache,
         trackers: list[str],
+        history: History | None,
     ) -> None:
+        """`trackers` of this rank; `history` where they have one."""
         self.recipe = recipe
         self.batch = batch
         self.run_name = run
@@ -91,6 +95,7 @@ class Attempt:
         self.stop = stop
         self.tokens = tokens
         self.trackers = trackers
+        self.history = history
         self.device: Device = "cuda" if torch.cuda.is_available() else "cpu"
         self.diary = Diary(store, head.epoch)
 
@@ -122,19 +127,12 @@ class Attempt:
         step = self.trainer.state.global_step
         self.keeper.settle()
         self.keeper.saver.close()
-        self.record.flush()
-        self._close_trackers()
+        self.curves.show(self.record.flush())
+        self.curves.close()
         if self.rhythm.stopping or step < self.trainer.state.max_steps:
             return Outcome(kind="preempted", step=step)
         self._finish(tokenizer)
         return Outcome(kind="finished", step=step)
-
-    def _close_trackers(self) -> None:
-        """The process ends without Python's exit handlers, so W&B has to be told."""
-        if "wandb" in self.trackers:
-            import wandb
-
-            wandb.finish()
 
     def _finish(self, tokenizer: Any) -> None:
         self._announce("exporting")
@@ -170,7 +168,6 @@ class Attempt:
                 device=self.device,
                 attention=attention,
                 output=self.scratch.work / "trainer",
-                trackers=self.trackers,
                 run=self.run_name,
             )
         )
@@ -277,7 +274,8 @@ class Attempt:
             rank=dist.get_rank(),
             wandb="wandb" in self.trackers,
         )
-        self.trainer.before_log = self.record.before_log
+        self.trainer.more_figures = self.record.more_figures
+        self.trainer.on_logged = self._on_logged
         self.rhythm = Rhythm(
             self.recipe.saves,
             self.stop,
@@ -399,8 +397,25 @@ class Attempt:
             if "recomputed" in resumed:
                 states.check_recomputed(states.computed_weights(self.trainer), resumed["recomputed"])
             self.trainer.args.eval_on_start = resumed["cursor"]["evaluation_due"]
+        self._open_curves()
         self.first_step = True
         self._announce("training")
+
+    def _open_curves(self) -> None:
+        """After the restore: what the curves have to show from before is known."""
+        step = self.trainer.state.global_step
+        past = self.history.rows(step, evaluation_due=self.trainer.args.eval_on_start) if self.history else []
+        config = {"recipe": self.recipe.model_dump(mode="json"), "fingerprint": self.fingerprint}
+        openers: dict[str, Callable[[], Curve]] = {
+            "wandb": lambda: WandbCurve(self.run_name, config),
+            "tensorboard": lambda: TensorBoardCurve(self.scratch.tensorboard, first_step_shown(past, step)),
+        }
+        self.curves = Curves({name: openers[name] for name in self.trackers})
+        self.curves.show(past)
+
+    def _on_logged(self, logs: dict[str, Any]) -> None:
+        if dist.get_rank() == 0:
+            self.curves.show(self.record.logged(Row(self.trainer.state.global_step, False, numbers(logs))))
 
     def _release_restored(self) -> None:
         """The restored state has been copied to where it belongs: 7 GB a rank for a 7B model."""
@@ -443,11 +458,19 @@ class Attempt:
 
     def _on_evaluated(self, state: TrainerState, metrics: dict[str, float]) -> None:
         if dist.get_rank() == 0:
-            numbers = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
-            self.diary.try_write("evaluated", step=state.global_step, metrics=numbers)
+            self._note_evaluation(Row(state.global_step, True, numbers(metrics)))
         if (metric := self.recipe.saves.keep_best) is not None:
             self.keeper.settle(tolerant=True)  # the checkpoint has to be in HEAD to get its score
             self.keeper.score(state.global_step, metric, metrics)
+
+    def _note_evaluation(self, row: Row) -> None:
+        """In the diary before the trackers have it."""
+        try:
+            self.diary.write("evaluated", step=row.step, metrics=row.values)
+        except NotusError as error:
+            logger.warning("the evaluation of step %d is not noted: %s", row.step, error.message)
+        else:
+            self.curves.show(self.record.logged(row))
 
     def _announce(self, phase: Phase) -> None:
         if dist.get_rank() == 0:

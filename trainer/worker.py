@@ -17,6 +17,7 @@ from checkpoints.run import open_run
 from checkpoints.shm import RunMemory
 from trainer.batching import batch_of_run
 from trainer.fingerprint import saved_fingerprint
+from trainer.history import History
 from trainer.offload import settle_offload
 from trainer.prefetch import Prefetch
 from trainer.processes import die_with_parent
@@ -91,8 +92,8 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
         scratch.write_progress(Progress(phase="importing"))
     # Only the first rank reports; the callbacks of the others would do nothing.
     trackers = usable_trackers(recipe, os.environ) if rank == 0 else []
-    if "wandb" not in trackers:
-        hide_wandb()
+    history = History(store) if trackers and head.commits else None
+    hide_wandb()
     from trainer.train import Attempt, smallest_gpu_gib
 
     recipe, why = settle_offload(recipe, gpu_gib=smallest_gpu_gib(), count=world_size, saved=saved)
@@ -109,6 +110,7 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
         stop=stop,
         tokens=tokens,
         trackers=trackers,
+        history=history,
     )
     return attempt.run(prefetch, shared_prefetch)
 

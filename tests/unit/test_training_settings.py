@@ -105,7 +105,6 @@ def test_trl_arguments_follow_the_recipe() -> None:
         device="cuda",
         attention="flash_attention_2",
         output=Path("/x"),
-        trackers=["wandb"],
         run="r",
     )
     assert arguments["model_init_kwargs"]["attn_implementation"] == "flash_attention_2"
@@ -116,9 +115,7 @@ def test_trl_arguments_follow_the_recipe() -> None:
     assert arguments["warmup_steps"] == 0.1
     assert arguments["disable_dropout"] is True
     lora = load_recipe("notus-7b-dpo-lora")
-    arguments = dpo_arguments(
-        lora, Batch(64, 8, 1), device="cuda", attention="sdpa", output=Path("/x"), trackers=[], run="r"
-    )
+    arguments = dpo_arguments(lora, Batch(64, 8, 1), device="cuda", attention="sdpa", output=Path("/x"), run="r")
     assert "deepspeed" not in arguments
     assert arguments["disable_dropout"] is False
     assert arguments["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
@@ -126,9 +123,7 @@ def test_trl_arguments_follow_the_recipe() -> None:
     assert "quantization_config" not in arguments["model_init_kwargs"]
     assert lora.lora is not None
     quantized = lora.model_copy(update={"lora": lora.lora.model_copy(update={"quantize": "nf4"})})
-    arguments = dpo_arguments(
-        quantized, Batch(64, 8, 1), device="cuda", attention="sdpa", output=Path("/x"), trackers=[], run="r"
-    )
+    arguments = dpo_arguments(quantized, Batch(64, 8, 1), device="cuda", attention="sdpa", output=Path("/x"), run="r")
     quantization = arguments["model_init_kwargs"]["quantization_config"]
     assert (quantization["bnb_4bit_quant_type"], quantization["bnb_4bit_compute_dtype"]) == ("nf4", "bfloat16")
 
