@@ -47,6 +47,7 @@ from trainer.recipe import Recipe
 from trainer.record import StepRecord
 from trainer.reference import ReferenceCache, reference_key
 from trainer.rhythm import Rhythm
+from trainer.saving import what_is_left
 from trainer.scratch import Outcome, Phase, Progress, Scratch
 from trainer.settings import Device, choose_attention, dpo_arguments
 from trainer.shapes import shape_from_config
@@ -437,11 +438,8 @@ class Attempt:
 
     def _refuse(self, nonsense: str, step: int) -> NoReturn:
         """Before this step is saved. Raises `UserError`: the next attempt would compute the same."""
-        commits = self._commits()
-        left = (
-            f"the last good checkpoint is that of step {commits[0].step}" if commits else "there is no checkpoint yet"
-        )
-        export = "" if self.recipe.lora else "; the checkpoint as a model: notus-ckpt export"
+        left = what_is_left((commit.step for commit in self._commits()), step)
+        export = "" if self.recipe.lora else "; a checkpoint as a model: notus-ckpt export --step"
         raise UserError(
             f"{nonsense} at step {step}: training stops, {left}",
             f"lower training.learning_rate (now {self.recipe.training.learning_rate:g}) or look at the data, and start "

@@ -26,7 +26,7 @@ from trainer.loading import blame
 from trainer.main import default_processes, exit_code
 from trainer.offload import settle_offload
 from trainer.recipe import Hub, Saves, load_recipe
-from trainer.saving import Moment, save_reason
+from trainer.saving import Moment, save_reason, what_is_left
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.settings import choose_attention, deepspeed_config, dpo_arguments
 from trainer.stop import StopRequest, request_stop
@@ -60,6 +60,20 @@ def moment(**changes: Any) -> Moment:
 )
 def test_when_to_save(changes: dict[str, Any], saves: Saves, reason: str) -> None:
     assert save_reason(saves, moment(**changes)) == reason
+
+
+@pytest.mark.parametrize(
+    ("committed", "told"),
+    [
+        ([], "there is no good checkpoint"),
+        ([9], "there is no good checkpoint; don't use that of step 9, whose weights gave this"),
+        ([9, 8, 5], "the last good checkpoint is that of step 8; don't use that of step 9, whose weights gave this"),
+        ([8, 5], "the last good checkpoint is that of step 8"),
+        ([5], "the last good checkpoint is that of step 5"),
+    ],
+)
+def test_the_weights_that_gave_nonsense_are_not_called_good(committed: list[int], told: str) -> None:
+    assert what_is_left(committed, 10) == told
 
 
 @pytest.mark.parametrize(
