@@ -41,6 +41,7 @@ from trainer.interval import auto_interval_minutes
 from trainer.keeper import Keeper
 from trainer.loading import blaming
 from trainer.meter import Meter, Speedometer, speedometer
+from trainer.ops_cache import OpsCache
 from trainer.optimizer import check_optimizer
 from trainer.prefetch import Prefetch
 from trainer.recipe import Recipe
@@ -83,6 +84,7 @@ class Attempt:
         scratch: Scratch,
         stop: StopRequest,
         tokens: TokenCache,
+        ops: OpsCache,
         trackers: list[str],
         history: History | None,
     ) -> None:
@@ -95,6 +97,7 @@ class Attempt:
         self.scratch = scratch
         self.stop = stop
         self.tokens = tokens
+        self.ops = ops
         self.trackers = trackers
         self.history = history
         self.device: Device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -148,6 +151,7 @@ class Attempt:
         """TRL's settings. Creating them starts the process group."""
         wanted = self.device == "cuda" and self.recipe.training.deterministic
         self.determinism = make_deterministic() if wanted else {}
+        self.ops.install()
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         if self.device == "cpu":
             torch.set_num_threads(1)
@@ -434,6 +438,7 @@ class Attempt:
             if dist.get_rank() == 0:
                 progress = {"step": state.global_step, "total_steps": state.max_steps}
                 self.diary.try_write("training", **progress, links=tracker_links())
+                self.ops.publish()
         self._announce("training")
 
     def _refuse(self, nonsense: str, step: int) -> NoReturn:

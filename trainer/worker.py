@@ -19,6 +19,7 @@ from trainer.batching import batch_of_run
 from trainer.fingerprint import saved_fingerprint
 from trainer.history import History
 from trainer.offload import settle_offload
+from trainer.ops_cache import OpsCache, signing_key
 from trainer.prefetch import Prefetch
 from trainer.processes import die_with_parent
 from trainer.recipe import load_recipe
@@ -86,6 +87,8 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     tokens = TokenCache(store, scratch.work / "tokens")
     if int(os.environ["LOCAL_RANK"]) == 0:
         tokens.prefetch()
+    ops = OpsCache(store, scratch.work / f"ops-r{rank}", signing_key(os.environ) if recipe.zero else None)
+    ops.prefetch()
     saved = saved_fingerprint(store, head)
     batch = batch_of_run(saved, recipe, world_size)
     if rank == 0:
@@ -109,6 +112,7 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
         scratch=scratch,
         stop=stop,
         tokens=tokens,
+        ops=ops,
         trackers=trackers,
         history=history,
     )
