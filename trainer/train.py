@@ -46,7 +46,7 @@ from trainer.optimizer import check_optimizer
 from trainer.prefetch import Prefetch
 from trainer.recipe import Recipe
 from trainer.record import StepRecord
-from trainer.reference import ReferenceCache, reference_key
+from trainer.reference import Ahead, ReferenceCache, reference_key
 from trainer.rhythm import Rhythm
 from trainer.saving import what_is_left
 from trainer.scratch import Outcome, Phase, Progress, Scratch
@@ -87,8 +87,9 @@ class Attempt:
         ops: OpsCache,
         trackers: list[str],
         history: History | None,
+        log_probs: Ahead | None,
     ) -> None:
-        """`trackers` of this rank; `history` where they have one."""
+        """`trackers` of this rank; `history` where they have one; `log_probs` where they are precomputed."""
         self.recipe = recipe
         self.batch = batch
         self.run_name = run
@@ -100,6 +101,7 @@ class Attempt:
         self.ops = ops
         self.trackers = trackers
         self.history = history
+        self.log_probs = log_probs
         self.device: Device = "cuda" if torch.cuda.is_available() else "cpu"
         self.diary = Diary(store, head.epoch)
 
@@ -242,7 +244,7 @@ class Attempt:
             "versions": self.fingerprint["versions"],
         }
         key = from_rank_0(reference_key(identity, rows) if dist.get_rank() == 0 else None)
-        return ReferenceCache(self.store, key, len(rows), batch)
+        return ReferenceCache(self.store, key, len(rows), batch, self.log_probs)
 
     def _build(self, arguments: DPOConfig, model_name: str, tokenizer: Any) -> None:
         self.engine = None

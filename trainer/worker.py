@@ -23,6 +23,7 @@ from trainer.ops_cache import OpsCache, signing_key
 from trainer.prefetch import Prefetch
 from trainer.processes import die_with_parent
 from trainer.recipe import load_recipe
+from trainer.reference import Ahead
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.stop import StopRequest
 from trainer.token_cache import TokenCache
@@ -89,6 +90,7 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
         tokens.prefetch()
     ops = OpsCache(store, scratch.work / f"ops-r{rank}", signing_key(os.environ) if recipe.zero else None)
     ops.prefetch()
+    log_probs = Ahead(store) if rank == 0 and recipe.dpo.reference == "precomputed" else None
     saved = saved_fingerprint(store, head)
     batch = batch_of_run(saved, recipe, world_size)
     if rank == 0:
@@ -115,6 +117,7 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
         ops=ops,
         trackers=trackers,
         history=history,
+        log_probs=log_probs,
     )
     return attempt.run(prefetch, shared_prefetch)
 
