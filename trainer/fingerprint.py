@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from checkpoints.differences import differences
@@ -29,6 +31,8 @@ ANOTHER_ROUNDING = {
     "versions": "another version may compute in another order",
 }
 """It goes on with the same state, and rounds otherwise from here on."""
+
+CPU = "cpu"
 
 LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft", "flash-attn", "bitsandbytes")
 
@@ -57,6 +61,21 @@ def fingerprint(
         "determinism": determinism,
         "versions": _versions(),
     }
+
+
+def cpu_device(capability: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """A CPU as a fingerprint's `device`: its model, and the instructions that torch takes there (its capability).
+
+    oneDNN and MKL choose their kernels by more than the capability: by the vendor, bf16 instructions, sizes of caches.
+    """
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{CPU} {models[0] if models else platform.machine()} ({capability})"
+
+
+def is_cpu(device: str) -> bool:
+    """Is this `device` of a fingerprint a CPU?"""
+    return device.split(" ")[0] == CPU
 
 
 def _versions() -> dict[str, str]:
@@ -89,6 +108,8 @@ def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
                 f"the checkpoint belongs to another run: {changed} ({meaning})",
                 "use the same recipe and data, or start a new run with another --name",
             )
+    if saved.get("device") == CPU and is_cpu(mine["device"]):  # an older run: it can't tell which
+        saved = {**saved, "device": mine["device"]}
     return [
         f"{changed} ({meaning})"
         for field, meaning in ANOTHER_ROUNDING.items()

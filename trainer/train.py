@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import torch.distributed as dist
+from torch.backends.cpu import get_cpu_capability as cpu_capability
 from transformers import AutoTokenizer, TrainerState
 from transformers.utils import is_flash_attn_2_available
 from trl import DPOConfig
@@ -34,7 +35,7 @@ from trainer.device_copy import copy_scope, pinning
 from trainer.dpo import NotusDPOTrainer
 from trainer.errors import HardwareError
 from trainer.export import export_model, keep_model_files
-from trainer.fingerprint import check_fingerprint, fingerprint
+from trainer.fingerprint import check_fingerprint, cpu_device, fingerprint
 from trainer.history import History, Row, numbers
 from trainer.hub import push_model
 from trainer.interval import auto_interval_minutes
@@ -118,7 +119,7 @@ class Attempt:
             self.recipe,
             world_size=dist.get_world_size(),
             global_batch=self.batch.total,
-            device=self.device if self.device == "cpu" else torch.cuda.get_device_name(),
+            device=torch.cuda.get_device_name() if self.device == "cuda" else cpu_device(cpu_capability()),
             attention=self.attention,
             determinism=self.determinism,
             dataset=self.pairs.fingerprint,

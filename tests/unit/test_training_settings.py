@@ -20,7 +20,7 @@ from trainer.attempt import combine_outcomes, gpus_here, rank_environment
 from trainer.batching import Batch, fit_batch
 from trainer.determinism import not_reproducible
 from trainer.errors import HardwareError, TrainingFailed
-from trainer.fingerprint import check_fingerprint
+from trainer.fingerprint import check_fingerprint, cpu_device
 from trainer.hub import push_model
 from trainer.loading import blame
 from trainer.main import default_processes, exit_code
@@ -191,6 +191,23 @@ def test_what_changes_the_numbers_is_refused_by_name(field: str, value: Any, sai
 )
 def test_what_may_change_a_bit_is_said(field: str, value: Any, said: str) -> None:
     assert check_fingerprint(FINGERPRINT, {**FINGERPRINT, field: value}) == [said]
+
+
+def test_another_cpu_rounds_differently_and_an_older_run_that_cannot_tell_goes_on(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: AMD EPYC 7B13\nflags\t: avx2\n")
+    amd = {**FINGERPRINT, "device": cpu_device("AVX2", cpuinfo)}
+    assert amd["device"] == "cpu AMD EPYC 7B13 (AVX2)"
+    cpuinfo.write_text("model name\t: Intel(R) Xeon(R)\n")
+    intel = {**FINGERPRINT, "device": cpu_device("AVX512", cpuinfo)}
+    assert check_fingerprint(amd, intel) == [
+        "device was 'cpu AMD EPYC 7B13 (AVX2)', is 'cpu Intel(R) Xeon(R) (AVX512)' "
+        "(another kind of device rounds differently)"
+    ]
+    assert check_fingerprint(amd, amd) == not_reproducible(amd) == []
+    assert check_fingerprint(FINGERPRINT, amd) == []
+    assert check_fingerprint(FINGERPRINT, {**FINGERPRINT, "device": "H100"}) != []
+    assert cpu_device("AVX2", tmp_path / "none").startswith("cpu ")
 
 
 def test_what_no_attempt_can_repeat_is_said_on_gpus_only() -> None:
