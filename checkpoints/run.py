@@ -109,9 +109,13 @@ def write_metrics(store: Store, attempt: int, rank: int, lines: list[dict[str, A
         store.put(key, "".join(json.dumps(line) + "\n" for line in (*lines, {CHECK: checksum(lines)})).encode())
 
 
-def read_metrics(store: Store) -> list[StepMetrics]:
-    """All metrics of a run: every step of every attempt, redone steps more than once, in order of attempt and step."""
-    keys = [entry.key for entry in store.list("metrics")]
+def read_metrics(store: Store, rank: int | None = None) -> list[StepMetrics]:
+    """All metrics of a run: every step of every attempt, redone steps more than once, in order of attempt and step.
+
+    `rank`: of this one only.
+    """
+    mine = "" if rank is None else f"-r{rank:05d}-"
+    keys = [entry.key for entry in store.list("metrics") if mine in entry.key]
     parts = parallel_map(lambda key: confirmed(lambda: _read_lines(store, key)), keys, 16)
     found: dict[tuple[int, int, int], StepMetrics] = {}  # a write whose reply was lost was done again
     for key, lines in zip(keys, parts, strict=True):

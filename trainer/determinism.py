@@ -17,6 +17,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.fingerprint import is_cpu
+
 CUDA_ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "FLASH_ATTENTION_DETERMINISTIC": "1",
@@ -27,7 +29,7 @@ CUDA_ENVIRONMENT = {
 
 def not_reproducible(fingerprint: Mapping[str, Any]) -> list[str]:
     """Why a resume can't be exact on this device, whatever the attempt before was; none = it can."""
-    if fingerprint["device"] == "cpu":
+    if is_cpu(fingerprint["device"]):
         return []
     if not fingerprint["determinism"]:
         return ["training.deterministic is off: kernels add up in whatever order their blocks finish"]

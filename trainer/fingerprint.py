@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from checkpoints.differences import Difference, differences
@@ -33,6 +35,7 @@ ANOTHER_ROUNDING = {
 
 Base = Mapping[str, str | None]
 """A base model. `weights`: a hash of them; `commit`: on the Hub. None where it isn't known. See `trainer.base`."""
+CPU = "cpu"
 
 LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft", "flash-attn", "bitsandbytes")
 
@@ -63,6 +66,21 @@ def fingerprint(
         "determinism": determinism,
         "versions": _versions(),
     }
+
+
+def cpu_device(capability: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """A CPU as a fingerprint's `device`: its model, and the instructions that torch takes there (its capability).
+
+    oneDNN and MKL choose their kernels by more than the capability: by the vendor, bf16 instructions, sizes of caches.
+    """
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{CPU} {models[0] if models else platform.machine()} ({capability})"
+
+
+def is_cpu(device: str) -> bool:
+    """Is this `device` of a fingerprint a CPU?"""
+    return device.split(" ")[0] == CPU
 
 
 def _versions() -> dict[str, str]:
@@ -110,6 +128,8 @@ def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
             "bring back the base model that the run began with, or start a new run with another --name and a pinned "
             "model.revision",
         )
+    if saved.get("device") == CPU and is_cpu(mine["device"]):  # an older run: it can't tell which
+        saved = {**saved, "device": mine["device"]}
     return [
         f"{changed} ({meaning})"
         for field, meaning in ANOTHER_ROUNDING.items()

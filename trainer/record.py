@@ -16,6 +16,7 @@ from checkpoints.run import write_metrics
 from checkpoints.saver import Saver
 from checkpoints.store import Store
 from trainer.dpo import NotusDPOTrainer
+from trainer.history import LOGGED, Row
 from trainer.meter import Meter, rewards_of
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class StepRecord:
         rank: int,
         wandb: bool,
     ) -> None:
-        """`wandb`: does this rank report to W&B?"""
+        """`wandb`: does this rank report to W&B? It isn't shown what the bucket lacks."""
         self._trainer = trainer
         self._meter = meter
         self._saver = saver
@@ -45,6 +46,8 @@ class StepRecord:
         self._bucket_answers = True
         self.lines: list[dict[str, Any]] = []
         """Of the steps that no save has taken yet."""
+        self._held: list[Row] = []
+        """That no tracker may see yet."""
         self._started, self._tokens_before = time.monotonic(), 0
         self.loss: float | None = None
         """Of the newest step."""
@@ -87,12 +90,19 @@ class StepRecord:
         self.lines = []
         self._bucket_answers = True
 
-    def before_log(self) -> dict[str, float]:
-        """Called before a log line of the training; returns what the trackers shall see beside TRL's figures.
+    def more_figures(self) -> dict[str, float]:
+        """What a log line of the training has beside TRL's figures: means since the last one."""
+        return self._meter.means()
+
+    def logged(self, row: Row) -> list[Row]:
+        """A row for the trackers; returns those that they may see now, in order.
 
         The record comes before W&B, whose run may be away or be deleted. A bucket that doesn't answer isn't asked again
         until the next save, which takes the lines: trying at each step would stop the training.
         """
+        if not row.evaluation and self.lines and self.lines[-1]["step"] == row.step:
+            self.lines[-1][LOGGED] = row.values
+        self._held.append(row)
         if self._wandb and self._bucket_answers:
             started = time.monotonic()
             try:
@@ -101,12 +111,17 @@ class StepRecord:
                 self._bucket_answers = False
                 logger.warning("the metrics are not in the bucket yet: %s", error.message)
             self._saver.count_stall(time.monotonic() - started)
-        return self._meter.means()
+        return self._shown() if self._bucket_answers else []
 
-    def flush(self) -> None:
-        """Everything into the bucket, at the end of the training."""
+    def flush(self) -> list[Row]:
+        """Everything into the bucket, at the end of the training; returns the rows that the trackers still lack."""
         self._write()
         self._saver.undelivered = []
+        return self._shown()
+
+    def _shown(self) -> list[Row]:
+        rows, self._held = self._held, []
+        return rows
 
     def _write(self) -> None:
         """With the lines of a save on its way, which may never arrive."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from checkpoints.errors import AlreadyExists, ObjectMissing
+from checkpoints.errors import AlreadyExists, NotusError, ObjectMissing
+from checkpoints.parallel import parallel_map
 from checkpoints.store import Store
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 CHUNK_BATCHES = 64
 """Of one object: some 512 pairs, a minute of work for a 7B model on 8 GPUs."""
 HASH_BYTES = 16
+FOLDER = "cache/reference"
+CONNECTIONS = 16
+"""To the bucket, to read chunks: 60,000 pairs are 120 of them."""
 Values = NDArray[np.float32]
 """[rows, 2]: chosen and rejected."""
 
@@ -43,12 +48,35 @@ def reference_key(identity: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     return digest.hexdigest()
 
 
+class Ahead:
+    """The chunks of a run, read beside the imports: which data set they are of is known only when it is tokenised."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._found: dict[str, bytes] = {}
+        self._thread = threading.Thread(target=self._read, name="log-probs", daemon=True)
+        self._thread.start()
+
+    def take(self, name: str) -> bytes | None:
+        """The object's bytes, once; None where they weren't there."""
+        self._thread.join()
+        return self._found.pop(name, None)
+
+    def _read(self) -> None:
+        try:
+            names = [entry.key for entry in self._store.list(FOLDER)]
+            read = parallel_map(lambda name: self._store.get(name).data, names, CONNECTIONS)
+            self._found = dict(zip(names, read, strict=True))
+        except NotusError as error:
+            logger.info("no reference log-probs in advance: %s", error.message)
+
+
 class ReferenceCache:
     """The chunks of one data set."""
 
-    def __init__(self, store: Store, key: str, rows: int, batch: int) -> None:
+    def __init__(self, store: Store, key: str, rows: int, batch: int, ahead: Ahead | None = None) -> None:
         """`rows` in all, `batch` of them in each forward pass."""
-        self._store, self._key, self.rows, self.batch = store, key, rows, batch
+        self._store, self._key, self.rows, self.batch, self._ahead = store, key, rows, batch, ahead
 
     def chunks(self) -> Iterator[range]:
         """The rows of each chunk."""
@@ -61,10 +89,16 @@ class ReferenceCache:
             range(start, min(start + self.batch, chunk.stop)) for start in range(chunk.start, chunk.stop, self.batch)
         ]
 
+    def read_all(self) -> list[Values | None]:
+        """Of each chunk, see `read`; several at once."""
+        return parallel_map(self.read, self.chunks(), CONNECTIONS)
+
     def read(self, chunk: range) -> Values | None:
         """What was computed; None where it was not, or is damaged."""
+        data = self._ahead.take(self._name(chunk)) if self._ahead else None
         try:
-            data = self._store.get(self._name(chunk)).data
+            if data is None:
+                data = self._store.get(self._name(chunk)).data
         except ObjectMissing:
             return None
         told, values = data[:HASH_BYTES], data[HASH_BYTES:]
@@ -83,7 +117,7 @@ class ReferenceCache:
             logger.info("%s is there already", self._name(chunk))
 
     def _name(self, chunk: range) -> str:
-        return f"cache/reference/{self._key}/{chunk.start:09d}-{chunk.stop:09d}"
+        return f"{FOLDER}/{self._key}/{chunk.start:09d}-{chunk.stop:09d}"
 
 
 def compute(
@@ -107,9 +141,9 @@ def compute(
         first: rank 0's value.
         done: called with the number of rows that are there.
     """
+    there = first(cache.read_all() if rank == 0 else [])
     found = []
-    for chunk in cache.chunks():
-        values = first(cache.read(chunk) if rank == 0 else None)
+    for chunk, values in zip(cache.chunks(), there, strict=True):
         if values is None:
             values = _compute_chunk(cache, chunk, forward, rank, world_size, share)
             if rank == 0:

@@ -1,7 +1,8 @@
-"""When a state is worth saving. Pure."""
+"""When a state is worth saving, and which of the saved ones is good. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from trainer.recipe import Saves
@@ -40,3 +41,17 @@ def save_reason(saves: Saves, moment: Moment) -> str:
     if moment.interval_over:
         return "interval"
     return ""
+
+
+def what_is_left(committed: Iterable[int], step: int) -> str:
+    """Which checkpoint to go back to when `step` gave a loss or gradient that is no number; for the user.
+
+    `step` computed with the weights after `step` - 1, so those are the ones that it condemns. The weights before them
+    gave numbers in `step` - 1.
+    """
+    steps = set(committed)
+    suspect = f"; don't use that of step {step - 1}, whose weights gave this" if step - 1 in steps else ""
+    good = [each for each in steps if each < step - 1]
+    return (
+        f"the last good checkpoint is that of step {max(good)}" if good else "there is no good checkpoint"
+    ) + suspect

@@ -60,11 +60,12 @@ def deepspeed_config(zero: Zero, *, device: Device) -> dict[str, Any]:
 
 
 def dpo_arguments(
-    recipe: Recipe, batch: Batch, *, device: Device, attention: Attention, output: Path, trackers: list[str], run: str
+    recipe: Recipe, batch: Batch, *, device: Device, attention: Attention, output: Path, run: str
 ) -> dict[str, Any]:
     """Keyword arguments of `trl.DPOConfig`.
 
-    The Trainer's own saving is off: `trainer.keeper` saves, at the steps that `Saves` names.
+    The Trainer's own saving is off: `trainer.keeper` saves, at the steps that `Saves` names. So is its reporting, which
+    would show redone steps twice and end the run where W&B is away: `trainer.curves` reports.
     """
     training = recipe.training
     return {
@@ -104,7 +105,7 @@ def dpo_arguments(
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # a NaN has to be seen
         "save_strategy": "no",
-        "report_to": trackers or "none",
+        "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": device == "cpu",
         "ddp_timeout": COLLECTIVE_TIMEOUT_S,

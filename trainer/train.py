@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import torch.distributed as dist
+from torch.backends.cpu import get_cpu_capability as cpu_capability
 from transformers import AutoTokenizer, TrainerState
 from transformers.utils import is_flash_attn_2_available
 from trl import DPOConfig
@@ -28,24 +29,28 @@ from trainer.base import identify_base
 from trainer.batching import Batch
 from trainer.builtin_model import base_model, make_base_model
 from trainer.collective import from_rank_0
+from trainer.curves import Curve, Curves, TensorBoardCurve, WandbCurve, first_step_shown
 from trainer.data import Pairs, prepare
 from trainer.determinism import make_deterministic, not_reproducible
 from trainer.device_copy import copy_scope, pinning
 from trainer.dpo import NotusDPOTrainer
 from trainer.errors import HardwareError
 from trainer.export import export_model, keep_model_files
-from trainer.fingerprint import check_fingerprint, fingerprint
+from trainer.fingerprint import check_fingerprint, cpu_device, fingerprint
+from trainer.history import History, Row, numbers
 from trainer.hub import push_model
 from trainer.interval import ASSUMED_HOURS_TO_PREEMPTION, HOURS_TO_PREEMPTION, auto_interval_minutes
 from trainer.keeper import Keeper
 from trainer.loading import blaming
 from trainer.meter import Meter, Speedometer, speedometer
+from trainer.ops_cache import OpsCache
 from trainer.optimizer import check_optimizer
 from trainer.prefetch import Prefetch
 from trainer.recipe import Recipe
 from trainer.record import StepRecord
-from trainer.reference import ReferenceCache, reference_key
+from trainer.reference import Ahead, ReferenceCache, reference_key
 from trainer.rhythm import Rhythm
+from trainer.saving import what_is_left
 from trainer.scratch import Outcome, Phase, Progress, Scratch
 from trainer.settings import Device, choose_attention, dpo_arguments
 from trainer.shapes import shape_from_config
@@ -79,8 +84,12 @@ class Attempt:
         scratch: Scratch,
         stop: StopRequest,
         tokens: TokenCache,
+        ops: OpsCache,
         trackers: list[str],
+        history: History | None,
+        log_probs: Ahead | None,
     ) -> None:
+        """`trackers` of this rank; `history` where they have one; `log_probs` where they are precomputed."""
         self.recipe = recipe
         self.batch = batch
         self.run_name = run
@@ -89,7 +98,10 @@ class Attempt:
         self.scratch = scratch
         self.stop = stop
         self.tokens = tokens
+        self.ops = ops
         self.trackers = trackers
+        self.history = history
+        self.log_probs = log_probs
         self.device: Device = "cuda" if torch.cuda.is_available() else "cpu"
         self.diary = Diary(store, head.epoch)
 
@@ -106,7 +118,7 @@ class Attempt:
             self.recipe,
             world_size=dist.get_world_size(),
             global_batch=self.batch.total,
-            device=self.device if self.device == "cpu" else torch.cuda.get_device_name(),
+            device=torch.cuda.get_device_name() if self.device == "cuda" else cpu_device(cpu_capability()),
             attention=self.attention,
             determinism=self.determinism,
             dataset=self.pairs.fingerprint,
@@ -122,19 +134,12 @@ class Attempt:
         step = self.trainer.state.global_step
         self.keeper.settle()
         self.keeper.saver.close()
-        self.record.flush()
-        self._close_trackers()
+        self.curves.show(self.record.flush())
+        self.curves.close()
         if self.rhythm.stopping or step < self.trainer.state.max_steps:
             return Outcome(kind="preempted", step=step)
         self._finish(tokenizer)
         return Outcome(kind="finished", step=step)
-
-    def _close_trackers(self) -> None:
-        """The process ends without Python's exit handlers, so W&B has to be told."""
-        if "wandb" in self.trackers:
-            import wandb
-
-            wandb.finish()
 
     def _finish(self, tokenizer: Any) -> None:
         self._announce("exporting")
@@ -150,6 +155,7 @@ class Attempt:
         """TRL's settings. Creating them starts the process group."""
         wanted = self.device == "cuda" and self.recipe.training.deterministic
         self.determinism = make_deterministic() if wanted else {}
+        self.ops.install()
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         if self.device == "cpu":
             torch.set_num_threads(1)
@@ -171,7 +177,6 @@ class Attempt:
                 device=self.device,
                 attention=attention,
                 output=self.scratch.work / "trainer",
-                trackers=self.trackers,
                 run=self.run_name,
             )
         )
@@ -241,7 +246,7 @@ class Attempt:
             "versions": self.fingerprint["versions"],
         }
         key = from_rank_0(reference_key(identity, rows) if dist.get_rank() == 0 else None)
-        return ReferenceCache(self.store, key, len(rows), batch)
+        return ReferenceCache(self.store, key, len(rows), batch, self.log_probs)
 
     def _build(self, arguments: DPOConfig, model_name: str, tokenizer: Any) -> None:
         self.engine = None
@@ -278,7 +283,8 @@ class Attempt:
             rank=dist.get_rank(),
             wandb="wandb" in self.trackers,
         )
-        self.trainer.before_log = self.record.before_log
+        self.trainer.more_figures = self.record.more_figures
+        self.trainer.on_logged = self._on_logged
         self.rhythm = Rhythm(
             self.recipe.saves,
             self.stop,
@@ -400,8 +406,25 @@ class Attempt:
             if "recomputed" in resumed:
                 states.check_recomputed(states.computed_weights(self.trainer), resumed["recomputed"])
             self.trainer.args.eval_on_start = resumed["cursor"]["evaluation_due"]
+        self._open_curves()
         self.first_step = True
         self._announce("training")
+
+    def _open_curves(self) -> None:
+        """After the restore: what the curves have to show from before is known."""
+        step = self.trainer.state.global_step
+        past = self.history.rows(step, evaluation_due=self.trainer.args.eval_on_start) if self.history else []
+        config = {"recipe": self.recipe.model_dump(mode="json"), "fingerprint": self.fingerprint}
+        openers: dict[str, Callable[[], Curve]] = {
+            "wandb": lambda: WandbCurve(self.run_name, config),
+            "tensorboard": lambda: TensorBoardCurve(self.scratch.tensorboard, first_step_shown(past, step)),
+        }
+        self.curves = Curves({name: openers[name] for name in self.trackers})
+        self.curves.show(past)
+
+    def _on_logged(self, logs: dict[str, Any]) -> None:
+        if dist.get_rank() == 0:
+            self.curves.show(self.record.logged(Row(self.trainer.state.global_step, False, numbers(logs))))
 
     def _release_restored(self) -> None:
         """The restored state has been copied to where it belongs: 7 GB a rank for a 7B model."""
@@ -419,15 +442,13 @@ class Attempt:
             if dist.get_rank() == 0:
                 progress = {"step": state.global_step, "total_steps": state.max_steps}
                 self.diary.try_write("training", **progress, links=tracker_links())
+                self.ops.publish()
         self._announce("training")
 
     def _refuse(self, nonsense: str, step: int) -> NoReturn:
         """Before this step is saved. Raises `UserError`: the next attempt would compute the same."""
-        commits = self._commits()
-        left = (
-            f"the last good checkpoint is that of step {commits[0].step}" if commits else "there is no checkpoint yet"
-        )
-        export = "" if self.recipe.lora else "; the checkpoint as a model: notus-ckpt export"
+        left = what_is_left((commit.step for commit in self._commits()), step)
+        export = "" if self.recipe.lora else "; a checkpoint as a model: notus-ckpt export --step"
         raise UserError(
             f"{nonsense} at step {step}: training stops, {left}",
             f"lower training.learning_rate (now {self.recipe.training.learning_rate:g}) or look at the data, and start "
@@ -444,11 +465,19 @@ class Attempt:
 
     def _on_evaluated(self, state: TrainerState, metrics: dict[str, float]) -> None:
         if dist.get_rank() == 0:
-            numbers = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
-            self.diary.try_write("evaluated", step=state.global_step, metrics=numbers)
+            self._note_evaluation(Row(state.global_step, True, numbers(metrics)))
         if (metric := self.recipe.saves.keep_best) is not None:
             self.keeper.settle(tolerant=True)  # the checkpoint has to be in HEAD to get its score
             self.keeper.score(state.global_step, metric, metrics)
+
+    def _note_evaluation(self, row: Row) -> None:
+        """In the diary before the trackers have it."""
+        try:
+            self.diary.write("evaluated", step=row.step, metrics=row.values)
+        except NotusError as error:
+            logger.warning("the evaluation of step %d is not noted: %s", row.step, error.message)
+        else:
+            self.curves.show(self.record.logged(row))
 
     def _announce(self, phase: Phase) -> None:
         if dist.get_rank() == 0:

@@ -17,10 +17,13 @@ from checkpoints.run import open_run
 from checkpoints.shm import RunMemory
 from trainer.batching import batch_of_run
 from trainer.fingerprint import saved_fingerprint
+from trainer.history import History
 from trainer.offload import settle_offload
+from trainer.ops_cache import OpsCache, signing_key
 from trainer.prefetch import Prefetch
 from trainer.processes import die_with_parent
 from trainer.recipe import load_recipe
+from trainer.reference import Ahead
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.stop import StopRequest
 from trainer.token_cache import TokenCache
@@ -85,14 +88,17 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     tokens = TokenCache(store, scratch.work / "tokens")
     if int(os.environ["LOCAL_RANK"]) == 0:
         tokens.prefetch()
+    ops = OpsCache(store, scratch.work / f"ops-r{rank}", signing_key(os.environ) if recipe.zero else None)
+    ops.prefetch()
+    log_probs = Ahead(store) if rank == 0 and recipe.dpo.reference == "precomputed" else None
     saved = saved_fingerprint(store, head)
     batch = batch_of_run(saved, recipe, world_size)
     if rank == 0:
         scratch.write_progress(Progress(phase="importing"))
     # Only the first rank reports; the callbacks of the others would do nothing.
     trackers = usable_trackers(recipe, os.environ) if rank == 0 else []
-    if "wandb" not in trackers:
-        hide_wandb()
+    history = History(store) if trackers and head.commits else None
+    hide_wandb()
     from trainer.train import Attempt, smallest_gpu_gib
 
     recipe, why = settle_offload(recipe, gpu_gib=smallest_gpu_gib(), count=world_size, saved=saved)
@@ -108,7 +114,10 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
         scratch=scratch,
         stop=stop,
         tokens=tokens,
+        ops=ops,
         trackers=trackers,
+        history=history,
+        log_probs=log_probs,
     )
     return attempt.run(prefetch, shared_prefetch)
 

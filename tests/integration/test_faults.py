@@ -222,8 +222,9 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(launcher: Laun
     found = re.search(r"(the loss is nan|the gradient's norm is \S+) at step (\d+): training stops, (.+)", done.err)
     assert found, done.err
     step = int(found[2])
-    told = f"the last good checkpoint is that of step {step - 1}" if step > 1 else "there is no checkpoint yet"
-    assert found[3] == told
+    assert step == 3, "the warm-up's first update is by 0, so the second one is wild"
+    # which saves have arrived by then is the disk's affair
+    assert found[3].split(";")[0] in ("the last good checkpoint is that of step 1", "there is no good checkpoint")
     assert "lower training.learning_rate (now 1e+30)" in done.err
     head = read_head(open_run(launcher.bucket, "wild"))
     assert head is not None

@@ -33,9 +33,7 @@ def trainer_of(loss: Loss, base: Path, folder: Path) -> Any:
     dpo = recipe.dpo.model_copy(update={"loss": loss, "label_smoothing": 0.1 if loss in SMOOTHED else 0.0})
     dataset = recipe.dataset.model_copy(update={"rows": 8, "eval_rows": 0})
     recipe = recipe.model_copy(update={"dpo": dpo, "dataset": dataset})
-    arguments = dpo_arguments(
-        recipe, Batch(4, 4, 1), device="cpu", attention="sdpa", output=folder, trackers=[], run="r"
-    )
+    arguments = dpo_arguments(recipe, Batch(4, 4, 1), device="cpu", attention="sdpa", output=folder, run="r")
     del arguments["ddp_backend"]
     tokenizer = AutoTokenizer.from_pretrained(base)
     return NotusDPOTrainer(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from checkpoints.folder_store import FolderStore
-from trainer.reference import CHUNK_BATCHES, ReferenceCache, Values, compute, reference_key
+from checkpoints.store import Stored
+from trainer.reference import CHUNK_BATCHES, Ahead, ReferenceCache, Values, compute, reference_key
 
 ROWS, BATCH = 700, 4
 
@@ -90,6 +91,52 @@ def test_what_is_there_is_not_computed_again(cache: ReferenceCache) -> None:
         raise AssertionError(rows)
 
     assert np.array_equal(alone(cache, never), expected)
+
+
+class Together(FolderStore):
+    """Answers when as many have asked as there are chunks: whoever reads one by one waits for ever."""
+
+    def __init__(self, folder: Path, readers: int) -> None:
+        super().__init__(folder)
+        self.barrier = threading.Barrier(readers, timeout=20)
+
+    def get(self, key: str) -> Stored:
+        self.barrier.wait()
+        return super().get(key)
+
+
+def test_the_chunks_are_read_at_once(cache: ReferenceCache, tmp_path: Path) -> None:
+    expected = alone(cache)
+    assert np.array_equal(alone(ReferenceCache(Together(tmp_path, 3), "key", ROWS, BATCH)), expected)
+
+
+def test_what_was_read_ahead_is_not_read_again(cache: ReferenceCache, tmp_path: Path) -> None:
+    expected = alone(cache)
+    store = FolderStore(tmp_path)
+    ahead = Ahead(store)
+    damaged = "cache/reference/key/000000000-000000256"
+    assert ahead.take("cache/reference/another") is None
+    data = ahead.take(damaged)
+    assert data is not None
+    ahead._found[damaged] = data[:-1] + b"\x01"
+    for entry in list(store.list("cache/reference")):
+        store.delete(entry.key)
+    computed: list[range] = []
+
+    def counted(rows: range) -> Values:
+        computed.append(rows)
+        return forward(rows)
+
+    values = compute(
+        ReferenceCache(store, "key", ROWS, BATCH, ahead),
+        counted,
+        rank=0,
+        world_size=1,
+        share=lambda value: [value],
+        first=lambda value: value,
+    )
+    assert np.array_equal(values, expected)
+    assert {rows.start // (BATCH * CHUNK_BATCHES) for rows in computed} == {0}, "the damaged one only"
 
 
 def test_an_attempt_that_is_killed_leaves_the_chunks_that_were_done(cache: ReferenceCache) -> None:

@@ -18,12 +18,12 @@ from trainer.attempt import combine_outcomes, gpus_here, rank_environment
 from trainer.batching import Batch, fit_batch
 from trainer.determinism import not_reproducible
 from trainer.errors import HardwareError, TrainingFailed
-from trainer.fingerprint import check_fingerprint
+from trainer.fingerprint import check_fingerprint, cpu_device
 from trainer.loading import blame
 from trainer.main import default_processes, exit_code
 from trainer.offload import settle_offload
 from trainer.recipe import Saves, load_recipe
-from trainer.saving import Moment, save_reason
+from trainer.saving import Moment, save_reason, what_is_left
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.settings import choose_attention, deepspeed_config, dpo_arguments
 from trainer.stop import StopRequest, request_stop
@@ -57,6 +57,20 @@ def moment(**changes: Any) -> Moment:
 )
 def test_when_to_save(changes: dict[str, Any], saves: Saves, reason: str) -> None:
     assert save_reason(saves, moment(**changes)) == reason
+
+
+@pytest.mark.parametrize(
+    ("committed", "told"),
+    [
+        ([], "there is no good checkpoint"),
+        ([9], "there is no good checkpoint; don't use that of step 9, whose weights gave this"),
+        ([9, 8, 5], "the last good checkpoint is that of step 8; don't use that of step 9, whose weights gave this"),
+        ([8, 5], "the last good checkpoint is that of step 8"),
+        ([5], "the last good checkpoint is that of step 5"),
+    ],
+)
+def test_the_weights_that_gave_nonsense_are_not_called_good(committed: list[int], told: str) -> None:
+    assert what_is_left(committed, 10) == told
 
 
 @pytest.mark.parametrize(
@@ -102,7 +116,6 @@ def test_trl_arguments_follow_the_recipe() -> None:
         device="cuda",
         attention="flash_attention_2",
         output=Path("/x"),
-        trackers=["wandb"],
         run="r",
     )
     assert arguments["model_init_kwargs"]["attn_implementation"] == "flash_attention_2"
@@ -113,9 +126,7 @@ def test_trl_arguments_follow_the_recipe() -> None:
     assert arguments["warmup_steps"] == 0.1
     assert arguments["disable_dropout"] is True
     lora = load_recipe("notus-7b-dpo-lora")
-    arguments = dpo_arguments(
-        lora, Batch(64, 8, 1), device="cuda", attention="sdpa", output=Path("/x"), trackers=[], run="r"
-    )
+    arguments = dpo_arguments(lora, Batch(64, 8, 1), device="cuda", attention="sdpa", output=Path("/x"), run="r")
     assert "deepspeed" not in arguments
     assert arguments["disable_dropout"] is False
     assert arguments["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
@@ -123,9 +134,7 @@ def test_trl_arguments_follow_the_recipe() -> None:
     assert "quantization_config" not in arguments["model_init_kwargs"]
     assert lora.lora is not None
     quantized = lora.model_copy(update={"lora": lora.lora.model_copy(update={"quantize": "nf4"})})
-    arguments = dpo_arguments(
-        quantized, Batch(64, 8, 1), device="cuda", attention="sdpa", output=Path("/x"), trackers=[], run="r"
-    )
+    arguments = dpo_arguments(quantized, Batch(64, 8, 1), device="cuda", attention="sdpa", output=Path("/x"), run="r")
     quantization = arguments["model_init_kwargs"]["quantization_config"]
     assert (quantization["bnb_4bit_quant_type"], quantization["bnb_4bit_compute_dtype"]) == ("nf4", "bfloat16")
 
@@ -190,6 +199,23 @@ def test_a_base_model_that_is_the_same_or_unknown_is_no_other_run(base: Any) -> 
 )
 def test_what_may_change_a_bit_is_said(field: str, value: Any, said: str) -> None:
     assert check_fingerprint(FINGERPRINT, {**FINGERPRINT, field: value}) == [said]
+
+
+def test_another_cpu_rounds_differently_and_an_older_run_that_cannot_tell_goes_on(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: AMD EPYC 7B13\nflags\t: avx2\n")
+    amd = {**FINGERPRINT, "device": cpu_device("AVX2", cpuinfo)}
+    assert amd["device"] == "cpu AMD EPYC 7B13 (AVX2)"
+    cpuinfo.write_text("model name\t: Intel(R) Xeon(R)\n")
+    intel = {**FINGERPRINT, "device": cpu_device("AVX512", cpuinfo)}
+    assert check_fingerprint(amd, intel) == [
+        "device was 'cpu AMD EPYC 7B13 (AVX2)', is 'cpu Intel(R) Xeon(R) (AVX512)' "
+        "(another kind of device rounds differently)"
+    ]
+    assert check_fingerprint(amd, amd) == not_reproducible(amd) == []
+    assert check_fingerprint(FINGERPRINT, amd) == []
+    assert check_fingerprint(FINGERPRINT, {**FINGERPRINT, "device": "H100"}) != []
+    assert cpu_device("AVX2", tmp_path / "none").startswith("cpu ")
 
 
 def test_what_no_attempt_can_repeat_is_said_on_gpus_only() -> None:

@@ -1,0 +1,118 @@
+"""One curve over all attempts, and trackers that fail."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from checkpoints.events import Event
+from checkpoints.run import StepMetrics
+from trainer import curves
+from trainer.curves import Curves, WandbCurve, first_step_shown
+from trainer.history import Row, past_rows
+
+
+def line(attempt: int, step: int, loss: float) -> StepMetrics:
+    return StepMetrics(attempt, 0, step, {"loss": loss, "logged": {"loss": loss, "attempt": float(attempt)}})
+
+
+def evaluation(attempt: int, step: int) -> Event:
+    data = {"step": step, "metrics": {"eval_loss": 0.5, "eval_model": "x"}}
+    return Event(time=datetime(2026, 1, attempt, tzinfo=UTC), id="e", kind="evaluated", attempt=attempt, data=data)
+
+
+def test_each_step_is_shown_once_and_by_the_attempt_that_counts() -> None:
+    metrics = [line(1, 1, 0.9), line(1, 2, 0.8), line(1, 3, 0.7), line(2, 2, 0.8), line(2, 4, 0.6)]
+    metrics.append(StepMetrics(2, 0, 3, {"loss": 0.7}))  # a step that no tracker was shown
+    rows = past_rows(metrics, [evaluation(1, 2)], 3, evaluation_due=False)
+    assert [(row.step, row.evaluation) for row in rows] == [(1, False), (2, False), (2, True), (3, False)]
+    assert [row.values.get("attempt") for row in rows] == [1, 2, None, 1]
+    assert rows[2].values == {"eval_loss": 0.5}
+
+
+def test_an_evaluation_that_comes_again_is_not_shown_before() -> None:
+    rows = past_rows([line(1, 2, 0.8)], [evaluation(1, 1), evaluation(1, 2)], 2, evaluation_due=True)
+    assert [(row.step, row.evaluation) for row in rows] == [(1, True), (2, False)]
+
+
+def test_without_a_record_of_before_tensorboard_keeps_the_old_curve_up_to_the_resumed_step() -> None:
+    assert first_step_shown([], 10) == 11
+    assert first_step_shown([Row(1, False, {})], 10) == 1
+
+
+class Failing:
+    def __init__(self, after: int) -> None:
+        self.after = after
+        self.rows: list[Row] = []
+
+    def show(self, row: Row) -> None:
+        if len(self.rows) == self.after:
+            raise ConnectionError("gone")
+        self.rows.append(row)
+
+    def close(self) -> None:
+        raise ConnectionError("still gone")
+
+
+def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    def away() -> Failing:
+        raise RuntimeError("away")
+
+    good, bad = Failing(after=99), Failing(after=1)
+    shown = Curves({"away": away, "bad": lambda: bad, "good": lambda: good})
+    for step in (1, 2, 3):
+        shown.show([Row(step, False, {})])
+    shown.close()
+    assert [row.step for row in good.rows] == [1, 2, 3]
+    assert len(bad.rows) == 1
+    assert [record.message.split(" (")[0] for record in caplog.records] == [
+        "going on without away: RuntimeError: away",
+        "going on without bad: ConnectionError: gone",
+        "going on without good: ConnectionError: still gone",
+    ]
+
+
+class FakeRun:
+    step = 7
+    """W&B has the rows of steps 1 to 3."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, Any]]] = []
+
+    def define_metric(self, *args: str, **options: Any) -> None: ...
+
+    def log(self, row: dict[str, Any], *, step: int, commit: bool) -> None:
+        assert commit, "a row that waits for more is lost with the machine"
+        self.rows.append((step, row))
+        self.step = step + 1
+
+    def finish(self) -> None: ...
+
+
+def test_wandb_gets_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun()
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: run))
+    curve = WandbCurve("run", {})
+    for row in (Row(3, False, {"loss": 1.0}), Row(3, True, {"eval_loss": 2.0}), Row(4, False, {"loss": 0.5})):
+        curve.show(row)
+    assert run.rows == [
+        (7, {"eval/loss": 2.0, "train/global_step": 3}),
+        (8, {"train/loss": 0.5, "train/global_step": 4}),
+    ]
+
+
+def test_a_wandb_that_never_ends_does_not_keep_the_machine(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, ends = FakeRun(), threading.Event()
+    run.finish = ends.wait  # type: ignore[method-assign,assignment]
+    monkeypatch.setattr(curves, "CLOSE_S", 0.0)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: run))
+    WandbCurve("run", {}).close()
+    ends.set()
+    assert "W&B doesn't take its last rows" in caplog.text

@@ -1,0 +1,121 @@
+"""Compiled operators in the bucket: code, so nothing is loaded that this run's machines haven't signed."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import sysconfig
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from checkpoints.folder_store import FolderStore
+from trainer import ops_cache
+from trainer.ops_cache import OpsCache, OpsIndex, load, machine_key, sign, signing_key
+
+SECRET = signing_key({"HF_TOKEN": "hf_a"})
+
+
+@pytest.fixture(autouse=True)
+def operators(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """DeepSpeed's own table."""
+    table: dict[str, Any] = {}
+    monkeypatch.setattr(ops_cache, "_loaded_operators", lambda: table)
+    monkeypatch.setitem(sys.modules, "deepspeed", ModuleType("deepspeed"))
+    monkeypatch.setattr(ops_cache, "load", lambda name, path: path.read_bytes())
+    return table
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    (tmp_path / "bucket").mkdir()
+    return FolderStore(tmp_path / "bucket")
+
+
+def attempt(store: FolderStore, folder: Path, secret: bytes | None = SECRET) -> OpsCache:
+    cache = OpsCache(store, folder, secret)
+    cache.prefetch()
+    cache.install()
+    return cache
+
+
+def publish(cache: OpsCache, operators: dict[str, Any], folder: Path, name: str = "shm_comm") -> None:
+    """As after a first step in which DeepSpeed has compiled it."""
+    path = folder / f"{name}.so"
+    path.write_bytes(b"code")
+    operators[name] = ModuleType(name)
+    operators[name].__file__ = str(path)
+    cache.publish()
+    for thread in threading.enumerate():
+        if thread.name == "operators":
+            thread.join()
+    operators.clear()
+
+
+def test_what_one_machine_compiled_the_next_one_loads(
+    store: FolderStore, operators: dict[str, Any], tmp_path: Path
+) -> None:
+    publish(attempt(store, tmp_path / "a"), operators, tmp_path)
+    attempt(store, tmp_path / "b")
+    assert operators == {"shm_comm": b"code"}
+
+
+@pytest.mark.parametrize("secret", [signing_key({"HF_TOKEN": "hf_of_another_user"}), None])
+def test_what_others_signed_is_not_loaded(
+    store: FolderStore, operators: dict[str, Any], tmp_path: Path, secret: bytes | None
+) -> None:
+    publish(attempt(store, tmp_path / "a"), operators, tmp_path)
+    attempt(store, tmp_path / "b", secret)
+    assert operators == {}
+
+
+def forged(key: str, files: dict[str, str]) -> OpsIndex:
+    assert SECRET is not None
+    return OpsIndex(files=files, signature=sign(SECRET, key, files))
+
+
+def test_other_bytes_than_were_signed_are_not_loaded(
+    store: FolderStore, operators: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(attempt(store, tmp_path / "a"), operators, tmp_path)
+    store.put(f"cache/ops/{machine_key()}/shm_comm.so", b"evil")
+    attempt(store, tmp_path / "b")
+    assert operators == {}
+    assert "differs from its hash" in caplog.text
+
+
+def test_an_index_of_another_kind_of_machine_is_not_taken(
+    store: FolderStore, operators: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(attempt(store, tmp_path / "a"), operators, tmp_path)
+    elsewhere = forged("another", {"shm_comm": hashlib.sha256(b"code").hexdigest()})
+    store.put(f"cache/ops/{machine_key()}/index.json", elsewhere.to_json())
+    attempt(store, tmp_path / "b")
+    assert operators == {}
+    assert "not signed by this run's machines" in caplog.text
+
+
+def test_a_name_is_no_path(
+    store: FolderStore, operators: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.put(f"cache/ops/{machine_key()}/index.json", forged(machine_key(), {"../evil": "0" * 64}).to_json())
+    attempt(store, tmp_path / "b")
+    assert operators == {}
+    assert "no operator's name" in caplog.text
+
+
+def test_it_can_be_switched_off_and_needs_a_token() -> None:
+    assert signing_key({"HF_TOKEN": "hf_a", "NOTUS_OPS_CACHE": "0"}) is None
+    assert signing_key({}) is None
+    assert SECRET is not None
+    assert b"hf_a" not in SECRET
+
+
+def test_what_is_no_module_is_an_import_error_and_not_a_crash(tmp_path: Path) -> None:
+    path = tmp_path / f"broken{sysconfig.get_config_var('EXT_SUFFIX')}"
+    path.write_bytes(b"not ELF")
+    with pytest.raises(ImportError):
+        load("broken", path)
