@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -103,6 +104,7 @@ class Conductor:
         self._places: list[Place] = []
         self._read: dict[str, Event] = {}
         self._unwritten: list[Event] = []
+        self._writing = threading.Lock()
 
     # --- finding a machine ------------------------------------------------------------------------
 
@@ -256,10 +258,14 @@ class Conductor:
             logger.warning("notus: could not note %r yet: %s", kind, error.message)
 
     def _write_down(self) -> None:
-        """Not on the event loop: it is every job's, and a bucket that is away takes minutes."""
-        while self._unwritten:
-            self._diary.append(self._unwritten[0])
-            self._unwritten.pop(0)
+        """Not on the event loop: it is every job's, and a bucket that is away takes minutes.
+
+        One thread at a time: the timer's look goes on while a machine is looked for, and each has a thread.
+        """
+        with self._writing:
+            while self._unwritten:
+                self._diary.append(self._unwritten[0])
+                self._unwritten.pop(0)
 
 
 def _is_over(events: Sequence[Event]) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -309,3 +311,22 @@ def test_a_diary_that_cannot_be_written_now_is_written_later(monkeypatch: pytest
     run.train(1, minutes=1)
     assert run.look()
     assert len(run.events("machine_up")) == 1
+
+
+def test_two_notes_at_once_are_both_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer's look and a recovery note at the same time; each has a thread."""
+    run = Run({SPOT_A: 1})
+    append = Diary.append
+    both = threading.Barrier(2)
+
+    def slow(self: Diary, event: Event) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):  # broken where the second one waits for the first
+            both.wait(timeout=0.1)
+        append(self, event)
+
+    async def note_twice() -> None:
+        await asyncio.gather(run.conductor._note("alarm"), run.conductor._note("false_recovery"))
+
+    monkeypatch.setattr(Diary, "append", slow)
+    asyncio.run(note_twice())
+    assert len(run.events("alarm")) == len(run.events("false_recovery")) == 1
