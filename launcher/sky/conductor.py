@@ -49,7 +49,7 @@ class Up:
 
     place: Place
     since: datetime
-    """When it was asked for: it is paid from then on, at the latest."""
+    """When this place was asked for: its cloud bills from some seconds later on."""
     submitted_at: float
     """What SkyPilot wants back: the job's start, in seconds since 1970."""
 

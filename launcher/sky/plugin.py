@@ -29,6 +29,7 @@ from checkpoints.errors import NotusError, StoreError, UserError
 from checkpoints.run import open_run
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.model import Place
+from launcher.sky.asked import asked_at
 from launcher.sky.conductor import Conductor, LimitReached, Refused, Up
 from launcher.sky.entries import Entry, requests
 from trainer.interval import HOURS_TO_PREEMPTION
@@ -39,6 +40,8 @@ STRATEGY = "NOTUS"
 BUCKET_RETRY_S = 30.0
 RELEASE_AFTER = 20
 """Tries in a row without the bucket, until the old machine is given back all the same."""
+EVENTS = 500
+"""Of a cluster that are read: a launch writes one a zone and eight more."""
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 WARNING = re.compile(r"^W \d\d-\d\d [\d:.]+ PID=\d+ \S+\] (.+)$", re.MULTILINE)
 """A warning in SkyPilot's log format."""
@@ -169,7 +172,11 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
     async def _up(self, started: datetime, submitted_at: float) -> Up:
         handle = await asyncio.to_thread(global_user_state.get_handle_from_cluster_name, self.cluster_name)
         await asyncio.to_thread(self._tell_where, handle)
-        return Up(place_of(handle.launched_resources), started, submitted_at)
+        since = await asyncio.to_thread(self._asked_at, started)
+        return Up(place_of(handle.launched_resources), since, submitted_at)
+
+    def _asked_at(self, started: datetime) -> datetime:
+        return asked_at(cluster_events(self.cluster_name), started)
 
     async def release(self) -> None:
         """Terminate what is left of the cluster."""
@@ -221,6 +228,16 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             zone=launched.zone,
             current_node_names=names,
         )
+
+
+def cluster_events(cluster: str) -> list[dict[str, Any]]:
+    """What became of the cluster, newest first; nothing where SkyPilot doesn't say."""
+    kinds = [global_user_state.ClusterEventType.STATUS_CHANGE]
+    try:
+        return list(global_user_state.get_cluster_events_by_name(cluster, kinds, limit=EVENTS))
+    except Exception as error:  # of its database, of any kind: a machine that is up isn't given up for that
+        logger.warning("notus: SkyPilot does not say since when the machine is paid: %s", error)
+        return []
 
 
 def expand(resources: Sequence[sky.Resources]) -> dict[Place, sky.Resources]:

@@ -75,6 +75,32 @@ def test_skypilot_reads_what_we_mean(name: str, sky_environment: dict[str, str])
     assert "constraints.txt" in task["setup"]
 
 
+EVENTS = """
+import json, time
+from types import SimpleNamespace
+from datetime import UTC, datetime
+from sky import global_user_state
+from sky.utils import status_lib
+from launcher.sky.asked import asked_at
+from launcher.sky.plugin import cluster_events
+
+began = datetime.now(UTC)
+kind = global_user_state.ClusterEventType.STATUS_CHANGE
+for when, status, reason in [
+    (0, "INIT", "Provisioning on gcp in us-central1"),
+    (149, "INIT", "Provisioning on lambda in us-east-1"),
+    (200, "UP", "Cluster successfully provisioned with 1 nodes"),
+]:
+    global_user_state.add_or_update_cluster("run-1", SimpleNamespace(), None, ready=status == "UP")
+    global_user_state.add_cluster_event(
+        "run-1", status_lib.ClusterStatus(status), reason, kind, transitioned_at=int(began.timestamp()) + when
+    )
+print(json.dumps({
+    "later_s": (asked_at(cluster_events("run-1"), began) - began).total_seconds(),
+    "unknown": cluster_events("run-2"),
+}))
+"""
+
 TRAITS = """
 import json
 import sky
@@ -148,6 +174,12 @@ def run(code: str, environment: dict[str, str]) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def test_skypilot_remembers_when_the_last_zone_was_asked(sky_environment: dict[str, str]) -> None:
+    told = run(EVENTS, sky_environment)
+    assert 148 <= told["later_s"] <= 149
+    assert told["unknown"] == []
 
 
 def test_skypilot_refuses_to_launch_without_a_bucket(sky_environment: dict[str, str]) -> None:

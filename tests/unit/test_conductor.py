@@ -97,6 +97,7 @@ class Run:
         diary = Diary(self.store, attempt, self.clock)
         diary.write("attempt_started")
         Lease.claim(self.store, Writer(id=f"w{attempt}", host="h", pid=1, pid_scope="x"), clock=self.clock).release()
+        diary.write("training", step=1, total_steps=1000)
         self.clock.sleep(minutes * 60)
         self.beat(attempt, 10)
         if notice:
