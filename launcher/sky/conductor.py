@@ -76,8 +76,8 @@ class Hands(Protocol):
     async def release(self) -> None:
         """Give the machine back; nothing happens if it is gone."""
 
-    async def cloud_says_up(self) -> bool:
-        """Does the cloud still have the machine?"""
+    async def cloud_says_gone(self) -> bool:
+        """Does the cloud say that the machine is terminated or stopped? Not if it doesn't answer."""
 
     async def wait(self, seconds: float, reason: str) -> None:
         """Sleep, showing why."""
@@ -159,17 +159,23 @@ class Conductor:
         raise LimitReached(f"stopped: {request.reason}", "launch the same --name again to go on")
 
     async def _is_alive(self, spell: MachineSpell) -> bool:
-        """SkyPilot takes a node for dead that it can't reach: a live trainer goes on beating in the bucket."""
-        if any(event.kind == "attempt_ended" and event.time >= spell.since for event in await self._events()):
-            return False
-        if not await self._hands.cloud_says_up():
+        """SkyPilot takes a node for dead that it can't reach: a live trainer goes on beating in the bucket.
+
+        One failed probe of a node that its cloud calls up is enough for SkyPilot (skypilot#10162). So its trainer's
+        word counts, and the cloud's only where it says that the machine is gone: one that lives on without its cloud's
+        knowledge is a zombie.
+        """
+        attempt = _attempt_on(spell, await self._events())
+        if attempt is None or await self._hands.cloud_says_gone():
             return False
         before = await asyncio.to_thread(self._heartbeat)
-        if before is None or self._clock.now() - before.time > timedelta(seconds=10 * BEAT_WAIT_S):
+        if before is None or before.attempt != attempt:
+            return False
+        if self._clock.now() - before.time > timedelta(seconds=10 * BEAT_WAIT_S):
             return False
         await asyncio.to_thread(self._clock.sleep, BEAT_WAIT_S)
         after = await asyncio.to_thread(self._heartbeat)
-        return after is not None and after.time > before.time
+        return after is not None and after.attempt == attempt and after.time > before.time
 
     # --- looking after it -------------------------------------------------------------------------
 
@@ -266,6 +272,13 @@ class Conductor:
             while self._unwritten:
                 self._diary.append(self._unwritten[0])
                 self._unwritten.pop(0)
+
+
+def _attempt_on(spell: MachineSpell, events: Sequence[Event]) -> int | None:
+    """The attempt that this machine began, unless it has ended."""
+    begun = [event.attempt for event in events if event.kind == "attempt_started" and event.time >= spell.since]
+    ended = {event.attempt for event in events if event.kind == "attempt_ended"}
+    return begun[-1] if begun and begun[-1] not in ended else None
 
 
 def _is_over(events: Sequence[Event]) -> bool:

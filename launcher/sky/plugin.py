@@ -182,18 +182,18 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         """Terminate what is left of the cluster."""
         await asyncio.to_thread(self._cleanup_cluster)
 
-    async def cloud_says_up(self) -> bool:
-        """Asks the cloud's API."""
+    async def cloud_says_gone(self) -> bool:
+        """Asks the cloud's API. INIT says nothing: that is also a node that is up and failed one probe."""
         try:
             status, _ = await asyncio.to_thread(
                 backend_utils.refresh_cluster_status_handle,
                 self.cluster_name,
                 force_refresh_statuses=set(status_lib.ClusterStatus),
             )
-        except Exception as error:  # SkyPilot raises many kinds; not knowing is not "up"
+        except Exception as error:  # SkyPilot raises many kinds; not knowing is not "gone"
             logger.info("notus: the cloud did not say whether the machine is there: %s", error)
             return False
-        return bool(status == status_lib.ClusterStatus.UP)
+        return status in (None, status_lib.ClusterStatus.STOPPED, status_lib.ClusterStatus.AUTOSTOPPING)
 
     async def wait(self, seconds: float, reason: str) -> None:
         """As SkyPilot's own back-off: PENDING, with the reason in `sky jobs queue`."""

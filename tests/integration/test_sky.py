@@ -101,6 +101,31 @@ print(json.dumps({
 }))
 """
 
+GONE = """
+import asyncio, json
+from sky import exceptions
+from sky.backends import backend_utils
+from sky.utils.status_lib import ClusterStatus
+from launcher.sky.plugin import NotusStrategy
+
+strategy = object.__new__(NotusStrategy)
+strategy.cluster_name = "run-1"
+
+def told(status):
+    def refresh(name, **how):
+        if isinstance(status, Exception):
+            raise status
+        return status, None
+    backend_utils.refresh_cluster_status_handle = refresh
+    return asyncio.run(strategy.cloud_says_gone())
+
+print(json.dumps({
+    "terminated": told(None),
+    "unreachable": told(exceptions.ClusterStatusFetchingError("503")),
+    **{status.value: told(status) for status in ClusterStatus},
+}))
+"""
+
 TRAITS = """
 import json
 import sky
@@ -180,6 +205,11 @@ def test_skypilot_remembers_when_the_last_zone_was_asked(sky_environment: dict[s
     told = run(EVENTS, sky_environment)
     assert 148 <= told["later_s"] <= 149
     assert told["unknown"] == []
+
+
+def test_only_a_cloud_that_says_so_has_taken_the_machine_away(sky_environment: dict[str, str]) -> None:
+    told = run(GONE, sky_environment)
+    assert {what for what, gone in told.items() if gone} == {"terminated", "STOPPED", "AUTOSTOPPING"}
 
 
 def test_skypilot_refuses_to_launch_without_a_bucket(sky_environment: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -60,8 +60,8 @@ class FakeSky:
         self.released += 1
         self.up = False
 
-    async def cloud_says_up(self) -> bool:
-        return self.up
+    async def cloud_says_gone(self) -> bool:
+        return not self.up
 
     async def wait(self, seconds: float, reason: str) -> None:
         self.waits.append(seconds)
@@ -111,6 +111,21 @@ class Run:
 
     def events(self, kind: str) -> list[Event]:
         return [event for event in read_events(self.store) if event.kind == kind]
+
+
+@contextlib.contextmanager
+def beating(run: Run, attempt: int) -> Iterator[None]:
+    """The attempt is alive: time doesn't pass without its heartbeat."""
+    sleep = run.clock.sleep
+
+    def sleep_while_it_beats(seconds: float) -> None:
+        sleep(seconds)
+        run.beat(attempt, 11)
+
+    run.beat(attempt, 10)
+    run.clock.sleep = sleep_while_it_beats  # type: ignore[method-assign]
+    yield
+    run.clock.sleep = sleep  # type: ignore[method-assign]
 
 
 def test_the_trainer_is_told_how_long_its_machine_lives() -> None:
@@ -167,20 +182,52 @@ def test_a_machine_that_trains_on_is_not_restarted() -> None:
     run = Run({SPOT_A: 1, LAMBDA: 1})
     run.place()
     run.train(1, minutes=5)
-    sleep = run.clock.sleep
-
-    def sleep_while_it_beats(seconds: float) -> None:
-        sleep(seconds)
-        run.beat(1, 11)
-
-    run.clock.sleep = sleep_while_it_beats  # type: ignore[method-assign]
-    run.recover()
+    with beating(run, 1):
+        run.recover()
     assert run.sky.asked == [(SPOT_A, LAMBDA)]
     assert run.sky.released == 0
     assert len(run.events("false_recovery")) == 1
-    run.clock.sleep = sleep  # type: ignore[method-assign]
     run.recover()
     assert len(run.events("machine_gone")) == 1, "silent now: it is dead"
+
+
+def test_the_end_of_another_machines_attempt_does_not_end_this_one() -> None:
+    """A zombie notices that it was fenced when its successor trains already."""
+    run = Run({SPOT_A: 2, LAMBDA: 1})
+    run.place()
+    run.train(1, minutes=5)
+    run.sky.up = False
+    run.recover()
+    run.train(2, minutes=5)
+    Diary(run.store, 1, run.clock).write("attempt_ended", outcome="fenced", step=10)
+    with beating(run, 2):
+        run.recover()
+    assert run.sky.released == 1, "only the first machine"
+    assert len(run.events("false_recovery")) == 1
+
+
+def test_a_zombies_heartbeat_is_none_of_its_successors() -> None:
+    """The successor is in its set-up, and SkyPilot lost it."""
+    run = Run({SPOT_A: 3, LAMBDA: 1})
+    run.place()
+    run.train(1, minutes=5)
+    run.sky.up = False
+    run.recover()
+    with beating(run, 1):
+        run.recover()
+    assert run.events("false_recovery") == []
+    assert run.sky.released == 2
+
+
+def test_a_machine_that_its_cloud_has_forgotten_is_no_machine() -> None:
+    run = Run({SPOT_A: 2, LAMBDA: 1})
+    run.place()
+    run.train(1, minutes=5)
+    run.sky.up = False
+    with beating(run, 1):
+        run.recover()
+    assert run.events("false_recovery") == []
+    assert [event.data["why"] for event in run.events("machine_gone")] == ["preempted"]
 
 
 def test_back_to_spot_through_the_bucket() -> None:
