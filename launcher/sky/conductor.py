@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, Protocol
 
 from checkpoints.clock import Clock
@@ -25,6 +25,7 @@ from launcher.policy.history import MachineSpell, machine_now, machines, place_d
 from launcher.policy.limits import Limits
 from launcher.policy.model import Action, GiveUp, Launch, Move, Observation, Place, Wait
 from launcher.policy.observe import hours_to_preemption, observe
+from launcher.sky.asked import Answer
 
 logger = logging.getLogger("sky.notus")
 """Below "sky", so that what we say is in the job's controller log."""
@@ -33,6 +34,8 @@ BEAT_WAIT_S = 12.0
 """A live trainer's heartbeat comes every 5 s."""
 DEAF_S = 900.0
 """After so long nobody will obey any more: a step, a save and its upload take a few minutes."""
+LOST_WAIT_S = 60.0
+"""Before the next machine, where two in a row were gone before they ran the job."""
 NO_PROGRESS_S = 1200.0
 """No new step for so long is worth an alarm: a step of a 7B model takes seconds, an evaluation minutes."""
 
@@ -52,13 +55,26 @@ class Up:
     """When this place was asked for: its cloud bills from some seconds later on."""
     submitted_at: float
     """What SkyPilot wants back: the job's start, in seconds since 1970."""
+    refused: tuple[Answer, ...] = ()
+    """Places that were asked before it."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A machine came, and was gone before it ran the job."""
+
+    place: Place
+    since: datetime
+    refused: tuple[Answer, ...] = ()
+    said: str = ""
+    """What SkyPilot said of it."""
 
 
 @dataclass(frozen=True)
 class Refused:
     """None of the places had a machine."""
 
-    reasons: tuple[str, ...]
+    refused: tuple[Answer, ...]
 
 
 class Hands(Protocol):
@@ -67,7 +83,7 @@ class Hands(Protocol):
     async def places(self) -> list[Place]:
         """Every market of the task, with today's price."""
 
-    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Refused:
+    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Lost | Refused:
         """Ask for a machine, one place after the other, and start the job on it.
 
         The trainer is told how long a machine in the first place lives on average.
@@ -105,11 +121,13 @@ class Conductor:
         self._read: dict[str, Event] = {}
         self._unwritten: list[Event] = []
         self._writing = threading.Lock()
+        self._noted_at = datetime.min.replace(tzinfo=UTC)
 
     # --- finding a machine ------------------------------------------------------------------------
 
     async def place(self) -> float:
         """Find a machine for the job, for as long as it takes; returns the job's start. Raises `LimitReached`."""
+        lost = 0
         while True:
             await self._obey_a_stop()
             action = await self._choose(replace(await self._observe(await self._events()), running=None))
@@ -122,11 +140,25 @@ class Conductor:
             assert isinstance(action, Launch), action
             await self._note("decided", action="launch", reason=action.reason, first=str(action.places[0]))
             answer = await self._hands.launch_in(action.places, self._expected_life_h(action.places[0]))
+            if answer.refused:
+                await self._note_refused(answer.refused)
+            if isinstance(answer, Refused):
+                continue
+            await self._note("machine_up", place=place_data(answer.place), since=answer.since.isoformat())
             if isinstance(answer, Up):
-                await self._note("machine_up", place=place_data(answer.place), since=answer.since.isoformat())
                 return answer.submitted_at
-            places = [place_data(place) for place in action.places]
-            await self._note("no_capacity", places=places, reasons=list(answer.reasons))
+            await self._note("machine_gone", why="preempted", place=place_data(answer.place), said=answer.said)
+            lost += 1
+            if lost > 1:  # not bad luck any more: SkyPilot's own pause, so that a broken start isn't paid without end
+                await self._hands.wait(LOST_WAIT_S, f"{lost} machines were lost before they ran the job")
+
+    async def _note_refused(self, refused: Sequence[Answer]) -> None:
+        await self._note(
+            "no_capacity",
+            places=[place_data(answer.place) for answer in refused],
+            answers=[answer.said for answer in refused],
+            reasons=list(dict.fromkeys(answer.said for answer in refused if answer.said)),
+        )
 
     async def recover(self) -> float:
         """After the job's end with exit code 75, or after SkyPilot has lost the machine. Raises `LimitReached`."""
@@ -256,6 +288,9 @@ class Conductor:
         What can't be written is known here all the same, and written later.
         """
         event = self._diary.compose(kind, **data)
+        if event.time <= self._noted_at:  # a machine that came and went at once: the order must stay
+            event = event.model_copy(update={"time": self._noted_at + timedelta(microseconds=1)})
+        self._noted_at = event.time
         self._read[event.key] = event
         self._unwritten.append(event)
         try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,10 +19,12 @@ from checkpoints.object_store import ObjectStore
 from checkpoints.requests import ask, read_request
 from checkpoints.run import HEARTBEAT_KEY, Heartbeat
 from launcher.policy.decide import Settings
+from launcher.policy.history import machines, spent_usd
 from launcher.policy.limits import Limits
 from launcher.policy.model import Place
 from launcher.policy.observe import ON_DEMAND_H
-from launcher.sky.conductor import DEAF_S, NO_PROGRESS_S, Conductor, LimitReached, Refused, Up
+from launcher.sky.asked import Answer
+from launcher.sky.conductor import DEAF_S, NO_PROGRESS_S, Conductor, LimitReached, Lost, Refused, Up
 
 SPOT_A = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
 SPOT_B = Place("gcp", "us", "us-b", "A100:8", True, 11.0)
@@ -40,21 +43,28 @@ class FakeSky:
         self.released = 0
         self.up = False
         self.after_wait: dict[Place, int] = {}
+        self.lost = 0
+        """Machines that will be gone before they run the job."""
 
     async def places(self) -> list[Place]:
         return list(self.stock)
 
-    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Refused:
+    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Lost | Refused:
         self.asked.append(tuple(places))
         self.lives_h.append(hours_to_preemption)
-        since = self.clock.now()
+        refused: tuple[Answer, ...] = ()
         for place in places:
+            since = self.clock.now()
             self.clock.sleep(4)
             if self.stock[place] > 0:
-                self.up = True
                 self.clock.sleep(90)
-                return Up(place, since, self.clock.now().timestamp())
-        return Refused(("ZONE_RESOURCE_POOL_EXHAUSTED",))
+                if self.lost:
+                    self.lost -= 1
+                    return Lost(place, since, refused, "SkyPilot: connection reset")
+                self.up = True
+                return Up(place, since, self.clock.now().timestamp(), refused)
+            refused += (Answer(place, "ZONE_RESOURCE_POOL_EXHAUSTED"),)
+        return Refused(refused)
 
     async def release(self) -> None:
         self.released += 1
@@ -153,7 +163,32 @@ def test_a_launch_says_where_and_since_when_it_is_paid() -> None:
     assert run.sky.asked == [(SPOT_A, SPOT_B, LAMBDA)]
     (up,) = run.events("machine_up")
     assert up.data["place"]["zone"] == "us-b"
-    assert up.data["since"] == before.isoformat()
+    assert up.data["since"] == (before + timedelta(seconds=4)).isoformat(), "not since the search in us-a"
+    (refusal,) = run.events("no_capacity")
+    assert [place["zone"] for place in refusal.data["places"]] == ["us-a"], "Lambda was never asked"
+    assert refusal.data["answers"] == refusal.data["reasons"] == ["ZONE_RESOURCE_POOL_EXHAUSTED"]
+    assert refusal.time < up.time
+
+
+def test_a_machine_that_is_lost_before_the_job_starts_was_paid_and_counts_as_preempted() -> None:
+    run = Run({SPOT_A: 2, SPOT_B: 0, LAMBDA: 1})
+    run.sky.lost = 1
+    run.place()
+    assert [event.data["place"]["zone"] for event in run.events("machine_up")] == ["us-a", "us-a"]
+    (gone,) = run.events("machine_gone")
+    assert (gone.data["why"], gone.data["said"]) == ("preempted", "SkyPilot: connection reset")
+    assert run.sky.asked[1] == (SPOT_B, SPOT_A, LAMBDA), "the others were never asked, so they had not refused"
+    assert run.sky.waits == []
+    first, second = machines(read_events(run.store))
+    assert first.ended == "preempted"
+    assert spent_usd([first], second.since) == pytest.approx(10.0 * 94 / 3600)
+
+
+def test_a_start_that_fails_again_and_again_is_not_paid_without_end() -> None:
+    run = Run({SPOT_A: 9})
+    run.sky.lost = 3
+    run.place()
+    assert run.sky.waits == [60.0, 60.0]
 
 
 def test_after_a_preemption_another_zone_comes_first_also_after_a_restart_of_the_controller() -> None:
