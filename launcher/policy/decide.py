@@ -82,6 +82,8 @@ def _while_running(seen: Observation, running: Running, settings: Settings) -> A
         if can_be_safe and _must_be_safe(seen, settings) and _on_demand_makes_it(seen):
             return Move("the deadline is near, and a preemption would miss it: going on demand")
         return Stay()
+    if not running.trained:
+        return Stay()  # it is still being set up: what was paid for that would buy nothing
     if seen.market is not None and seen.deadline_h is not None:
         return _leave_on_demand(seen, seen.market, settings)
     return _back_to_spot(seen, running, settings)

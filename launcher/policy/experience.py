@@ -84,7 +84,8 @@ def total(counts: Iterable[Mapping[Kind, Counts]]) -> dict[Kind, Counts]:
 def _stock_outs(events: Sequence[Event]) -> list[tuple[Kind, float, bool]]:
     """Each market's spells without a machine: kind, hours, and whether somebody saw the end.
 
-    Of the market and not of each zone: fifty zones that refuse together are one stock-out, not fifty.
+    Of the market and not of each zone: fifty zones that refuse together are one stock-out, not fifty. And none, if the
+    fifty-first of the same search had a machine.
     """
     refused: dict[Kind, tuple[datetime, datetime]] = {}
     found = []
@@ -95,6 +96,8 @@ def _stock_outs(events: Sequence[Event]) -> list[tuple[Kind, float, bool]]:
         elif event.kind == "machine_up":
             place = place_of(event.data["place"])
             came = _kind(place) if place.spot else None
+            if came in refused and refused[came][0] >= datetime.fromisoformat(event.data["since"]):
+                del refused[came]
             for kind, (first, last) in refused.items():
                 # Of the others the end was not seen: they were out at least until they last said no.
                 found.append((kind, hours_of((event.time if kind == came else last) - first), kind == came))

@@ -48,6 +48,8 @@ class Running:
     age_h: float
     restart_left_h: float = 0.0
     """Of its start: until it does new work."""
+    trained: bool = True
+    """Has it done a step? Until then a move would only waste its start."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def observe(
         places=tuple(_known(place, spells, refused.get(place), now) for place in places),
         work_left_h=work_left_h(events, heartbeat, limits.hours, now),
         restart_h=limits.restart_h,
-        running=Running(current.place, hours_of(now - current.since)) if current else None,
+        running=_running(current, events, now) if current else None,
         deadline_h=None if limits.deadline is None else hours_of(limits.deadline - now),
         budget_left_usd=left,
         refusals_in_a_row=_refusals(events),
@@ -52,6 +52,11 @@ def hours_to_preemption(
     if not first.spot:
         return ON_DEMAND_H
     return mean_spell_h(_chain(events, [place for place in places if place.spot], limits, now).machine_ends)
+
+
+def _running(current: MachineSpell, events: Sequence[Event], now: datetime) -> Running:
+    trained = any(event.kind == "training" and event.time >= current.since for event in events)
+    return Running(current.place, hours_of(now - current.since), trained=trained)
 
 
 def _known(place: Place, spells: Sequence[MachineSpell], refused: datetime | None, now: datetime) -> Known:

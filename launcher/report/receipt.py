@@ -54,7 +54,7 @@ class MachineLine(BaseModel):
 
     place: str
     price_usd_per_hour: float
-    hours: float = Field(description="from the moment it was asked for")
+    hours: float = Field(description="from the moment its zone was asked for it")
     cost_usd: float
     ended: str = Field(description="preempted, moved, finished, ..., or running")
 

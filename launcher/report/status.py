@@ -20,7 +20,7 @@ ABANDONED_S = 1800.0
 SILENCE_S = 120.0
 """Without a heartbeat for so long, a running attempt is called silent: the machine may be gone."""
 
-_BETWEEN = {"planned": "waiting", "no_capacity": "waiting for a machine"}
+_BETWEEN = {"planned": "waiting", "no_capacity": "waiting for a machine", "machine_up": "starting"}
 _STATE_EVENTS = frozenset({*RUN_ENDS, *_BETWEEN, "attempt_started", "preempted", "attempt_ended", "machine_gone"})
 
 _TROUBLE = frozenset({"no_capacity", "alarm", "false_recovery"})

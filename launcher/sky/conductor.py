@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, Protocol
 
 from checkpoints.clock import Clock
@@ -24,6 +25,7 @@ from launcher.policy.history import MachineSpell, machine_now, machines, place_d
 from launcher.policy.limits import Limits
 from launcher.policy.model import Action, GiveUp, Launch, Move, Observation, Place, Wait
 from launcher.policy.observe import hours_to_preemption, observe
+from launcher.sky.asked import Answer
 
 logger = logging.getLogger("sky.notus")
 """Below "sky", so that what we say is in the job's controller log."""
@@ -32,6 +34,8 @@ BEAT_WAIT_S = 12.0
 """A live trainer's heartbeat comes every 5 s."""
 DEAF_S = 900.0
 """After so long nobody will obey any more: a step, a save and its upload take a few minutes."""
+LOST_WAIT_S = 60.0
+"""Before the next machine, where two in a row were gone before they ran the job."""
 NO_PROGRESS_S = 1200.0
 """No new step for so long is worth an alarm: a step of a 7B model takes seconds, an evaluation minutes."""
 
@@ -48,16 +52,29 @@ class Up:
 
     place: Place
     since: datetime
-    """When it was asked for: it is paid from then on, at the latest."""
+    """When this place was asked for: its cloud bills from some seconds later on."""
     submitted_at: float
     """What SkyPilot wants back: the job's start, in seconds since 1970."""
+    refused: tuple[Answer, ...] = ()
+    """Places that were asked before it."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A machine came, and was gone before it ran the job."""
+
+    place: Place
+    since: datetime
+    refused: tuple[Answer, ...] = ()
+    said: str = ""
+    """What SkyPilot said of it."""
 
 
 @dataclass(frozen=True)
 class Refused:
     """None of the places had a machine."""
 
-    reasons: tuple[str, ...]
+    refused: tuple[Answer, ...]
 
 
 class Hands(Protocol):
@@ -66,7 +83,7 @@ class Hands(Protocol):
     async def places(self) -> list[Place]:
         """Every market of the task, with today's price."""
 
-    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Refused:
+    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Lost | Refused:
         """Ask for a machine, one place after the other, and start the job on it.
 
         The trainer is told how long a machine in the first place lives on average.
@@ -75,8 +92,8 @@ class Hands(Protocol):
     async def release(self) -> None:
         """Give the machine back; nothing happens if it is gone."""
 
-    async def cloud_says_up(self) -> bool:
-        """Does the cloud still have the machine?"""
+    async def cloud_says_gone(self) -> bool:
+        """Does the cloud say that the machine is terminated or stopped? Not if it doesn't answer."""
 
     async def wait(self, seconds: float, reason: str) -> None:
         """Sleep, showing why."""
@@ -103,11 +120,14 @@ class Conductor:
         self._places: list[Place] = []
         self._read: dict[str, Event] = {}
         self._unwritten: list[Event] = []
+        self._writing = threading.Lock()
+        self._noted_at = datetime.min.replace(tzinfo=UTC)
 
     # --- finding a machine ------------------------------------------------------------------------
 
     async def place(self) -> float:
         """Find a machine for the job, for as long as it takes; returns the job's start. Raises `LimitReached`."""
+        lost = 0
         while True:
             await self._obey_a_stop()
             action = await self._choose(replace(await self._observe(await self._events()), running=None))
@@ -120,11 +140,25 @@ class Conductor:
             assert isinstance(action, Launch), action
             await self._note("decided", action="launch", reason=action.reason, first=str(action.places[0]))
             answer = await self._hands.launch_in(action.places, self._expected_life_h(action.places[0]))
+            if answer.refused:
+                await self._note_refused(answer.refused)
+            if isinstance(answer, Refused):
+                continue
+            await self._note("machine_up", place=place_data(answer.place), since=answer.since.isoformat())
             if isinstance(answer, Up):
-                await self._note("machine_up", place=place_data(answer.place), since=answer.since.isoformat())
                 return answer.submitted_at
-            places = [place_data(place) for place in action.places]
-            await self._note("no_capacity", places=places, reasons=list(answer.reasons))
+            await self._note("machine_gone", why="preempted", place=place_data(answer.place), said=answer.said)
+            lost += 1
+            if lost > 1:  # not bad luck any more: SkyPilot's own pause, so that a broken start isn't paid without end
+                await self._hands.wait(LOST_WAIT_S, f"{lost} machines were lost before they ran the job")
+
+    async def _note_refused(self, refused: Sequence[Answer]) -> None:
+        await self._note(
+            "no_capacity",
+            places=[place_data(answer.place) for answer in refused],
+            answers=[answer.said for answer in refused],
+            reasons=list(dict.fromkeys(answer.said for answer in refused if answer.said)),
+        )
 
     async def recover(self) -> float:
         """After the job's end with exit code 75, or after SkyPilot has lost the machine. Raises `LimitReached`."""
@@ -157,17 +191,23 @@ class Conductor:
         raise LimitReached(f"stopped: {request.reason}", "launch the same --name again to go on")
 
     async def _is_alive(self, spell: MachineSpell) -> bool:
-        """SkyPilot takes a node for dead that it can't reach: a live trainer goes on beating in the bucket."""
-        if any(event.kind == "attempt_ended" and event.time >= spell.since for event in await self._events()):
-            return False
-        if not await self._hands.cloud_says_up():
+        """SkyPilot takes a node for dead that it can't reach: a live trainer goes on beating in the bucket.
+
+        One failed probe of a node that its cloud calls up is enough for SkyPilot (skypilot#10162). So its trainer's
+        word counts, and the cloud's only where it says that the machine is gone: one that lives on without its cloud's
+        knowledge is a zombie.
+        """
+        attempt = _attempt_on(spell, await self._events())
+        if attempt is None or await self._hands.cloud_says_gone():
             return False
         before = await asyncio.to_thread(self._heartbeat)
-        if before is None or self._clock.now() - before.time > timedelta(seconds=10 * BEAT_WAIT_S):
+        if before is None or before.attempt != attempt:
+            return False
+        if self._clock.now() - before.time > timedelta(seconds=10 * BEAT_WAIT_S):
             return False
         await asyncio.to_thread(self._clock.sleep, BEAT_WAIT_S)
         after = await asyncio.to_thread(self._heartbeat)
-        return after is not None and after.time > before.time
+        return after is not None and after.attempt == attempt and after.time > before.time
 
     # --- looking after it -------------------------------------------------------------------------
 
@@ -248,6 +288,9 @@ class Conductor:
         What can't be written is known here all the same, and written later.
         """
         event = self._diary.compose(kind, **data)
+        if event.time <= self._noted_at:  # a machine that came and went at once: the order must stay
+            event = event.model_copy(update={"time": self._noted_at + timedelta(microseconds=1)})
+        self._noted_at = event.time
         self._read[event.key] = event
         self._unwritten.append(event)
         try:
@@ -256,10 +299,21 @@ class Conductor:
             logger.warning("notus: could not note %r yet: %s", kind, error.message)
 
     def _write_down(self) -> None:
-        """Not on the event loop: it is every job's, and a bucket that is away takes minutes."""
-        while self._unwritten:
-            self._diary.append(self._unwritten[0])
-            self._unwritten.pop(0)
+        """Not on the event loop: it is every job's, and a bucket that is away takes minutes.
+
+        One thread at a time: the timer's look goes on while a machine is looked for, and each has a thread.
+        """
+        with self._writing:
+            while self._unwritten:
+                self._diary.append(self._unwritten[0])
+                self._unwritten.pop(0)
+
+
+def _attempt_on(spell: MachineSpell, events: Sequence[Event]) -> int | None:
+    """The attempt that this machine began, unless it has ended."""
+    begun = [event.attempt for event in events if event.kind == "attempt_started" and event.time >= spell.since]
+    ended = {event.attempt for event in events if event.kind == "attempt_ended"}
+    return begun[-1] if begun and begun[-1] not in ended else None
 
 
 def _is_over(events: Sequence[Event]) -> bool:

@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import io
 import logging
-import re
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,7 +29,8 @@ from checkpoints.errors import NotusError, StoreError, UserError
 from checkpoints.run import open_run
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.model import Place
-from launcher.sky.conductor import Conductor, LimitReached, Refused, Up
+from launcher.sky.asked import Tried, all_refused, answers, asked_at, count_asked, one_line, tries_in, was_given
+from launcher.sky.conductor import Conductor, LimitReached, Lost, Refused, Up
 from launcher.sky.entries import Entry, requests
 from trainer.interval import HOURS_TO_PREEMPTION
 
@@ -39,9 +40,25 @@ STRATEGY = "NOTUS"
 BUCKET_RETRY_S = 30.0
 RELEASE_AFTER = 20
 """Tries in a row without the bucket, until the old machine is given back all the same."""
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
-WARNING = re.compile(r"^W \d\d-\d\d [\d:.]+ PID=\d+ \S+\] (.+)$", re.MULTILINE)
-"""A warning in SkyPilot's log format."""
+EVENTS = 500
+"""Of a cluster that are read: a launch writes one a zone and eight more."""
+
+
+@dataclass
+class Search:
+    """What the requests of one search have met so far."""
+
+    tries: list[Tried] = field(default_factory=list)
+    otherwise: str = ""
+    """What SkyPilot said last, for places of which no log tells."""
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
+    """The newest request."""
+    machine: tuple[Place, datetime] | None = None
+    """What came of it: a machine, and since when it is paid. The job may not run there."""
+
+    def begin(self) -> None:
+        """Another request."""
+        self.began, self.machine, self.otherwise = datetime.now(UTC), None, ""
 
 
 class NotusPlugin(plugins.BasePlugin):  # type: ignore[misc]  # sky has no types
@@ -61,7 +78,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         self._task: sky.Task = self.dag.tasks[0]
         self._resources: dict[Place, sky.Resources] = {}
         self._recovering = False
-        self._refusals: list[str] = []
+        self._search = Search()
         self._watching: asyncio.Task[None] | None = None
         self._opened: Conductor | None = None
 
@@ -137,56 +154,61 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             self._resources = await asyncio.to_thread(expand, list(self._task.resources))
         return list(self._resources)
 
-    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Refused:
+    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Lost | Refused:
         """Requests of SkyPilot's with exactly these places in this order."""
         self._task.update_envs({HOURS_TO_PREEMPTION: f"{hours_to_preemption:.3g}"})
         whole = self._task.resources
-        refusals: list[str] = []
+        search = self._search = Search()
         asked, prechecks = False, None
         try:
             for entries in requests(places, list(self._resources)):
                 self._task.set_resources([self._entry(entry) for entry in entries])
-                self._refusals = []
-                started = datetime.now(UTC)
+                search.begin()
                 try:
                     submitted_at = await self._launch(max_retry=1, recovery=self._recovering)
-                    return await self._up(started, submitted_at)
+                    await asyncio.to_thread(self._tell_where)
+                    if (machine := search.machine or await asyncio.to_thread(self._machine)) is None:
+                        return Refused(answers(search.tries, places))  # gone again, and nobody knows where it was
+                    return Up(*machine, submitted_at, answers(search.tries, places))
                 except exceptions.ManagedJobReachedMaxRetriesError:
-                    refusals += self._refusals
+                    if search.machine is not None:
+                        return Lost(*search.machine, answers(search.tries, places), one_line(search.otherwise))
                     asked = True
                 except exceptions.ProvisionPrechecksError as error:  # of these entries: others may be good
-                    refusals += [str(reason) for reason in error.reasons]
+                    search.otherwise = "; ".join(str(reason) for reason in error.reasons)
                     prechecks = error
         finally:
             self._task.set_resources(whole)
         if prechecks is not None and not asked and not self._recovering:
             raise prechecks
-        return Refused(tuple(reasons(refusals)))
+        return Refused(all_refused(answers(search.tries, places), places, search.otherwise))
 
     def _entry(self, entry: Entry) -> sky.Resources:
         return self._resources[entry.example].copy(region=entry.region, zone=entry.zone)
 
-    async def _up(self, started: datetime, submitted_at: float) -> Up:
-        handle = await asyncio.to_thread(global_user_state.get_handle_from_cluster_name, self.cluster_name)
-        await asyncio.to_thread(self._tell_where, handle)
-        return Up(place_of(handle.launched_resources), started, submitted_at)
+    def _machine(self) -> tuple[Place, datetime] | None:
+        """The one that the search has found, and since when it is paid; None if it is gone already."""
+        handle = global_user_state.get_handle_from_cluster_name(self.cluster_name)
+        if handle is None:
+            return None
+        return place_of(handle.launched_resources), asked_at(cluster_events(self.cluster_name), self._search.began)
 
     async def release(self) -> None:
         """Terminate what is left of the cluster."""
         await asyncio.to_thread(self._cleanup_cluster)
 
-    async def cloud_says_up(self) -> bool:
-        """Asks the cloud's API."""
+    async def cloud_says_gone(self) -> bool:
+        """Asks the cloud's API. INIT says nothing: that is also a node that is up and failed one probe."""
         try:
             status, _ = await asyncio.to_thread(
                 backend_utils.refresh_cluster_status_handle,
                 self.cluster_name,
                 force_refresh_statuses=set(status_lib.ClusterStatus),
             )
-        except Exception as error:  # SkyPilot raises many kinds; not knowing is not "up"
+        except Exception as error:  # SkyPilot raises many kinds; not knowing is not "gone"
             logger.info("notus: the cloud did not say whether the machine is there: %s", error)
             return False
-        return bool(status == status_lib.ClusterStatus.UP)
+        return status in (None, status_lib.ClusterStatus.STOPPED, status_lib.ClusterStatus.AUTOSTOPPING)
 
     async def wait(self, seconds: float, reason: str) -> None:
         """As SkyPilot's own back-off: PENDING, with the reason in `sky jobs queue`."""
@@ -199,19 +221,30 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
     # --- inside SkyPilot --------------------------------------------------------------------------
 
     async def _await_launch_request(self, request_id: str, stream_task: Any) -> None:
-        """Keeps what each zone answered: `_launch` only logs it."""
+        """Keeps what each zone answered, and which machine came: `_launch` only logs it."""
+        search = self._search
         try:
             await super()._await_launch_request(request_id, stream_task)
+        except recovery_strategy._LaunchRequestParked:
+            raise
         except exceptions.ResourcesUnavailableError as error:
-            said = await asyncio.to_thread(cloud_warnings, request_id)
-            self._refusals = said or [str(one) for one in error.failover_history] or [str(error)]
+            search.tries += await asyncio.to_thread(tries_of, request_id)
+            search.otherwise = "; ".join(str(one) for one in error.failover_history) or str(error)
             raise
         except Exception as error:  # no refusal of a cloud's, but SkyPilot tries again all the same: so it is told
-            self._refusals = [f"SkyPilot: {error}"]
+            search.otherwise = f"SkyPilot: {error}"
+            if was_given(await asyncio.to_thread(cluster_events, self.cluster_name), search.began):
+                search.machine = await asyncio.to_thread(self._machine)  # taken away while it was set up
             raise
+        search.machine = await asyncio.to_thread(self._machine)
+        if count_asked(await asyncio.to_thread(cluster_events, self.cluster_name), search.began) > 1:
+            search.tries += (await asyncio.to_thread(tries_of, request_id))[:-1]  # the last one is this machine
 
-    def _tell_where(self, handle: Any) -> None:
+    def _tell_where(self) -> None:
         """`sky jobs queue` shows cloud, region and zone of a job."""
+        handle = global_user_state.get_handle_from_cluster_name(self.cluster_name)
+        if handle is None:
+            return
         launched = handle.launched_resources
         names = handle.cached_cluster_info.get_node_names() if handle.cached_cluster_info is not None else None
         state.set_job_infra(
@@ -221,6 +254,16 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             zone=launched.zone,
             current_node_names=names,
         )
+
+
+def cluster_events(cluster: str) -> list[dict[str, Any]]:
+    """What became of the cluster, newest first; nothing where SkyPilot doesn't say."""
+    kinds = [global_user_state.ClusterEventType.STATUS_CHANGE]
+    try:
+        return list(global_user_state.get_cluster_events_by_name(cluster, kinds, limit=EVENTS))
+    except Exception as error:  # of its database, of any kind: a machine that is up isn't given up for that
+        logger.warning("notus: SkyPilot does not say since when the machine is paid: %s", error)
+        return []
 
 
 def expand(resources: Sequence[sky.Resources]) -> dict[Place, sky.Resources]:
@@ -260,21 +303,12 @@ def place_of(resources: sky.Resources) -> Place:
     )
 
 
-def reasons(texts: Sequence[str]) -> list[str]:
-    """What the clouds said, each text once, on one line."""
-    return list(dict.fromkeys(" ".join(text.split())[:300] for text in texts))[:20]
-
-
-def cloud_warnings(request_id: str) -> list[str]:
-    """The warnings in the log of a launch request that failed: the cloud's own words for each place.
-
-    The exception says only "failed to acquire resources in us-central1-a", be it sold out or over quota.
-    """
+def tries_of(request_id: str) -> list[Tried]:
+    """The tries of a launch request that has ended, from its log."""
     log = io.StringIO()
     with contextlib.suppress(Exception):  # it raises the request's own error again
         sdk.stream_and_get(request_id, output_stream=log)
-    plain = ANSI.sub("", log.getvalue())
-    return [match[1] for match in WARNING.finditer(plain)]
+    return tries_in(log.getvalue())
 
 
 def job_environment(task: sky.Task) -> dict[str, str]:

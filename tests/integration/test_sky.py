@@ -75,6 +75,135 @@ def test_skypilot_reads_what_we_mean(name: str, sky_environment: dict[str, str])
     assert "constraints.txt" in task["setup"]
 
 
+EVENTS = """
+import json, time
+from types import SimpleNamespace
+from datetime import UTC, datetime
+from sky import global_user_state
+from sky.utils import status_lib
+from launcher.sky.asked import asked_at
+from launcher.sky.plugin import cluster_events
+
+began = datetime.now(UTC)
+kind = global_user_state.ClusterEventType.STATUS_CHANGE
+for when, status, reason in [
+    (0, "INIT", "Provisioning on gcp in us-central1"),
+    (149, "INIT", "Provisioning on lambda in us-east-1"),
+    (200, "UP", "Cluster successfully provisioned with 1 nodes"),
+]:
+    global_user_state.add_or_update_cluster("run-1", SimpleNamespace(), None, ready=status == "UP")
+    global_user_state.add_cluster_event(
+        "run-1", status_lib.ClusterStatus(status), reason, kind, transitioned_at=int(began.timestamp()) + when
+    )
+print(json.dumps({
+    "later_s": (asked_at(cluster_events("run-1"), began) - began).total_seconds(),
+    "unknown": cluster_events("run-2"),
+}))
+"""
+
+GONE = """
+import asyncio, json
+from sky import exceptions
+from sky.backends import backend_utils
+from sky.utils.status_lib import ClusterStatus
+from launcher.sky.plugin import NotusStrategy
+
+strategy = object.__new__(NotusStrategy)
+strategy.cluster_name = "run-1"
+
+def told(status):
+    def refresh(name, **how):
+        if isinstance(status, Exception):
+            raise status
+        return status, None
+    backend_utils.refresh_cluster_status_handle = refresh
+    return asyncio.run(strategy.cloud_says_gone())
+
+print(json.dumps({
+    "terminated": told(None),
+    "unreachable": told(exceptions.ClusterStatusFetchingError("503")),
+    **{status.value: told(status) for status in ClusterStatus},
+}))
+"""
+
+SEARCH = """
+import asyncio, json, time
+from types import SimpleNamespace
+import sky
+from sky import exceptions, global_user_state
+from sky.client import sdk
+from sky.jobs import recovery_strategy, state
+from sky.utils import status_lib
+from launcher.sky import plugin
+from launcher.sky.plugin import NotusStrategy, expand
+
+KIND = global_user_state.ClusterEventType.STATUS_CHANGE
+WARNING = "W 11-26 03:50:40.971 PID=1 instance_utils.py:155] Got return code 'ZONE_RESOURCE_POOL_EXHAUSTED'"
+state.set_job_infra = lambda *args, **kwargs: None
+known = expand([sky.Resources(infra="gcp/us-central1", accelerators="A100:8", use_spot=True)])
+zones = list(known)
+log = []
+
+def event(reason):
+    global_user_state.add_cluster_event("run-1", status_lib.ClusterStatus.INIT, reason, KIND)
+
+def ask(place, has):
+    handle = SimpleNamespace(launched_resources=known[place], cached_cluster_info=None)
+    global_user_state.add_or_update_cluster("run-1", handle, None, ready=False)
+    event("Provisioning on gcp in us-central1")
+    log.append(f"Launching on GCP us-central1 ({place.zone}).")
+    time.sleep(1)  # SkyPilot's events have whole seconds
+    if has:
+        event("Instances launched on gcp in us-central1")
+    else:
+        log.append(WARNING)
+
+def search(*has, fails=None, starts=True):
+    strategy = object.__new__(NotusStrategy)
+    strategy.cluster_name, strategy.job_id, strategy._recovering = "run-1", 1, True
+    strategy._task = sky.Task(run="true")
+    strategy._resources = known
+    log.clear()
+
+    async def stream(self, request_id, task):
+        for place, there in zip(zones, has):
+            ask(place, there)
+        if fails is not None:
+            raise fails
+
+    async def launch(self, **how):
+        try:
+            await self._await_launch_request("r", None)
+        except Exception:
+            pass
+        else:
+            if starts:
+                return 7.0
+        global_user_state.remove_cluster("run-1", terminate=True)
+        raise exceptions.ManagedJobReachedMaxRetriesError("no")
+
+    recovery_strategy.StrategyExecutor._await_launch_request = stream
+    recovery_strategy.StrategyExecutor._launch = launch
+    sdk.stream_and_get = lambda request_id, output_stream: output_stream.write(chr(10).join(log))
+    answer = asyncio.run(strategy.launch_in(zones, 3.0))
+    return [
+        type(answer).__name__,
+        answer.place.zone if hasattr(answer, "place") else None,
+        [[place.zone, said] for place, said in answer.refused],
+        getattr(answer, "said", None),
+    ]
+
+out = exceptions.ResourcesUnavailableError("x", failover_history=[exceptions.ResourcesUnavailableError("all zones")])
+print(json.dumps({
+    "zones": [place.zone for place in zones],
+    "up": search(False, True),
+    "not started": search(False, True, starts=False),
+    "died in its set-up": search(True, fails=RuntimeError("connection reset")),
+    "broken": search(fails=RuntimeError("no wheel")),
+    "sold out": search(False, False, fails=out),
+}))
+"""
+
 TRAITS = """
 import json
 import sky
@@ -148,6 +277,30 @@ def run(code: str, environment: dict[str, str]) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def test_skypilot_remembers_when_the_last_zone_was_asked(sky_environment: dict[str, str]) -> None:
+    told = run(EVENTS, sky_environment)
+    assert 148 <= told["later_s"] <= 149
+    assert told["unknown"] == []
+
+
+def test_only_a_cloud_that_says_so_has_taken_the_machine_away(sky_environment: dict[str, str]) -> None:
+    told = run(GONE, sky_environment)
+    assert {what for what, gone in told.items() if gone} == {"terminated", "STOPPED", "AUTOSTOPPING"}
+
+
+def test_a_search_tells_who_was_asked_who_refused_and_what_was_lost(sky_environment: dict[str, str]) -> None:
+    home = Path(sky_environment["HOME"])
+    shutil.copytree(files("launcher") / "data/catalogs", home / ".sky/catalogs")  # type: ignore[arg-type]
+    told = run(SEARCH, sky_environment)
+    first, second = told["zones"][:2]
+    said = "Got return code 'ZONE_RESOURCE_POOL_EXHAUSTED'"
+    assert told["up"] == ["Up", second, [[first, said]], None]
+    assert told["not started"] == ["Lost", second, [[first, said]], ""]
+    assert told["died in its set-up"] == ["Lost", first, [], "SkyPilot: connection reset"]
+    assert told["broken"] == ["Refused", None, [[zone, "SkyPilot: no wheel"] for zone in told["zones"]], None]
+    assert told["sold out"][2] == [[zone, said] for zone in told["zones"]], "of a region that was asked in vain"
 
 
 def test_skypilot_refuses_to_launch_without_a_bucket(sky_environment: dict[str, str]) -> None:

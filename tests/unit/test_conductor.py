@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,10 +19,12 @@ from checkpoints.object_store import ObjectStore
 from checkpoints.requests import ask, read_request
 from checkpoints.run import HEARTBEAT_KEY, Heartbeat
 from launcher.policy.decide import Settings
+from launcher.policy.history import machines, spent_usd
 from launcher.policy.limits import Limits
 from launcher.policy.model import Place
 from launcher.policy.observe import ON_DEMAND_H
-from launcher.sky.conductor import DEAF_S, NO_PROGRESS_S, Conductor, LimitReached, Refused, Up
+from launcher.sky.asked import Answer
+from launcher.sky.conductor import DEAF_S, NO_PROGRESS_S, Conductor, LimitReached, Lost, Refused, Up
 
 SPOT_A = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
 SPOT_B = Place("gcp", "us", "us-b", "A100:8", True, 11.0)
@@ -38,28 +43,35 @@ class FakeSky:
         self.released = 0
         self.up = False
         self.after_wait: dict[Place, int] = {}
+        self.lost = 0
+        """Machines that will be gone before they run the job."""
 
     async def places(self) -> list[Place]:
         return list(self.stock)
 
-    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Refused:
+    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Lost | Refused:
         self.asked.append(tuple(places))
         self.lives_h.append(hours_to_preemption)
-        since = self.clock.now()
+        refused: tuple[Answer, ...] = ()
         for place in places:
+            since = self.clock.now()
             self.clock.sleep(4)
             if self.stock[place] > 0:
-                self.up = True
                 self.clock.sleep(90)
-                return Up(place, since, self.clock.now().timestamp())
-        return Refused(("ZONE_RESOURCE_POOL_EXHAUSTED",))
+                if self.lost:
+                    self.lost -= 1
+                    return Lost(place, since, refused, "SkyPilot: connection reset")
+                self.up = True
+                return Up(place, since, self.clock.now().timestamp(), refused)
+            refused += (Answer(place, "ZONE_RESOURCE_POOL_EXHAUSTED"),)
+        return Refused(refused)
 
     async def release(self) -> None:
         self.released += 1
         self.up = False
 
-    async def cloud_says_up(self) -> bool:
-        return self.up
+    async def cloud_says_gone(self) -> bool:
+        return not self.up
 
     async def wait(self, seconds: float, reason: str) -> None:
         self.waits.append(seconds)
@@ -95,6 +107,7 @@ class Run:
         diary = Diary(self.store, attempt, self.clock)
         diary.write("attempt_started")
         Lease.claim(self.store, Writer(id=f"w{attempt}", host="h", pid=1, pid_scope="x"), clock=self.clock).release()
+        diary.write("training", step=1, total_steps=1000)
         self.clock.sleep(minutes * 60)
         self.beat(attempt, 10)
         if notice:
@@ -108,6 +121,21 @@ class Run:
 
     def events(self, kind: str) -> list[Event]:
         return [event for event in read_events(self.store) if event.kind == kind]
+
+
+@contextlib.contextmanager
+def beating(run: Run, attempt: int) -> Iterator[None]:
+    """The attempt is alive: time doesn't pass without its heartbeat."""
+    sleep = run.clock.sleep
+
+    def sleep_while_it_beats(seconds: float) -> None:
+        sleep(seconds)
+        run.beat(attempt, 11)
+
+    run.beat(attempt, 10)
+    run.clock.sleep = sleep_while_it_beats  # type: ignore[method-assign]
+    yield
+    run.clock.sleep = sleep  # type: ignore[method-assign]
 
 
 def test_the_trainer_is_told_how_long_its_machine_lives() -> None:
@@ -135,7 +163,32 @@ def test_a_launch_says_where_and_since_when_it_is_paid() -> None:
     assert run.sky.asked == [(SPOT_A, SPOT_B, LAMBDA)]
     (up,) = run.events("machine_up")
     assert up.data["place"]["zone"] == "us-b"
-    assert up.data["since"] == before.isoformat()
+    assert up.data["since"] == (before + timedelta(seconds=4)).isoformat(), "not since the search in us-a"
+    (refusal,) = run.events("no_capacity")
+    assert [place["zone"] for place in refusal.data["places"]] == ["us-a"], "Lambda was never asked"
+    assert refusal.data["answers"] == refusal.data["reasons"] == ["ZONE_RESOURCE_POOL_EXHAUSTED"]
+    assert refusal.time < up.time
+
+
+def test_a_machine_that_is_lost_before_the_job_starts_was_paid_and_counts_as_preempted() -> None:
+    run = Run({SPOT_A: 2, SPOT_B: 0, LAMBDA: 1})
+    run.sky.lost = 1
+    run.place()
+    assert [event.data["place"]["zone"] for event in run.events("machine_up")] == ["us-a", "us-a"]
+    (gone,) = run.events("machine_gone")
+    assert (gone.data["why"], gone.data["said"]) == ("preempted", "SkyPilot: connection reset")
+    assert run.sky.asked[1] == (SPOT_B, SPOT_A, LAMBDA), "the others were never asked, so they had not refused"
+    assert run.sky.waits == []
+    first, second = machines(read_events(run.store))
+    assert first.ended == "preempted"
+    assert spent_usd([first], second.since) == pytest.approx(10.0 * 94 / 3600)
+
+
+def test_a_start_that_fails_again_and_again_is_not_paid_without_end() -> None:
+    run = Run({SPOT_A: 9})
+    run.sky.lost = 3
+    run.place()
+    assert run.sky.waits == [60.0, 60.0]
 
 
 def test_after_a_preemption_another_zone_comes_first_also_after_a_restart_of_the_controller() -> None:
@@ -164,20 +217,52 @@ def test_a_machine_that_trains_on_is_not_restarted() -> None:
     run = Run({SPOT_A: 1, LAMBDA: 1})
     run.place()
     run.train(1, minutes=5)
-    sleep = run.clock.sleep
-
-    def sleep_while_it_beats(seconds: float) -> None:
-        sleep(seconds)
-        run.beat(1, 11)
-
-    run.clock.sleep = sleep_while_it_beats  # type: ignore[method-assign]
-    run.recover()
+    with beating(run, 1):
+        run.recover()
     assert run.sky.asked == [(SPOT_A, LAMBDA)]
     assert run.sky.released == 0
     assert len(run.events("false_recovery")) == 1
-    run.clock.sleep = sleep  # type: ignore[method-assign]
     run.recover()
     assert len(run.events("machine_gone")) == 1, "silent now: it is dead"
+
+
+def test_the_end_of_another_machines_attempt_does_not_end_this_one() -> None:
+    """A zombie notices that it was fenced when its successor trains already."""
+    run = Run({SPOT_A: 2, LAMBDA: 1})
+    run.place()
+    run.train(1, minutes=5)
+    run.sky.up = False
+    run.recover()
+    run.train(2, minutes=5)
+    Diary(run.store, 1, run.clock).write("attempt_ended", outcome="fenced", step=10)
+    with beating(run, 2):
+        run.recover()
+    assert run.sky.released == 1, "only the first machine"
+    assert len(run.events("false_recovery")) == 1
+
+
+def test_a_zombies_heartbeat_is_none_of_its_successors() -> None:
+    """The successor is in its set-up, and SkyPilot lost it."""
+    run = Run({SPOT_A: 3, LAMBDA: 1})
+    run.place()
+    run.train(1, minutes=5)
+    run.sky.up = False
+    run.recover()
+    with beating(run, 1):
+        run.recover()
+    assert run.events("false_recovery") == []
+    assert run.sky.released == 2
+
+
+def test_a_machine_that_its_cloud_has_forgotten_is_no_machine() -> None:
+    run = Run({SPOT_A: 2, LAMBDA: 1})
+    run.place()
+    run.train(1, minutes=5)
+    run.sky.up = False
+    with beating(run, 1):
+        run.recover()
+    assert run.events("false_recovery") == []
+    assert [event.data["why"] for event in run.events("machine_gone")] == ["preempted"]
 
 
 def test_back_to_spot_through_the_bucket() -> None:
@@ -309,3 +394,22 @@ def test_a_diary_that_cannot_be_written_now_is_written_later(monkeypatch: pytest
     run.train(1, minutes=1)
     assert run.look()
     assert len(run.events("machine_up")) == 1
+
+
+def test_two_notes_at_once_are_both_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer's look and a recovery note at the same time; each has a thread."""
+    run = Run({SPOT_A: 1})
+    append = Diary.append
+    both = threading.Barrier(2)
+
+    def slow(self: Diary, event: Event) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):  # broken where the second one waits for the first
+            both.wait(timeout=0.1)
+        append(self, event)
+
+    async def note_twice() -> None:
+        await asyncio.gather(run.conductor._note("alarm"), run.conductor._note("false_recovery"))
+
+    monkeypatch.setattr(Diary, "append", slow)
+    asyncio.run(note_twice())
+    assert len(run.events("alarm")) == len(run.events("false_recovery")) == 1

@@ -69,6 +69,14 @@ def test_a_stock_out_is_the_markets_and_ends_with_its_next_machine() -> None:
     assert counts_of([refused(0, ON_DEMAND)], at(1)) == {}
 
 
+def test_a_zone_that_refuses_beside_one_that_has_a_machine_is_no_stock_out() -> None:
+    refusal, (up, _) = refused(1.0, A, B), life(A, 1.001, 2.0)
+    same_search = up.model_copy(update={"data": {**up.data, "since": at(0.99).isoformat()}})
+    assert counts_of([refusal, same_search], at(1.001))["gcp", "A100:8"].down_ends == (0,) * 6
+    out_before = counts_of([refused(0.5, A, B), refusal, same_search], at(1.001))["gcp", "A100:8"]
+    assert sum(out_before.down_ends) == 1
+
+
 def test_the_churn_that_was_met_scales_the_shipped_tables() -> None:
     usual = churned(0.0, 1)
     assert Counts().chain(1) == usual

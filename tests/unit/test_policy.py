@@ -164,6 +164,15 @@ def test_back_to_spot_after_a_while_where_it_pays() -> None:
     assert isinstance(decide(seen(LAMBDA, ON_DEMAND, running=Running(LAMBDA, 9.0))), Stay), "no spot was asked for"
 
 
+def test_a_machine_that_is_still_set_up_is_not_left_for_spot() -> None:
+    """A search of two minutes and a set-up of half an hour are no time on demand."""
+    in_set_up = Running(LAMBDA, 3.0, trained=False)
+    assert isinstance(decide(seen(running=in_set_up)), Stay)
+    answering = SpotMarket(Chain(), up=True, age_h=1.0)
+    assert isinstance(decide(seen(running=in_set_up, deadline_h=48.0, market=answering)), Stay)
+    assert isinstance(decide(seen(running=replace(in_set_up, trained=True), deadline_h=48.0, market=answering)), Move)
+
+
 known_places = st.builds(
     Known,
     st.sampled_from(ALL),
@@ -235,9 +244,19 @@ def test_what_was_spent_is_the_sum_of_all_machines() -> None:
     assert spent_usd(machines(diary.events), at(120)) == pytest.approx(10.0 + 8.0)
     seen_now = diary.observe(120, budget_usd=100.0)
     assert seen_now.budget_left_usd == pytest.approx(82.0)
-    assert seen_now.running == Running(LAMBDA, 0.5)
+    assert seen_now.running == Running(LAMBDA, 0.5, trained=False)
     diary.add("finished", 150, attempt=2, step=9)
     assert spent_usd(machines(diary.events), at(600)) == pytest.approx(10.0 + 16.0)
+
+
+def test_a_machine_has_trained_when_its_own_first_step_is_done() -> None:
+    diary = Diary()
+    diary.up(A, 0)
+    diary.add("training", 10, attempt=1, step=1, total_steps=100)
+    diary.up(LAMBDA, 60)
+    assert diary.observe(90).running == Running(LAMBDA, 0.5, trained=False)
+    diary.add("training", 91, attempt=2, step=11, total_steps=100)
+    assert diary.observe(120).running == Running(LAMBDA, 1.0, trained=True)
 
 
 def test_a_machine_whose_end_nobody_wrote_ends_where_the_next_begins() -> None:

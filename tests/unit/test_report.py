@@ -38,6 +38,7 @@ from launcher.report.exact import compare_runs
 from launcher.report.receipt import make_receipt
 from launcher.report.render import receipt_panel, seconds
 from launcher.report.status import derive_status, read_status
+from launcher.report.story import line_of
 
 START = datetime(2026, 11, 24, 20, tzinfo=UTC)
 OFFER = Offer(
@@ -376,6 +377,33 @@ def test_skypilots_last_word_on_a_job_is_not_taken_for_a_recovery(why: str, stat
     events = [up(0, SPOT), event(50, "machine_gone", 0, place=place_data(SPOT), why=why)]
     status = derive_status("r", "tiny-dpo", None, None, events, START + timedelta(seconds=60))
     assert (status.state, status.where) == (state, None)
+
+
+def test_a_refusal_names_zones_prices_and_why() -> None:
+    prices = {"us-d": 9, "us-x": 8, "us-b": 7, "us-c": 6}
+    zones = [Place("gcp", "us", zone, "A100:8", True, price) for zone, price in prices.items()]
+    told = {
+        **dict.fromkeys(zones, "Got return code 'ZONE_RESOURCE_POOL_EXHAUSTED': does not have enough resources"),
+        SPOT: "Got return code 'QUOTA_EXCEEDED' in us-a: \"Quota 'A100_GPUS' exceeded. Limit: 0.0 in region us\"",
+        LAMBDA: "instance-operations/launch/insufficient-capacity: Not enough capacity to fulfill launch request",
+    }
+    data = {"places": [place_data(place) for place in told], "answers": list(told.values()), "reasons": []}
+    assert line_of(event(0, "no_capacity", 0, **data)) == (
+        "no machine in 6 places: sold out: gcp/us-c (spot, $6.00/h), gcp/us-b (spot, $7.00/h), gcp/us-x (spot, $8.00/h)"
+        f" and 2 more; over quota (Quota 'A100_GPUS' exceeded. Limit: 0.0): gcp/us-a (spot, "
+        f"${SPOT.price_usd_per_hour:.2f}/h)"
+    )
+    odd = {"places": [place_data(LAMBDA)] * 2, "answers": ["the key is not valid", ""], "reasons": []}
+    assert str(line_of(event(0, "no_capacity", 0, **odd))).startswith(
+        f"no machine in 2 places: the key is not valid: {LAMBDA.where} ($"
+    )
+    assert "no reason given" in str(line_of(event(0, "no_capacity", 0, **odd)))
+
+
+def test_a_machine_that_is_set_up_is_no_wait_for_one() -> None:
+    refused = event(5, "no_capacity", 0, places=[place_data(SPOT)], reasons=[], answers=["sold out"])
+    now = START + timedelta(seconds=70)
+    assert derive_status("r", "tiny-dpo", None, None, [refused, up(60, LAMBDA)], now).state == "starting"
 
 
 def test_status_says_where_it_is_what_it_costs_and_what_is_wrong() -> None:
