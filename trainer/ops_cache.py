@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 FOLDER = "cache/ops"
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 MAX_BYTES = 64 << 20
+MIN_TOKEN = 20
+"""A shorter one is a placeholder ("none"), which anybody could guess; real ones have 37 characters."""
 
 
 class OpsIndex(Record):
@@ -52,8 +54,8 @@ class OpsIndex(Record):
 
 def signing_key(environment: Mapping[str, str]) -> bytes | None:
     """What only this run's machines know; None = no cache. Nobody can tell the token from it."""
-    token = environment.get("HF_TOKEN")
-    if not token or environment.get("NOTUS_OPS_CACHE") == "0":
+    token = environment.get("HF_TOKEN", "")
+    if len(token) < MIN_TOKEN or environment.get("NOTUS_OPS_CACHE") == "0":
         return None
     return hashlib.sha256(b"notus-launch: compiled operators\0" + token.encode()).digest()
 
