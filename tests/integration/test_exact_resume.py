@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints.events import read_events
 from checkpoints.head import read_head
 from checkpoints.restore import load_index, load_manifest
 from checkpoints.run import open_run, read_metrics
@@ -64,6 +65,9 @@ def test_uneven_accumulation_loader_processes_adamw_and_evaluations_in_mid_epoch
     assert receipt["steps"] == 6
     assert receipt["preemptions"] == 1
     assert receipt["bit_exact"] is True
+    for name in ("matrix", "matrix-uninterrupted"):
+        events = read_events(open_run(launcher.bucket, name))
+        assert {event.data["step"] for event in events if event.kind == "evaluated"} == {2, 4, 6}
     micro_steps = {m.step: len(m.values["losses_hex"]) for m in read_metrics(open_run(launcher.bucket, "matrix"))}
     assert [micro_steps[step] for step in range(1, 7)] == [5, 5, 2] * 2
 
