@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from checkpoints.object_store import ObjectStore
 from checkpoints.requests import ask, read_request
 from checkpoints.run import HEARTBEAT_KEY, Heartbeat, register_run
 from launcher import cli, cloud, follow, look, stop
-from launcher.errors import RequestError
+from launcher.errors import RequestError, SkyFailed
 from launcher.plan import Rung
+from launcher.policy.history import place_data
+from launcher.policy.model import Place
 from launcher.sky import client
 from launcher.sky.client import Job
 from launcher.sky.doctor import fix
@@ -123,6 +126,47 @@ def test_the_same_name_again_starts_nothing_twice(launch: Launch, sky: FakeSky, 
     Diary(store, 1).write("finished", step=3)
     assert launch(*LAUNCH, "--bucket", "s3://b") == 0
     assert len(sky.submitted) == 2
+
+
+def up_since(store: ObjectStore, clock: FakeClock) -> None:
+    place = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
+    Diary(store, 0, clock).write("machine_up", place=place_data(place), since=clock.now().isoformat())
+
+
+def test_a_run_that_lives_elsewhere_gets_no_second_job(
+    launch: Launch, sky: FakeSky, store: ObjectStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registered(store)
+    up_since(store, FakeClock(datetime.now(UTC)))
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 2
+    said = capsys.readouterr().err
+    assert "launched somewhere else" in said
+    assert "notus-launch stop r" in said
+    sky.job = Job(6, "r", "CANCELLED", 0, "", ended_at=datetime.now(UTC) - timedelta(days=1))
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 2, "a job of yesterday is not the one that lives"
+    assert sky.submitted == []
+    assert [event.kind for event in read_events(store)] == ["planned", "machine_up"]
+
+
+def test_a_run_that_died_elsewhere_can_be_launched_here(launch: Launch, sky: FakeSky, store: ObjectStore) -> None:
+    register_run(store, new_record("r", load_recipe("tiny-dpo")))
+    clock = FakeClock(datetime.now(UTC) - timedelta(hours=1))
+    Diary(store, 0, clock).write("planned")
+    up_since(store, clock)
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+    assert len(sky.submitted) == 1
+
+
+def test_a_launch_that_skypilot_refused_can_be_tried_again_at_once(
+    launch: Launch, sky: FakeSky, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(config: Mapping[str, Any], secrets: Mapping[str, str]) -> int:
+        raise SkyFailed("SkyPilot: connection refused", "sky api info")
+
+    monkeypatch.setattr(client, "submit", away)
+    assert launch(*LAUNCH, "--bucket", "s3://b") == SkyFailed.exit_code
+    monkeypatch.setattr(client, "submit", sky.submit)
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
 
 
 @pytest.mark.parametrize(
@@ -265,6 +309,21 @@ def test_a_stop_that_reaches_nobody_stands_and_is_not_called_done(
     assert "can't end the job" in capsys.readouterr().err
     assert read_request(store) is not None
     assert "stopped" not in [event.kind for event in read_events(store)]
+
+
+def test_an_old_job_is_not_the_end_of_another_computers_run(
+    launch: Launch, sky: FakeSky, store: ObjectStore, quick: None
+) -> None:
+    registered(store)
+    now = datetime.now(UTC)
+    sky.job = Job(6, "r", "CANCELLED", 0, "", ended_at=now - timedelta(hours=1))
+    up_since(store, FakeClock(now))
+    assert launch("stop", "r") == 1
+    assert read_request(store) is not None, "the strategy elsewhere obeys it"
+    assert "stopped" not in [event.kind for event in read_events(store)]
+    sky.job = Job(7, "r", "CANCELLED", 0, "", ended_at=now + timedelta(minutes=1))
+    assert launch("stop", "r") == 0, "this one had that machine"
+    assert read_request(store) is None
 
 
 def test_stop_without_a_trainer_cancels_the_job(launch: Launch, sky: FakeSky, store: ObjectStore, quick: None) -> None:
