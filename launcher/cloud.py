@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import typer
@@ -29,6 +30,7 @@ from launcher.report.status import ABANDONED_S, OVER, RunStatus, read_status
 from launcher.request import LaunchRequest
 from launcher.sky import client
 from launcher.sky.client import Job
+from launcher.sky.doctor import find_controller
 from launcher.sky.render import NOTUS, task_config
 from launcher.sky.secrets import collect
 from launcher.sky.sent import gather
@@ -63,6 +65,7 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     bucket = _cloud_bucket(request.bucket)
     if strategy_here() != NOTUS:
         _say_what_is_missing(request)
+    _check_controller()
     rungs = rungs_of(request, plan, result)
     secrets = collect(recipe, bucket, rungs, os.environ)
     store = open_run(bucket, name)
@@ -169,6 +172,16 @@ def _say_what_is_missing(request: LaunchRequest) -> None:
         )
     say(MISSING_WITHOUT_PLUGIN)
     say("to have it: notus-launch doctor --fix, then: sky api stop")
+
+
+def _check_controller() -> None:
+    """A VM for the controller costs, and without our plugin on it a job of ours fails. Raises `RequestError`."""
+    found = find_controller(Path.home(), os.environ)
+    if found.state != "missing":
+        return
+    if strategy_here() == NOTUS:
+        raise RequestError(found.detail, f"{found.fix}, then: sky api stop (running jobs survive it)")
+    say(f"{found.detail}; to save it: {found.fix}, then: sky api stop")
 
 
 def _confirm(name: str, plan: Plan, reason: str, options: CloudOptions) -> None:

@@ -199,6 +199,24 @@ def test_without_the_plugin_it_says_what_is_missing(
     assert sky.submitted[0][0]["resources"]["job_recovery"]["strategy"] == "EAGER_NEXT_REGION"
 
 
+def test_a_controller_that_would_be_paid_and_not_know_the_strategy_is_refused(
+    launch: Launch, sky: FakeSky, store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fix(tmp_path, {})
+    (tmp_path / ".sky/config.yaml").unlink()
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 2
+    said = capsys.readouterr().err
+    assert "would pay a VM" in said
+    assert "notus-launch doctor --fix" in said
+    (tmp_path / ".sky/config.yaml").write_text("jobs: {controller: {consolidation_mode: false}}\n")
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 2
+    assert "remote-controller.md" in capsys.readouterr().err
+    assert sky.submitted == []
+    fix(tmp_path, {})
+    (tmp_path / ".sky/config.yaml").write_text("jobs: {controller: {consolidation_mode: true}}\n")
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+
+
 def test_nobody_there_to_say_yes(
     launch: Launch, sky: FakeSky, store: ObjectStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
