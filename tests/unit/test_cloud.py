@@ -271,6 +271,7 @@ def registered(store: ObjectStore) -> None:
         ("stopped", {"step": 3, "reason": "by the user"}, 75),
         ("stopped", {"step": 3, "reason": "the budget is used up"}, 3),
         ("attempt_ended", {"step": 0, "outcome": "user_error", "message": "no such column"}, 2),
+        ("failed", {"message": "the driver shows 7 GPUs", "hint": "launch again", "exit_code": 2}, 2),
     ],
 )
 def test_following_ends_with_the_run(
@@ -287,14 +288,20 @@ def test_following_ends_with_the_run(
 
     clock.sleep = sleep  # type: ignore[method-assign]
     assert follow.follow(store, "r", lambda: Job(7, "r", "RUNNING", 0, ""), clock).code == code
-    assert "SkyPilot: RUNNING" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "SkyPilot: RUNNING" in said
+    assert data.get("message", "") in said
 
 
 def test_a_job_that_skypilot_gave_up_ends_it_too(store: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
     registered(store)
     job = Job(7, "r", "FAILED_SETUP", 0, "flash-attn does not build")
-    assert follow.follow(store, "r", lambda: job, FakeClock()).code == 1
+    assert follow.follow(store, "r", lambda: job, FakeClock()).code == 2
     assert "flash-attn does not build" in capsys.readouterr().err
+    crashed = Job(7, "r", "FAILED_CONTROLLER", 0, "out of memory")
+    assert follow.follow(store, "r", lambda: crashed, FakeClock()).code == 1
+    no_key = Job(7, "r", "FAILED_PRECHECKS", 0, "the credentials are not valid")
+    assert follow.follow(store, "r", lambda: no_key, FakeClock()).code == 2
     done = Job(7, "r", "SUCCEEDED", 0, "")
     assert follow.follow(store, "r", lambda: done, FakeClock()) == follow.End(0, receipt=True)
     gone = Job(7, "r", "FAILED_NO_RESOURCE", 0, "quota 0")
