@@ -7,15 +7,16 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import typer
 
 from checkpoints.clock import SystemClock
-from checkpoints.events import Diary
+from checkpoints.events import Diary, read_events
 from checkpoints.names import check_run_name
 from checkpoints.requests import withdraw
-from checkpoints.run import open_run, register_run
+from checkpoints.run import open_run, read_heartbeat, register_run
 from checkpoints.store import Store, probe
 from launcher.dry_run import limits_of_plan, planner_for, rungs_of, strategy_here
 from launcher.errors import RequestError
@@ -23,10 +24,13 @@ from launcher.follow import follow
 from launcher.launch import new_name, read_receipt, say, show_receipt
 from launcher.options import home
 from launcher.plan import Plan, Rung, require_plan
+from launcher.policy.history import began_since
 from launcher.policy.limits import Limits
-from launcher.report.status import read_status
+from launcher.report.status import ABANDONED_S, OVER, RunStatus, read_status
 from launcher.request import LaunchRequest
 from launcher.sky import client
+from launcher.sky.client import Job
+from launcher.sky.doctor import find_controller
 from launcher.sky.render import NOTUS, task_config
 from launcher.sky.secrets import collect
 from launcher.sky.sent import gather
@@ -61,12 +65,14 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     bucket = _cloud_bucket(request.bucket)
     if strategy_here() != NOTUS:
         _say_what_is_missing(request)
+    _check_controller()
     rungs = rungs_of(request, plan, result)
     secrets = collect(recipe, bucket, rungs, os.environ)
     store = open_run(bucket, name)
     probe(store)
     register_run(store, new_record(name, recipe))
-    if read_status(store, name, datetime.now(UTC)).state == "finished":
+    status = read_status(store, name, datetime.now(UTC))
+    if status.state == "finished":
         say(f"run {name} is done already")
         show_receipt(read_receipt(store, name, recipe), output)
         return 0
@@ -74,10 +80,31 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     if job is not None and not job.over:
         say(f"run {name} is under way as SkyPilot's job {job.id}")
         return _after_submission(store, name, job.id, recipe, options, output)
+    _check_that_nobody_else_runs_it(store, status, job, datetime.now(UTC))
     _confirm(name, plan, result.reason, options)
     limits = limits_of_plan(request, plan, datetime.now(UTC))
     job_id = _submit(request.model_copy(update={"name": name}), recipe, rungs, limits, store, secrets)
     return _after_submission(store, name, job_id, recipe, options, output)
+
+
+def _check_that_nobody_else_runs_it(store: Store, status: RunStatus, job: Job | None, now: datetime) -> None:
+    """A run that lives without a job here was launched elsewhere, and a second job would be paid too.
+
+    One that has given no sign for long is taken for dead, as by `status`. Raises `RequestError`.
+    """
+    events = read_events(store)
+    if job is not None and (job.ended_at is None or not began_since(events, job.ended_at)):
+        return  # its last job was ours, and it is over
+    if not status.in_cloud or status.state in (*OVER, "failed"):
+        return
+    heartbeat = read_heartbeat(store)
+    last_sign = max([event.time for event in events] + ([heartbeat.time] if heartbeat else []))
+    if (now - last_sign).total_seconds() < ABANDONED_S:
+        raise RequestError(
+            f"run {status.run} is {status.state}, and SkyPilot here has no such job: it was launched somewhere else",
+            f"watch it: notus-launch status {status.run}; to launch it from here, end it first: notus-launch stop "
+            f"{status.run}; a run without a sign of life for {ABANDONED_S / 60:.0f} min can be launched again",
+        )
 
 
 def _submit(
@@ -106,7 +133,11 @@ def _submit(
         environment=os.environ,
     )
     Diary(store, 0).write("planned", strategy=strategy, order=[rung.model_dump() for rung in rungs])
-    job_id = client.submit(config, secrets)
+    try:
+        job_id = client.submit(config, secrets)
+    except BaseException:  # Ctrl-C too: else the run would seem to be under way somewhere
+        Diary(store, 0).try_write("stopped", step=0, reason="it could not be submitted")
+        raise
     say(f"run {name}: SkyPilot's job {job_id}, dashboard {client.dashboard(job_id)}")
     return job_id
 
@@ -141,6 +172,16 @@ def _say_what_is_missing(request: LaunchRequest) -> None:
         )
     say(MISSING_WITHOUT_PLUGIN)
     say("to have it: notus-launch doctor --fix, then: sky api stop")
+
+
+def _check_controller() -> None:
+    """A VM for the controller costs, and without our plugin on it a job of ours fails. Raises `RequestError`."""
+    found = find_controller(Path.home(), os.environ)
+    if found.state != "missing":
+        return
+    if strategy_here() == NOTUS:
+        raise RequestError(found.detail, f"{found.fix}, then: sky api stop (running jobs survive it)")
+    say(f"{found.detail}; to save it: {found.fix}, then: sky api stop")
 
 
 def _confirm(name: str, plan: Plan, reason: str, options: CloudOptions) -> None:

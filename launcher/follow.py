@@ -20,6 +20,9 @@ from trainer.scratch import Progress
 
 EVERY_S = 3.0
 ASK_SKYPILOT_EVERY_S = 20.0
+JOB_CODES = {"FAILED_NO_RESOURCE": 3, "FAILED_SETUP": 2, "FAILED_PRECHECKS": 2}
+"""Exit codes of jobs whose diary has no end. A set-up fails for the sake of the task or the machine, a precheck for
+that of the account or the settings: trying again changes neither."""
 
 
 class JobState(Protocol):
@@ -90,9 +93,6 @@ class _Follower:
                 return end
         return None
 
-    def _is_new(self, key: str) -> bool:
-        return key.rsplit("-", 1)[-1].removesuffix(".json") not in self._said
-
     def _look_at_job(self) -> End | None:
         try:
             job = self._ask_job()
@@ -110,13 +110,15 @@ class _Follower:
             return end
         if job.status == "SUCCEEDED":  # its last event was there before we looked, or could not be written
             return End(0, receipt=True)
-        return End(3 if job.status == "FAILED_NO_RESOURCE" else 1)
+        return End(JOB_CODES.get(job.status, 1))
 
 
 def end_of(event: Event) -> End | None:
     """Is this the end of the run, and with which exit code?"""
     if event.kind == "finished":
         return End(0, receipt=True)
+    if event.kind == "failed":
+        return End(int(event.data.get("exit_code", 1)))
     if event.kind == "stopped":
         return End(3 if event.data.get("limit") or "budget" in event.data.get("reason", "") else 75)
     if event.kind == "attempt_ended" and event.data.get("outcome") == "user_error":

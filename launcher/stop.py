@@ -15,6 +15,7 @@ from checkpoints.store import Store
 from launcher.errors import RunFailed
 from launcher.launch import say
 from launcher.options import default_bucket
+from launcher.policy.history import began_since
 from launcher.report.status import OVER, read_status
 from launcher.sky import client
 
@@ -32,7 +33,7 @@ def stop_run(bucket: str | None, name: str, *, at_once: bool) -> int:
     if status.state in OVER:
         say(f"run {name} is over already: {status.state}")
         if status.in_cloud:
-            _cancel_job(name)
+            _cancel_job(store, name)
         return 0
     if at_once and status.in_cloud:
         say("cancelling the job without saving")
@@ -44,7 +45,7 @@ def stop_run(bucket: str | None, name: str, *, at_once: bool) -> int:
         say("no trainer answers: cancelling the job")
         _end_job(store, name)
     elif status.in_cloud:
-        _cancel_job(name)
+        _cancel_job(store, name)
     return _say_what_is_saved(store, name)
 
 
@@ -93,7 +94,7 @@ def _end_job(store: Store, name: str) -> None:
     trains.
     """
     ask(store, "stop", 0, "by the user")
-    if not _cancel_job(name):
+    if not _cancel_job(store, name):
         raise RunFailed(
             f"SkyPilot here can't end the job of run {name}; it will stop by itself as soon as it sees the request",
             "run this again where the run was launched, or watch: notus-launch status",
@@ -103,14 +104,20 @@ def _end_job(store: Store, name: str) -> None:
     withdraw(store)
 
 
-def _cancel_job(name: str) -> bool:
-    """Cancel the job if SkyPilot still has one, its machine goes with it; True = there is none that runs on."""
+def _cancel_job(store: Store, name: str) -> bool:
+    """Cancel the job if SkyPilot still has one, its machine goes with it; True = there is none that runs on.
+
+    A job that ended here says nothing of a machine that the run got since: another computer launched it.
+    """
     try:
         job = client.find_job(name)
-        if job is not None and not job.over:
+        if job is None:
+            return False
+        if not job.over:
             client.cancel(job.id)
             say(f"cancelled SkyPilot's job {job.id}; its machine is given back")
-        return job is not None
+            return True
+        return job.ended_at is None or not began_since(read_events(store), job.ended_at)
     except NotusError as error:
         say(f"{error.message}: look with `sky jobs queue` whether the job of {name} has ended")
         return False

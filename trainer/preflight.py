@@ -1,18 +1,22 @@
 """Is this machine what the recipe needs? Asked in the set-up of a VM, so that a wrong one fails before it trains.
 
-`python -m trainer.preflight RECIPE`. Exit code 2 with a clear line; SkyPilot then ends the job and tries no other one.
+`python -m trainer.preflight RECIPE`. Exit code 2 with a clear line, also in the run's diary; SkyPilot then ends the job
+and tries no other one.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from checkpoints.errors import NotusError
+from checkpoints.events import Diary
+from checkpoints.run import open_run
 from checkpoints.terminal import show_error
 from trainer.errors import HardwareError
 from trainer.gpus import GPU_MEMORY_GIB
@@ -98,8 +102,24 @@ def main() -> int:
             sys.stdout.write(f"notus: {len(cards)} x {cards[0].name}, driver {cards[0].driver}\n")
     except NotusError as error:
         show_error(error, "notus-train")
+        note_failure(error, os.environ)
         return error.exit_code
     return 0
+
+
+def note_failure(error: NotusError, environment: Mapping[str, str]) -> None:
+    """Into the run's diary, where who follows the run can read it: SkyPilot keeps a set-up's output for its own logs.
+
+    As well as it goes: without it the job fails all the same.
+    """
+    bucket, run = environment.get("NOTUS_BUCKET"), environment.get("NOTUS_RUN")
+    if not bucket or not run:
+        return
+    try:
+        diary = Diary(open_run(bucket, run, environment), 0)
+        diary.write("failed", message=error.message, hint=error.hint, exit_code=error.exit_code)
+    except Exception as trouble:  # a bucket's client raises what it likes, and the first error is the one to show
+        sys.stderr.write(f"notus-train: could not note that in {bucket}: {trouble}\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from launcher.policy.model import Place
 MIN_MEASURED_STEPS = 5
 """Of one attempt, before its speed replaces the assumed one: the first steps compile and warm up."""
 
+CLOCKS_DIFFER_S = 60.0
+"""At most, by assumption: all of them ask a time server."""
+
 
 class MachineSpell(NamedTuple):
     """A machine that the run had, or has (`until` None)."""
@@ -46,6 +49,12 @@ def machines(events: Sequence[Event]) -> list[MachineSpell]:
 def machine_now(spells: Sequence[MachineSpell]) -> MachineSpell | None:
     """The one that the run has, if it has one."""
     return spells[-1] if spells and spells[-1].until is None else None
+
+
+def began_since(events: Sequence[Event], moment: datetime) -> bool:
+    """Has the run got a machine or begun an attempt since then? Machines' clocks differ, and this one's too."""
+    later = moment + timedelta(seconds=CLOCKS_DIFFER_S)
+    return any(event.kind in ("machine_up", "attempt_started") and event.time > later for event in events)
 
 
 def spent_usd(spells: Sequence[MachineSpell], now: datetime) -> float:

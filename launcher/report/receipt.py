@@ -66,6 +66,7 @@ class Receipt(BaseModel):
 
     run: str
     state: Literal["running", "finished", "stopped", "failed", "empty"]
+    failure: str = Field(default="", description="why it has given up")
     attempts: tuple[AttemptLine, ...]
     preemptions: int
     failures: int
@@ -118,6 +119,7 @@ def make_receipt(
     return Receipt(
         run=run,
         state=_state(events, attempts),
+        failure=_failure(events),
         attempts=tuple(attempts),
         preemptions=sum(attempt.ended == "preempted" for attempt in attempts),
         failures=sum(attempt.ended in ("failed", "user_error", "fenced") for attempt in attempts),
@@ -242,7 +244,7 @@ def _state(
     events: Sequence[Event], attempts: Sequence[AttemptLine]
 ) -> Literal["running", "finished", "stopped", "failed", "empty"]:
     if not attempts:
-        return "empty"
+        return "failed" if _failure(events) else "empty"
     ends = [event for event in events if event.kind in RUN_ENDS or event.kind == "attempt_started"]
     match ends[-1].kind:
         case "finished":
@@ -252,3 +254,11 @@ def _state(
         case "stopped":
             return "stopped"
     return "running" if attempts[-1].ended in ("running", "preempted") else "stopped"
+
+
+def _failure(events: Sequence[Event]) -> str:
+    """Its last word, where that is an error that no other attempt will mend; '' else."""
+    turns = [event for event in events if event.kind in (*RUN_ENDS, "planned", "attempt_started", "attempt_ended")]
+    if not turns or not (turns[-1].kind == "failed" or turns[-1].data.get("outcome") == "user_error"):
+        return ""
+    return str(turns[-1].data.get("message") or "no reason given")

@@ -32,7 +32,7 @@ def receipt_panel(receipt: Receipt) -> RenderableType:
 
 def _figures(receipt: Receipt) -> list[tuple[str, str]]:
     lines = [
-        ("state", receipt.state),
+        ("state", f"{receipt.state}: {receipt.failure}" if receipt.failure else receipt.state),
         ("attempts", f"{len(receipt.attempts)} ({receipt.preemptions} preempted, {receipt.failures} failed)"),
         ("steps", f"{receipt.steps}, of which {receipt.steps_redone} had to be redone"),
         ("wall time", seconds(receipt.wall_s)),

@@ -23,7 +23,7 @@ SILENCE_S = 120.0
 _BETWEEN = {"planned": "waiting", "no_capacity": "waiting for a machine", "machine_up": "starting"}
 _STATE_EVENTS = frozenset({*RUN_ENDS, *_BETWEEN, "attempt_started", "preempted", "attempt_ended", "machine_gone"})
 
-_TROUBLE = frozenset({"no_capacity", "alarm", "false_recovery"})
+_TROUBLE = frozenset({"no_capacity", "alarm", "false_recovery", "failed"})
 _NEWS = frozenset({*_TROUBLE, *RUN_ENDS, "machine_up", "training", "saved"})
 
 OVER = frozenset({*RUN_ENDS, "damaged"})

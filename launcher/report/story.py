@@ -48,6 +48,9 @@ def line_of(event: Event) -> str | None:
         case "attempt_ended":
             said = f": {data['message']}" if data.get("message") else ""
             return f"attempt {event.attempt} ended at step {data['step']}: {data['outcome']}{said}"
+        case "failed":
+            hint = f" ({data['hint']})" if data.get("hint") else ""
+            return f"failed: {data.get('message', 'no reason given')}{hint}"
         case "stopped":
             return f"stopped: {data.get('reason') or 'on request'}; the state is saved"
     return None

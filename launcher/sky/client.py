@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
 from launcher.errors import SkyFailed
@@ -28,6 +29,7 @@ class Job(NamedTuple):
     status: str
     recoveries: int
     reason: str
+    ended_at: datetime | None = None
 
     @property
     def over(self) -> bool:
@@ -55,7 +57,7 @@ def find_job(name: str, job_id: int | None = None) -> Job | None:
     """The newest job of this name, or the one with this id."""
     import sky
 
-    fields = ["job_id", "job_name", "status", "recovery_count", "failure_reason", "details"]
+    fields = ["job_id", "job_name", "status", "recovery_count", "failure_reason", "details", "end_at"]
     ids = None if job_id is None else [job_id]
     answer = _call(lambda: sky.get(sky.jobs.queue_v2(refresh=False, job_ids=ids, fields=fields)))
     records = answer[0] if isinstance(answer, tuple) else answer
@@ -69,6 +71,7 @@ def find_job(name: str, job_id: int | None = None) -> Job | None:
         status=newest.status.value if newest.status else "",
         recoveries=newest.recovery_count or 0,
         reason=newest.failure_reason or newest.details or "",
+        ended_at=datetime.fromtimestamp(newest.end_at, UTC) if newest.end_at else None,
     )
 
 

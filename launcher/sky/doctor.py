@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 def examine(home: Path, environment: Mapping[str, str]) -> list[Finding]:
     """Everything, in the order in which a user would fix it."""
     clouds = _clouds(home, environment)
-    return [_skypilot(), _plugin(home, environment), _controller(home, clouds), *clouds]
+    return [_skypilot(), _plugin(home, environment), _controller(home, environment, clouds), *clouds]
 
 
 def plugin_is_configured(home: Path, environment: Mapping[str, str]) -> bool:
@@ -52,6 +52,12 @@ def plugins_file(home: Path, environment: Mapping[str, str]) -> Path:
     return Path(given).expanduser() if given else home / ".sky/plugins.yaml"
 
 
+def config_file(home: Path, environment: Mapping[str, str]) -> Path:
+    """Where SkyPilot reads its settings from."""
+    given = environment.get("SKYPILOT_GLOBAL_CONFIG")
+    return Path(given).expanduser() if given else home / ".sky/config.yaml"
+
+
 def fix(home: Path, environment: Mapping[str, str]) -> list[str]:
     """Write plugin and consolidation mode into SkyPilot's files, leaving the rest as it is; returns what was done."""
     done = []
@@ -61,9 +67,9 @@ def fix(home: Path, environment: Mapping[str, str]) -> list[str]:
         config["plugins"] = [*(config.get("plugins") or []), {"class": PLUGIN}]
         _write(path, config)
         done.append(f"added the NOTUS strategy to {path}")
-    if _consolidation(home).state == "missing":
-        path = home / ".sky/config.yaml"
-        config = _read(path)
+    path = config_file(home, environment)
+    config = _read(path)
+    if "consolidation_mode" not in _controller_settings(config):
         jobs = config.setdefault("jobs", {})
         jobs.setdefault("controller", {})["consolidation_mode"] = True
         _write(path, config)
@@ -95,8 +101,8 @@ def _plugin(home: Path, environment: Mapping[str, str]) -> Finding:
     return Finding("NOTUS strategy", "missing", f"not in {path}", "notus-launch doctor --fix")
 
 
-def _controller(home: Path, clouds: list[Finding]) -> Finding:
-    found = _consolidation(home)
+def _controller(home: Path, environment: Mapping[str, str], clouds: list[Finding]) -> Finding:
+    found = find_controller(home, environment)
     usable = {finding.what for finding in clouds if finding.state == "ok"}
     hosts = {traits.label for traits in CLOUDS.values() if traits.hosts_controller}
     if found.state == "note" and usable and not usable & hosts:
@@ -109,16 +115,39 @@ def _controller(home: Path, clouds: list[Finding]) -> Finding:
     return found
 
 
-def _consolidation(home: Path) -> Finding:
-    """Without it SkyPilot pays a VM for the controller. A user who chose that has written it down."""
-    controller = (_read(home / ".sky/config.yaml").get("jobs") or {}).get("controller") or {}
-    if "consolidation_mode" not in controller:
+def find_controller(home: Path, environment: Mapping[str, str]) -> Finding:
+    """Where jobs are looked after, and whether the strategy is there. A user who chose a VM has written it down."""
+    path = config_file(home, environment)
+    config = _read(path)
+    settings = _controller_settings(config)
+    if settings.get("consolidation_mode"):
+        return Finding("controller", "ok", "inside the API server: no VM is paid for it")
+    if environment.get("SKYPILOT_API_SERVER_ENDPOINT") or (config.get("api_server") or {}).get("endpoint"):
+        return Finding("controller", "note", "as the remote API server's own settings say")
+    if "consolidation_mode" not in settings:
         return Finding(
             "controller", "missing", "SkyPilot would pay a VM for its jobs controller", "notus-launch doctor --fix"
         )
-    if controller["consolidation_mode"]:
-        return Finding("controller", "ok", "inside the API server: no VM is paid for it")
-    return Finding("controller", "note", "on a VM of its own, as ~/.sky/config.yaml says; it needs the plugin there")
+    if plugin_is_configured(home, environment) and not _remote_plugin(home, environment):
+        return Finding(
+            "controller",
+            "missing",
+            f"on a VM of its own, as {path} says, and the NOTUS strategy won't be there",
+            f"set consolidation_mode: true in {path}, or see docs/how-to/remote-controller.md",
+        )
+    return Finding("controller", "note", f"on a VM of its own, as {path} says")
+
+
+def _controller_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    return (config.get("jobs") or {}).get("controller") or {}
+
+
+def _remote_plugin(home: Path, environment: Mapping[str, str]) -> bool:
+    """Will SkyPilot install our wheel on a controller's VM, and load the strategy there?"""
+    given = environment.get("SKYPILOT_SERVER_REMOTE_PLUGINS_CONFIG")
+    remote = _read(Path(given).expanduser() if given else home / ".sky/remote_plugins.yaml").get("plugins") or []
+    wheels = _read(plugins_file(home, environment)).get("controller_wheel_path")
+    return bool(wheels) and any(isinstance(entry, dict) and entry.get("class") == PLUGIN for entry in remote)
 
 
 def _clouds(home: Path, environment: Mapping[str, str]) -> list[Finding]:

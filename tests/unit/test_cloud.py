@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from checkpoints.object_store import ObjectStore
 from checkpoints.requests import ask, read_request
 from checkpoints.run import HEARTBEAT_KEY, Heartbeat, register_run
 from launcher import cli, cloud, follow, look, stop
-from launcher.errors import RequestError
+from launcher.errors import RequestError, SkyFailed
 from launcher.plan import Rung
+from launcher.policy.history import place_data
+from launcher.policy.model import Place
 from launcher.sky import client
 from launcher.sky.client import Job
 from launcher.sky.doctor import fix
@@ -125,6 +128,47 @@ def test_the_same_name_again_starts_nothing_twice(launch: Launch, sky: FakeSky, 
     assert len(sky.submitted) == 2
 
 
+def up_since(store: ObjectStore, clock: FakeClock) -> None:
+    place = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
+    Diary(store, 0, clock).write("machine_up", place=place_data(place), since=clock.now().isoformat())
+
+
+def test_a_run_that_lives_elsewhere_gets_no_second_job(
+    launch: Launch, sky: FakeSky, store: ObjectStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registered(store)
+    up_since(store, FakeClock(datetime.now(UTC)))
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 2
+    said = capsys.readouterr().err
+    assert "launched somewhere else" in said
+    assert "notus-launch stop r" in said
+    sky.job = Job(6, "r", "CANCELLED", 0, "", ended_at=datetime.now(UTC) - timedelta(days=1))
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 2, "a job of yesterday is not the one that lives"
+    assert sky.submitted == []
+    assert [event.kind for event in read_events(store)] == ["planned", "machine_up"]
+
+
+def test_a_run_that_died_elsewhere_can_be_launched_here(launch: Launch, sky: FakeSky, store: ObjectStore) -> None:
+    register_run(store, new_record("r", load_recipe("tiny-dpo")))
+    clock = FakeClock(datetime.now(UTC) - timedelta(hours=1))
+    Diary(store, 0, clock).write("planned")
+    up_since(store, clock)
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+    assert len(sky.submitted) == 1
+
+
+def test_a_launch_that_skypilot_refused_can_be_tried_again_at_once(
+    launch: Launch, sky: FakeSky, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(config: Mapping[str, Any], secrets: Mapping[str, str]) -> int:
+        raise SkyFailed("SkyPilot: connection refused", "sky api info")
+
+    monkeypatch.setattr(client, "submit", away)
+    assert launch(*LAUNCH, "--bucket", "s3://b") == SkyFailed.exit_code
+    monkeypatch.setattr(client, "submit", sky.submit)
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -153,6 +197,24 @@ def test_without_the_plugin_it_says_what_is_missing(
     assert launch(*LAUNCH, "--bucket", "s3://b") == 0
     assert "no way back to spot" in capsys.readouterr().err
     assert sky.submitted[0][0]["resources"]["job_recovery"]["strategy"] == "EAGER_NEXT_REGION"
+
+
+def test_a_controller_that_would_be_paid_and_not_know_the_strategy_is_refused(
+    launch: Launch, sky: FakeSky, store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fix(tmp_path, {})
+    (tmp_path / ".sky/config.yaml").unlink()
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 2
+    said = capsys.readouterr().err
+    assert "would pay a VM" in said
+    assert "notus-launch doctor --fix" in said
+    (tmp_path / ".sky/config.yaml").write_text("jobs: {controller: {consolidation_mode: false}}\n")
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 2
+    assert "remote-controller.md" in capsys.readouterr().err
+    assert sky.submitted == []
+    fix(tmp_path, {})
+    (tmp_path / ".sky/config.yaml").write_text("jobs: {controller: {consolidation_mode: true}}\n")
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
 
 
 def test_nobody_there_to_say_yes(
@@ -209,6 +271,7 @@ def registered(store: ObjectStore) -> None:
         ("stopped", {"step": 3, "reason": "by the user"}, 75),
         ("stopped", {"step": 3, "reason": "the budget is used up"}, 3),
         ("attempt_ended", {"step": 0, "outcome": "user_error", "message": "no such column"}, 2),
+        ("failed", {"message": "the driver shows 7 GPUs", "hint": "launch again", "exit_code": 2}, 2),
     ],
 )
 def test_following_ends_with_the_run(
@@ -225,14 +288,20 @@ def test_following_ends_with_the_run(
 
     clock.sleep = sleep  # type: ignore[method-assign]
     assert follow.follow(store, "r", lambda: Job(7, "r", "RUNNING", 0, ""), clock).code == code
-    assert "SkyPilot: RUNNING" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "SkyPilot: RUNNING" in said
+    assert data.get("message", "") in said
 
 
 def test_a_job_that_skypilot_gave_up_ends_it_too(store: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
     registered(store)
     job = Job(7, "r", "FAILED_SETUP", 0, "flash-attn does not build")
-    assert follow.follow(store, "r", lambda: job, FakeClock()).code == 1
+    assert follow.follow(store, "r", lambda: job, FakeClock()).code == 2
     assert "flash-attn does not build" in capsys.readouterr().err
+    crashed = Job(7, "r", "FAILED_CONTROLLER", 0, "out of memory")
+    assert follow.follow(store, "r", lambda: crashed, FakeClock()).code == 1
+    no_key = Job(7, "r", "FAILED_PRECHECKS", 0, "the credentials are not valid")
+    assert follow.follow(store, "r", lambda: no_key, FakeClock()).code == 2
     done = Job(7, "r", "SUCCEEDED", 0, "")
     assert follow.follow(store, "r", lambda: done, FakeClock()) == follow.End(0, receipt=True)
     gone = Job(7, "r", "FAILED_NO_RESOURCE", 0, "quota 0")
@@ -265,6 +334,21 @@ def test_a_stop_that_reaches_nobody_stands_and_is_not_called_done(
     assert "can't end the job" in capsys.readouterr().err
     assert read_request(store) is not None
     assert "stopped" not in [event.kind for event in read_events(store)]
+
+
+def test_an_old_job_is_not_the_end_of_another_computers_run(
+    launch: Launch, sky: FakeSky, store: ObjectStore, quick: None
+) -> None:
+    registered(store)
+    now = datetime.now(UTC)
+    sky.job = Job(6, "r", "CANCELLED", 0, "", ended_at=now - timedelta(hours=1))
+    up_since(store, FakeClock(now))
+    assert launch("stop", "r") == 1
+    assert read_request(store) is not None, "the strategy elsewhere obeys it"
+    assert "stopped" not in [event.kind for event in read_events(store)]
+    sky.job = Job(7, "r", "CANCELLED", 0, "", ended_at=now + timedelta(minutes=1))
+    assert launch("stop", "r") == 0, "this one had that machine"
+    assert read_request(store) is None
 
 
 def test_stop_without_a_trainer_cancels_the_job(launch: Launch, sky: FakeSky, store: ObjectStore, quick: None) -> None:

@@ -8,7 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from launcher.errors import RequestError
-from launcher.sky.doctor import PLUGIN, examine, fix, plugin_is_configured
+from launcher.sky.doctor import PLUGIN, examine, find_controller, fix, plugin_is_configured
 
 
 def states(home: Path) -> dict[str, str]:
@@ -46,9 +46,31 @@ def test_fix_keeps_what_the_user_has_written(tmp_path: Path) -> None:
 def test_a_controller_that_was_chosen_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".sky").mkdir()
     (tmp_path / ".sky/config.yaml").write_text("jobs: {controller: {consolidation_mode: false}}\n")
+    assert states(tmp_path)["controller"] == "note", "nobody asked for our strategy there"
     fix(tmp_path, {})
-    assert states(tmp_path)["controller"] == "note"
+    assert states(tmp_path)["controller"] == "missing", "the strategy, on that VM"
     assert "false" in (tmp_path / ".sky/config.yaml").read_text()
+
+
+def test_a_remote_controller_with_wheel_and_plugin_is_fine(tmp_path: Path) -> None:
+    sky = tmp_path / ".sky"
+    sky.mkdir()
+    (sky / "config.yaml").write_text("jobs: {controller: {consolidation_mode: false}}\n")
+    (sky / "plugins.yaml").write_text(f"controller_wheel_path: ~/wheels\nplugins: [{{class: {PLUGIN}}}]\n")
+    assert states(tmp_path)["controller"] == "missing"
+    (sky / "remote_plugins.yaml").write_text(f"plugins: [{{class: {PLUGIN}}}]\n")
+    assert states(tmp_path)["controller"] == "note"
+
+
+def test_the_settings_file_that_the_environment_names_counts(tmp_path: Path) -> None:
+    elsewhere = {"SKYPILOT_GLOBAL_CONFIG": str(tmp_path / "elsewhere.yaml")}
+    fix(tmp_path, elsewhere)
+    assert find_controller(tmp_path, elsewhere).state == "ok"
+    assert find_controller(tmp_path, {}).state == "missing"
+
+
+def test_a_remote_servers_controller_is_its_own_business(tmp_path: Path) -> None:
+    assert find_controller(tmp_path, {"SKYPILOT_API_SERVER_ENDPOINT": "https://sky.example"}).state == "note"
 
 
 def test_a_controller_that_no_cloud_can_host_is_an_error(tmp_path: Path) -> None:

@@ -400,6 +400,21 @@ def test_a_refusal_names_zones_prices_and_why() -> None:
     assert "no reason given" in str(line_of(event(0, "no_capacity", 0, **odd)))
 
 
+def test_a_set_up_that_failed_says_why_everywhere() -> None:
+    told = {"message": "the driver shows 7 GPUs", "hint": "launch again", "exit_code": 2}
+    events = [event(0, "planned", 0), up(1, SPOT), event(60, "failed", 0, **told)]
+    status = derive_status("r", "tiny-dpo", None, None, events, START + timedelta(seconds=600))
+    assert (status.state, status.note) == ("failed", "failed: the driver shows 7 GPUs (launch again)")
+    receipt = make_receipt("r", events, [], [], START + timedelta(seconds=600))
+    assert (receipt.state, receipt.failure) == ("failed", "the driver shows 7 GPUs")
+    assert [line.ended for line in receipt.machines] == ["failed"]
+    console = Console(file=io.StringIO(), width=120)
+    console.print(receipt_panel(receipt))
+    assert "failed: the driver shows 7 GPUs" in console.file.getvalue()  # type: ignore[attr-defined]
+    again = [*events, event(700, "planned", 0)]
+    assert make_receipt("r", again, [], [], START).failure == ""
+
+
 def test_a_machine_that_is_set_up_is_no_wait_for_one() -> None:
     refused = event(5, "no_capacity", 0, places=[place_data(SPOT)], reasons=[], answers=["sold out"])
     now = START + timedelta(seconds=70)
