@@ -11,7 +11,10 @@ from tests.integration.conftest import Launcher, recipe
 def test_a_new_machine_takes_the_operators_from_the_bucket(launcher: Launcher, tmp_path: Path) -> None:
     mine = recipe(tmp_path, "tiny-dpo", ("  epochs: 2", "  epochs: 1\n  max_steps: 2"))
     arguments = launcher.local(mine, "--name", "run")
-    launcher.environment |= {"HF_TOKEN": "hf_only_for_a_test_of_operators", "TORCH_EXTENSIONS_DIR": str(tmp_path / "first")}
+    launcher.environment |= {
+        "HF_TOKEN": "hf_only_for_a_test_of_operators",
+        "TORCH_EXTENSIONS_DIR": str(tmp_path / "first"),
+    }
     launcher.run(*arguments).receipt()
     compiled = list((tmp_path / "first").rglob("*.so"))
     assert compiled
