@@ -80,7 +80,7 @@ def _while_running(seen: Observation, running: Running, settings: Settings) -> A
     if place.spot:
         can_be_safe = any(_is_safe_place(seen, known) for known in seen.places)
         if can_be_safe and _must_be_safe(seen, settings) and _on_demand_makes_it(seen):
-            return Move("the deadline is near, and a preemption would miss it: going on demand")
+            return Move("the deadline is near, and a preemption would miss it: going on demand", urgent=True)
         return Stay()
     if not running.trained:
         return Stay()  # it is still being set up: what was paid for that would buy nothing

@@ -98,6 +98,8 @@ class Move:
     """Have the trainer save, give the machine back, and decide anew."""
 
     reason: str
+    urgent: bool = False
+    """The deadline wants it: also from a trainer that doesn't obey."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ BEAT_WAIT_S = 12.0
 """A live trainer's heartbeat comes every 5 s."""
 DEAF_S = 900.0
 """After so long nobody will obey any more: a step, a save and its upload take a few minutes."""
+DEAF_SHARE = 2 / 3
+"""Of a restart's time: what a trainer may take where a deadline waits. Later, on demand could not meet it any more."""
 LOST_WAIT_S = 60.0
 """Before the next machine, where two in a row were gone before they ran the job."""
 NO_PROGRESS_S = 1200.0
@@ -124,6 +127,16 @@ class Conductor:
         self._noted_at = datetime.min.replace(tzinfo=UTC)
 
     # --- finding a machine ------------------------------------------------------------------------
+
+    async def launch(self) -> float:
+        """The first machine of a job, see `place`.
+
+        What the diary says of an earlier job of this run is over with it. `notus-launch` has noted that, and plain
+        `sky jobs launch` has not: a restart of the controller would then take an old end for this job's.
+        """
+        if _last_turn(await self._events()) != "planned":
+            await self._note("planned", strategy="NOTUS")
+        return await self.place()
 
     async def place(self) -> float:
         """Find a machine for the job, for as long as it takes; returns the job's start. Raises `LimitReached`."""
@@ -230,13 +243,21 @@ class Conductor:
         what: Literal["move", "stop"] = "move" if isinstance(action, Move) else "stop"
         standing = await asyncio.to_thread(read_request, self._store)
         if standing is not None and standing.action == what and standing.is_for(epoch):
-            if what == "stop" and self._clock.now() - standing.time > timedelta(seconds=DEAF_S):
-                # Nobody obeys: a set-up that hangs, or a dead supervisor. Money goes before the unsaved steps.
-                await self.close("budget")
+            waited_s = (self._clock.now() - standing.time).total_seconds()
+            if waited_s > self._patience_s(action):
+                # Nobody obeys: a set-up that hangs, or a dead supervisor. Money, and a deadline, go before the unsaved
+                # steps. SkyPilot finds the machine gone, and calls `recover`.
+                await self.close("budget" if what == "stop" else "hung")
                 await self._hands.release()
             return
         await self._note("decided", action=what, reason=action.reason)
         await asyncio.to_thread(ask, self._store, what, epoch, action.reason, self._clock)
+
+    def _patience_s(self, action: Move | GiveUp) -> float:
+        """For a trainer that was asked. A deadline has slack for one restart beyond the move's own."""
+        if isinstance(action, GiveUp):
+            return DEAF_S
+        return max(60.0, min(DEAF_S, DEAF_SHARE * self._limits.restart_h * 3600)) if action.urgent else math.inf
 
     async def _watch_progress(self, beat: Heartbeat | None, spell: MachineSpell) -> None:
         """No new step for long is an alarm, also where no attempt has begun: a set-up may hang."""

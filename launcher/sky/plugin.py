@@ -42,6 +42,8 @@ RELEASE_AFTER = 20
 """Tries in a row without the bucket, until the old machine is given back all the same."""
 EVENTS = 500
 """Of a cluster that are read: a launch writes one a zone and eight more."""
+WATCHING: dict[int, asyncio.Task[None]] = {}
+"""By job, each watched once: SkyPilot makes a job's strategy anew after an error of its own, in the same process."""
 
 
 @dataclass
@@ -79,14 +81,13 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         self._resources: dict[Place, sky.Resources] = {}
         self._recovering = False
         self._search = Search()
-        self._watching: asyncio.Task[None] | None = None
         self._opened: Conductor | None = None
 
     # --- what SkyPilot calls ----------------------------------------------------------------------
 
     async def launch(self) -> float:
         """The first machine."""
-        return await self._within_limits(lambda conductor: conductor.place())
+        return await self._within_limits(lambda conductor: conductor.launch())
 
     async def recover(self) -> float:
         """The next one, unless the old one turns out to be alive."""
@@ -95,9 +96,15 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
 
     async def monitor_task(self, **_: Any) -> bool | None:
         """Looks after the running job beside SkyPilot's own loop, which goes on as ever."""
-        if self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
+        if (old := WATCHING.get(self.job_id)) is not None:  # of the executor before SkyPilot's emergency recovery
+            old.cancel()
+        task = WATCHING[self.job_id] = asyncio.create_task(self._watch())
+        task.add_done_callback(self._forget)
         return None
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        if WATCHING.get(self.job_id) is task:
+            del WATCHING[self.job_id]
 
     async def _within_limits(self, find: Callable[[Conductor], Awaitable[float]]) -> float:
         """Translates what ends the run into SkyPilot's words, and waits for a bucket that doesn't answer."""

@@ -204,6 +204,38 @@ print(json.dumps({
 }))
 """
 
+WATCHERS = """
+import asyncio, json
+from launcher.sky import plugin
+from launcher.sky.plugin import NotusStrategy
+
+class Watched(NotusStrategy):
+    def __init__(self, job_id):
+        self.job_id, self.ended = job_id, None
+
+    async def _watch(self):
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            self.ended = "cancelled"
+            raise
+
+async def main():
+    first, again, other = Watched(1), Watched(1), Watched(2)
+    for strategy in (first, other, again):
+        assert await strategy.monitor_task() is None
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    told = [first.ended, again.ended, other.ended, sorted(plugin.WATCHING)]
+    for task in list(plugin.WATCHING.values()):
+        task.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return [*told, sorted(plugin.WATCHING)]
+
+print(json.dumps({"told": asyncio.run(main())}))
+"""
+
 TRAITS = """
 import json
 import sky
@@ -301,6 +333,10 @@ def test_a_search_tells_who_was_asked_who_refused_and_what_was_lost(sky_environm
     assert told["died in its set-up"] == ["Lost", first, [], "SkyPilot: connection reset"]
     assert told["broken"] == ["Refused", None, [[zone, "SkyPilot: no wheel"] for zone in told["zones"]], None]
     assert told["sold out"][2] == [[zone, said] for zone in told["zones"]], "of a region that was asked in vain"
+
+
+def test_a_job_is_watched_once_also_after_skypilots_emergency_recovery(sky_environment: dict[str, str]) -> None:
+    assert run(WATCHERS, sky_environment)["told"] == ["cancelled", None, None, [1, 2], []]
 
 
 def test_skypilot_refuses_to_launch_without_a_bucket(sky_environment: dict[str, str]) -> None:

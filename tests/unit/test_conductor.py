@@ -96,6 +96,10 @@ class Run:
     def place(self) -> None:
         asyncio.run(self.conductor.place())
 
+    def launch(self) -> None:
+        """A job's first machine."""
+        asyncio.run(self.conductor.launch())
+
     def recover(self) -> float:
         return asyncio.run(self.conductor.recover())
 
@@ -378,6 +382,65 @@ def test_a_machine_that_obeys_nobody_is_given_back_when_the_budget_is_gone() -> 
     assert run.sky.released == 1
     assert [event.data["why"] for event in run.events("machine_gone")] == ["budget"]
     assert run.events("alarm"), "nor did it make any progress"
+
+
+def test_a_machine_that_obeys_nobody_is_given_back_for_the_deadline() -> None:
+    """The trainer hangs in a step: it beats, and does not look for requests."""
+    run = Run({SPOT_A: 1, LAMBDA: 1}, deadline=FakeClock().now() + timedelta(hours=9.2))
+    run.place()
+    run.train(1, minutes=40)
+    for _ in range(20):  # each minute, as SkyPilot has it
+        run.beat(1, 10)
+        run.look()
+        if run.sky.released:
+            break
+        run.clock.sleep(60)
+    assert [event.data["action"] for event in run.events("decided")] == ["launch", "move"]
+    (gone,) = run.events("machine_gone")
+    assert gone.data["why"] == "hung"
+    assert 600 <= (gone.time - run.events("decided")[1].time).total_seconds() <= 660
+    run.recover()
+    assert run.sky.asked[-1][0] == LAMBDA, "which meets the deadline"
+
+
+def test_a_wish_to_go_back_to_spot_is_no_reason_to_lose_steps() -> None:
+    run = Run({SPOT_A: 0, LAMBDA: 1}, settings=Settings(return_h=0.5))
+    run.place()
+    run.train(1, minutes=40)
+    assert run.look()
+    assert read_request(run.store) is not None
+    run.clock.sleep(DEAF_S + 1)
+    run.beat(1, 10)
+    run.look()
+    assert run.sky.released == 0
+
+
+@pytest.mark.parametrize("end", ["finished", "stopped"])
+def test_the_end_of_an_earlier_job_does_not_end_this_one(end: Any) -> None:
+    """Launched by plain `sky jobs launch`; the API server restarts before the machine is noted."""
+    run = Run({SPOT_A: 2})
+    Diary(run.store, 1, run.clock).write(end, step=10)
+    run.clock.sleep(60)
+    launch_in = run.sky.launch_in
+
+    async def killed(places: Sequence[Place], hours_to_preemption: float) -> Up:
+        raise KeyboardInterrupt
+
+    run.sky.launch_in = killed  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.launch()
+    run.restarted()
+    run.sky.launch_in = launch_in  # type: ignore[method-assign]
+    run.recover()
+    assert run.sky.up
+
+
+def test_a_launch_is_noted_once() -> None:
+    run = Run({SPOT_A: 1})
+    Diary(run.store, 0, run.clock).write("planned", strategy="NOTUS", order=[])
+    run.clock.sleep(1)
+    run.launch()
+    assert len(run.events("planned")) == 1
 
 
 def test_a_diary_that_cannot_be_written_now_is_written_later(monkeypatch: pytest.MonkeyPatch) -> None:
