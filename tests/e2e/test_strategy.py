@@ -100,6 +100,7 @@ def test_the_users_errors_end_the_job_at_once(clouds: Clouds, bucket: S3Server) 
     for run in (setup, recipe):
         assert run.status()[1] == 0, "no recovery"
         assert len(places(run)) == 1
+    assert "tiny-dop" in str([event.data for event in recipe.events()]), "the preflight's words are in the diary"
 
 
 def test_a_zombie_is_fenced(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
