@@ -39,6 +39,8 @@ from checkpoints.upload import CHUNK_BYTES, CONCURRENCY, upload_shard, uploaded_
 
 DRAIN_S = 20.0
 """How long an upload may go on after its rank's death. Below the lease: afterwards somebody else may hold the run."""
+NICE = 10
+"""The training comes first where both want a core. In an emergency the ranks wait for the upload, and it has them."""
 _POLL_S = (0.02, 1.0)
 """First and longest pause between two looks at whether the other ranks are done."""
 
@@ -361,6 +363,7 @@ class Inbox:
 
 def main() -> None:
     """The uploader process."""
+    os.nice(NICE)
     setup = Setup.model_validate_json(sys.stdin.buffer.readline())
     inbox = Inbox(sys.stdin.buffer, setup.drain_s)
     inbox.start()

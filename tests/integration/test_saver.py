@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from checkpoints.errors import Fenced, StoreError, UserError
@@ -24,7 +25,7 @@ from checkpoints.saver import Saver
 from checkpoints.shm import RunMemory, SharedBuffer
 from checkpoints.snapshot import Plan
 from checkpoints.store import Store, probe
-from checkpoints.uploader import Done, Inbox, Setup
+from checkpoints.uploader import NICE, Done, Inbox, Setup
 from tests.integration.conftest import wait_for
 from trainer.keeper import MAX_FAILED_SAVES, Keeper
 
@@ -188,6 +189,14 @@ def test_what_is_sent_of_the_first_save_is_known_before_it_is_done(tmp_path: Pat
         saving.give_up()
         assert saving.in_flight_bytes() == 0
         assert saving.bytes_per_second() is None
+
+
+@pytest.mark.timeout(60)
+def test_the_training_comes_before_the_upload(saver: tuple[Saver, Path]) -> None:
+    saving, _ = saver
+    assert saving.save(1, STATE)
+    saving.wait()
+    assert psutil.Process(saving.uploader_pid).nice() == min(19, os.nice(0) + NICE)
 
 
 @pytest.mark.timeout(60)
