@@ -134,6 +134,9 @@ def test_the_api_server_restarts_in_mid_run(clouds: Clouds, bucket: S3Server, re
 def test_the_budget_ends_the_run_before_it_is_gone(clouds: Clouds, bucket: S3Server) -> None:
     run = CloudRun(clouds, bucket, "budget")
     run.submit([GCP_SPOT, LAMBDA], NOTUS, NOTUS_BUDGET_USD="0.25", NOTUS_HOURS="0.01", **QUICK)
+    run.freeze_in("training", step=2)  # else it is done before its 80 seconds are over
+    run.wait("the wish to stop", lambda: (asked := read_request(run.store)) is not None and asked.action == "stop")
+    run.thaw()
     run.wait_for_status("FAILED", "FAILED_NO_RESOURCE")
     (stopped,) = of(run, "stopped")
     assert "budget" in stopped.data["reason"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -84,6 +85,19 @@ class Launcher:
     def progress_step(self, run: str) -> int:
         """The newest step of a running attempt."""
         return self.progress(run).step
+
+    @contextlib.contextmanager
+    def frozen(self, run: str, *, step: int = 0) -> Iterator[None]:
+        """The ranks stand still, once they train and have done `step`: a tiny model is done before anybody has asked it
+        for anything."""
+        wait_for(lambda: self.progress(run).phase == "training" and self.progress_step(run) >= step, f"step {step}")
+        ranks = [process for process in self.processes() if "trainer.worker" in process.cmdline()]
+        assert ranks, "they were faster"
+        for process in ranks:
+            process.suspend()
+        yield
+        for process in ranks:
+            process.resume()
 
     def announce_preemption(self, run: str, seconds: float) -> None:
         """Give a running attempt a notice."""

@@ -49,7 +49,7 @@ def finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Finish:
         make_tiny_llama(base)
         tokenizer = AutoTokenizer.from_pretrained(base)
         arguments = dpo_arguments(
-            recipe, Batch(4, 4, 1), device="cpu", attention="sdpa", output=tmp_path / "t", trackers=[], run="r"
+            recipe, Batch(4, 4, 1), device="cpu", attention="sdpa", output=tmp_path / "t", run="r"
         )
         arguments.pop("ddp_backend", None)
         trainer = NotusDPOTrainer(

@@ -9,29 +9,37 @@ from checkpoints.store import Store
 from tests.integration.conftest import Launcher, assert_bit_exact, wait_for
 
 
+def notices(store: Store) -> list[str]:
+    """Who has asked the run to end an attempt, so far."""
+    return [event.data["source"] for event in read_events(store) if event.kind == "notice"]
+
+
 def test_stop_and_move_from_anywhere_and_nothing_is_lost(launcher: Launcher, reference: Store) -> None:
     """`notus-launch stop` ends the run after a save; launched again it is asked to move, and goes on by itself."""
     process = launcher.start(*launcher.local("tiny-dpo", "--name", "asked"))
-    wait_for(lambda: launcher.progress("asked").step >= 2, "step 2")
-    stopped = launcher.run("stop", "asked", "--bucket", launcher.bucket)
-    assert stopped.code == 0, stopped.err
-    assert "is whole" in stopped.err
+    store = open_run(launcher.bucket, "asked")
+    with launcher.frozen("asked", step=2):
+        stopping = launcher.start("stop", "asked", "--bucket", launcher.bucket)
+        wait_for(lambda: notices(store) == ["stop"], "the wish to stop")
+    _, err = stopping.communicate(timeout=60)
+    assert stopping.returncode == 0, err
+    assert "is whole" in err
     process.communicate(timeout=60)
     assert process.returncode == 75
-    store = open_run(launcher.bucket, "asked")
     assert read_request(store) is None, "fulfilled: the next launch is not stopped"
 
     assert launcher.run("stop", "asked", "--bucket", launcher.bucket).code == 0, "twice is harmless"
     process = launcher.start(*launcher.local("tiny-dpo", "--name", "asked"))
-    wait_for(lambda: launcher.progress("asked").phase == "training", "the second attempt")
-    ask(store, "move", 1, "meant for an attempt that is over")
-    ask(store, "move", 2, "cheaper elsewhere")
+    with launcher.frozen("asked"):
+        ask(store, "move", 1, "meant for an attempt that is over")
+        ask(store, "move", 2, "cheaper elsewhere")
+        wait_for(lambda: notices(store) == ["stop", "move"], "the wish to move")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     events = read_events(store)
     outcomes = [event.data["outcome"] for event in events if event.kind == "attempt_ended"]
     assert outcomes == ["stopped", "preempted", "finished"]
-    assert [event.data["source"] for event in events if event.kind == "notice"] == ["stop", "move"]
+    assert notices(store) == ["stop", "move"]
     for attempt in (1, 2):
         saved = [event.data["step"] for event in events if event.kind == "saved" and event.attempt <= attempt][-1]
         resumed = [event.data["step"] for event in events if event.kind == "resumed" and event.attempt == attempt + 1]
