@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import xxhash
 
 from checkpoints.confirm import confirmed
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.store import Store
+from checkpoints.store import Buffer, Store
 
 PIECE_BYTES = 64 << 20
 
 
-def hash_file(path: Path) -> str:
-    """xxh3-128 of a local file, as hex."""
-    digest = xxhash.xxh3_128()
+class Hasher(Protocol):
+    """What xxhash and hashlib have in common."""
+
+    def update(self, data: Buffer, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+def hash_file(path: Path, hasher: Callable[[], Hasher] = xxhash.xxh3_128) -> str:
+    """Of a local file, as hex."""
+    digest = hasher()
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
             digest.update(piece)
     return digest.hexdigest()
 
 
-def fetch_file(store: Store, key: str, path: Path, told: str) -> None:
+def fetch_file(
+    store: Store, key: str, path: Path, told: str, hasher: Callable[[], Hasher] = xxhash.xxh3_128
+) -> None:
     """Fetch an object into a file, a piece at a time. Raises `CorruptCheckpoint` where its hash isn't `told`."""
 
     def fetch() -> None:
-        digest, start = xxhash.xxh3_128(), 0
+        digest, start = hasher(), 0
         with path.open("wb") as file:
             while piece := store.get_range(key, start, PIECE_BYTES):
                 digest.update(piece)

@@ -19,13 +19,14 @@ from trainer.batching import batch_of_run
 from trainer.fingerprint import saved_fingerprint
 from trainer.history import History
 from trainer.offload import settle_offload
-from trainer.ops_cache import OpsCache, signing_key
+from trainer.ops_cache import OpsCache
 from trainer.prefetch import Prefetch
 from trainer.processes import die_with_parent
 from trainer.recipe import load_recipe
 from trainer.reference import Ahead
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.stop import StopRequest
+from trainer.signed_files import signing_key
 from trainer.token_cache import TokenCache
 from trainer.tracking import hide_wandb, usable_trackers
 

@@ -35,17 +35,15 @@ command -v uv >/dev/null || retry python3 -m pip install --user uv
 retry pip install torch==2.13.0
 retry pip install -c constraints.txt '{package}'
 python -m trainer.preflight "$NOTUS_RECIPE"
-# flash-attn is compiled against this torch; without it the trainer uses sdpa and says so
-pip install -c constraints.txt --no-build-isolation '{gpu_package}' \\
-  || echo 'notus: flash-attn is not available, using sdpa'
+# its wheel from the bucket, or compiled; without it the trainer uses torch's own attention and says so
+python -m trainer.flash "$NOTUS_RECIPE" constraints.txt
 """
 
 
 def setup_script(release: str | None = None, *, qlora: bool = False) -> str:
     """The set-up of a VM: installs the tree that was sent, or a release of the package."""
-    extras = ("trainer,qlora" if qlora else "trainer", "gpu")
-    package, gpu = (f"notus-launch[{extra}]=={release}" if release else f".[{extra}]" for extra in extras)
-    return _SETUP.format(python=PYTHON, package=package, gpu_package=gpu)
+    extras = "trainer,qlora" if qlora else "trainer"
+    return _SETUP.format(python=PYTHON, package=f"notus-launch[{extras}]=={release}" if release else f".[{extras}]")
 
 
 RUN = """\

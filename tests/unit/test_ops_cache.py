@@ -14,7 +14,8 @@ import pytest
 
 from checkpoints.folder_store import FolderStore
 from trainer import ops_cache
-from trainer.ops_cache import OpsCache, OpsIndex, load, machine_key, sign, signing_key
+from trainer.ops_cache import OpsCache, load, machine_key
+from trainer.signed_files import SignedIndex, sign, signing_key
 
 TOKEN = "hf_" + 34 * "a"
 SECRET = signing_key({"HF_TOKEN": TOKEN})
@@ -73,9 +74,9 @@ def test_what_others_signed_is_not_loaded(
     assert operators == {}
 
 
-def forged(key: str, files: dict[str, str]) -> OpsIndex:
+def forged(key: str, files: dict[str, str]) -> SignedIndex:
     assert SECRET is not None
-    return OpsIndex(files=files, signature=sign(SECRET, key, files))
+    return SignedIndex(files=files, signature=sign(SECRET, f"cache/ops/{key}", files))
 
 
 def test_other_bytes_than_were_signed_are_not_loaded(
@@ -92,7 +93,7 @@ def test_an_index_of_another_kind_of_machine_is_not_taken(
     store: FolderStore, operators: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(attempt(store, tmp_path / "a"), operators, tmp_path)
-    elsewhere = forged("another", {"shm_comm": hashlib.sha256(b"code").hexdigest()})
+    elsewhere = forged("another", {"shm_comm.so": hashlib.sha256(b"code").hexdigest()})
     store.put(f"cache/ops/{machine_key()}/index.json", elsewhere.to_json())
     attempt(store, tmp_path / "b")
     assert operators == {}
@@ -105,11 +106,11 @@ def test_a_name_is_no_path(
     store.put(f"cache/ops/{machine_key()}/index.json", forged(machine_key(), {"../evil": "0" * 64}).to_json())
     attempt(store, tmp_path / "b")
     assert operators == {}
-    assert "no operator's name" in caplog.text
+    assert "no file's name" in caplog.text
 
 
 def test_it_can_be_switched_off_and_needs_a_token() -> None:
-    assert signing_key({"HF_TOKEN": TOKEN, "NOTUS_OPS_CACHE": "0"}) is None
+    assert signing_key({"HF_TOKEN": TOKEN, "NOTUS_CODE_CACHE": "0"}) is None
     assert signing_key({"HF_TOKEN": "none"}) is None, "anybody could guess it"
     assert signing_key({}) is None
     assert SECRET is not None
