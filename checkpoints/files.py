@@ -31,9 +31,7 @@ def hash_file(path: Path, hasher: Callable[[], Hasher] = xxhash.xxh3_128) -> str
     return digest.hexdigest()
 
 
-def fetch_file(
-    store: Store, key: str, path: Path, told: str, hasher: Callable[[], Hasher] = xxhash.xxh3_128
-) -> None:
+def fetch_file(store: Store, key: str, path: Path, told: str, hasher: Callable[[], Hasher] = xxhash.xxh3_128) -> None:
     """Fetch an object into a file, a piece at a time. Raises `CorruptCheckpoint` where its hash isn't `told`."""
 
     def fetch() -> None:

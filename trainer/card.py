@@ -13,7 +13,7 @@ from checkpoints.events import Event, read_events
 from checkpoints.machines import machines_of, told_by
 from checkpoints.run import RunRecord, read_run
 from checkpoints.store import Store
-from trainer.fingerprint import Base
+from trainer.fingerprint import Base, base_revision
 from trainer.recipe import BUILTIN, Source
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -72,10 +72,15 @@ def _metadata(name: str, base: Base | None, sources: Sequence[Mapping[str, Any]]
 
 def _model(model: Mapping[str, Any], base: Base | None) -> str:
     """The base model and what of it was loaded."""
-    if not _base_on_the_hub(model["name"], base):
-        return f"`{_last_part(model['name'])}`"
-    revision = (base or {}).get("commit") or model.get("revision")
-    return f"`{model['name']}`" + (f" (revision `{revision}`)" if revision else "")
+    name, revision = public_base(model["name"], model.get("revision"), base)
+    return f"`{name}`" + (f" (revision `{revision}`)" if revision else "")
+
+
+def public_base(name: str, revision: str | None, base: Base | None) -> tuple[str, str | None]:
+    """Name and revision of the base model as others may read them: of a local folder the last part, without one."""
+    if _base_on_the_hub(name, base):
+        return name, base_revision(base, revision)
+    return _last_part(name), None
 
 
 def _source(source: Mapping[str, Any]) -> str:

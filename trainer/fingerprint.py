@@ -102,6 +102,14 @@ def saved_fingerprint(store: Store, head: Head | None) -> dict[str, Any] | None:
     return None
 
 
+def base_revision(base: Base | None, wanted: str | None) -> str | None:
+    """Which revision of the base model a run goes on with: the commit that it began with, whatever came later.
+
+    `base`: of the run, None where there is none yet; `wanted`: the recipe's `model.revision`, maybe a branch, or None.
+    """
+    return (base or {}).get("commit") or wanted
+
+
 def base_change(old: Base | None, new: Base | None) -> Difference | None:
     """By the weights where both know them, else by the commit; None also where nothing can be compared."""
     for key in ("weights", "commit"):

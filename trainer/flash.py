@@ -1,8 +1,8 @@
 """flash-attn on a new machine: its wheel from the run's folder of the bucket, else compiled here and kept there.
 
-`python -m trainer.flash RECIPE [CONSTRAINTS]`, in the set-up of a VM. There is no wheel of flash-attn for each torch;
-compiling one takes 20 minutes to hours of a machine that is paid, after each preemption again. So the first machine puts
-what it has compiled into the bucket:
+`python -m trainer.flash RECIPE [CONSTRAINTS]`, in the set-up of a VM. There is no wheel of flash-attn for each
+torch; compiling one takes 20 minutes to hours of a machine that is paid, after each preemption again. So the first
+machine puts what it has compiled into the bucket:
 
     cache/wheels/KEY/flash_attn-...whl
 
@@ -98,7 +98,7 @@ def keep(files: SignedFiles, wheel: Path) -> None:
 
 
 def wheel_key(environment: Mapping[str, str], constraints: str | None) -> str:
-    """The key of what a compiler makes here. Not the GPU: a wheel is for all kinds, unless FLASH_ATTN_CUDA_ARCHS says."""
+    """The key of what a compiler makes here. A wheel is for all kinds of GPU, or those of FLASH_ATTN_CUDA_ARCHS."""
     pinned = Path(constraints).read_text().splitlines() if constraints else []
     cuda = {f"{found.name} {found.version}" for found in distributions() if "cuda-runtime" in (found.name or "")}
     told = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 
 from trainer.recipe import Lora
 
@@ -18,6 +18,13 @@ def peft_settings(lora: Lora) -> LoraConfig:
         bias="none",
         task_type="CAUSAL_LM",
     )
+
+
+def name_base(model: PeftModel, name: str, revision: str | None) -> None:
+    """What adapter_config.json tells of the base model. peft would write where it was loaded from, maybe a scratch
+    folder, and no revision."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path, config.revision = name, revision
 
 
 def in_full_precision(model: torch.nn.Module) -> None:

@@ -20,7 +20,7 @@ from checkpoints.terminal import run_app
 from trainer.base import identify_base
 from trainer.card import model_card
 from trainer.errors import TrainingFailed
-from trainer.fingerprint import Base, base_change
+from trainer.fingerprint import Base, base_change, base_revision
 from trainer.folders import CARD, is_whole, whole_folder
 from trainer.hub import SHARD, check_push, push_folder
 from trainer.loading import blaming
@@ -126,7 +126,7 @@ def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, fold
 
     model = recipe["model"]
     name = make_base_model(model["name"], work)
-    revision = (base_of_run or {}).get("commit") or model.get("revision")
+    revision = base_revision(base_of_run, model.get("revision"))
     check_base(base_of_run, identify_base(name, revision))
     with blaming("the base model", name, "model.name"):
         stored = AutoConfig.from_pretrained(name, revision=revision).dtype

@@ -60,9 +60,16 @@ def deepspeed_config(zero: Zero, *, device: Device) -> dict[str, Any]:
 
 
 def dpo_arguments(
-    recipe: Recipe, batch: Batch, *, device: Device, attention: Attention, output: Path, run: str
+    recipe: Recipe,
+    batch: Batch,
+    *,
+    device: Device,
+    attention: Attention,
+    output: Path,
+    run: str,
+    revision: str | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments of `trl.DPOConfig`.
+    """Keyword arguments of `trl.DPOConfig`. `revision`: of the base model.
 
     The Trainer's own saving is off: `trainer.keeper` saves, at the steps that `Saves` names. So is its reporting, which
     would show redone steps twice and end the run where W&B is away: `trainer.curves` reports.
@@ -75,7 +82,7 @@ def dpo_arguments(
             "dtype": recipe.model.dtype,
             "attn_implementation": attention,
             "device_map": None,
-            **({"revision": recipe.model.revision} if recipe.model.revision else {}),
+            **({"revision": revision} if revision else {}),
             **_quantization(recipe),
         },
         "beta": recipe.dpo.beta,

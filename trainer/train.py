@@ -28,6 +28,7 @@ from trainer import state as states
 from trainer.base import identify_base
 from trainer.batching import Batch
 from trainer.builtin_model import base_model, make_base_model
+from trainer.card import public_base
 from trainer.collective import from_rank_0
 from trainer.curves import Curve, Curves, TensorBoardCurve, WandbCurve, first_step_shown
 from trainer.data import Pairs, prepare
@@ -79,6 +80,7 @@ class Attempt:
         batch: Batch,
         *,
         run: str,
+        revision: str | None,
         store: Store,
         head: Head,
         scratch: Scratch,
@@ -89,10 +91,12 @@ class Attempt:
         history: History | None,
         log_probs: Ahead | None,
     ) -> None:
-        """`trackers` of this rank; `history` where they have one; `log_probs` where they are precomputed."""
+        """`revision` of the base model; `trackers` of this rank; `history` where they have one; `log_probs` where they
+        are precomputed."""
         self.recipe = recipe
         self.batch = batch
         self.run_name = run
+        self.revision = revision
         self.store = store
         self.head = head
         self.scratch = scratch
@@ -112,7 +116,7 @@ class Attempt:
         self._announce("preparing data")
         model_name = self._base_model()
         with blaming("the tokenizer of", self.recipe.model.name, "model.name"):
-            tokenizer = AutoTokenizer.from_pretrained(model_name, revision=self.recipe.model.revision)
+            tokenizer = AutoTokenizer.from_pretrained(model_name, revision=self.revision)
         self.pairs = self._prepare(tokenizer)
         self.fingerprint = fingerprint(
             self.recipe,
@@ -122,7 +126,7 @@ class Attempt:
             attention=self.attention,
             determinism=self.determinism,
             dataset=self.pairs.fingerprint,
-            base=from_rank_0(identify_base(model_name, self.recipe.model.revision) if dist.get_rank() == 0 else {}),
+            base=from_rank_0(identify_base(model_name, self.revision) if dist.get_rank() == 0 else {}),
         )
         self._announce("loading the model")
         self._build(arguments, model_name, tokenizer)
@@ -178,6 +182,7 @@ class Attempt:
                 attention=attention,
                 output=self.scratch.work / "trainer",
                 run=self.run_name,
+                revision=self.revision,
             )
         )
 
@@ -269,6 +274,11 @@ class Attempt:
                 peft_config=peft_config,
                 reference=self._reference_cache,
             )
+        if self.recipe.lora is not None:
+            from trainer.lora import name_base
+
+            model = self.recipe.model
+            name_base(self.trainer.model, *public_base(model.name, model.revision, self.fingerprint["base"]))
         if self.recipe.needs_bitsandbytes:
             from trainer.lora import count_quantized, in_full_precision
 

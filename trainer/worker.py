@@ -16,7 +16,7 @@ from checkpoints.errors import Fenced, NotusError, UserError
 from checkpoints.run import open_run
 from checkpoints.shm import RunMemory
 from trainer.batching import batch_of_run
-from trainer.fingerprint import saved_fingerprint
+from trainer.fingerprint import base_revision, saved_fingerprint
 from trainer.history import History
 from trainer.offload import settle_offload
 from trainer.ops_cache import OpsCache
@@ -25,8 +25,8 @@ from trainer.processes import die_with_parent
 from trainer.recipe import load_recipe
 from trainer.reference import Ahead
 from trainer.scratch import Outcome, Progress, Scratch
-from trainer.stop import StopRequest
 from trainer.signed_files import signing_key
+from trainer.stop import StopRequest
 from trainer.token_cache import TokenCache
 from trainer.tracking import hide_wandb, usable_trackers
 
@@ -110,6 +110,7 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
         recipe,
         batch,
         run=run,
+        revision=base_revision(saved.get("base") if saved else None, recipe.model.revision),
         store=store,
         head=head,
         scratch=scratch,

@@ -53,6 +53,8 @@ def test_adapters_are_merged_into_a_model_that_says_the_same(lora: Store, tmp_pa
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="auto")
     final = Path(lora.url.removeprefix("file://")) / "final"
     both = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="auto"), final)
+    told = json.loads((final / "adapter_config.json").read_text())
+    assert (told["base_model_name_or_path"], told["revision"]) == ("builtin:tiny-llama", None), "no scratch folder"
     ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("hello there", return_tensors="pt").input_ids
     with torch.no_grad():
         ours, theirs, untrained = (model(ids).logits.float() for model in (merged.to(torch.bfloat16), both, base))

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from trainer.base import WHOLE_BYTES, hash_weights, identify_base
+from trainer.fingerprint import base_revision
 
 
 def weights(**changed: float) -> dict[str, torch.Tensor]:
@@ -77,3 +78,10 @@ def test_a_model_of_the_hub_is_known_by_its_weights_and_its_commit(monkeypatch: 
     assert [one["commit"] for one in (first, second, third)] == ["c1", "c2", "c3"]
     assert first["weights"] == second["weights"] != third["weights"]
     assert identify_base("me/model", None) == {"commit": "c4", "weights": None}
+
+
+def test_a_run_goes_on_with_the_commit_that_it_began_with() -> None:
+    assert base_revision({"commit": "c0ffee", "weights": "w1"}, "main") == "c0ffee", "the branch may have moved"
+    assert base_revision({"commit": "c0ffee", "weights": "w1"}, None) == "c0ffee"
+    assert base_revision({"commit": None, "weights": "w1"}, None) is None
+    assert base_revision(None, "v1") == "v1"

@@ -59,9 +59,7 @@ def test_the_second_machine_compiles_nothing(environment: dict[str, str], capsys
         {"NOTUS_BUCKET": "what is this://"},
     ],
 )
-def test_what_is_not_signed_or_of_another_kind_is_compiled(
-    environment: dict[str, str], change: dict[str, str]
-) -> None:
+def test_what_is_not_signed_or_of_another_kind_is_compiled(environment: dict[str, str], change: dict[str, str]) -> None:
     flash.install(Pip(), None, environment)
     pip = Pip()
     flash.install(pip, None, environment | change)

@@ -117,7 +117,9 @@ def test_trl_arguments_follow_the_recipe() -> None:
         attention="flash_attention_2",
         output=Path("/x"),
         run="r",
+        revision="c0ffee",
     )
+    assert arguments["model_init_kwargs"]["revision"] == "c0ffee"
     assert arguments["model_init_kwargs"]["attn_implementation"] == "flash_attention_2"
     assert (arguments["eval_strategy"], arguments["eval_steps"]) == ("steps", 100)
     assert (arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]) == (4, 16)
