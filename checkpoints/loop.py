@@ -103,7 +103,7 @@ class Checkpointer:
 
         Damaged checkpoints are passed over with a warning. Raises `NoGoodCheckpoint` if all are damaged.
         """
-        local = self._memory.snapshot(self._predecessor, 0) if self._predecessor else None
+        local = self._memory.left_by(self._predecessor, 0)
         shard, damaged = newest_good(
             self._lease.head.commits, lambda commit: restore_shard(self._store, commit, 0, local=local)
         )

@@ -47,6 +47,11 @@ class RunMemory:
         """Where it has it if /dev/shm is too small. Another name, because without a /dev/shm both are in one folder."""
         return self._folders(writer_id)[1] / f"f{rank}"
 
+    def left_by(self, writer_id: str, rank: int) -> Path | None:
+        """Where a predecessor has left a rank's buffer on this machine, if it has."""
+        places = (self.snapshot(writer_id, rank), self.fallback(writer_id, rank))
+        return next((path for path in places if path.exists()), None) if writer_id else None
+
     def forget(self, writer_id: str) -> None:
         """Give a writer's memory back: one's own, or that of one's own children. Who still maps it keeps it."""
         for folder in self._folders(writer_id):

@@ -81,8 +81,7 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     predecessor = os.environ.get("NOTUS_PREDECESSOR", "")
 
     def fetch(whose: int) -> Prefetch:
-        local = RunMemory(store.url).snapshot(predecessor, whose) if predecessor else None
-        return Prefetch(store, head, whose, world_size, local)
+        return Prefetch(store, head, whose, world_size, RunMemory(store.url).left_by(predecessor, whose))
 
     prefetch = fetch(rank)
     shared_prefetch = fetch(shared) if shared != rank else prefetch
@@ -100,7 +99,8 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     trackers = usable_trackers(recipe, os.environ) if rank == 0 else []
     history = History(store) if trackers and head.commits else None
     hide_wandb()
-    from trainer.train import Attempt, smallest_gpu_gib
+    from trainer.place import smallest_gpu_gib
+    from trainer.train import Attempt
 
     recipe, why = settle_offload(recipe, gpu_gib=smallest_gpu_gib(), count=world_size, saved=saved)
     if why and recipe.zero is not None:

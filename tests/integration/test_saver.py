@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import shutil
 import subprocess
 import sys
 import uuid
@@ -74,7 +75,8 @@ def test_the_first_error_is_the_one_to_see(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_restart_on_the_same_machine_restores_from_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("full", [False, True], ids=["in /dev/shm", "in the fallback"])
+def test_a_restart_on_the_same_machine_restores_from_memory(tmp_path: Path, full: bool) -> None:
     """A process that was killed has left its snapshot in shared memory; the successor uses it, and gives it back."""
     store = open_run(str(tmp_path), "run")
     script = f"""
@@ -89,11 +91,14 @@ os._exit(9)
     assert head is not None
     for chunk in (tmp_path / "run/data").rglob("c00000"):
         chunk.unlink()  # only the memory has it now
+    if full:  # as where /dev/shm was too small
+        memory = RunMemory(store.url)
+        shutil.move(memory.snapshot(head.writer.id, 0), memory.fallback(head.writer.id, 0))
     with Checkpointer(str(tmp_path), "run", predecessor_gone=head.writer.id) as checkpoints:
         saved = checkpoints.restore()
         assert saved is not None
         assert np.array_equal(saved["s"]["w"], STATE["s"]["w"])
-        assert not RunMemory(store.url).snapshot(head.writer.id, 0).exists()
+        assert RunMemory(store.url).left_by(head.writer.id, 0) is None
     assert not RunMemory(store.url).snapshot(checkpoints._lease.head.writer.id, 0).parent.exists()
 
 
