@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 
 from checkpoints.upload import CHUNK_BYTES, CONCURRENCY
-from tests.bench.checkpoints import STATE_BYTES, saver_on, state
+from tests.bench.measure import STATE_BYTES, state
+from tests.bench.sink import saver_on
 from tests.seaweed import seaweed
 
 ROUNDS = 3

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests.bench.checkpoints import saver_on
+from tests.bench.sink import saver_on
 from trainer.deepspeed_engine import install
 
 STOCK = runtime.create_checkpoint_engine
