@@ -1,0 +1,133 @@
+"""A run with a fake SkyPilot below its conductor: clouds with so many machines a place, and a clock that jumps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from checkpoints.clock import FakeClock
+from checkpoints.events import Diary, Event, read_events
+from checkpoints.head import Lease, Writer
+from checkpoints.object_store import ObjectStore
+from checkpoints.run import HEARTBEAT_KEY, Heartbeat
+from launcher.policy.limits import Limits
+from launcher.policy.model import Place
+from launcher.sky.asked import Answer
+from launcher.sky.conductor import Conductor, Lost, Refused, Up
+
+SPOT_A = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
+SPOT_B = Place("gcp", "us", "us-b", "A100:8", True, 11.0)
+LAMBDA = Place("lambda", "us-east-1", None, "A100:8", False, 16.0)
+
+
+class FakeSky:
+    """Clouds with so many machines a place; time passes as on real ones."""
+
+    def __init__(self, clock: FakeClock, stock: dict[Place, int]) -> None:
+        self.clock = clock
+        self.stock = stock
+        self.asked: list[tuple[Place, ...]] = []
+        self.lives_h: list[float] = []
+        self.waits: list[float] = []
+        self.released = 0
+        self.up = False
+        self.after_wait: dict[Place, int] = {}
+        self.lost = 0
+        """Machines that will be gone before they run the job."""
+
+    async def places(self) -> list[Place]:
+        return list(self.stock)
+
+    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Lost | Refused:
+        self.asked.append(tuple(places))
+        self.lives_h.append(hours_to_preemption)
+        refused: tuple[Answer, ...] = ()
+        for place in places:
+            since = self.clock.now()
+            self.clock.sleep(4)
+            if self.stock[place] > 0:
+                self.clock.sleep(90)
+                if self.lost:
+                    self.lost -= 1
+                    return Lost(place, since, refused, "SkyPilot: connection reset")
+                self.up = True
+                return Up(place, since, self.clock.now().timestamp(), refused)
+            refused += (Answer(place, "ZONE_RESOURCE_POOL_EXHAUSTED"),)
+        return Refused(refused)
+
+    async def release(self) -> None:
+        self.released += 1
+        self.up = False
+
+    async def cloud_says_gone(self) -> bool:
+        return not self.up
+
+    async def wait(self, seconds: float, reason: str) -> None:
+        self.waits.append(seconds)
+        self.clock.sleep(seconds)
+        self.stock |= self.after_wait
+
+
+class Run:
+    """A run in memory, conducted."""
+
+    def __init__(self, stock: dict[Place, int], **limits: Any) -> None:
+        self.clock = FakeClock()
+        self.store = ObjectStore.memory()
+        self.sky = FakeSky(self.clock, stock)
+        self.limits = Limits(hours=8.0, **limits)
+        self.conductor = self.restarted()
+
+    def restarted(self) -> Conductor:
+        self.conductor = Conductor(self.store, self.limits, self.sky, self.clock)
+        return self.conductor
+
+    def place(self) -> None:
+        asyncio.run(self.conductor.place())
+
+    def launch(self) -> None:
+        """A job's first machine."""
+        asyncio.run(self.conductor.launch())
+
+    def recover(self) -> float:
+        return asyncio.run(self.conductor.recover())
+
+    def look(self) -> bool:
+        return asyncio.run(self.conductor.look())
+
+    def train(self, attempt: int, *, minutes: float, ended: str | None = None, notice: str | None = None) -> None:
+        """An attempt on the machine that is up."""
+        diary = Diary(self.store, attempt, self.clock)
+        diary.write("attempt_started")
+        Lease.claim(self.store, Writer(id=f"w{attempt}", host="h", pid=1, pid_scope="x"), clock=self.clock).release()
+        diary.write("training", step=1, total_steps=1000)
+        self.clock.sleep(minutes * 60)
+        self.beat(attempt, 10)
+        if notice:
+            diary.write("notice", source=notice)
+        if ended:
+            diary.write("attempt_ended", outcome=ended, step=10)
+
+    def beat(self, attempt: int, step: int) -> None:
+        beat = Heartbeat(attempt=attempt, time=self.clock.now(), phase="training", step=step, total_steps=1000)
+        self.store.put(HEARTBEAT_KEY, beat.to_json())
+
+    def events(self, kind: str) -> list[Event]:
+        return [event for event in read_events(self.store) if event.kind == kind]
+
+
+@contextlib.contextmanager
+def beating(run: Run, attempt: int) -> Iterator[None]:
+    """The attempt is alive: time doesn't pass without its heartbeat."""
+    sleep = run.clock.sleep
+
+    def sleep_while_it_beats(seconds: float) -> None:
+        sleep(seconds)
+        run.beat(attempt, 11)
+
+    run.beat(attempt, 10)
+    run.clock.sleep = sleep_while_it_beats  # type: ignore[method-assign]
+    yield
+    run.clock.sleep = sleep  # type: ignore[method-assign]
