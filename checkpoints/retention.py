@@ -18,7 +18,8 @@ from checkpoints.restore import load_manifest
 from checkpoints.store import Store
 
 CONCURRENCY = 16
-_DATA = re.compile(r"(data/e(\d{6,})-[^/]+)/.+")
+_DATA = re.compile(r"(data/e(\d{6,})-[^/]+?(?:-(\d{4,}))?)/.+")
+"""A save's prefix (`upload.save_prefix`), its epoch and its number within the attempt."""
 
 
 def expired(head: Head, now: datetime) -> tuple[Tombstone, ...]:
@@ -43,11 +44,14 @@ def collect(store: Store, lease: Lease, now: datetime) -> int:
     return len(stones)
 
 
-def collect_orphans(store: Store, lease: Lease) -> int:
+def collect_orphans(store: Store, lease: Lease, *, before_save: int = 0) -> int:
     """Delete data and manifests of earlier attempts that HEAD does not name; returns how many objects went.
 
     Uploads that a preemption cut short, and checkpoints that lost the race for HEAD. Needs no clock: an attempt of an
     epoch below ours can't commit. Does nothing while a manifest that HEAD names can't be read: its data isn't known.
+
+    `before_save`: of our own attempt too, data of saves with a lower number. An attempt begins a save when all ranks
+    are through with the one before: once that is committed, what HEAD doesn't name of earlier ones was given up.
     """
     head = lease.head
     named = [*head.commits, *(stone.commit for stone in head.tombstones)]
@@ -55,18 +59,22 @@ def collect_orphans(store: Store, lease: Lease) -> int:
     if None in prefixes:
         return 0
     manifests = {commit.manifest for commit in named}
-    orphans = [
+    data = [
         entry.key
         for entry in store.list("data")
-        if (match := _DATA.fullmatch(entry.key)) and int(match[2]) < head.epoch and match[1] not in prefixes
+        if (match := _DATA.fullmatch(entry.key))
+        and (int(match[2]), int(match[3] or 0)) < (head.epoch, before_save)
+        and match[1] not in prefixes
     ]
-    orphans += [
+    over = head.epoch if before_save else head.epoch - 1  # who commits for this attempt is the one that is here
+    unnamed = [
         entry.key
         for entry in store.list("manifests")
-        if (match := MANIFEST_KEY.fullmatch(entry.key)) and int(match[2]) < head.epoch and entry.key not in manifests
+        if (match := MANIFEST_KEY.fullmatch(entry.key)) and int(match[2]) <= over and entry.key not in manifests
     ]
-    _delete(store, orphans)
-    return len(orphans)
+    _delete(store, unnamed)  # first: a HEAD that is made anew from the manifests shall find their data
+    _delete(store, data)
+    return len(unnamed) + len(data)
 
 
 def _delete(store: Store, keys: list[str]) -> None:

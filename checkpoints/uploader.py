@@ -205,7 +205,8 @@ class Uploader:
         self._tell = tell
         self._sent = threading.Lock()
         self._lease: Lease | None = None
-        self._orphans_collected = False
+        self._orphans = True
+        """May there be any? What earlier attempts left, until it was collected, and saves that were given up."""
 
     def run(self) -> Iterator[Done]:
         """Do jobs until the rank is gone."""
@@ -216,8 +217,10 @@ class Uploader:
         try:
             return self._upload_and_commit(job)
         except _Abandoned:
+            self._orphans = True
             return Done(number=job.number, step=job.step, error="abandoned", message="the save was given up")
         except NotusError as error:
+            self._orphans = True
             return Done(number=job.number, step=job.step, error=_kind(error), message=error.message, hint=error.hint)
 
     def _upload_and_commit(self, job: Job) -> Done:
@@ -291,15 +294,15 @@ class Uploader:
             upload_s=round(upload_s, 3),
             commit_s=round(time.monotonic() - started, 3),
         )
-        self._clean_up(lease)
+        self._clean_up(lease, job.number)
 
-    def _clean_up(self, lease: Lease) -> None:
+    def _clean_up(self, lease: Lease, number: int) -> None:
         """Delete what is no longer needed. The save is durable already: a failed clean-up is for the next one."""
         try:
             collect(self._store, lease, datetime.now(UTC))
-            if not self._orphans_collected:
-                collect_orphans(self._store, lease)
-                self._orphans_collected = True
+            if self._orphans:
+                collect_orphans(self._store, lease, before_save=number)
+                self._orphans = False
         except Fenced:
             raise
         except NotusError as error:

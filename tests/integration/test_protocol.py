@@ -268,7 +268,7 @@ class Attempt:
         if self.world.random.random() < 0.6:
             collect(self.store, lease, self.clock.now())
         if self.world.random.random() < 0.4:
-            collect_orphans(self.store, lease)
+            collect_orphans(self.store, lease, before_save=number)
 
 
 class Reading:

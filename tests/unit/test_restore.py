@@ -206,6 +206,20 @@ def test_what_a_crashed_attempt_left_is_collected_by_its_successor(run: Run) -> 
     assert verify(run.store, good).step == 5
 
 
+def test_a_save_that_was_given_up_is_collected_after_the_next_one(run: Run) -> None:
+    """Its attempt lives: nobody but itself may say that it is over."""
+    snapshot = Snapshot.take(state(6, 0), HostBuffer())
+    upload_shard(run.store, save_prefix(1, 6, "writer", 6), 0, snapshot, chunk_bytes=64)  # given up
+    run.store.put("manifests/s00000006-e000001-00ff.json", b"{}")  # its HEAD was never written
+    good = run.save(7)
+    upload_shard(run.store, save_prefix(1, 8, "writer", 8), 1, snapshot, chunk_bytes=64)  # another rank is ahead
+    assert collect_orphans(run.store, run.lease, before_save=7) > 3
+    left = {entry.key for entry in run.store.list("")}
+    assert not any("s00000006" in key for key in left)
+    assert any("s00000008" in key for key in left)
+    assert verify(run.store, good).step == 7
+
+
 def test_orphans_stay_while_a_manifest_is_unreadable(run: Run) -> None:
     commit = run.save(5)
     run.store.put(commit.manifest, b"damaged")
