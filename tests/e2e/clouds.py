@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,12 +169,15 @@ class Clouds:
         """The machines that are there now."""
         return [machine for machine in self.state()["machines"] if machine["ended_at"] is None]
 
-    def reset(self) -> None:
-        """Everything is to be had again, and no machine is left, whatever a test has left behind."""
+    def renew(self) -> None:
+        """Everything is to be had again, and machines that their cloud had lost are gone."""
         self.control("capacity")
         self.control("quota")
         self.control("weather")
         self.control("bury")
+
+    def clear(self) -> None:
+        """No machine is left, whatever a test has left behind."""
         if not self._emptied(60):  # SkyPilot takes a machine down after it has said that the job is done
             self.sky("jobs", "cancel", "-a", "-y")
             if not self._emptied(120):
@@ -189,18 +192,23 @@ class Clouds:
         return True
 
     def machine_leaks(self) -> list[str]:
-        """What is left of machines that are gone: processes (and with them private mounts), links, disks. Empty after
-        `reset`."""
-        links = [name for _, name in socket.if_nameindex() if re.fullmatch(r"[vp]\d+", name)]
+        """What is left of machines that are gone: processes (and with them private mounts), links, disks."""
+        living = {machine["id"]: machine["number"] for machine in self.running()}
+        links = {name for _, name in socket.if_nameindex() if re.fullmatch(r"[vp]\d+", name)}
         inside = [
             f"{pid} in {namespace}"
             for namespace, pid in _pid_namespaces().items()
-            if namespace not in self._namespaces_before
+            if namespace not in self._namespaces_before and not _has_mounts_of(pid, living)
         ]
-        return [*links, *inside, *(path.name for path in (self.folder / "machines").iterdir())]
+        disks = {path.name for path in (self.folder / "machines").iterdir()}
+        return [
+            *(links - {f"{end}{number}" for number in living.values() for end in "vp"}),
+            *inside,
+            *(disks - {*living}),
+        ]
 
     def leaks(self) -> list[str]:
-        """The same, and SkyPilot's processes and mounts of ours. Empty after `stop`."""
+        """The same, and SkyPilot's processes and mounts of ours. Empty after `clear` and `stop`."""
         mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(self.folder) in line]
         processes = [f"{process.pid} {process.name()}" for process in self._skypilots()]
         return [*mounts, *processes, *self.machine_leaks()]
@@ -217,6 +225,15 @@ def _pid_namespaces() -> dict[str, str]:
         with contextlib.suppress(OSError):
             found[str((process / "ns/pid").readlink())] = process.name
     return found
+
+
+def _has_mounts_of(pid: str, machines: Iterable[str]) -> bool:
+    """Is this a process of one of these machines, or just gone?"""
+    try:
+        mounts = Path("/proc", pid, "mountinfo").read_text()
+    except OSError:
+        return True
+    return any(machine in mounts for machine in machines)
 
 
 def _run(*command: str) -> None:

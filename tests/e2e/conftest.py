@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.e2e.cloud.machines import GATEWAY
 from tests.e2e.clouds import Clouds, own_network, running_clouds
 from tests.e2e.figures import MEASURED, report
 from tests.e2e.image import Image, mirror, sky_wheel
+from tests.e2e.runs import ENDING, check_endings
 from tests.integration.conftest import wait_for
 from tests.seaweed import S3Server, seaweed
 
@@ -74,13 +76,25 @@ def clouds(tmp_path_factory: pytest.TempPathFactory, image: Image, bucket: S3Ser
         made.run("notus-launch", "doctor", "--fix")
         made.sky("check", "gcp", "lambda")
         yield made
-        made.reset()
+        check_endings([*ENDING])
+        made.clear()
     assert made.leaks() == []
 
 
 @pytest.fixture(autouse=True)
-def plenty(clouds: Clouds) -> Iterator[None]:
-    """After each scenario, failed ones too: everything is to be had again, and no machine is left."""
+def plenty(request: pytest.FixtureRequest, clouds: Clouds) -> Iterator[None]:
+    """After each scenario, failed ones too: everything is to be had again, and no machine is left.
+
+    A run that is done leaves its machine to SkyPilot, which notices within a quarter of a minute and takes it down. The
+    next scenario begins meanwhile, and at its end that has to be over.
+    """
+    begun, earlier, failed = time.time(), [*ENDING], request.session.testsfailed
     yield
-    clouds.reset()
+    clouds.renew()
+    check_endings(earlier)
+    if request.session.testsfailed > failed:
+        ENDING.clear()
+        clouds.clear()
+    old = "the end of the machines of the scenarios before"
+    wait_for(lambda: not [one for one in clouds.running() if one["started_at"] < begun], old, timeout_s=120)
     wait_for(lambda: clouds.machine_leaks() == [], "the last trace of the machines", timeout_s=20)

@@ -7,7 +7,8 @@ import json
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ QUICK = {"NOTUS_CHECK_MIN": "0.1", "NOTUS_RESTART_MIN": "0.02"}
 BUCKET = "s3://runs"
 START_S = 420.0
 """From the submission to the first step, on a loaded machine."""
+
+
+@dataclass
+class Beside:
+    """A command of `notus-launch`."""
+
+    said: str = ""
 
 
 class CloudRun:
@@ -71,16 +79,24 @@ class CloudRun:
 
     def notus(self, *arguments: str) -> str:
         """Another command of `notus-launch`, to its end."""
-        done = subprocess.run(
+        with self.beside(*arguments) as command:
+            pass
+        return command.said
+
+    @contextlib.contextmanager
+    def beside(self, *arguments: str) -> Iterator[Beside]:
+        """The same while the block runs; what it said is known after it."""
+        with subprocess.Popen(
             ["notus-launch", *arguments],
             env=self._environment(),
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=900,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
+        ) as process:
+            command = Beside()
+            yield command
+            command.said, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, command.said
 
     def _environment(self) -> dict[str, str]:
         return {**self._clouds.environment, **self._bucket.environment(), "NOTUS_BUCKET": BUCKET}
@@ -131,9 +147,13 @@ class CloudRun:
 
     def machine(self) -> dict[str, Any]:
         """The machine that it runs on."""
-        found = [machine for machine in self._clouds.running() if machine["name"].startswith(self.name)]
+        found = self.machines()
         assert len(found) == 1, found
         return found[0]
+
+    def machines(self) -> list[dict[str, Any]]:
+        """Those that it has now."""
+        return [machine for machine in self._clouds.running() if machine["name"].startswith(f"{self.name}-")]
 
     def freeze_in(self, phase: Phase, *, step: int = 0) -> None:
         """Stop the ranks where they are, as soon as they are in `phase` at `step`: that of a tiny model is over before any
@@ -186,7 +206,14 @@ class CloudRun:
         wait_for(lambda: self.status()[0] in wanted, " or ".join(wanted), timeout_s=START_S)
 
     def wait_until_done(self, timeout_s: float = START_S) -> None:
-        self.wait("the end", lambda: self.status()[0] == "SUCCEEDED", timeout_s)
+        """Until the training is; SkyPilot notices later, see `check_endings`."""
+        ended = "attempt_ended"
+        self.wait("the end", lambda: any(event.data["outcome"] == "finished" for event in of(self, ended)), timeout_s)
+        ENDING.append(self)
+
+    def wait_for_the_end_of_its_machines(self, timeout_s: float = 120) -> None:
+        """SkyPilot takes them down after it has said that the job is over."""
+        wait_for(lambda: not self.machines(), f"the end of {self.name}'s machines", timeout_s=timeout_s)
 
     def story(self) -> str:
         """What is known, for a failed test."""
@@ -196,6 +223,17 @@ class CloudRun:
         if self.output.exists():
             lines.append(self.output.read_text())
         return "\n".join([*lines, *(log.read_text()[-3000:] for log in logs[-1:])])
+
+
+ENDING: list[CloudRun] = []
+"""Runs that are done, which SkyPilot may not have noticed yet."""
+
+
+def check_endings(runs: Sequence[CloudRun]) -> None:
+    """SkyPilot calls these done, too."""
+    for run in runs:
+        ENDING.remove(run)
+        run.wait("SkyPilot's own end", lambda run=run: run.status()[0] == "SUCCEEDED", 120)
 
 
 def of(run: CloudRun, kind: str) -> list[Event]:

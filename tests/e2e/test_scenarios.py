@@ -9,7 +9,7 @@ from launcher.sky.render import NOTUS, SKYPILOTS_OWN
 from tests.e2e.clouds import Clouds
 from tests.e2e.figures import MEASURED, measure
 from tests.e2e.runs import GCP_SPOT, LAMBDA, QUICK, CloudRun, lost_steps, of, places
-from tests.integration.conftest import assert_bit_exact, wait_for
+from tests.integration.conftest import assert_bit_exact
 from tests.seaweed import S3Server
 
 
@@ -48,7 +48,7 @@ def test_spot_killed_without_a_word(clouds: Clouds, bucket: S3Server, reference:
     run.wait("step 8", lambda: run.step() >= 8)
     run.preempt_for_good()
     run.wait_until_done(600)
-    wait_for(lambda: not clouds.running(), "the machine's end", timeout_s=120)
+    run.wait_for_the_end_of_its_machines()
     ours = measure(clouds, run)
     assert run.status()[1] == 1, "one recovery"
     assert [event.data["step"] >= 5 for event in of(run, "resumed")] == [True]

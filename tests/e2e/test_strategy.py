@@ -30,7 +30,7 @@ def test_notus_launch_goes_on_in_another_zone(clouds: Clouds, bucket: S3Server, 
     assert first["kind"] == "SPOT"
     clouds.control("preempt", id=first["id"], notice=False)  # and the zone has another machine at once
     assert launcher.wait(600) == 0, run.story()
-    wait_for(lambda: not clouds.running(), "the machine's end", timeout_s=60)
+    run.wait_for_the_end_of_its_machines()
     killed_at = next(m["ended_at"] for m in clouds.state()["machines"] if m["id"] == first["id"])
     measure(clouds, run)
     assert places(run)[1]["spot"]
@@ -88,7 +88,7 @@ def test_a_quota_of_zero_is_named_and_the_run_can_be_stopped(clouds: Clouds, buc
     assert "Limit: 0.0" in str(of(run, "no_capacity")[0].data["reasons"])
     run.notus("stop", run.name)
     run.wait_for_status("CANCELLED", "FAILED_NO_RESOURCE")  # by `stop` itself, or by the strategy that sees it first
-    assert clouds.running() == []
+    assert run.machines() == []
 
 
 def test_the_users_errors_end_the_job_at_once(clouds: Clouds, bucket: S3Server) -> None:
@@ -141,7 +141,7 @@ def test_the_budget_ends_the_run_before_it_is_gone(clouds: Clouds, bucket: S3Ser
     (stopped,) = of(run, "stopped")
     assert "budget" in stopped.data["reason"]
     assert len(places(run)) == 1
-    wait_for(lambda: not clouds.running(), "the machine's end", timeout_s=60)
+    run.wait_for_the_end_of_its_machines()
     asked = next(event for event in of(run, "decided") if event.data["action"] == "stop")
     (machine,) = [one for one in clouds.state()["machines"] if one["name"].startswith(run.name)]
     price = float(str(places(run)[0]["price_usd_per_hour"]))
@@ -170,12 +170,15 @@ def test_near_the_deadline_it_goes_on_demand_in_time(clouds: Clouds, bucket: S3S
 def test_stop_saves_and_the_same_name_goes_on(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
     run = CloudRun(clouds, bucket, "stopped")
     run.launch("--cloud", "gcp", "--gpus", "A100:8", "--detach").wait(300)
-    run.wait("step 5", lambda: run.step() >= 5)
-    said = run.notus("stop", run.name)
-    assert "is whole" in said
-    wait_for(lambda: not clouds.running(), "the machine's end", timeout_s=120)
+    run.freeze_in("training", step=5)
+    with run.beside("stop", run.name) as stop:
+        run.wait("the wish to stop", lambda: read_request(run.store) is not None)
+        run.thaw()
+    assert "is whole" in stop.said
+    run.wait_for_the_end_of_its_machines()
     run.wait_for_status("FAILED", "CANCELLED")
     assert run.launch("--cloud", "lambda", "--gpus", "A100:8").wait(600) == 0, run.story()
+    run.wait_until_done()
     assert lost_steps(run) == 0
     assert_bit_exact(run.store, reference)
 
@@ -187,7 +190,7 @@ def test_machines_that_go_in_the_set_up_in_an_evaluation_and_in_the_export(
     no step is done again, and the next attempt does what was not finished."""
     run = CloudRun(clouds, bucket, "unlucky")
     run.submit([GCP_SPOT, LAMBDA], NOTUS, **QUICK)
-    run.wait("a machine that runs", lambda: any(machine["state"] == "running" for machine in clouds.running()))
+    run.wait("a machine that runs", lambda: any(machine["state"] == "running" for machine in run.machines()))
     first = run.machine()["place"]
     run.preempt_for_good()
     run.freeze_in("evaluating")
