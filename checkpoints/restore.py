@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import crc32c
 import xxhash
+from awscrt.checksums import crc32c
 
 from checkpoints.confirm import confirmed
 from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, ObjectMissing
@@ -215,7 +215,7 @@ def _take_local(index: ShardIndex, target: memoryview, local: Path) -> bool:
     def take(job: tuple[Chunk, memoryview, memoryview]) -> None:
         chunk, view, source = job
         view[:] = source
-        if crc32c.crc32c(view) != chunk.crc32c:
+        if crc32c(view) != chunk.crc32c:
             raise CorruptCheckpoint(f"{local} holds another step")
 
     try:
@@ -248,7 +248,7 @@ class _Crc32c:
     value = 0
 
     def add(self, piece: memoryview) -> None:
-        self.value = crc32c.crc32c(piece, self.value) if len(piece) else 0
+        self.value = crc32c(piece, self.value) if len(piece) else 0
 
 
 def _check_tensors(index: ShardIndex, data: memoryview) -> None:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import crc32c
 import xxhash
+from awscrt.checksums import crc32c
 
 from checkpoints.errors import AlreadyExists
 from checkpoints.manifest import Chunk, ShardIndex, ShardRef, TensorRecord, sha256
@@ -112,7 +112,7 @@ def _hash_up_to(
         chunk = position // chunk_bytes
         stop = min(end, position + HASHED_BYTES, (chunk + 1) * chunk_bytes)
         piece = data[position:stop]
-        crcs[chunk] = crc32c.crc32c(piece, crcs[chunk])
+        crcs[chunk] = crc32c(piece, crcs[chunk])
         if hasher is not None:
             hasher.update(piece)
         position = stop

@@ -23,13 +23,14 @@ CONNECTIONS = 4
 
 
 @contextlib.contextmanager
-def sink(folder: Path, bytes_per_second: float = 0) -> Iterator[int]:
-    """The C sink on loopback; yields its port."""
+def sink(folder: Path, bytes_per_second: float = 0, *, yields: bool = False) -> Iterator[int]:
+    """The C sink on loopback; yields its port. `yields`: it takes only what nobody else wants of the cores."""
     binary = folder / "sink"
     source = Path(__file__).with_name("sink.c")
     subprocess.run(["gcc", "-O2", "-pthread", str(source), "-o", str(binary)], check=True)
     port_file = folder / f"port-{uuid.uuid4().hex}"
-    process = subprocess.Popen([str(binary), str(port_file), str(bytes_per_second)])
+    command = ["nice", "-n", "19"] if yields else []
+    process = subprocess.Popen([*command, str(binary), str(port_file), str(bytes_per_second)])
     while not port_file.exists() or not port_file.read_text().endswith("\n"):
         time.sleep(0.02)
     try:

@@ -59,15 +59,15 @@ def bench_transfer(folder: Path, rounds: int = 7) -> dict[str, float]:
 
 def served_index(port: int, size_bytes: int) -> ShardIndex:
     """A shard index of what the sink serves: its first bytes, whatever the key."""
-    import crc32c
     import xxhash
+    from awscrt.checksums import crc32c
 
     from checkpoints.manifest import TensorRecord
 
     served = bytearray(CHUNK_BYTES)
     raw_get(port, memoryview(served))
     size_bytes -= size_bytes % CHUNK_BYTES
-    checksum, whole = crc32c.crc32c(served), xxhash.xxh3_128()
+    checksum, whole = crc32c(served), xxhash.xxh3_128()
     for _ in range(size_bytes // CHUNK_BYTES):
         whole.update(served)
     tensor = TensorRecord(
