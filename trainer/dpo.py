@@ -20,6 +20,7 @@ from trainer.collective import from_rank_0, gather
 from trainer.hub import SHARD
 from trainer.reference import ReferenceCache, Values, compute
 from trainer.rhythm import EvaluationStopped
+from trainer.scratch import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +62,13 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
     `resume` holds the restored trees; the overrides below put them where the Trainer would read pickled files.
     """
 
+    control: Any
+    data_collator: Any
+    _precompute_engine: Any
     resume: dict[str, Any] | None = None
     save_state: Callable[[], None]
     """Makes the state of this moment durable."""
-    announce: Callable[[str], None]
+    announce: Callable[[Phase], None]
     """Says what this rank is doing."""
     more_figures: Callable[[], dict[str, float]]
     """What a log line of the training has beside TRL's figures."""
@@ -119,7 +123,8 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         batch = self.data_collator([dataset[row] for row in rows])
         batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
         logps = self.compute_ref_log_probs(model, batch)
-        return torch.stack(logps, dim=1).float().cpu().numpy()
+        values: Values = torch.stack(logps, dim=1).float().cpu().numpy()
+        return values
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The Trainer casts all floating-point inputs to bf16 under DeepSpeed. A log-probability of -407.1 would become
@@ -147,7 +152,8 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
     @property
     def rewards(self) -> dict[str, list[float]]:
         """TRL's figures of each micro-step since the last log, by name."""
-        return self._metrics["train"]
+        figures: dict[str, list[float]] = self._metrics["train"]
+        return figures
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         of_steps = self.model.training and "loss" in logs  # and neither an evaluation nor the summary at the end

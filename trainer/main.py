@@ -75,8 +75,8 @@ def train(
             recipe, run, bucket, processes, folder, predecessor_gone, wait_s=2 * LEASE_S if wait else 0.0
         )
     except NotusError as error:
-        kind = "user_error" if isinstance(error, UserError) else "failed"
-        folder.write_result(Outcome(kind=kind, message=error.message, hint=error.hint))
+        faulty = isinstance(error, UserError)
+        folder.write_result(Outcome(kind="user_error" if faulty else "failed", message=error.message, hint=error.hint))
         raise
     folder.write_result(outcome)
     _report(outcome, folder)

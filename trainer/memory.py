@@ -34,9 +34,9 @@ class Offload(NamedTuple):
     parameters: bool
 
     def __str__(self) -> str:
-        return {(False, False): "no offload", (True, False): "optimizer offloaded"}.get(
-            tuple(self), "optimizer and weights offloaded"
-        )
+        if self.parameters:
+            return "optimizer and weights offloaded"
+        return "optimizer offloaded" if self.optimizer else "no offload"
 
 
 IN_ORDER = (Offload(False, False), Offload(True, False), Offload(True, True))

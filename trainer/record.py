@@ -140,5 +140,5 @@ def _nonsense(losses: list[float], grad_norm: float) -> str:
 def _peak_memory_gib() -> float:
     """The most that this rank has used so far: of its GPU where it has one, else of the host."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+        return float(torch.cuda.max_memory_allocated()) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

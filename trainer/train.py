@@ -192,7 +192,7 @@ class Attempt:
             "attention": self.place.attention,
             "versions": self.fingerprint["versions"],
         }
-        key = from_rank_0(reference_key(identity, rows) if dist.get_rank() == 0 else None)
+        key = from_rank_0(reference_key(identity, rows) if dist.get_rank() == 0 else "")
         return ReferenceCache(self.store, key, len(rows), batch, self.log_probs)
 
     def _build(self, arguments: DPOConfig, model_name: str, tokenizer: Any) -> None:

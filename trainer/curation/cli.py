@@ -59,7 +59,12 @@ def curate(
         raise UserError(f"--output {output!r} is not known", "use text or json")
     where = Destination(out, shard_rows, push, private=not public)
     report = curate_files(
-        inputs, where, rejected=rejected, seed=seed, contamination=contamination, drop_sources=drop_source or []
+        inputs,
+        where,
+        rejected="lowest" if rejected == "lowest" else "random",
+        seed=seed,
+        contamination=contamination,
+        drop_sources=drop_source or [],
     )
     sys.stdout.write(json.dumps(report, indent=2, ensure_ascii=False) + "\n" if output == "json" else told(report, out))
 
