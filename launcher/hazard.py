@@ -10,7 +10,7 @@ import math
 
 from pydantic import BaseModel, ConfigDict
 
-from launcher.policy.market import AGE_BINS_H, BINS, PRIOR_DOWN, PRIOR_ELSEWHERE, Chain, Rates, churned
+from launcher.policy.market import AGE_BINS_H, BINS, PRIOR_DOWN, PRIOR_ELSEWHERE, Chain, Rates, churned, mean_spell_h
 
 PROVENANCE = "spot traces of AWS V100 and K80 zones, 2022-10 to 2023-08"
 
@@ -50,17 +50,6 @@ def assumed(places: int, mean_h: float | None = None) -> Hazard:
             f"{mean_spell_h(chain.down_ends):.1f} h"
         ),
     )
-
-
-def mean_spell_h(rates: Rates) -> float:
-    """Mean length of a spell: the integral of its survival, whose hazard is constant within an age bin."""
-    mean, survival = 0.0, 1.0
-    for rate, (begin, end) in zip(rates, AGE_BINS_H, strict=True):
-        width = end - begin
-        ends = 1 - math.exp(-rate * width)
-        mean += survival * ends / rate
-        survival *= 1 - ends
-    return mean
 
 
 def median_spell_h(rates: Rates) -> float:

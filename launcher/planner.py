@@ -16,9 +16,10 @@ from launcher.estimate import (
     save_plan,
 )
 from launcher.fees import Bucket, bucket_for
-from launcher.hazard import Hazard, assumed, mean_spell_h
+from launcher.hazard import Hazard, assumed
 from launcher.offers import Offer, by_kind
 from launcher.plan import DryRun, Plan, Rung, SlackCost
+from launcher.policy.market import mean_spell_h
 from launcher.policy.outlook import Problem, solve
 from launcher.request import CLOUDS, Gpus, LaunchRequest, parse_gpus
 from launcher.runs import OnDemand, Scenario, Spot

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.hazard import mean_spell_h
 from launcher.policy.decide import LONGEST_WAIT_H, ROUNDING_H, Settings, kept_h
-from launcher.policy.market import AGE_EDGES_H, BINS, UNSEEN_AGE_H, Chain, Rates, age_bin
+from launcher.policy.market import AGE_EDGES_H, BINS, UNSEEN_AGE_H, Chain, Rates, age_bin, mean_spell_h
 from launcher.policy.outlook import Outlook
 
 Floats = NDArray[np.float64]

@@ -61,12 +61,13 @@ def _without_machine(seen: Observation, settings: Settings) -> Action:
             f"the budget has ${_money(seen):.2f} left, and the cheapest way to the end is "
             f"${_cost_to_end(seen, cheapest):.2f} ({cheapest})",
         )
-    if _all_refused_just_now(payable):
-        return Wait(_back_off_h(seen), f"none of the {len(payable)} places has a machine")
+    worth = _worth_their_price(seen, payable)
+    if _all_refused_just_now(worth):
+        return Wait(_back_off_h(seen), f"none of the {len(worth)} places has a machine")
     if seen.market is not None and _on_demand_makes_it(seen):
-        return _by_outlook(seen, seen.market, payable, settings)
+        return _by_outlook(seen, seen.market, worth, settings)
     hurry = _must_be_safe(seen, settings) and _on_demand_makes_it(seen)
-    order = sorted(payable, key=lambda known: _rank(known, settings, on_demand_first=hurry))
+    order = sorted(worth, key=lambda known: _rank(known, settings, on_demand_first=hurry))
     why = "the deadline is near: on demand first" if hurry else "cheapest first, places that were just taken away last"
     return Launch(tuple(known.place for known in order), why)
 
@@ -81,7 +82,7 @@ def _while_running(seen: Observation, running: Running, settings: Settings) -> A
         can_be_safe = any(_is_safe_place(seen, known) for known in seen.places)
         if can_be_safe and _must_be_safe(seen, settings) and _on_demand_makes_it(seen):
             return Move("the deadline is near, and a preemption would miss it: going on demand", urgent=True)
-        return Stay()
+        return _leave_dear_spot(seen, running, settings)
     if not running.trained:
         return Stay()  # it is still being set up: what was paid for that would buy nothing
     if seen.market is not None and seen.deadline_h is not None:
@@ -89,8 +90,26 @@ def _while_running(seen: Observation, running: Running, settings: Settings) -> A
     return _back_to_spot(seen, running, settings)
 
 
+def _leave_dear_spot(seen: Observation, running: Running, settings: Settings) -> Action:
+    """A spot machine that was taken while on demand was sold out, or whose price has risen since."""
+    on_demand = [known.place for known in seen.places if _is_safe_place(seen, known)]
+    best = min(on_demand, key=lambda place: place.price_usd_per_hour, default=None)
+    if best is None or not running.trained or running.age_h < settings.return_h * 2**seen.moves_in_vain:
+        return Stay()
+    saved = seen.work_left_h * (_spot_usd(seen, running.place) - best.price_usd_per_hour)
+    # Where it is sold out again, there was a restart for nothing.
+    if saved <= seen.restart_h * (running.place.price_usd_per_hour + best.price_usd_per_hour):
+        return Stay()
+    return Move(f"{best} would save ${saved:.2f} on the rest")
+
+
 def _back_to_spot(seen: Observation, running: Running, settings: Settings) -> Action:
-    spot = [known.place for known in seen.places if known.place.spot and _payable(seen, known.place)]
+    payable = [known for known in seen.places if _payable(seen, known.place)]
+    spot = [
+        known.place
+        for known in payable
+        if known.place.spot and _spot_usd(seen, known.place) < running.place.price_usd_per_hour
+    ]
     if not spot or running.age_h < settings.return_h * 2**seen.moves_in_vain:
         return Stay()
     needed_h = seen.work_left_h + 3 * seen.restart_h + settings.check_h
@@ -116,6 +135,8 @@ def _by_outlook(seen: Observation, market: SpotMarket, payable: list[Known], set
         return Launch(_best_spot(seen, spot, market, settings), "cheapest first") if spot else wait
     order = sorted(payable, key=lambda known: _rank(known, settings, on_demand_first=True))
     buy = Launch(tuple(known.place for known in order), "the slack is worth less than on demand costs")
+    if not any(known.place.spot for known in payable):
+        return buy  # none that is worth its price: nothing to wait for
     outlook = _outlook(seen, market, settings)
     if too_late_for_spot or slack_h <= outlook.at(outlook.buy, seen.work_left_h, market):
         return buy
@@ -197,6 +218,22 @@ def _on_demand_makes_it(seen: Observation) -> bool:
     return seen.deadline_h is not None and seen.deadline_h >= seen.work_left_h + seen.restart_h - ROUNDING_H
 
 
+def work_hour_usd(price_usd_per_hour: float, hazard_per_h: float, restart_h: float) -> float:
+    """What an hour of work on spot comes to: each preemption costs a restart, too."""
+    return price_usd_per_hour * (1 + hazard_per_h * restart_h)
+
+
+def _spot_usd(seen: Observation, place: Place) -> float:
+    return work_hour_usd(place.price_usd_per_hour, seen.hazard_per_h, seen.restart_h)
+
+
+def _worth_their_price(seen: Observation, payable: list[Known]) -> list[Known]:
+    """Without the spot places that are no cheaper than a machine on demand that can be had."""
+    on_demand = [known.place for known in payable if not known.place.spot and not _refused_of_late(known)]
+    on_demand_usd = min((place.price_usd_per_hour for place in on_demand), default=math.inf)
+    return [known for known in payable if not known.place.spot or _spot_usd(seen, known.place) < on_demand_usd]
+
+
 def _payable(seen: Observation, place: Place) -> bool:
     return seen.budget_left_usd is None or _cost_to_end(seen, place) <= seen.budget_left_usd
 
@@ -233,7 +270,10 @@ def _taken_away(known: Known, settings: Settings) -> bool:
     return known.preempted_h_ago is not None and known.preempted_h_ago < settings.cool_h
 
 
+def _refused_of_late(known: Known) -> bool:
+    return known.refused_h_ago is not None and known.refused_h_ago < LONGEST_WAIT_H
+
+
 def _rank(known: Known, settings: Settings, *, on_demand_first: bool) -> tuple[bool, bool, bool, float, str]:
-    refused = known.refused_h_ago is not None and known.refused_h_ago < LONGEST_WAIT_H
-    place = known.place
+    place, refused = known.place, _refused_of_late(known)
     return place.spot == on_demand_first, _taken_away(known, settings), refused, place.price_usd_per_hour, place.where

@@ -72,6 +72,17 @@ class Chain:
         return self.machine_ends[age_bin(age_h)]
 
 
+def mean_spell_h(rates: Rates) -> float:
+    """Mean length of a spell: the integral of its survival, whose hazard is constant within an age bin."""
+    mean, survival = 0.0, 1.0
+    for rate, (begin, end) in zip(rates, AGE_BINS_H, strict=True):
+        width = end - begin
+        ends = 1 - math.exp(-rate * width)
+        mean += survival * ends / rate
+        survival *= 1 - ends
+    return mean
+
+
 def churned(log_churn: float, places: int) -> Chain:
     """The shipped tables, faster or slower by a churn (its logarithm), in steps of 20 %."""
     return _chain_at(round(min(max(log_churn, -MOST_CHURN), MOST_CHURN) / CHURN_STEP), places > 1)

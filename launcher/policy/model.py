@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from launcher.policy.market import SpotMarket
+from launcher.policy.market import PRIOR_UP, SpotMarket, mean_spell_h
+
+USUAL_HAZARD_PER_H = 1 / mean_spell_h(PRIOR_UP)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ class Observation:
     refusals_in_a_row: int = 0
     """Rounds in which no place that was asked had a machine, since the last machine."""
     moves_in_vain: int = 0
-    """Times that the run left an on-demand machine for spot and found none, since it last had a spot machine."""
+    """Times that the run left an on-demand machine for spot and found none, or a dear spot machine and found none on
+    demand, since a machine last came some other way."""
+    hazard_per_h: float = USUAL_HAZARD_PER_H
+    """Of a spot machine, on average: what its restarts are counted by where prices are compared."""
     market: SpotMarket | None = None
     """Spot as a whole, where it can be seen. Without it the policy tries and asks what is refused."""
 

@@ -9,11 +9,11 @@ from itertools import pairwise
 
 from checkpoints.events import Event
 from checkpoints.run import Heartbeat
-from launcher.hazard import assumed, mean_spell_h
+from launcher.hazard import assumed
 from launcher.policy.experience import Counts, counts_of
 from launcher.policy.history import MachineSpell, hours_of, machine_now, machines, place_of, spent_usd, work_left_h
 from launcher.policy.limits import Limits
-from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket
+from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket, mean_spell_h
 from launcher.policy.model import Known, Observation, Place, Running
 
 ON_DEMAND_H = 720.0
@@ -41,6 +41,7 @@ def observe(
         budget_left_usd=left,
         refusals_in_a_row=_refusals(events),
         moves_in_vain=_moves_in_vain(spells),
+        hazard_per_h=1 / _life_h(events, places, limits, now),
         market=None if current or limits.deadline is None else _market(events, places, limits, now),
     )
 
@@ -51,6 +52,11 @@ def hours_to_preemption(
     """Mean life of a machine in `first`, as far as it is known: what the trainer's save interval is chosen by."""
     if not first.spot:
         return ON_DEMAND_H
+    return _life_h(events, places, limits, now)
+
+
+def _life_h(events: Sequence[Event], places: Sequence[Place], limits: Limits, now: datetime) -> float:
+    """Of a spot machine, on average."""
     return mean_spell_h(_chain(events, [place for place in places if place.spot], limits, now).machine_ends)
 
 
@@ -114,10 +120,10 @@ def _refusals(events: Sequence[Event]) -> int:
 def _moves_in_vain(spells: Sequence[MachineSpell]) -> int:
     count = 0
     for before, after in pairwise(spells):
-        if after.place.spot:
-            count = 0
-        elif before.ended == "moved" and not before.place.spot:
+        if before.ended == "moved" and before.place.spot == after.place.spot:
             count += 1
+        elif after.place.spot:
+            count = 0
     return count
 
 

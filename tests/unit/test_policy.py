@@ -173,6 +173,88 @@ def test_a_machine_that_is_still_set_up_is_not_left_for_spot() -> None:
     assert isinstance(decide(seen(running=replace(in_set_up, trained=True), deadline_h=48.0, market=answering)), Move)
 
 
+DEAR = place("us-d", 30.1)
+NEARLY = place("us-e", 15.0)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"deadline_h": 24.0, "market": SpotMarket(Chain(), True, 1.0)}, {"deadline_h": 8.5}, {"budget_left_usd": 500}],
+)
+def test_spot_that_is_dearer_than_on_demand_is_not_asked(more: dict[str, Any]) -> None:
+    assert order(seen(DEAR, LAMBDA, **more)) == (LAMBDA,)
+    assert DEAR not in order(seen(A, DEAR, LAMBDA, **more))
+    assert order(seen(NEARLY, LAMBDA, **more)) == (LAMBDA,), "$15.00 and its restarts are more than $16"
+    assert order(seen(NEARLY, LAMBDA, hazard_per_h=0.01)) == (NEARLY, LAMBDA)
+
+
+def test_dear_spot_is_asked_where_on_demand_is_sold_out_or_cannot_be_paid() -> None:
+    assert order(seen(DEAR, Known(LAMBDA, refused_h_ago=0.05))) == (DEAR, LAMBDA)
+    assert order(seen(A, ON_DEMAND, budget_left_usd=90.0)) == (A,)
+    assert order(seen(DEAR)) == (DEAR,)
+
+
+def test_dear_spot_is_left_for_on_demand_after_a_while() -> None:
+    assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.4))), Stay)
+    assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.6))), Move)
+    assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.6), moves_in_vain=1)), Stay)
+    assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.6, trained=False))), Stay)
+    assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.6), work_left_h=0.5)), Stay)
+    sold_out = Known(LAMBDA, refused_h_ago=0.2)
+    assert isinstance(decide(seen(DEAR, sold_out, running=Running(DEAR, 0.6))), Stay)
+
+
+def test_nobody_leaves_on_demand_for_spot_that_its_restarts_make_dearer() -> None:
+    assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(LAMBDA, 9.0), work_left_h=99.0)), Stay)
+    assert isinstance(decide(seen(NEARLY, LAMBDA, running=Running(LAMBDA, 9.0), work_left_h=99.0)), Stay)
+
+
+priced_places = st.builds(
+    Known,
+    st.builds(
+        Place,
+        cloud=st.just("gcp"),
+        region=st.just("us"),
+        zone=st.text("abc", min_size=1, max_size=3),
+        gpus=st.just("A100:8"),
+        spot=st.booleans(),
+        price_usd_per_hour=st.floats(1, 40),
+    ),
+    st.none() | st.floats(0, 10),
+    st.none() | st.floats(0, 10),
+)
+
+
+@given(
+    st.lists(priced_places, max_size=6, unique_by=lambda known: known.place),
+    st.floats(0.1, 30),
+    st.none() | st.floats(-5, 60),
+    st.none() | st.floats(0, 1000),
+    st.none() | st.builds(SpotMarket, st.just(Chain()), st.booleans(), st.floats(0, 10)),
+    st.floats(0, 3),
+)
+def test_no_launch_names_spot_first_that_is_dearer_than_on_demand(
+    places: list[Known],
+    work: float,
+    deadline: float | None,
+    budget: float | None,
+    market: SpotMarket | None,
+    hazard: float,
+) -> None:
+    action = decide(
+        Observation(
+            tuple(places), work, 0.25, deadline_h=deadline, budget_left_usd=budget, hazard_per_h=hazard, market=market
+        )
+    )
+    if not isinstance(action, Launch) or not action.places[0].spot:
+        return
+    for known in places:
+        refused = known.refused_h_ago is not None and known.refused_h_ago < LONGEST_WAIT_H
+        paid = budget is None or (work + 0.25) * known.place.price_usd_per_hour <= budget
+        if not known.place.spot and not refused and paid:
+            assert action.places[0].price_usd_per_hour < known.place.price_usd_per_hour
+
+
 known_places = st.builds(
     Known,
     st.sampled_from(ALL),
@@ -300,6 +382,12 @@ def test_rounds_without_a_machine_and_moves_in_vain_are_counted() -> None:
     diary.gone(LAMBDA, 180, "moved")
     diary.up(A, 181)
     assert diary.observe(190).moves_in_vain == 0
+    diary.gone(A, 240, "moved")
+    diary.up(B, 241)
+    assert diary.observe(250).moves_in_vain == 1, "it left dear spot, and on demand was sold out"
+    diary.gone(B, 300, "preempted")
+    diary.up(A, 301)
+    assert diary.observe(310).moves_in_vain == 0
 
 
 @pytest.mark.parametrize(

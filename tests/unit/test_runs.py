@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from checkpoints.upload import CHUNK_BYTES as UPLOADED_CHUNK_BYTES
 from launcher.estimate import Surroundings, estimate, save_plan
 from launcher.fees import CHUNK_BYTES, GCS, R2, S3, bucket_for, fees
-from launcher.hazard import assumed, mean_spell_h, median_spell_h
+from launcher.hazard import assumed, median_spell_h
 from launcher.policy.decide import Settings, outlook_for
-from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain
+from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, mean_spell_h
 from launcher.runs import OnDemand, Scenario, SpellLengths, Spot, simulate
 from tests.unit.world import ON_DEMAND, SPOT, Told, World
 from trainer.recipe import Saves
