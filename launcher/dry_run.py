@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from rich.console import Console
 
 from launcher.explain import Explanation, explain
-from launcher.hazard import Hazard
+from launcher.hazard import Learned
 from launcher.offers import find_catalog, load_offers
 from launcher.options import experience_path
 from launcher.plan import DryRun, Plan, Rung, ladder, require_plan
@@ -79,13 +80,13 @@ def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
     )
 
 
-def _learned() -> dict[tuple[str, str], Hazard]:
+def _learned(without: str = "") -> Mapping[tuple[str, str], Learned]:
     """What the user's runs have met, if they have met anything: reading it needs the events' modules."""
     if not experience_path().exists():
         return {}
     from launcher.experience import learned
 
-    return learned()
+    return learned(without)
 
 
 def rungs_of(request: LaunchRequest, plan: Plan, result: DryRun) -> tuple[Rung, ...]:
@@ -97,7 +98,15 @@ def rungs_of(request: LaunchRequest, plan: Plan, result: DryRun) -> tuple[Rung, 
 def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
     """What the run may take; the hours are those of the plan's own machines."""
     deadline = None if request.deadline_h is None else now + timedelta(hours=request.deadline_h)
-    return Limits(plan.work_h, deadline=deadline, budget_usd=request.budget_usd, hazard_h=request.hazard_h)
+    markets = {(rung.cloud, rung.gpus) for rung in plan.ladder if rung.spot}
+    learned = _learned(without=f"{(request.bucket or '').rstrip('/')}/{request.name}")
+    return Limits(
+        plan.work_h,
+        deadline=deadline,
+        budget_usd=request.budget_usd,
+        hazard_h=request.hazard_h,
+        met={kind: known.met for kind, known in learned.items() if kind in markets},
+    )
 
 
 def strategy_here() -> str:

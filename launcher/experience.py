@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from checkpoints.events import Event
-from launcher.hazard import Hazard
+from launcher.hazard import Hazard, in_words
 from launcher.options import experience_path
 from launcher.policy.experience import Counts, Kind, counts_of, total
+from launcher.policy.market import Met
 from trainer.scratch import replace_file
 
 MIN_MACHINE_HOURS = 1.0
@@ -45,22 +47,42 @@ def remember(run_url: str, events: Sequence[Event], now: datetime) -> None:
         _write(_Book(runs={**book.runs, run_url: met}))
 
 
-def learned() -> dict[Kind, Hazard]:
-    """Hazards that the user's runs have updated, by cloud and GPUs."""
-    runs = [{(met.cloud, met.gpus): met.counts for met in run} for run in _read().runs.values()]
+@dataclass(frozen=True)
+class Experience:
+    """With one market."""
+
+    kind: Kind
+    counts: Counts
+    runs: int
+    """That saw it."""
+
+    def hazard(self, zones: int) -> Hazard:
+        """What it makes of the shipped table for so many zones."""
+        cloud, gpus = self.kind
+        found = self.counts.world(zones)
+        return Hazard(
+            world=found,
+            chain=self.counts.chain(zones),
+            source=f"spot {gpus} in {cloud}: the shipped table updated by {self.runs} runs of yours, "
+            f"{self.counts.preemptions} preemptions in {self.counts.machine_hours:.0f} machine hours: "
+            f"{in_words(found, zones)}",
+            measured=True,
+        )
+
+    @property
+    def met(self) -> Met:
+        """What the policy of the next run starts from."""
+        return self.counts.met
+
+
+def learned(without: str = "") -> dict[Kind, Experience]:
+    """What the user's runs have met, by cloud and GPUs. `without` is a run's URL: it has its own diary."""
+    runs = [{(met.cloud, met.gpus): met.counts for met in run} for url, run in _read().runs.items() if url != without]
     return {
-        kind: Hazard(chain=counts.chain(places=2), source=_source(kind, counts, len(runs)), measured=True)
+        kind: Experience(kind, counts, sum(kind in run for run in runs))
         for kind, counts in total(runs).items()
         if counts.machine_hours >= MIN_MACHINE_HOURS
     }
-
-
-def _source(kind: Kind, counts: Counts, runs: int) -> str:
-    cloud, gpus = kind
-    return (
-        f"spot {gpus} in {cloud}: the shipped table updated by {runs} runs of yours, {counts.preemptions} preemptions "
-        f"in {counts.machine_hours:.0f} machine hours"
-    )
 
 
 def _read() -> _Book:

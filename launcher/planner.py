@@ -16,9 +16,10 @@ from launcher.estimate import (
     save_plan,
 )
 from launcher.fees import Bucket, bucket_for
-from launcher.hazard import Hazard, assumed
+from launcher.hazard import ON_DEMAND_H, Hazard, Learned, assumed
 from launcher.offers import Offer, by_kind
 from launcher.plan import DryRun, Plan, Rung, SlackCost
+from launcher.policy.decide import work_hour_usd
 from launcher.policy.market import mean_spell_h
 from launcher.policy.outlook import Problem, solve
 from launcher.request import CLOUDS, Gpus, LaunchRequest, parse_gpus
@@ -37,8 +38,6 @@ TABLE_STEPS = 120
 """To the deadline: the estimate's own tables of the policy are coarser than those of a run."""
 PATIENCE, PATIENT_PLANS, WORTH_A_WORD = 2.0, 2, 0.97
 """A deadline of so many times the work is tried for so many plans, and named where it saves 3 %."""
-CERTAIN_H = 1000.0
-"""Mean time to a preemption of an on-demand machine, for the rhythm of its saves."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,6 @@ class _Kind:
     def rung(self) -> Rung:
         return Rung(cloud=self.first.cloud, gpus=self.first.gpus, spot=self.first.spot)
 
-    @property
-    def elsewhere_usd(self) -> float:
-        """$ per hour of the zones after the first."""
-        others = [offer.price_usd_per_hour for offer in self.offers[1 : 1 + OTHER_ZONES]]
-        return sum(others) / len(others) if others else self.first.price_usd_per_hour
-
 
 def wanted_gpus(request: LaunchRequest, recipe: Recipe) -> tuple[Gpus, ...]:
     """The nodes to look for: what was asked, else every known kind, as many as the recipe was made for."""
@@ -87,9 +80,9 @@ class Planner:
         recipe: Recipe,
         offers: Sequence[Offer],
         source: str,
-        learned: Mapping[tuple[str, str], Hazard] | None = None,
+        learned: Mapping[tuple[str, str], Learned] | None = None,
     ) -> None:
-        """`learned` are hazards from the user's own runs, by cloud and GPUs; the others are assumed."""
+        """`learned` is what the user's own runs have met, by cloud and GPUs; the others are assumed."""
         self.request, self.recipe, self.source, self.learned = request, recipe, source, learned or {}
         self.work_h = request.hours or recipe.hardware.hours
         self.base = parse_gpus(recipe.hardware.gpus or "A100:8")
@@ -153,7 +146,9 @@ class Planner:
         return self.request.market == "auto" or kind.first.spot == (self.request.market == "spot")
 
     def _plan(self, kind: _Kind) -> Plan | None:
-        """None where a machine is taken away faster than it gets on."""
+        """None where a machine is taken away faster than it gets on, or spot is no cheaper than on demand."""
+        if not self._zones(kind):
+            return None
         told = self._estimate(kind, self.request)
         if told is None:
             return None
@@ -190,13 +185,15 @@ class Planner:
             scenario = replace(scenario, on_demand=OnDemand(price, behind.speed / kind.speed))
         if not kind.first.spot:
             return scenario
-        chain = self._hazard(kind).chain
-        scenario = replace(scenario, spot=Spot(kind.first.price_usd_per_hour, kind.elsewhere_usd, chain))
+        hazard = self._hazard(kind)
+        first_usd, *others = (zone.price_usd_per_hour for zone in self._zones(kind)[: 1 + OTHER_ZONES])
+        elsewhere_usd = sum(others) / len(others) if others else first_usd
+        scenario = replace(scenario, spot=Spot(first_usd, elsewhere_usd, hazard.world))
         if behind is None or request.deadline_h is None:
             return scenario
         ratio = round(kind.first.price_usd_per_hour / behind.first.price_usd_per_hour, 2)
         slack_h = max(0.0, request.deadline_h - work_h)
-        problem = Problem(work_h, work_h + slack_h, START_H, ratio, (work_h + slack_h) / TABLE_STEPS, chain)
+        problem = Problem(work_h, work_h + slack_h, START_H, ratio, (work_h + slack_h) / TABLE_STEPS, hazard.chain)
         return replace(scenario, outlook=solve(problem))
 
     def _behind(self, kind: _Kind) -> _Kind | None:
@@ -211,14 +208,26 @@ class Planner:
         return min(same or usable, key=lambda other: other.first.price_usd_per_hour / other.speed, default=None)
 
     def _saving(self, kind: _Kind) -> SavePlan:
-        mean_h = mean_spell_h(self._hazard(kind).chain.machine_ends) if kind.first.spot else CERTAIN_H
+        mean_h = mean_spell_h(self._hazard(kind).chain.machine_ends) if kind.first.spot else ON_DEMAND_H
         return save_plan(self.recipe.saves, state_bytes(self.recipe), mean_h)
 
+    def _zones(self, kind: _Kind) -> Sequence[Offer]:
+        """Those that the policy asks: on spot, where an hour of work is cheaper than on the machine behind."""
+        behind = self._behind(kind) if kind.first.spot else None
+        if behind is None:
+            return kind.offers
+        hazard_per_h = 1 / mean_spell_h(self._hazard_in(kind, len(kind.offers)).chain.machine_ends)
+        limit_usd = behind.first.price_usd_per_hour
+        return [o for o in kind.offers if work_hour_usd(o.price_usd_per_hour, hazard_per_h, START_H) < limit_usd]
+
     def _hazard(self, kind: _Kind) -> Hazard:
+        return self._hazard_in(kind, len(self._zones(kind)))
+
+    def _hazard_in(self, kind: _Kind, zones: int) -> Hazard:
         learned = self.learned.get((kind.first.cloud, kind.first.gpus))
         if learned is not None and self.request.hazard_h is None:
-            return learned
-        return assumed(len(kind.offers), self.request.hazard_h)
+            return learned.hazard(zones)
+        return assumed(zones, self.request.hazard_h)
 
     def _fit(self, gpus: Gpus) -> Fit:
         if self.recipe.hardware.gpus and gpus.count < self.base.count:

@@ -1,7 +1,8 @@
 """Thousands of runs of one plan at once, event by event: what the policy would do in a market of spells. Pure.
 
-The world: a spot market that is up or down in spells (policy/market.py), on-demand machines that can always be had, a
-new machine that costs a start, saves that slow the training, and a preemption that loses the work since the last save.
+The world: a spot market that is up or down in spells (policy/market.py; of several zones one may follow another),
+on-demand machines that can always be had, a new machine that costs a start, saves that slow the training, and a
+preemption that loses the work since the last save.
 The runs follow `policy.decide` as a real run does, which sees no spot market that it does not ask: a test drives the
 same world with `decide` itself, one run at a time, and compares.
 
@@ -37,8 +38,9 @@ class Spot(NamedTuple):
     price: float
     """$ per hour, where the machine is asked for first."""
     price_elsewhere: float
-    """$ per hour of the next zones, where the first has just been taken away."""
+    """$ per hour of the next zones, while the market is up after the first has been taken away."""
     chain: Chain
+    """How the market is: ends of its zones' spells, the chance of another zone then, ends of its stock-outs."""
 
 
 class OnDemand(NamedTuple):
@@ -112,12 +114,22 @@ class SpellLengths:
         target = np.interp(age_h, self.ages, self.hazard) - np.log(chance)
         return np.asarray(np.interp(target, self.hazard, self.ages) - age_h)
 
-    def met_at_random(self, chance: Floats) -> Floats:
-        """The age of the spell at a random moment: its density is the survival, normed."""
-        grid = np.concatenate([np.linspace(0, 12, 600), np.linspace(12, 400, 600)[1:]])
-        survival = np.exp(-np.interp(grid, self.ages, self.hazard))
-        mass = np.concatenate([[0.0], np.cumsum((survival[1:] + survival[:-1]) / 2 * np.diff(grid))])
+    def met_at_random(self, chance: Floats, from_h: float = 0.0) -> Floats:
+        """The age of the spell at a random moment: its density is the survival, normed. It is met from an age on."""
+        grid, mass = self._survived(from_h)
         return np.asarray(np.interp(chance * mass[-1], mass, grid))
+
+    def mean_rest_h(self, from_h: float) -> float:
+        """What is left of a spell of that age, on average."""
+        return float(self._survived(from_h)[1][-1])
+
+    def _survived(self, from_h: float) -> tuple[Floats, Floats]:
+        """Ages, and the hours that a spell of the first age has lived by then, on average."""
+        grid = from_h + np.concatenate([np.linspace(0, 12, 600), np.linspace(12, 400, 600)[1:]])
+        hazard = np.interp(grid, self.ages, self.hazard)
+        survival = np.exp(hazard[0] - hazard)
+        mass = np.concatenate([[0.0], np.cumsum((survival[1:] + survival[:-1]) / 2 * np.diff(grid))])
+        return grid, mass
 
 
 class _Simulation:
@@ -138,12 +150,15 @@ class _Simulation:
         self._open_market(count)
 
     def _open_market(self, count: int) -> None:
-        """As it is met at a random moment."""
+        """As it is met at a random moment: down, up in the zone that came first, or in one that followed it."""
         chain = self.spot.chain
-        mean_up, mean_down = mean_spell_h(chain.machine_ends), mean_spell_h(chain.down_ends)
-        self.up = self.random.random(count) < mean_up / (mean_up + mean_down)
+        first, down = mean_spell_h(chain.machine_ends), mean_spell_h(chain.down_ends)
+        following = chain.elsewhere / (1 - chain.elsewhere) * self.up_spells.mean_rest_h(UNSEEN_AGE_H)
+        self.up = self.random.random(count) < (first + following) / (first + following + down)
+        self.elsewhere = self.up & (self.random.random(count) < following / (first + following))
         chance, rest = self.random.random(count), 1 - self.random.random(count)
-        up_age, down_age = self.up_spells.met_at_random(chance), self.down_spells.met_at_random(chance)
+        fresh, followed = (self.up_spells.met_at_random(chance, age_h) for age_h in (0.0, UNSEEN_AGE_H))
+        up_age, down_age = np.where(self.elsewhere, followed, fresh), self.down_spells.met_at_random(chance)
         self.flip_at = np.where(self.up, self.up_spells.rest(up_age, rest), self.down_spells.rest(down_age, rest))
 
     def run(self) -> Runs:
@@ -190,21 +205,21 @@ class _Simulation:
             total[who] += np.where(mode == kind, hours, 0.0)
 
     def _flip(self, who: Array) -> None:
-        """A spell ends. A machine goes with it, and the run asks elsewhere at once."""
+        """A spell ends, and another zone may be up. A machine goes with it, and the run asks elsewhere at once."""
         if not len(who):
             return
-        up, on_spot = self.up[who], self.mode[who] == SPOT
-        elsewhere = up & on_spot & (self.random.random(len(who)) < self.spot.chain.elsewhere)
-        self.up[who] = ~up | elsewhere
+        up, mode = self.up[who], self.mode[who]
+        elsewhere = up & (self.random.random(len(who)) < self.spot.chain.elsewhere)
+        self.up[who], self.elsewhere[who] = ~up | elsewhere, elsewhere
         chance = 1 - self.random.random(len(who))
         age = np.where(elsewhere, UNSEEN_AGE_H, 0.0)
         rest = np.where(self.up[who], self.up_spells.rest(age, chance), self.down_spells.rest(age, chance))
         self.flip_at[who] = self.now[who] + rest
-        back = who[self.up[who] & (self.mode[who] == IDLE)]
+        back = who[~up & (mode == IDLE)]
         self.ask_at[back] = self.now[back] + LONGEST_WAIT_H * self.random.random(len(back))
-        self._lose(who[up & on_spot], elsewhere[up & on_spot])
+        self._lose(who[up & (mode == SPOT)])
 
-    def _lose(self, who: Array, elsewhere: Array) -> None:
+    def _lose(self, who: Array) -> None:
         if not len(who):
             return
         since = self.s.interval_h * self.random.random(len(who)) + self.s.upload_h
@@ -213,7 +228,7 @@ class _Simulation:
         self.lost[who] += lost
         self.preemptions[who] += 1
         self._free(who)
-        self._place(who, elsewhere)
+        self._place(who)
 
     def _free(self, who: Array) -> None:
         self.mode[who], self.boot[who], self.fresh_h[who] = IDLE, 0.0, 0.0
@@ -286,7 +301,7 @@ class _Simulation:
             in_vain = self.mode[back] == ON_DEMAND
             self.in_vain[back] = np.where(in_vain, was + 1, np.where(self.mode[back] == SPOT, 0, was))
 
-    def _place(self, who: Array, elsewhere: Array | None = None) -> None:
+    def _place(self, who: Array) -> None:
         """Without a machine (`policy.decide._without_machine`): on demand, spot, or wait."""
         if not len(who):
             return
@@ -295,10 +310,9 @@ class _Simulation:
             enough = np.maximum(self._threshold_now(who), self.s.start_h + self.kept_h)
             buys = self._makes_it(slack) & (slack <= enough + TINY_H)
             self._buy(who[buys])
-            who, elsewhere = who[~buys], None if elsewhere is None else elsewhere[~buys]
+            who = who[~buys]
         there = self.up[who]
-        dearer = np.zeros(len(who), dtype=bool) if elsewhere is None else elsewhere
-        price = np.where(dearer, self.spot.price_elsewhere, self.spot.price)
+        price = np.where(self.elsewhere[who], self.spot.price_elsewhere, self.spot.price)
         self._start(who[there], SPOT, price[there])
         self._without_spot(who[~there])
 

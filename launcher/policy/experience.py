@@ -7,6 +7,7 @@ saw counts as long as it was seen, without an end (censored, as it should be for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
@@ -15,12 +16,28 @@ from pydantic import BaseModel, ConfigDict
 from checkpoints.events import Event
 from launcher.hazard import assumed
 from launcher.policy.history import hours_of, machines, place_of
-from launcher.policy.market import AGE_BINS_H, BINS, PRIOR_DOWN, PRIOR_UP, Chain, Rates, age_bin, churned, log_churn
+from launcher.policy.market import (
+    AGE_BINS_H,
+    BINS,
+    MOST_CHURN,
+    PRIOR_DOWN,
+    PRIOR_EVENTS,
+    PRIOR_UP,
+    Chain,
+    Met,
+    Rates,
+    age_bin,
+    churned,
+    down_ends,
+    log_churn,
+    world,
+)
 from launcher.policy.model import Place
 
 Kind = tuple[str, str]
 """Cloud and GPUs."""
 NONE = (0.0,) * BINS
+NOTHING = Met()
 
 
 class Counts(BaseModel):
@@ -48,12 +65,23 @@ class Counts(BaseModel):
         """On spot machines."""
         return sum(self.up_h)
 
-    def chain(self, places: int) -> Chain:
-        """The shipped tables, faster or slower by the churn that was met; unchanged where nothing was."""
-        expected = _expected(PRIOR_UP, self.up_h) + _expected(PRIOR_DOWN, self.down_h)
-        if not expected:
-            return assumed(places).chain
-        return churned(log_churn(sum(self.up_ends) + sum(self.down_ends), expected), places)
+    @property
+    def met(self) -> Met:
+        """Against the policy's tables."""
+        ends = sum(self.up_ends) + sum(self.down_ends)
+        return Met(ends, _expected(PRIOR_UP, self.up_h) + _expected(PRIOR_DOWN, self.down_h))
+
+    def chain(self, places: int, before: Met = NOTHING) -> Chain:
+        """The shipped tables, faster or slower by the churn that was met, `before` too; unchanged where nothing was."""
+        met = self.met.plus(before)
+        return churned(log_churn(*met), places) if met.expected else assumed(places).chain
+
+    def world(self, zones: int) -> Chain:
+        """How a market of so many zones is, after this: the mean of what the tables and the counts say."""
+        expected = _expected(PRIOR_UP, self.up_h) + _expected(down_ends(1.0, zones), self.down_h)
+        factor = (PRIOR_EVENTS + self.met.ends) / (PRIOR_EVENTS + expected)
+        most = math.exp(MOST_CHURN)
+        return world(min(max(factor, 1 / most), most), zones)
 
 
 def counts_of(events: Sequence[Event], now: datetime) -> dict[Kind, Counts]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from checkpoints.errors import UserError
 from launcher.policy.decide import Settings
+from launcher.policy.market import Met
 from trainer.recipe import load_recipe
 
 
@@ -23,6 +24,8 @@ class Limits:
     hazard_h: float | None = None
     """Mean hours between preemptions of a spot machine, where the user said so; else the shipped table."""
     settings: Settings = field(default_factory=Settings)
+    met: Mapping[tuple[str, str], Met] = field(default_factory=dict)
+    """What earlier runs have met of spot markets, by cloud and GPUs: the policy starts from it."""
 
     def environment(self) -> dict[str, str]:
         """For the task; '' = none. The settings stay at their defaults unless somebody adds them there by hand."""
@@ -31,6 +34,7 @@ class Limits:
             "NOTUS_DEADLINE": self.deadline.astimezone(UTC).isoformat(timespec="seconds") if self.deadline else "",
             "NOTUS_BUDGET_USD": f"{self.budget_usd:g}" if self.budget_usd else "",
             "NOTUS_HAZARD_H": f"{self.hazard_h:g}" if self.hazard_h else "",
+            **({"NOTUS_MET": _met_text(self.met)} if self.met else {}),
         }
 
 
@@ -49,6 +53,7 @@ def limits_of(environment: Mapping[str, str]) -> Limits:
             deadline=_moment(deadline) if deadline else None,
             budget_usd=float(budget) if budget else None,
             hazard_h=float(environment["NOTUS_HAZARD_H"]) if environment.get("NOTUS_HAZARD_H") else None,
+            met=_met_of(environment.get("NOTUS_MET", "")),
             settings=Settings(
                 return_h=hours("NOTUS_RETURN_MIN", defaults.return_h),
                 check_h=hours("NOTUS_CHECK_MIN", defaults.check_h),
@@ -59,6 +64,22 @@ def limits_of(environment: Mapping[str, str]) -> Limits:
             f"a limit of the task can't be read: {error}",
             "NOTUS_DEADLINE is an ISO time (2026-11-25T08:00Z), the others (NOTUS_HOURS, ..._USD, ..._H) are numbers",
         ) from error
+
+
+def _met_text(met: Mapping[tuple[str, str], Met]) -> str:
+    return " ".join(
+        f"{cloud}/{gpus}={found.ends:g}/{found.expected:.4g}" for (cloud, gpus), found in sorted(met.items())
+    )
+
+
+def _met_of(text: str) -> dict[tuple[str, str], Met]:
+    """`gcp/A100:8=12/9.5 ...`: spells that ended, and those that the tables expected. Raises `ValueError`."""
+    found = {}
+    for market, counts in (part.split("=") for part in text.split()):
+        cloud, gpus = market.split("/")
+        ends, expected = counts.split("/")
+        found[cloud, gpus] = Met(float(ends), float(expected))
+    return found
 
 
 def _moment(text: str) -> datetime:

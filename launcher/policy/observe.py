@@ -9,15 +9,12 @@ from itertools import pairwise
 
 from checkpoints.events import Event
 from checkpoints.run import Heartbeat
-from launcher.hazard import assumed
+from launcher.hazard import ON_DEMAND_H, assumed
 from launcher.policy.experience import Counts, counts_of
 from launcher.policy.history import MachineSpell, hours_of, machine_now, machines, place_of, spent_usd, work_left_h
 from launcher.policy.limits import Limits
-from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket, mean_spell_h
+from launcher.policy.market import UNSEEN_AGE_H, Chain, Met, SpotMarket, mean_spell_h
 from launcher.policy.model import Known, Observation, Place, Running
-
-ON_DEMAND_H = 720.0
-"""Assumed: a machine that nobody takes away still breaks now and then."""
 
 
 def observe(
@@ -96,14 +93,15 @@ def _market(events: Sequence[Event], places: Sequence[Place], limits: Limits, no
 
 
 def _chain(events: Sequence[Event], spot: Sequence[Place], limits: Limits, now: datetime) -> Chain:
-    """What is assumed, updated by what this run has met so far in these markets; --hazard is taken as it is."""
+    """What is assumed, updated by what earlier runs and this one have met here; --hazard is taken as it is."""
     told = assumed(len(spot), limits.hazard_h).chain
     if limits.hazard_h is not None:
         return told
     met = counts_of(events, now)
     kinds = {(place.cloud, place.gpus) for place in spot}
     here = (counts for kind, counts in met.items() if kind in kinds)
-    return reduce(Counts.plus, here, Counts()).chain(len(spot))
+    before = (earlier for kind, earlier in limits.met.items() if kind in kinds)
+    return reduce(Counts.plus, here, Counts()).chain(len(spot), reduce(Met.plus, before, Met()))
 
 
 def _refusals(events: Sequence[Event]) -> int:

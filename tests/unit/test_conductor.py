@@ -16,10 +16,10 @@ from checkpoints.errors import StoreError
 from checkpoints.events import Diary, Event, read_events
 from checkpoints.object_store import ObjectStore
 from checkpoints.requests import ask, read_request
+from launcher.hazard import ON_DEMAND_H
 from launcher.policy.decide import Settings
 from launcher.policy.history import machines, spent_usd
 from launcher.policy.model import Place
-from launcher.policy.observe import ON_DEMAND_H
 from launcher.sky.conductor import DEAF_S, NO_PROGRESS_S, LimitReached, Up
 from tests.unit.conducted import LAMBDA, SPOT_A, SPOT_B, Run, beating
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,14 @@ def test_a_run_is_remembered_once_however_often_it_is_looked_at(
         experience.remember("s3://b/one", life(A, 0, 3), at(3))
     experience.remember("s3://b/two", life(A, 0, 2, "moved"), at(3))
     experience.remember("file:///local", [event("planned", 0)], at(3))
-    hazard = experience.learned()["gcp", "A100:8"]
-    assert hazard.measured
-    assert hazard.source.endswith("updated by 2 runs of yours, 1 preemptions in 5 machine hours")
+    experience.remember("s3://b/three", life(replace(A, cloud="aws"), 0, 9), at(10))
+    known = experience.learned()
+    assert known["gcp", "A100:8"].hazard(1).measured
+    source = known["gcp", "A100:8"].hazard(1).source
+    assert "updated by 2 runs of yours, 1 preemptions in 5 machine hours: spot in one zone" in source
+    assert "updated by 1 runs of yours" in known["aws", "A100:8"].hazard(2).source, "the runs that saw that market"
+    assert known["aws", "A100:8"].hazard(1).world.elsewhere == 0 < known["aws", "A100:8"].hazard(2).world.elsewhere
+    assert experience.learned(without="s3://b/one")["gcp", "A100:8"].runs == 1
     experience.experience_path().write_text("not json")
     assert experience.learned() == {}
 
@@ -132,4 +138,7 @@ def test_the_policy_of_a_run_learns_from_the_run_itself() -> None:
 
     rough = [x for n in range(20) for x in life(A, n, n + 0.1)]
     assert chain(rough)[0] > 1.5 * chain([])[0]
+    met = experience.Experience(("gcp", "A100:8"), counts_of(rough, at(24))["gcp", "A100:8"], 1).met
+    assert chain([], met={("gcp", "A100:8"): met})[0] > 1.5 * chain([])[0], "and from the runs before it"
+    assert chain([], met={("aws", "A100:8"): met}) == chain([]), "in the same market"
     assert chain(rough, hazard_h=4.0) == (0.25,) * BINS, "--hazard is taken as it is"

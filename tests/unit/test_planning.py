@@ -10,11 +10,12 @@ import pytest
 from rich.console import Console
 
 from launcher.errors import NothingFits
+from launcher.experience import Experience
 from launcher.explain import explain
-from launcher.hazard import Hazard, assumed
 from launcher.offers import Catalog, Offer, cheapest_by_kind, find_catalog, load_offers
-from launcher.plan import MAX_ON_DEMAND_RUNGS, DryRun, ladder, require_plan
+from launcher.plan import MAX_ON_DEMAND_RUNGS, DryRun, Plan, ladder, require_plan
 from launcher.planner import Planner, wanted_gpus
+from launcher.policy.experience import Counts
 from launcher.report.plans import show_dry_run
 from launcher.request import Gpus, LaunchRequest
 from launcher.speeds import relative_speed
@@ -169,7 +170,10 @@ def test_a_bucket_in_another_cloud_costs_egress_and_says_so(snapshot: Catalog) -
 
 
 def test_without_a_deadline_the_advice_says_what_patience_saves(snapshot: Catalog) -> None:
-    _, result = plan(snapshot, **A100_ONLY)
+    request = LaunchRequest(recipe="notus-7b-dpo", **A100_ONLY)  # type: ignore[arg-type]
+    offers = load_offers(snapshot, [A100], request.clouds)
+    one_zone = [offer for offer in offers if not offer.spot or offer.zone == "me-west1-a"]
+    result = Planner(request, RECIPE, one_zone, "test").compare()
     assert any(line.startswith("with --deadline 24h GCP spot A100:8 would wait for spot") for line in result.advice)
 
 
@@ -215,11 +219,47 @@ def test_fewer_gpus_than_the_recipes_make_another_batch() -> None:
 def test_a_learned_hazard_comes_before_the_assumed_one(snapshot: Catalog) -> None:
     request = LaunchRequest(recipe="x", deadline_h=24.0, **A100_ONLY)  # type: ignore[arg-type]
     offers = load_offers(snapshot, [A100], request.clouds)
-    calm = Hazard(chain=assumed(2, 500.0).chain, source="your own runs", measured=True)
+    calm = Experience(("gcp", "A100:8"), Counts(up_h=(20.0,) * 5 + (900.0,)), runs=9)
     known = Planner(request, RECIPE, offers, "test", {("gcp", "A100:8"): calm}).compare()
+    unknown = Planner(request, RECIPE, offers, "test").compare()
     assert known.best is not None
-    assert known.best.hazard == "your own runs"
-    assert known.best.expected_preemptions < 0.1
+    assert unknown.best is not None
+    assert "updated by 9 runs of yours" in str(known.best.hazard)
+    assert known.best.expected_preemptions < unknown.best.expected_preemptions
+
+
+def test_spot_that_its_restarts_make_dearer_than_on_demand_is_no_plan_and_no_zone() -> None:
+    def offer(zone: str, price: float, *, spot: bool = True) -> Offer:
+        return Offer(
+            cloud="gcp", region="r", zone=zone, instance_type="i", gpus="A100:8", spot=spot, price_usd_per_hour=price
+        )  # fmt: skip
+
+    def planned(*offers: Offer, **request: object) -> DryRun:
+        return Planner(LaunchRequest(recipe="x", **request), RECIPE, offers, "test").compare()  # type: ignore[arg-type]
+
+    on_demand = offer("a", 16.0, spot=False)
+    assert [p.name for p in planned(offer("a", 15.9), on_demand).plans] == ["GCP on demand A100:8"]
+    assert [p.name for p in planned(offer("a", 15.9), on_demand, market="spot").plans] == ["GCP spot A100:8"]
+    with_dear_ones = planned(offer("a", 8.0), *(offer(f"d{n}", 30.0) for n in range(9)), on_demand)
+    assert with_dear_ones.plans == planned(offer("a", 8.0), on_demand).plans
+    assert [p.name for p in planned(offer("a", 8.0), on_demand, hazard_h=0.1).plans] == ["GCP on demand A100:8"]
+
+
+def test_more_zones_make_a_market_no_worse() -> None:
+    def planned(zones: int) -> Plan:
+        offers = [
+            Offer(
+                cloud="gcp", region="r", zone=f"z{n}", instance_type="i", gpus="A100:8", spot=spot,
+                price_usd_per_hour=8.0 if spot else 16.0,
+            )
+            for spot, count in ((True, zones), (False, 1)) for n in range(count)
+        ]  # fmt: skip
+        result = Planner(LaunchRequest(recipe="x"), RECIPE, offers, "test").compare()
+        return next(plan for plan in result.plans if plan.ladder[0].spot)
+
+    costs = [planned(zones).expected_cost_usd for zones in (1, 2, 3, 5, 33)]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] == costs[-2], "what a sixth zone adds is not known"
 
 
 def test_the_explanation_has_the_table_of_the_policy(snapshot: Catalog) -> None:
@@ -247,7 +287,7 @@ def test_ten_thousand_offers_make_few_plans() -> None:
     offers = [
         Offer(
             cloud="gcp", region=f"r{n}", zone=f"r{n}-a", instance_type="i", gpus=f"{gpu}:8", spot=spot,
-            price_usd_per_hour=10 + n % 97 / 10,
+            price_usd_per_hour=(5 if spot else 10) + n % 97 / 10,
         )
         for n in range(1700) for gpu in ("A100", "A100-80GB", "H100") for spot in (True, False)
     ]  # fmt: skip

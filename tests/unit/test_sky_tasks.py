@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from launcher.plan import Rung
 from launcher.policy.limits import Limits, limits_of
+from launcher.policy.market import Met
 from launcher.sky.render import needed_secrets, setup_script, task_config, to_yaml
 from launcher.sky.tasks import shipped_tasks
 from trainer.recipe import load_recipe
@@ -50,12 +51,14 @@ def test_the_yaml_says_what_the_plan_says() -> None:
 
 def test_the_limits_travel_as_the_strategy_reads_them() -> None:
     deadline = datetime(2026, 11, 25, 8, tzinfo=timezone(timedelta(hours=1)))
-    limits = Limits(hours=3.5, deadline=deadline, budget_usd=250, hazard_h=2.5)
+    met = {("gcp", "A100:8"): Met(12, 9.5), ("aws", "A100-80GB:8"): Met(0, 3)}
+    limits = Limits(hours=3.5, deadline=deadline, budget_usd=250, hazard_h=2.5, met=met)
     envs = task_config(RECIPE, LADDER, run="my-run", bucket="gs://b", strategy="NOTUS", limits=limits)["envs"]
     assert envs["NOTUS_HOURS"] == "3.5"
     assert envs["NOTUS_DEADLINE"] == "2026-11-25T07:00:00+00:00"
     assert envs["NOTUS_BUDGET_USD"] == "250"
     assert envs["NOTUS_HAZARD_H"] == "2.5"
+    assert envs["NOTUS_MET"] == "aws/A100-80GB:8=0/3 gcp/A100:8=12/9.5"
     assert limits_of(envs) == replace(limits, deadline=deadline.astimezone(UTC))
 
 

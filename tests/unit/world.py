@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 
 from launcher.policy.decide import Settings, decide
-from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket, age_bin
+from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket, age_bin, mean_spell_h
 from launcher.policy.model import Known, Launch, Move, Observation, Place, Running, Wait
 
 SPOT = Place("world", "r", "a", "A100:8", spot=True, price_usd_per_hour=11.0)
@@ -49,13 +49,16 @@ class World:
             self._market(FINE_H)
 
     def _market(self, hours: float) -> bool:
-        """The market goes on; True when a spell has ended."""
+        """The market goes on; True when a zone's machines are taken away. Another zone may have some."""
         rates = self.chain.machine_ends if self.up else self.chain.down_ends
         ended = self.random.random() < rates[age_bin(self.spell_age)] * hours
         self.spell_age += hours
+        taken = ended and self.up
         if ended:
             self.up, self.spell_age = not self.up, 0.0
-        return ended
+        if taken and self.random.random() < self.chain.elsewhere:
+            self.up, self.spell_age = True, UNSEEN_AGE_H
+        return taken
 
     def run(self) -> Told:
         """To the end of the work."""
@@ -75,13 +78,11 @@ class World:
             hours = FINE_H
             wait_h, look_h = wait_h - hours, look_h - hours
             self._work(hours)
-            if self._market(hours) and not self.up and self.place is SPOT and self.work_h > 1e-9:
+            if self._market(hours) and self.place is SPOT and self.work_h > 1e-9:
                 lost = min(self.fresh_h, self.random.random() * self.interval_h)
                 self.work_h += lost
                 self.told.preemptions += 1
                 self._end(moved=False)
-                if self.random.random() < self.chain.elsewhere:
-                    self.up, self.spell_age = True, UNSEEN_AGE_H
                 wait_h = 0.0
         self.told.finish_h = self.now
         return self.told
@@ -135,6 +136,7 @@ class World:
             running=None if self.place is None else Running(self.place, self.now - self.since),
             deadline_h=None if self.deadline_h is None else self.deadline_h - self.now,
             refusals_in_a_row=self.refusals,
+            hazard_per_h=1 / mean_spell_h(self.chain.machine_ends),
             moves_in_vain=self.in_vain,
             market=market,
         )
