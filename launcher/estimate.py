@@ -123,7 +123,7 @@ def summed_up(
 
 def _fees(done: Runs, saving: SavePlan, around: Surroundings) -> Fees:
     """Storage and egress of each run. Every start but the first restores a checkpoint."""
-    on_demand = np.minimum(done.on_demand_starts, done.starts - 1)
+    on_demand = done.on_demand_starts - done.first_on_demand
     restores = {around.spot_cloud: done.starts - 1 - on_demand}
     restores[around.on_demand_cloud] = restores.get(around.on_demand_cloud, np.zeros_like(on_demand)) + on_demand
     paid_h = done.spot_h + done.on_demand_h

@@ -74,18 +74,26 @@ class DryRun(BaseModel):
 
 
 def ladder(plan: Plan, plans: Sequence[Plan], *, mixed: bool = False) -> tuple[Rung, ...]:
-    """The order in which SkyPilot tries places: the recommended kind first, then spot, then on demand.
+    """The places that a launch asks: the plan's own, which its estimate is about, and a last resort.
 
+    No other spot market, cheap as it may be: nobody has estimated the two together. The last resort is another
+    on-demand kind, no cheaper than the plan's own, so that it is asked only where that one is sold out, which no estimate knows.
     On one kind of GPU, because another one rounds otherwise and the run would not be bit-exact any more; `mixed` = the
-    user named several. On demand only the cheapest few: an empty spot market must not end on the dearest machine there
-    is. `plans` come cheapest first.
+    user named several. `plans` come cheapest first.
     """
-    all_rungs = dict.fromkeys(rung for other in (plan, *plans) for rung in other.ladder)
-    first, *rungs = [rung for rung in all_rungs if mixed or rung.gpus == plan.ladder[0].gpus or rung in plan.ladder]
-    spot = [rung for rung in rungs if rung.spot]
-    on_demand = [rung for rung in rungs if not rung.spot]
-    room = MAX_ON_DEMAND_RUNGS - (not first.spot)
-    return (first, *spot, *on_demand[:room])
+    behind = plan.ladder[-1]
+    if behind.spot:
+        return plan.ladder
+    price = plan.on_demand_usd_per_hour or plan.price_usd_per_hour
+    others = [
+        other.ladder[0]
+        for other in plans
+        if not other.ladder[0].spot
+        and other.ladder[0] not in plan.ladder
+        and other.price_usd_per_hour >= price
+        and (mixed or other.ladder[0].gpus == behind.gpus)
+    ]
+    return (*plan.ladder, *others[: MAX_ON_DEMAND_RUNGS - 1])
 
 
 def require_plan(result: DryRun, request: LaunchRequest) -> Plan:

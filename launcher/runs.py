@@ -81,6 +81,8 @@ class Runs:
     preemptions: Floats
     starts: Floats
     on_demand_starts: Floats
+    first_on_demand: Floats
+    """1 where the first start was one."""
     lost_h: Floats
     waited_h: Floats
     spot_h: Floats
@@ -99,7 +101,7 @@ def _certain(scenario: Scenario, count: int) -> Runs:
     assert scenario.on_demand is not None
     hours = np.full(count, scenario.start_h + scenario.work_h / scenario.on_demand.speed * (1 + scenario.slowdown))
     none = np.zeros(count)
-    return Runs(hours * scenario.on_demand.price, hours, none, none + 1, none + 1, none, none, none, hours)
+    return Runs(hours * scenario.on_demand.price, hours, none, none + 1, none + 1, none + 1, none, none, none, hours)
 
 
 class SpellLengths:
@@ -145,7 +147,7 @@ class _Simulation:
         self.refused_at, self.ask_at = zeros + np.nan, zeros.copy()
         self.on_demand_since, self.in_vain = zeros.copy(), zeros.copy()
         self.cost, self.preemptions, self.lost = (zeros.copy() for _ in range(3))
-        self.starts, self.on_demand_starts = zeros.copy(), zeros.copy()
+        self.starts, self.on_demand_starts, self.first_on_demand = (zeros.copy() for _ in range(3))
         self.waited, self.spot_h, self.on_demand_h = (zeros.copy() for _ in range(3))
         self._open_market(count)
 
@@ -168,7 +170,7 @@ class _Simulation:
         never = self.mode != DONE
         finish = np.where(never, np.inf, self.now)
         cost = np.where(never, np.inf, self.cost)
-        starts = (self.starts, self.on_demand_starts)
+        starts = (self.starts, self.on_demand_starts, self.first_on_demand)
         return Runs(cost, finish, self.preemptions, *starts, self.lost, self.waited, self.spot_h, self.on_demand_h)
 
     # --- one event of each run ----------------------------------------------------------------------
@@ -352,6 +354,7 @@ class _Simulation:
         if mode == SPOT:
             self.in_vain[who] = 0
         else:
+            self.first_on_demand[who] = np.where(self.starts[who] == 1, 1.0, self.first_on_demand[who])
             self.on_demand_starts[who] += 1
 
     # --- slack and thresholds -----------------------------------------------------------------------

@@ -184,16 +184,24 @@ def test_flagged_prices_are_taken_on_request_only(snapshot: Catalog) -> None:
     assert trusting.plans[0].price_usd_per_hour == pytest.approx(2.4655)
 
 
-def test_the_ladder_tries_spot_first_and_few_on_demand_places_of_one_kind(snapshot: Catalog) -> None:
+def test_a_launch_asks_what_was_estimated_and_a_last_resort(snapshot: Catalog) -> None:
     _, result = plan(snapshot, clouds=("gcp", "lambda", "aws"))
-    assert result.best is not None
-    rungs = ladder(result.best, result.plans)
-    markets = [rung.spot for rung in rungs]
-    assert markets == sorted(markets, reverse=True)
-    assert markets.count(False) == MAX_ON_DEMAND_RUNGS
-    assert len(set(rungs)) == len(rungs)
-    assert {rung.gpus for rung in rungs} == {result.best.ladder[0].gpus}, "another kind of GPU is not bit-exact"
-    assert len({rung.gpus for rung in ladder(result.best, result.plans, mixed=True)}) > 1
+    assert sum(p.ladder[0].spot for p in result.plans) > 2
+    for chosen in result.plans:
+        rungs = ladder(chosen, result.plans)
+        assert rungs[: len(chosen.ladder)] == chosen.ladder
+        assert not any(rung.spot for rung in rungs[len(chosen.ladder) :]), "no other spot market: nobody estimated it"
+        assert sum(not rung.spot for rung in rungs) <= MAX_ON_DEMAND_RUNGS
+        assert len(set(rungs)) == len(rungs)
+        assert len({rung.gpus for rung in rungs}) == 1, "another kind of GPU is not bit-exact"
+        prices = [p.price_usd_per_hour for rung in rungs for p in result.plans if p.ladder == (rung,)]
+        assert prices == sorted(prices), "on demand, the policy asks the cheapest first"
+    best = result.best
+    assert best is not None
+    assert len(ladder(best, result.plans)) > len(best.ladder)
+    assert any(len({r.gpus for r in ladder(p, result.plans, mixed=True)}) > 1 for p in result.plans)
+    _, spot = plan(snapshot, market="spot", clouds=("gcp", "aws"))
+    assert [ladder(p, spot.plans) for p in spot.plans] == [p.ladder for p in spot.plans]
 
 
 def test_what_does_not_fit_is_no_plan_and_says_why(snapshot: Catalog) -> None:

@@ -144,6 +144,20 @@ def test_the_rhythm_of_saves_follows_the_recipe_and_the_hazard() -> None:
     assert save_plan(Saves(auto=True), None, 3.0).state_bytes == 60e9
 
 
+def test_the_first_start_restores_nothing_whatever_machine_it_is() -> None:
+    """With a bucket in the spot machines' cloud: only on-demand starts after the first one pay for the way out."""
+    told = Scenario(6.0, 0.25, Spot(8.0, 8.0, CHAIN), OnDemand(16.0))
+    runs, saving = simulate(told, 1200), save_plan(Saves(), 50e9, 3.0)
+    found = estimate(told, saving, Surroundings(S3, "aws", "lambda"))
+    assert found is not None
+    assert 0 < np.mean(runs.first_on_demand) < 1
+    restores = np.mean(runs.on_demand_starts - runs.first_on_demand)
+    assert found.egress_usd == pytest.approx(50 * 0.09 * restores)
+    spot_abroad = estimate(told, saving, Surroundings(S3, "gcp", "aws"))
+    assert spot_abroad is not None
+    assert spot_abroad.egress_usd + found.egress_usd == pytest.approx(50 * 0.09 * np.mean(runs.starts - 1))
+
+
 def test_fees_of_a_run() -> None:
     one = np.ones(1)
     found = fees(GCS, hours=24 * one, restores={"gcp": 2 * one, "lambda": 3 * one}, state_bytes=56e9, kept=2, saves=one)
