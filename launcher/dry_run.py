@@ -105,6 +105,9 @@ def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
         deadline=deadline,
         budget_usd=request.budget_usd,
         hazard_h=request.hazard_h,
+        restore_usd=plan.restore_usd,
+        bucket_cloud=plan.bucket_cloud or "",
+        store_usd_per_h=plan.storage_usd / plan.expected_finish_h,
         met={kind: known.met for kind, known in learned.items() if kind in markets},
     )
 

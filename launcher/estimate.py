@@ -36,6 +36,8 @@ class Estimate(BaseModel):
     finish_p5_h: float
     finish_p95_h: float
     expected_preemptions: float
+    expected_starts: float
+    """Of machines: after preemptions and moves, too. All but the first restore a checkpoint."""
     deadline_probability: float | None
     """None without a deadline."""
     budget_probability: float | None
@@ -110,6 +112,7 @@ def summed_up(
         finish_p5_h=_level(finish, 5),
         finish_p95_h=_level(finish, 95),
         expected_preemptions=_mean(done.preemptions),
+        expected_starts=_mean(done.starts),
         deadline_probability=None if deadline_h is None else _mean(done.finish_h <= deadline_h + 1e-9),
         budget_probability=None if budget_usd is None else _mean(finite & (cost <= budget_usd)),
         egress_usd=_mean(egress),

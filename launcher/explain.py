@@ -47,7 +47,7 @@ def explain(plan: Plan, chain: Chain | None, deadline_h: float | None, costs: Se
     rows: tuple[Row, ...] = ()
     if chain is not None and deadline_h is not None and len(plan.ladder) > 1:
         rows = _table(plan, chain, deadline_h)
-    return Explanation(rules=tuple(_rules(plan, deadline_h)), table=rows, costs=tuple(costs))
+    return Explanation(rules=(*_rules(plan, deadline_h), *_starts(plan)), table=rows, costs=tuple(costs))
 
 
 def _table(plan: Plan, chain: Chain, deadline_h: float) -> tuple[Row, ...]:
@@ -64,6 +64,20 @@ def _table(plan: Plan, chain: Chain, deadline_h: float) -> tuple[Row, ...]:
         }
         rows.append(Row(work_left_h=work_h, buy_at_slack_h=found))
     return tuple(rows)
+
+
+def _starts(plan: Plan) -> list[str]:
+    """How often a machine is started, and why; each start but the first restores a checkpoint."""
+    again = plan.expected_starts - 1
+    if again < 0.05:
+        return []
+    moves = max(0.0, again - plan.expected_preemptions)
+    told = (
+        f"that makes {plan.expected_starts:.1f} starts of a machine on average: the first, "
+        f"{plan.expected_preemptions:.1f} after a preemption, {moves:.1f} by moves between spot and on demand"
+    )
+    egress = f"; their restores from another cloud are ${plan.egress_usd:,.2f} of egress" if plan.egress_usd else ""
+    return [told + egress]
 
 
 def _rules(plan: Plan, deadline_h: float | None) -> list[str]:

@@ -58,6 +58,11 @@ def bucket_for(url: str | None, environment: Mapping[str, str] | None = None) ->
     return R2
 
 
+def restore_usd(bucket: Bucket, cloud: str | None, state_bytes: float) -> float:
+    """For a checkpoint's way to a machine of that cloud."""
+    return 0.0 if cloud == bucket.cloud else state_bytes / 1e9 * bucket.egress_usd_per_gb
+
+
 def fees(
     bucket: Bucket,
     *,

@@ -34,6 +34,10 @@ class Plan(Estimate):
     price_usd_per_hour: float
     on_demand_usd_per_hour: float | None
     """Of the machine behind a spot market; None where there is none."""
+    restore_usd: float
+    """For a checkpoint's way to a machine outside of the bucket's cloud."""
+    bucket_cloud: str | None
+    """Whose machines restore for nothing."""
     hazard: str | None
     """Where the rate of preemption comes from; None on demand."""
     memory: str
@@ -77,7 +81,9 @@ def ladder(plan: Plan, plans: Sequence[Plan], *, mixed: bool = False) -> tuple[R
     """The places that a launch asks: the plan's own, which its estimate is about, and a last resort.
 
     No other spot market, cheap as it may be: nobody has estimated the two together. The last resort is another
-    on-demand kind, no cheaper than the plan's own, so that it is asked only where that one is sold out, which no estimate knows.
+    on-demand kind, no cheaper than the plan's own, so that it is asked only where that one is sold out, which no
+    estimate knows.
+
     On one kind of GPU, because another one rounds otherwise and the run would not be bit-exact any more; `mixed` = the
     user named several. `plans` come cheapest first.
     """

@@ -15,7 +15,7 @@ from launcher.estimate import (
     estimate,
     save_plan,
 )
-from launcher.fees import Bucket, bucket_for
+from launcher.fees import Bucket, bucket_for, restore_usd
 from launcher.hazard import ON_DEMAND_H, Hazard, Learned, assumed
 from launcher.offers import Offer, by_kind
 from launcher.plan import DryRun, Plan, Rung, SlackCost
@@ -162,6 +162,8 @@ class Planner:
             work_h=self.work_h / kind.speed,
             price_usd_per_hour=kind.first.price_usd_per_hour,
             on_demand_usd_per_hour=behind.first.price_usd_per_hour if behind else None,
+            restore_usd=restore_usd(self.bucket, "", self._saving(kind).state_bytes),
+            bucket_cloud=self.bucket.cloud,
             hazard=self._hazard(kind).source if kind.first.spot else None,
             memory=kind.memory,
             within_limits=in_time and affordable,
@@ -182,13 +184,14 @@ class Planner:
         )  # fmt: skip
         if behind is not None:
             price = behind.first.price_usd_per_hour
-            scenario = replace(scenario, on_demand=OnDemand(price, behind.speed / kind.speed))
+            restore = self._restore_usd(behind)
+            scenario = replace(scenario, on_demand=OnDemand(price, behind.speed / kind.speed, restore))
         if not kind.first.spot:
             return scenario
         hazard = self._hazard(kind)
         first_usd, *others = (zone.price_usd_per_hour for zone in self._zones(kind)[: 1 + OTHER_ZONES])
         elsewhere_usd = sum(others) / len(others) if others else first_usd
-        scenario = replace(scenario, spot=Spot(first_usd, elsewhere_usd, hazard.world))
+        scenario = replace(scenario, spot=Spot(first_usd, elsewhere_usd, hazard.world, self._restore_usd(kind)))
         if behind is None or request.deadline_h is None:
             return scenario
         ratio = round(kind.first.price_usd_per_hour / behind.first.price_usd_per_hour, 2)
@@ -208,7 +211,7 @@ class Planner:
         return min(same or usable, key=lambda other: other.first.price_usd_per_hour / other.speed, default=None)
 
     def _saving(self, kind: _Kind) -> SavePlan:
-        mean_h = mean_spell_h(self._hazard(kind).chain.machine_ends) if kind.first.spot else ON_DEMAND_H
+        mean_h = mean_spell_h(self._hazard(kind).world.machine_ends) if kind.first.spot else ON_DEMAND_H
         return save_plan(self.recipe.saves, state_bytes(self.recipe), mean_h)
 
     def _zones(self, kind: _Kind) -> Sequence[Offer]:
@@ -216,9 +219,16 @@ class Planner:
         behind = self._behind(kind) if kind.first.spot else None
         if behind is None:
             return kind.offers
-        hazard_per_h = 1 / mean_spell_h(self._hazard_in(kind, len(kind.offers)).chain.machine_ends)
-        limit_usd = behind.first.price_usd_per_hour
-        return [o for o in kind.offers if work_hour_usd(o.price_usd_per_hour, hazard_per_h, START_H) < limit_usd]
+        hazard_per_h = 1 / mean_spell_h(self._hazard_in(kind, len(kind.offers)).world.machine_ends)
+        restore, limit_usd = self._restore_usd(kind), behind.first.price_usd_per_hour
+
+        def spot_usd(offer: Offer) -> float:
+            return work_hour_usd(offer.price_usd_per_hour, hazard_per_h, START_H, restore)
+
+        return [offer for offer in kind.offers if spot_usd(offer) < limit_usd]
+
+    def _restore_usd(self, kind: _Kind) -> float:
+        return restore_usd(self.bucket, kind.first.cloud, state_bytes(self.recipe) or DEFAULT_STATE_BYTES)
 
     def _hazard(self, kind: _Kind) -> Hazard:
         return self._hazard_in(kind, len(self._zones(kind)))

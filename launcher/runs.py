@@ -41,6 +41,8 @@ class Spot(NamedTuple):
     """$ per hour of the next zones, while the market is up after the first has been taken away."""
     chain: Chain
     """How the market is: ends of its zones' spells, the chance of another zone then, ends of its stock-outs."""
+    restore_usd: float = 0.0
+    """Of a checkpoint, as the policy counts it. It isn't part of a run's `cost`."""
 
 
 class OnDemand(NamedTuple):
@@ -49,6 +51,7 @@ class OnDemand(NamedTuple):
     price: float
     speed: float = 1.0
     """Of its GPUs, against the spot machine's (at least 1: the slack is counted on that)."""
+    restore_usd: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -272,7 +275,9 @@ class _Simulation:
         # Of what is left then, so that it pays; the work shrinks until the timer runs out.
         ahead = np.maximum(due - self.now[who], 0.0)
         left = self.work[who] - np.maximum(0.0, ahead - self.boot[who]) * self._rate(np.array(ON_DEMAND))
-        pays = left * (on_demand.price - self.spot.price) > s.start_h * (on_demand.price + 2 * self.spot.price)
+        trying = s.start_h * on_demand.price + on_demand.restore_usd
+        trying += 2 * (s.start_h * self.spot.price + self.spot.restore_usd)
+        pays = left * (on_demand.price - self.spot.price) > trying
         if s.deadline_h is not None:
             deadline = s.deadline_h - self.now[who] - ahead
             tight = (left - TINY_H <= deadline) & (deadline < left + 3 * s.start_h + s.settings.check_h)

@@ -76,7 +76,8 @@ def _while_running(seen: Observation, running: Running, settings: Settings) -> A
     place = running.place
     # One look and one restart's time is what it takes until the machine is really given back.
     closing_h = settings.check_h + min(seen.restart_h, 5 / 60)
-    if seen.budget_left_usd is not None and seen.budget_left_usd <= closing_h * place.price_usd_per_hour:
+    closing_usd = closing_h * (place.price_usd_per_hour + seen.store_usd_per_h)
+    if seen.budget_left_usd is not None and seen.budget_left_usd <= closing_usd:
         return GiveUp("budget", f"the budget is used up but for ${_money(seen):.2f}")
     if place.spot:
         can_be_safe = any(_is_safe_place(seen, known) for known in seen.places)
@@ -98,7 +99,7 @@ def _leave_dear_spot(seen: Observation, running: Running, settings: Settings) ->
         return Stay()
     saved = seen.work_left_h * (_spot_usd(seen, running.place) - best.price_usd_per_hour)
     # Where it is sold out again, there was a restart for nothing.
-    if saved <= seen.restart_h * (running.place.price_usd_per_hour + best.price_usd_per_hour):
+    if saved <= _restart_usd(seen, running.place) + _restart_usd(seen, best):
         return Stay()
     return Move(f"{best} would save ${saved:.2f} on the rest")
 
@@ -118,8 +119,7 @@ def _back_to_spot(seen: Observation, running: Running, settings: Settings) -> Ac
     best = min(spot, key=lambda place: place.price_usd_per_hour)
     saved = seen.work_left_h * (running.place.price_usd_per_hour - best.price_usd_per_hour)
     # In vain it costs a restart on demand, and a good one costs a restart on spot and most likely a preemption.
-    price_of_trying = seen.restart_h * (running.place.price_usd_per_hour + 2 * best.price_usd_per_hour)
-    if saved <= price_of_trying:
+    if saved <= _restart_usd(seen, running.place) + 2 * _restart_usd(seen, best):
         return Stay()
     return Move(f"{best} would save ${saved:.2f} on the rest")
 
@@ -218,13 +218,17 @@ def _on_demand_makes_it(seen: Observation) -> bool:
     return seen.deadline_h is not None and seen.deadline_h >= seen.work_left_h + seen.restart_h - ROUNDING_H
 
 
-def work_hour_usd(price_usd_per_hour: float, hazard_per_h: float, restart_h: float) -> float:
-    """What an hour of work on spot comes to: each preemption costs a restart, too."""
-    return price_usd_per_hour * (1 + hazard_per_h * restart_h)
+def work_hour_usd(price_usd_per_hour: float, hazard_per_h: float, restart_h: float, restore_usd: float = 0.0) -> float:
+    """What an hour of work on spot comes to: each preemption costs a restart, too, and a checkpoint's way there."""
+    return price_usd_per_hour + hazard_per_h * (restart_h * price_usd_per_hour + restore_usd)
 
 
 def _spot_usd(seen: Observation, place: Place) -> float:
-    return work_hour_usd(place.price_usd_per_hour, seen.hazard_per_h, seen.restart_h)
+    return work_hour_usd(place.price_usd_per_hour, seen.hazard_per_h, seen.restart_h, place.restore_usd)
+
+
+def _restart_usd(seen: Observation, place: Place) -> float:
+    return seen.restart_h * place.price_usd_per_hour + place.restore_usd
 
 
 def _worth_their_price(seen: Observation, payable: list[Known]) -> list[Known]:
@@ -239,7 +243,9 @@ def _payable(seen: Observation, place: Place) -> bool:
 
 
 def _cost_to_end(seen: Observation, place: Place) -> float:
-    return (seen.work_left_h + seen.restart_h) * place.price_usd_per_hour
+    hours = seen.work_left_h + seen.restart_h
+    restore_usd = place.restore_usd if seen.restores else 0.0
+    return hours * (place.price_usd_per_hour + seen.store_usd_per_h) + restore_usd
 
 
 def _money(seen: Observation) -> float:

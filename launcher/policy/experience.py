@@ -76,10 +76,11 @@ class Counts(BaseModel):
         met = self.met.plus(before)
         return churned(log_churn(*met), places) if met.expected else assumed(places).chain
 
-    def world(self, zones: int) -> Chain:
-        """How a market of so many zones is, after this: the mean of what the tables and the counts say."""
+    def world(self, zones: int, before: Met = NOTHING) -> Chain:
+        """How a market of so many zones is, after this and `before`: the mean of what tables and counts say."""
         expected = _expected(PRIOR_UP, self.up_h) + _expected(down_ends(1.0, zones), self.down_h)
-        factor = (PRIOR_EVENTS + self.met.ends) / (PRIOR_EVENTS + expected)
+        met = Met(self.met.ends, expected).plus(before)
+        factor = (PRIOR_EVENTS + met.ends) / (PRIOR_EVENTS + met.expected)
         most = math.exp(MOST_CHURN)
         return world(min(max(factor, 1 / most), most), zones)
 

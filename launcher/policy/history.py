@@ -38,7 +38,7 @@ def place_data(place: Place) -> dict[str, Any]:
 
 def place_of(data: dict[str, Any]) -> Place:
     """Back from an event."""
-    return Place(**{name: data[name] for name in Place.__dataclass_fields__})
+    return Place(**{name: data[name] for name in Place.__dataclass_fields__ if name in data})
 
 
 def machines(events: Sequence[Event]) -> list[MachineSpell]:
@@ -58,8 +58,9 @@ def began_since(events: Sequence[Event], moment: datetime) -> bool:
 
 
 def spent_usd(spells: Sequence[MachineSpell], now: datetime) -> float:
-    """What all machines have cost until now."""
-    return sum(hours_of((spell.until or now) - spell.since) * spell.place.price_usd_per_hour for spell in spells)
+    """What all machines have cost until now; each but the first restored a checkpoint, as far as is known."""
+    hours_usd = sum(hours_of((spell.until or now) - spell.since) * spell.place.price_usd_per_hour for spell in spells)
+    return hours_usd + sum(spell.place.restore_usd for spell in spells[1:])
 
 
 def why_gone(events: Sequence[Event], since: datetime) -> str:

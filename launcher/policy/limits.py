@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from checkpoints.errors import UserError
 from launcher.policy.decide import Settings
 from launcher.policy.market import Met
+from launcher.policy.model import Place
 from trainer.recipe import load_recipe
 
 
@@ -23,18 +24,33 @@ class Limits:
     budget_usd: float | None = None
     hazard_h: float | None = None
     """Mean hours between preemptions of a spot machine, where the user said so; else the shipped table."""
+    restore_usd: float = 0.0
+    """For a checkpoint's way to a machine outside of `bucket_cloud`."""
+    bucket_cloud: str = ""
+    store_usd_per_h: float = 0.0
+    """For keeping checkpoints, and requests."""
     settings: Settings = field(default_factory=Settings)
     met: Mapping[tuple[str, str], Met] = field(default_factory=dict)
     """What earlier runs have met of spot markets, by cloud and GPUs: the policy starts from it."""
 
+    def priced(self, place: Place) -> Place:
+        """With what a restore costs there."""
+        return replace(place, restore_usd=0.0 if place.cloud == self.bucket_cloud else self.restore_usd)
+
     def environment(self) -> dict[str, str]:
         """For the task; '' = none. The settings stay at their defaults unless somebody adds them there by hand."""
+        store = {
+            "NOTUS_RESTORE_USD": f"{self.restore_usd:.2f}" if self.restore_usd else "",
+            "NOTUS_BUCKET_CLOUD": self.bucket_cloud if self.restore_usd else "",
+            "NOTUS_STORE_USD_H": f"{self.store_usd_per_h:.3g}" if self.store_usd_per_h else "",
+            "NOTUS_MET": _met_text(self.met),
+        }
         return {
             "NOTUS_HOURS": f"{self.hours:g}",
             "NOTUS_DEADLINE": self.deadline.astimezone(UTC).isoformat(timespec="seconds") if self.deadline else "",
             "NOTUS_BUDGET_USD": f"{self.budget_usd:g}" if self.budget_usd else "",
             "NOTUS_HAZARD_H": f"{self.hazard_h:g}" if self.hazard_h else "",
-            **({"NOTUS_MET": _met_text(self.met)} if self.met else {}),
+            **{name: value for name, value in store.items() if value},
         }
 
 
@@ -53,6 +69,9 @@ def limits_of(environment: Mapping[str, str]) -> Limits:
             deadline=_moment(deadline) if deadline else None,
             budget_usd=float(budget) if budget else None,
             hazard_h=float(environment["NOTUS_HAZARD_H"]) if environment.get("NOTUS_HAZARD_H") else None,
+            restore_usd=float(environment.get("NOTUS_RESTORE_USD") or 0),
+            bucket_cloud=environment.get("NOTUS_BUCKET_CLOUD", ""),
+            store_usd_per_h=float(environment.get("NOTUS_STORE_USD_H") or 0),
             met=_met_of(environment.get("NOTUS_MET", "")),
             settings=Settings(
                 return_h=hours("NOTUS_RETURN_MIN", defaults.return_h),

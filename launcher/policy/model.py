@@ -22,6 +22,9 @@ class Place:
     price_usd_per_hour: float = field(compare=False)
     """Of the whole node. Not part of the identity: a price that moves doesn't make another place."""
 
+    restore_usd: float = field(default=0.0, compare=False)
+    """For the way of a checkpoint out of its bucket's cloud to a machine here."""
+
     @property
     def where(self) -> str:
         return f"{self.cloud}/{self.zone or self.region}"
@@ -66,6 +69,10 @@ class Observation:
     deadline_h: float | None = None
     """Until the deadline; negative when it has passed."""
     budget_left_usd: float | None = None
+    restores: bool = True
+    """Does the next machine have a checkpoint to restore?"""
+    store_usd_per_h: float = 0.0
+    """For keeping checkpoints, and requests."""
     refusals_in_a_row: int = 0
     """Rounds in which no place that was asked had a machine, since the last machine."""
     moves_in_vain: int = 0

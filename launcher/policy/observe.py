@@ -28,7 +28,8 @@ def observe(
     spells = machines(events)
     current = machine_now(spells)
     refused = _refused_at(events)
-    left = None if limits.budget_usd is None else limits.budget_usd - spent_usd(spells, now)
+    spent = spent_usd(spells, now) + (hours_of(now - spells[0].since) * limits.store_usd_per_h if spells else 0.0)
+    left = None if limits.budget_usd is None else limits.budget_usd - spent
     return Observation(
         places=tuple(_known(place, spells, refused.get(place), now) for place in places),
         work_left_h=work_left_h(events, heartbeat, limits.hours, now),
@@ -36,6 +37,8 @@ def observe(
         running=_running(current, events, now) if current else None,
         deadline_h=None if limits.deadline is None else hours_of(limits.deadline - now),
         budget_left_usd=left,
+        restores=bool(spells),
+        store_usd_per_h=limits.store_usd_per_h,
         refusals_in_a_row=_refusals(events),
         moves_in_vain=_moves_in_vain(spells),
         hazard_per_h=1 / _life_h(events, places, limits, now),
@@ -54,7 +57,11 @@ def hours_to_preemption(
 
 def _life_h(events: Sequence[Event], places: Sequence[Place], limits: Limits, now: datetime) -> float:
     """Of a spot machine, on average."""
-    return mean_spell_h(_chain(events, [place for place in places if place.spot], limits, now).machine_ends)
+    spot = [place for place in places if place.spot]
+    if limits.hazard_h is not None:
+        return limits.hazard_h
+    counts, before = _met(events, spot, limits, now)
+    return mean_spell_h(counts.world(len(spot), before).machine_ends)
 
 
 def _running(current: MachineSpell, events: Sequence[Event], now: datetime) -> Running:
@@ -93,15 +100,19 @@ def _market(events: Sequence[Event], places: Sequence[Place], limits: Limits, no
 
 
 def _chain(events: Sequence[Event], spot: Sequence[Place], limits: Limits, now: datetime) -> Chain:
-    """What is assumed, updated by what earlier runs and this one have met here; --hazard is taken as it is."""
-    told = assumed(len(spot), limits.hazard_h).chain
+    """What the policy computes with; --hazard is taken as it is."""
     if limits.hazard_h is not None:
-        return told
-    met = counts_of(events, now)
+        return assumed(len(spot), limits.hazard_h).chain
+    counts, before = _met(events, spot, limits, now)
+    return counts.chain(len(spot), before)
+
+
+def _met(events: Sequence[Event], spot: Sequence[Place], limits: Limits, now: datetime) -> tuple[Counts, Met]:
+    """What this run has met in these markets so far, and what earlier ones have."""
     kinds = {(place.cloud, place.gpus) for place in spot}
-    here = (counts for kind, counts in met.items() if kind in kinds)
-    before = (earlier for kind, earlier in limits.met.items() if kind in kinds)
-    return reduce(Counts.plus, here, Counts()).chain(len(spot), reduce(Met.plus, before, Met()))
+    here = (counts for kind, counts in counts_of(events, now).items() if kind in kinds)
+    before = (met for kind, met in limits.met.items() if kind in kinds)
+    return reduce(Counts.plus, here, Counts()), reduce(Met.plus, before, Met())
 
 
 def _refusals(events: Sequence[Event]) -> int:

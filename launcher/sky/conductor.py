@@ -157,7 +157,8 @@ class Conductor:
                 await self._note_refused(answer.refused)
             if isinstance(answer, Refused):
                 continue
-            await self._note("machine_up", place=place_data(answer.place), since=answer.since.isoformat())
+            place = self._limits.priced(answer.place)
+            await self._note("machine_up", place=place_data(place), since=answer.since.isoformat())
             if isinstance(answer, Up):
                 return answer.submitted_at
             await self._note("machine_gone", why="preempted", place=place_data(answer.place), said=answer.said)
@@ -282,7 +283,7 @@ class Conductor:
 
     async def _observe(self, events: list[Event]) -> Observation:
         if not self._places:
-            self._places = await self._hands.places()
+            self._places = [self._limits.priced(place) for place in await self._hands.places()]
         beat = await asyncio.to_thread(self._heartbeat)
         return observe(events, beat, self._places, self._limits, self._clock.now())
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from launcher.dry_run import limits_of_plan
 from launcher.errors import NothingFits
 from launcher.experience import Experience
 from launcher.explain import explain
@@ -167,6 +169,21 @@ def test_a_bucket_in_another_cloud_costs_egress_and_says_so(snapshot: Catalog) -
     assert far.best.expected_cost_usd - near.best.expected_cost_usd == pytest.approx(far.best.egress_usd, abs=0.5)
     assert any("without egress fees" in line for line in far.advice)
     assert not near.advice
+
+
+def test_egress_makes_a_plan_move_less_and_travels_to_the_run(snapshot: Catalog) -> None:
+    near_request, near = plan(snapshot, bucket="gs://b", **A100_ONLY)
+    far_request, far = plan(snapshot, bucket="s3://b", **A100_ONLY)
+    here, there = (next(p for p in result.plans if p.name == "GCP spot A100:8") for result in (near, far))
+    assert here.expected_starts > there.expected_starts > 1 + there.expected_preemptions
+    assert there.restore_usd == pytest.approx(58.3 * 0.09, abs=0.2)
+    told = explain(there, None, None, ()).rules[-1]
+    assert told.startswith(f"that makes {there.expected_starts:.1f} starts of a machine")
+    assert f"${there.egress_usd:,.2f} of egress" in told
+    limits = limits_of_plan(far_request, there, datetime.now(UTC))
+    assert (limits.restore_usd, limits.bucket_cloud) == (there.restore_usd, "aws")
+    assert limits.store_usd_per_h == pytest.approx(there.storage_usd / there.expected_finish_h)
+    assert limits_of_plan(near_request, here, datetime.now(UTC)).bucket_cloud == "gcp"
 
 
 def test_without_a_deadline_the_advice_says_what_patience_saves(snapshot: Catalog) -> None:

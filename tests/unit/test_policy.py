@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from checkpoints.events import Event
 from checkpoints.run import Heartbeat
 from launcher.policy.decide import FIRST_WAIT_H, LONGEST_WAIT_H, decide
-from launcher.policy.history import machines, place_data, spent_usd, why_gone, work_left_h
+from launcher.policy.history import machines, place_data, place_of, spent_usd, why_gone, work_left_h
 from launcher.policy.limits import Limits
 from launcher.policy.market import Chain, SpotMarket, churned
 from launcher.policy.model import GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
@@ -162,6 +162,23 @@ def test_back_to_spot_after_a_while_where_it_pays() -> None:
     assert isinstance(decide(seen(running=Running(LAMBDA, 0.6), work_left_h=0.5)), Stay), "too little is left"
     assert isinstance(decide(seen(running=Running(LAMBDA, 0.6), deadline_h=8.5)), Stay), "the deadline is too near"
     assert isinstance(decide(seen(LAMBDA, ON_DEMAND, running=Running(LAMBDA, 9.0))), Stay), "no spot was asked for"
+
+
+def test_a_move_pays_for_its_restores_too() -> None:
+    """3 h of work: spot saves $18, and trying costs $9 of restarts; three ways of a checkpoint are $15 more."""
+    abroad = replace(A, restore_usd=5.0), replace(LAMBDA, restore_usd=5.0)
+    assert isinstance(decide(seen(A, LAMBDA, running=Running(LAMBDA, 0.6), work_left_h=3.0)), Move)
+    assert isinstance(decide(seen(*abroad, running=Running(abroad[1], 0.6), work_left_h=3.0)), Stay)
+    far = replace(A, restore_usd=20.0)
+    assert order(seen(far, LAMBDA)) == (LAMBDA,), "$10 an hour, and $20 every 2.7 h"
+
+
+def test_the_store_and_the_restore_are_part_of_the_way_to_the_end() -> None:
+    abroad = replace(A, restore_usd=5.0)
+    assert order(seen(abroad, budget_left_usd=88.0)) == (abroad,)  # 8.25 h x $10 + $5
+    assert isinstance(decide(seen(abroad, budget_left_usd=87.0)), GiveUp)
+    assert order(seen(abroad, budget_left_usd=87.0, restores=False)) == (abroad,), "the first machine has none"
+    assert isinstance(decide(seen(A, budget_left_usd=83.0, store_usd_per_h=0.2)), GiveUp)
 
 
 def test_a_machine_that_is_still_set_up_is_not_left_for_spot() -> None:
@@ -329,6 +346,24 @@ def test_what_was_spent_is_the_sum_of_all_machines() -> None:
     assert seen_now.running == Running(LAMBDA, 0.5, trained=False)
     diary.add("finished", 150, attempt=2, step=9)
     assert spent_usd(machines(diary.events), at(600)) == pytest.approx(10.0 + 16.0)
+
+
+def test_restores_and_the_store_are_spent_too() -> None:
+    limits = {"restore_usd": 5.0, "bucket_cloud": "lambda", "store_usd_per_h": 0.5, "budget_usd": 100.0}
+    gcp, here = (Limits(hours=8.0, **limits).priced(where) for where in (A, LAMBDA))  # type: ignore[arg-type]
+    assert (gcp.restore_usd, here.restore_usd) == (5.0, 0.0)
+    diary = Diary()
+    assert diary.observe(0, **limits).restores is False
+    diary.up(gcp, 0)
+    diary.gone(gcp, 60, "preempted")
+    diary.up(gcp, 60)
+    diary.gone(gcp, 120, "moved")
+    diary.up(here, 120)
+    now = diary.observe(240, **limits)
+    assert now.restores
+    assert now.budget_left_usd == pytest.approx(100 - (10 + 10 + 32) - 5 - 4 * 0.5)
+    old = {name: value for name, value in place_data(A).items() if name != "restore_usd"}
+    assert place_of(old) == A, "an event of an earlier version"
 
 
 def test_a_machine_has_trained_when_its_own_first_step_is_done() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from launcher.fees import CHUNK_BYTES, GCS, R2, S3, bucket_for, fees
 from launcher.hazard import assumed, median_spell_h
 from launcher.policy.decide import Settings, outlook_for
 from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, churned, mean_spell_h
-from launcher.runs import OnDemand, Scenario, SpellLengths, Spot, simulate
+from launcher.runs import OnDemand, Runs, Scenario, SpellLengths, Spot, simulate
 from tests.unit.world import ON_DEMAND, SPOT, Told, World
 from trainer.recipe import Saves
 
@@ -36,21 +38,20 @@ def scenario(
     )  # fmt: skip
 
 
-def worlds(deadline_h: float | None, count: int, *, spot_only: bool = False) -> list[Told]:
+def worlds(
+    deadline_h: float | None, count: int, chain: Chain = CHAIN, *, spot_only: bool = False, restore_usd: float = 0.0
+) -> list[Told]:
     return [
         World(
-            work_h=6.0, start_h=0.25, chain=CHAIN, deadline_h=deadline_h, interval_h=1 / 6,
-            settings=LOOKS, seed=seed, spot_only=spot_only,
+            work_h=6.0, start_h=0.25, chain=chain, deadline_h=deadline_h, interval_h=1 / 6,
+            settings=LOOKS, seed=seed, spot_only=spot_only, restore_usd=restore_usd,
         ).run()
         for seed in range(count)
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("deadline_h", "spot_only"), [(None, False), (12.0, False), (7.5, False), (None, True)])
-def test_the_simulation_does_what_the_policy_does(deadline_h: float | None, spot_only: bool) -> None:
-    """300 runs decided one by one; the means have to agree within three standard errors (10,000 of them: docs)."""
-    one_by_one = worlds(deadline_h, 300, spot_only=spot_only)
-    at_once = simulate(scenario(deadline_h, spot_only=spot_only), 10_000)
+def agree(one_by_one: list[Told], at_once: Runs) -> None:
+    """The means, within three standard errors (10,000 of them: docs)."""
     for name, found in (
         ("cost", at_once.cost),
         ("finish_h", at_once.finish_h),
@@ -60,6 +61,22 @@ def test_the_simulation_does_what_the_policy_does(deadline_h: float | None, spot
         seen = np.array([getattr(told, name) for told in one_by_one])
         error = np.std(seen) / np.sqrt(len(seen))
         assert np.mean(found) == pytest.approx(np.mean(seen), abs=3 * error + 0.01 * np.mean(seen)), name
+
+
+@pytest.mark.parametrize(("deadline_h", "spot_only"), [(None, False), (12.0, False), (7.5, False), (None, True)])
+def test_the_simulation_does_what_the_policy_does(deadline_h: float | None, spot_only: bool) -> None:
+    """300 runs decided one by one."""
+    agree(worlds(deadline_h, 300, spot_only=spot_only), simulate(scenario(deadline_h, spot_only=spot_only), 10_000))
+
+
+def test_the_simulation_counts_restores_and_zones_as_the_policy_does() -> None:
+    """Egress of $7 into the on-demand machine's cloud, and the world of five zones."""
+    told = scenario(None, assumed(5).world)
+    assert told.on_demand is not None
+    dear = replace(told, on_demand=told.on_demand._replace(restore_usd=7.0))
+    at_once = simulate(dear, 10_000)
+    agree(worlds(None, 300, assumed(5).world, restore_usd=7.0), at_once)
+    assert np.mean(at_once.starts) < np.mean(simulate(told, 10_000).starts), "fewer moves"
 
 
 def test_spell_lengths_follow_their_hazard() -> None:

@@ -53,11 +53,13 @@ def test_the_limits_travel_as_the_strategy_reads_them() -> None:
     deadline = datetime(2026, 11, 25, 8, tzinfo=timezone(timedelta(hours=1)))
     met = {("gcp", "A100:8"): Met(12, 9.5), ("aws", "A100-80GB:8"): Met(0, 3)}
     limits = Limits(hours=3.5, deadline=deadline, budget_usd=250, hazard_h=2.5, met=met)
+    limits = replace(limits, restore_usd=5.22, bucket_cloud="aws", store_usd_per_h=0.18)
     envs = task_config(RECIPE, LADDER, run="my-run", bucket="gs://b", strategy="NOTUS", limits=limits)["envs"]
     assert envs["NOTUS_HOURS"] == "3.5"
     assert envs["NOTUS_DEADLINE"] == "2026-11-25T07:00:00+00:00"
     assert envs["NOTUS_BUDGET_USD"] == "250"
     assert envs["NOTUS_HAZARD_H"] == "2.5"
+    assert (envs["NOTUS_RESTORE_USD"], envs["NOTUS_BUCKET_CLOUD"], envs["NOTUS_STORE_USD_H"]) == ("5.22", "aws", "0.18")
     assert envs["NOTUS_MET"] == "aws/A100-80GB:8=0/3 gcp/A100:8=12/9.5"
     assert limits_of(envs) == replace(limits, deadline=deadline.astimezone(UTC))
 

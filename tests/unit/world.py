@@ -6,7 +6,7 @@ Slow and simple on purpose: plain floats, one run, a look every few minutes, no 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.policy.decide import Settings, decide
 from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket, age_bin, mean_spell_h
@@ -32,11 +32,12 @@ class World:
 
     def __init__(
         self, *, work_h: float, start_h: float, chain: Chain, deadline_h: float | None, interval_h: float,
-        settings: Settings, seed: int, spot_only: bool = False,
+        settings: Settings, seed: int, spot_only: bool = False, restore_usd: float = 0.0,
     ) -> None:  # fmt: skip
         self.work_h, self.start_h, self.chain, self.interval_h = work_h, start_h, chain, interval_h
         self.deadline_h, self.settings, self.random = deadline_h, settings, random.Random(seed)
-        self.places = (SPOT,) if spot_only else (SPOT, ON_DEMAND)
+        behind = replace(ON_DEMAND, restore_usd=restore_usd)
+        self.places = (SPOT,) if spot_only else (SPOT, behind)
         self.now = 0.0
         self.place: Place | None = None
         self.since = self.boot_h = self.fresh_h = 0.0
