@@ -20,7 +20,7 @@ from launcher.hazard import ON_DEMAND_H, Hazard, Learned, assumed
 from launcher.offers import Offer, by_kind
 from launcher.plan import DryRun, Plan, Rung, SlackCost
 from launcher.policy.decide import work_hour_usd
-from launcher.policy.market import mean_spell_h
+from launcher.policy.market import MOST_ZONES, mean_spell_h
 from launcher.policy.outlook import Problem, solve
 from launcher.request import CLOUDS, Gpus, LaunchRequest, parse_gpus
 from launcher.runs import OnDemand, Scenario, Spot
@@ -32,7 +32,7 @@ from trainer.shapes import shape_of
 
 CONFIDENCE = 0.95
 """With which a plan has to keep the deadline and the budget."""
-OTHER_ZONES = 3
+OTHER_ZONES = MOST_ZONES - 1
 """Of a spot market: their mean price is what the next machine costs while the cheapest zone has none."""
 TABLE_STEPS = 120
 """To the deadline: the estimate's own tables of the policy are coarser than those of a run."""
