@@ -97,6 +97,8 @@ def _leave_dear_spot(seen: Observation, running: Running, settings: Settings) ->
     best = min(on_demand, key=lambda place: place.price_usd_per_hour, default=None)
     if best is None or not running.trained or running.age_h < settings.return_h * 2**seen.moves_in_vain:
         return Stay()
+    if _is_tight(seen, seen.work_left_h + 2 * seen.restart_h + settings.check_h):
+        return Stay()  # where it would be made here, a move in vain may miss it
     saved = seen.work_left_h * (_spot_usd(seen, running.place) - best.price_usd_per_hour)
     # Where it is sold out again, there was a restart for nothing.
     if saved <= _restart_usd(seen, running.place) + _restart_usd(seen, best):
@@ -113,8 +115,7 @@ def _back_to_spot(seen: Observation, running: Running, settings: Settings) -> Ac
     ]
     if not spot or running.age_h < settings.return_h * 2**seen.moves_in_vain:
         return Stay()
-    needed_h = seen.work_left_h + 3 * seen.restart_h + settings.check_h
-    if seen.deadline_h is not None and seen.work_left_h - ROUNDING_H <= seen.deadline_h < needed_h:
+    if _is_tight(seen, seen.work_left_h + 3 * seen.restart_h + settings.check_h):
         return Stay()  # time for a move in vain, and for a preemption after a good one; a lost deadline binds nobody
     best = min(spot, key=lambda place: place.price_usd_per_hour)
     saved = seen.work_left_h * (running.place.price_usd_per_hour - best.price_usd_per_hour)
@@ -122,6 +123,11 @@ def _back_to_spot(seen: Observation, running: Running, settings: Settings) -> Ac
     if saved <= _restart_usd(seen, running.place) + 2 * _restart_usd(seen, best):
         return Stay()
     return Move(f"{best} would save ${saved:.2f} on the rest")
+
+
+def _is_tight(seen: Observation, needed_h: float) -> bool:
+    """A deadline that can be made still, but not with so much time more."""
+    return seen.deadline_h is not None and seen.work_left_h - ROUNDING_H <= seen.deadline_h < needed_h
 
 
 def _by_outlook(seen: Observation, market: SpotMarket, payable: list[Known], settings: Settings) -> Action:
@@ -182,11 +188,11 @@ def _round_up(hours: float) -> float:
 
 
 def _best_spot(seen: Observation, spot: list[Known], market: SpotMarket, settings: Settings) -> tuple[Place, ...]:
-    """By the price of an hour of work: each preemption costs a restart; of equals the one that has held for longest."""
+    """By the price of an hour of work, preemptions included; of equals the one that has held for longest."""
 
     def per_hour_of_work(known: Known) -> tuple[bool, float, float, str]:
-        restarts = market.chain.ends_at(known.up_h or 0.0) * seen.restart_h
-        price = known.place.price_usd_per_hour * (1 + restarts)
+        place, hazard_per_h = known.place, market.chain.ends_at(known.up_h or 0.0)
+        price = work_hour_usd(place.price_usd_per_hour, hazard_per_h, seen.restart_h, place.restore_usd)
         return _taken_away(known, settings), price, -(known.up_h or 0.0), known.place.where
 
     return tuple(known.place for known in sorted(spot, key=per_hour_of_work))

@@ -217,6 +217,9 @@ def test_dear_spot_is_left_for_on_demand_after_a_while() -> None:
     assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.6), moves_in_vain=1)), Stay)
     assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.6, trained=False))), Stay)
     assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.6), work_left_h=0.5)), Stay)
+    assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.6), deadline_h=8.1)), Stay), (
+        "made here, not there"
+    )
     sold_out = Known(LAMBDA, refused_h_ago=0.2)
     assert isinstance(decide(seen(DEAR, sold_out, running=Running(DEAR, 0.6))), Stay)
 
