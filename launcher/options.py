@@ -46,7 +46,13 @@ YesOption = Annotated[
 ]
 DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return after submission (clouds).")]
 NowOption = Annotated[bool, typer.Option("--now", help="In a cloud: lose the steps since the last checkpoint.")]
-FixOption = Annotated[bool, typer.Option("--fix", help="Write plugin and consolidation mode into SkyPilot's files.")]
+FixOption = Annotated[
+    bool,
+    typer.Option(
+        "--fix",
+        help="Write plugin and consolidation mode into SkyPilot's files; for a controller on a VM, build its wheel.",
+    ),
+]
 PreemptOption = Annotated[
     int,
     typer.Option(help="Local only: kill it without warning so many times, at random steps.", min=0, max=20),
