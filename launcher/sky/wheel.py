@@ -47,13 +47,14 @@ def build(folder: Path) -> Path:
 
 def pip_wheel(what: str, folder: Path) -> None:
     """Let pip make a wheel of a folder or a requirement, without those that it depends on."""
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), what]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", what]
+    quietly = ["--quiet", "--disable-pip-version-check", "--wheel-dir", str(folder)]
+    done = subprocess.run([*command, *quietly], capture_output=True, text=True, check=False)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
         raise RequestError(
-            f"pip can't make the wheel for the jobs controller: {said[-1].strip()}",
-            f"see what it says: {' '.join(command)}",
+            f"pip can't make the wheel for the jobs controller: {said[-1]}",
+            f"see all that it says: {' '.join(command)}",
         )
 
 
@@ -61,7 +62,7 @@ def _is_current(name: str) -> bool:
     checkout = find_checkout()
     if checkout is None:
         return name.split("-")[1:3] == [version("notus-launch"), "py3"]
-    return name.split("-")[2] == _tag(checkout)
+    return name.split("-")[2:3] == [_tag(checkout)]
 
 
 def _tagged(name: str, tag: str) -> str:
