@@ -103,7 +103,9 @@ class Clouds:
 
     def machine_leaks(self) -> list[str]:
         """What is left of machines that are gone: processes (and with them private mounts), links, disks."""
-        living = {machine["id"]: machine["number"] for machine in self.running()}
+        return self._traces_without({machine["id"]: machine["number"] for machine in self.running()})
+
+    def _traces_without(self, living: dict[str, int]) -> list[str]:
         links = {name for _, name in socket.if_nameindex() if re.fullmatch(r"[vp]\d+", name)}
         inside = [
             f"{pid} in {namespace}"
@@ -121,7 +123,7 @@ class Clouds:
         """The same, and SkyPilot's processes and mounts of ours. Empty after `clear` and `stop`."""
         mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(self.folder) in line]
         processes = [f"{process.pid} {process.name()}" for process in self.skypilot.processes()]
-        return [*mounts, *processes, *self.machine_leaks()]
+        return [*mounts, *processes, *self._traces_without({})]
 
     def control(self, what: str, **body: Any) -> None:
         """capacity, quota, weather, preempt, partition, lose, find, bury."""
