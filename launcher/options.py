@@ -28,7 +28,14 @@ BucketOption = Annotated[
     ),
 ]
 NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run. The same name goes on with it.")]
-HoursOption = Annotated[float | None, typer.Option(help="Hours of work, instead of the recipe's figure.", min=0.001)]
+HoursOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Hours of work, instead of the recipe's figure: on the node of --gpus where one is named, else on the "
+        "GPUs that the recipe was made for.",
+        min=0.001,
+    ),
+]
 HazardOption = Annotated[
     str | None,
     typer.Option("--hazard", help="Mean time between preemptions of a spot machine (6h, 90m), instead of the table's."),
