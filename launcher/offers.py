@@ -134,7 +134,8 @@ def load_offers(catalog: Catalog, wanted: Sequence[Gpus], clouds: Iterable[str] 
     offers = [offer for cloud, rows in lists.items() for gpus in wanted for offer in _of_node(cloud, rows, gpus)]
     if not offers:
         kinds = [name for name in dict.fromkeys(gpus.name for gpus in wanted) if name in sold]
-        there = [f"{name}:{count:g}" for name in kinds for count in sorted(sold[name])]
+        nodes = [Gpus(name, int(count)) for name in kinds for count in sorted(sold[name]) if count >= 1]
+        there = [str(gpus) for gpus in nodes if any(_of_node(cloud, rows, gpus) for cloud, rows in lists.items())]
         raise NothingFits(
             f"no offer for {' or '.join(map(str, wanted))} in {where}",
             f"there is: {', '.join(there or sorted(sold)) or 'nothing'}{more}",

@@ -97,6 +97,9 @@ def require_plan(result: DryRun, request: LaunchRequest) -> Plan:
     """The recommended plan; raises `NothingFits` where nothing keeps the limits."""
     if result.best is not None:
         return result.best
+    if not result.plans and not any(offer.fits for offer in result.offers):
+        why = dict.fromkeys(f"{offer.gpus}: {offer.misfit}" for offer in result.offers)
+        raise NothingFits(f"the recipe fits no offer ({'; '.join(why)})", "name other --gpus, or another recipe")
     if not result.plans:
         raise NothingFits(
             "no trusted offer fits the request",

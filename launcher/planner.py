@@ -103,12 +103,13 @@ class Planner:
         self.bucket: Bucket = bucket_for(request.bucket)
         nodes = {name: parse_gpus(name) for name in dict.fromkeys(offer.gpus for offer in offers)}
         cards = {name: self._fit(gpus) for name, gpus in nodes.items()}
-        self.unknown_speed = [name for name, gpus in nodes.items() if relative_speed(gpus, self.base) is None]
-        self._refuse_unknown_speed(nodes)
+        fitting = {name: gpus for name, gpus in nodes.items() if cards[name].fits}
+        self.unknown_speed = [name for name, gpus in fitting.items() if relative_speed(gpus, self.base) is None]
+        self._refuse_unknown_speed(fitting)
         fits = {key: cards[key[0]].on_host(key[1]) for key in dict.fromkeys(map(_node_of, offers))}
         self.offers = [_judged(offer, fits[_node_of(offer)]) for offer in offers]
-        fitting = (offer for offer in self.offers if offer.fits and offer.gpus not in self.unknown_speed)
-        kinds = by_kind(fitting, trusted_only=not request.trust_prices)
+        possible = (offer for offer in self.offers if offer.fits and offer.gpus not in self.unknown_speed)
+        kinds = by_kind(possible, trusted_only=not request.trust_prices)
         self.kinds = [self._kind(group, fits[_node_of(group[0])]) for group in kinds]
         self.misfits = _misfits(self.offers)
 
@@ -306,7 +307,7 @@ class Planner:
         )
 
     def _assumptions(self, best: Plan | None) -> list[str]:
-        hours = f"--hours, on {self.base}" if self.request.hours else f"the recipe, on {self.base}"
+        hours = self._whose_hours()
         derived = [text for kind, text in DERIVED.items() if any(kind == parse_gpus(o.gpus).name for o in self.offers)]
         where = self.bucket.label + ("" if self.request.bucket else "; assumed, as no --bucket is given")
         size = state_bytes(self.recipe)
@@ -326,15 +327,21 @@ class Planner:
             found.append(f"the shape of {self.recipe.model.name} is not known, so its memory is not checked")
         elif best is not None:
             found.append(f"memory, by a sum that was not measured on a GPU and keeps a third in reserve: {best.memory}")
-        found.append(
-            "the host's memory has to hold what is offloaded, a copy of the state, and "
-            f"{HOST_GIB_PER_RANK} GiB for each rank (assumed)"
-        )
+        if self.recipe.hardware.gpus is not None:
+            found.append(
+                "the host's memory has to hold what is offloaded, a copy of the state, and "
+                f"{HOST_GIB_PER_RANK} GiB for each rank (assumed)"
+            )
         found += self.misfits
         there = {offer.gpus for offer in self.offers}
         found += [f"nobody sells {gpus}" for gpus in map(str, self.request.gpus) if gpus not in there]
         found += [f"no hours on {name} are known: give --gpus {name} --hours H" for name in self.unknown_speed]
         return found
+
+    def _whose_hours(self) -> str:
+        if self.request.hours:
+            return f"--hours, on {self.base}"
+        return f"the recipe, {'on' if self.recipe.hardware.gpus else 'made for a CPU and taken as if on'} {self.base}"
 
 
 def _node_of(offer: Offer) -> tuple[str, float | None]:

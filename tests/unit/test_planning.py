@@ -463,10 +463,12 @@ def test_a_kind_of_unknown_speed_needs_hours() -> None:
     ("kind", "why"), [("V100", "doesn't compute in bfloat16"), ("T4", "bfloat16"), ("MI300X", "not an NVIDIA GPU")]
 )
 def test_a_card_that_cannot_train_the_recipe_is_no_plan(kind: str, why: str) -> None:
-    request = LaunchRequest(recipe="x", gpus=(Gpus(kind, 8),), hours=5.0)
+    request = LaunchRequest(recipe="x", gpus=(Gpus(kind, 8),))
     result = Planner(request, RECIPE, [node(f"{kind}:8")], "test").compare()
     assert not result.plans
     assert why in result.offers[0].misfit
+    with pytest.raises(NothingFits, match=f"the recipe fits no offer .{kind}:8: .*{why}"):
+        require_plan(result, request)
 
 
 def test_newer_cards_are_planned_with_sourced_speeds() -> None:
