@@ -99,7 +99,7 @@ class Planner:
         self.work_h = request.hours or recipe.hardware.hours
         self.made_for = parse_gpus(recipe.hardware.gpus or "A100:8")
         self.base = self._base(offers)
-        self.base_pcie = bool(request.hours) and len(set(request.gpus)) == 1 and all(offer.pcie for offer in offers)
+        self.base_pcie = self._hours_are_of_one_node and all(offer.pcie for offer in offers)
         self.bucket: Bucket = bucket_for(request.bucket)
         nodes = {name: parse_gpus(name) for name in dict.fromkeys(offer.gpus for offer in offers)}
         cards = {name: self._fit(gpus) for name, gpus in nodes.items()}
@@ -245,13 +245,18 @@ class Planner:
         first = group[0]
         market = (first.cloud, first.gpus, first.spot)
         small = any(not offer.fits for offer in self.offers if (offer.cloud, offer.gpus, offer.spot) == market)
-        least_gib = math.ceil(found.host_gib) if small and found.host_gib else None
-        return _Kind(group, self._speed(first), found.reason, least_gib)
+        if not small or found.host_gib is None or first.host_gib is None:
+            # Nor where the catalog doesn't say: SkyPilot would not find that node any more if the task asked for some.
+            return _Kind(group, self._speed(first), found.reason)
+        return _Kind(group, self._speed(first), found.reason, math.ceil(found.host_gib))
 
     def _base(self, offers: Sequence[Offer]) -> Gpus:
         """Whose hours they are: with --hours those of the one node that was asked for, else of the recipe's."""
-        one_node = self.request.hours and len(set(self.request.gpus)) == 1
-        return parse_gpus(offers[0].gpus) if one_node and offers else self.made_for
+        return parse_gpus(offers[0].gpus) if self._hours_are_of_one_node and offers else self.made_for
+
+    @property
+    def _hours_are_of_one_node(self) -> bool:
+        return self.request.hours is not None and len(set(self.request.gpus)) == 1
 
     def _refuse_unknown_speed(self, nodes: Mapping[str, Gpus]) -> None:
         if nodes and len(self.unknown_speed) == len(nodes):

@@ -316,6 +316,9 @@ def test_the_task_asks_for_memory_where_the_cloud_has_smaller_nodes() -> None:
     alone = Planner(LaunchRequest(recipe="x"), RECIPE, offers[1:], "test").compare().best
     assert alone is not None
     assert alone.ladder[0].host_gib is None
+    silent = Planner(LaunchRequest(recipe="x"), RECIPE, [offers[0], node("H100:8", price=20.0)], "test").compare().best
+    assert silent is not None
+    assert silent.ladder[0].host_gib is None, "SkyPilot would not find a node whose memory its catalog lacks"
 
 
 def node(
