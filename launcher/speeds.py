@@ -6,7 +6,7 @@ its 7B model, bf16, fully sharded over 8 GPUs, sequences of 1024, activation che
 
 Kinds that the table lacks:
 H200: as an H100, whose tensor cores it has (989 TFLOPS of dense bf16 in both data sheets). Its faster memory is not
-counted: MLPerf Training has it 1.1 to 1.2 times as fast, in fp8.
+counted: in MLPerf Training (below) a node of 8 takes about 24 min, 1.2 times as fast, in fp8.
 B200: 2.2 times an H100, as in MLPerf Training, Llama 2 70B LoRA on one node of 8: 12.96 min (v4.1, NVIDIA), 29.10 on
 H100 (v4.0, Supermicro). In fp8; the peaks in bf16, 2250 and 989 TFLOPS, are as far apart.
 L40S: by its peak against an A100's (362 and 312 TFLOPS, data sheets), with the PCIe share: it has no NVLink.
