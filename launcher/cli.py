@@ -71,10 +71,10 @@ def launch(
         clouds=clouds,
         gpus=tuple(asked.parse_gpus(text) for text in gpus or []),
         market=market,
-        deadline_h=asked.parse_deadline(deadline, datetime.now(UTC)) if deadline else None,
+        deadline_h=asked.parse_deadline(deadline, datetime.now(UTC)) if deadline is not None else None,
         budget_usd=budget,
         hours=hours,
-        hazard_h=asked.parse_span(hazard, "--hazard") if hazard else None,
+        hazard_h=asked.parse_span(hazard, "--hazard") if hazard is not None else None,
         trust_prices=trust_prices,
         bucket=bucket,
         name=check_run_name(name) if name else None,
@@ -180,6 +180,7 @@ def prices(
         raise RequestError("this machine has no price", "name a cloud, or none for all of them")
     wanted = tuple(asked.parse_gpus(text) for text in gpus or [])
     market = asked.choose_market(spot=spot, on_demand=on_demand, auto=False)
+    asked.check_market(clouds, market)
     request = asked.LaunchRequest(recipe="", clouds=clouds, gpus=wanted, market=market)
     raise typer.Exit(story.prices(action, request, output))
 
@@ -201,7 +202,7 @@ def simulate(
     from launcher import simulate as story
 
     asked.check_output(output)
-    deadline_h = asked.parse_deadline(deadline or "24h", datetime.now(UTC))
+    deadline_h = asked.parse_deadline("24h" if deadline is None else deadline, datetime.now(UTC))
     job = story.Job(hours, deadline_h, restart / 60, price, start)
     raise typer.Exit(story.simulate(trace, job, output, plot))
 

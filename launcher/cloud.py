@@ -27,7 +27,7 @@ from launcher.plan import Plan, Rung, require_plan
 from launcher.policy.history import began_since
 from launcher.policy.limits import Limits
 from launcher.report.status import ABANDONED_S, OVER, RunStatus, read_status
-from launcher.request import LaunchRequest
+from launcher.request import LaunchRequest, check_cloud_bucket
 from launcher.sky import client
 from launcher.sky.client import Job
 from launcher.sky.doctor import find_controller
@@ -62,7 +62,7 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     result = planner_for(request, recipe).compare()
     plan = require_plan(result, request)
     name = check_run_name(request.name or new_name(recipe))
-    bucket = _cloud_bucket(request.bucket)
+    bucket = check_cloud_bucket(request.bucket)
     if strategy_here() != NOTUS:
         _say_what_is_missing(request)
     _check_controller()
@@ -153,15 +153,6 @@ def _after_submission(store: Store, name: str, job_id: int, recipe: Recipe, opti
         show_receipt(read_receipt(store, name, recipe), output)
         say(f"the model is in {store.url}/final")
     return end.code
-
-
-def _cloud_bucket(bucket: str | None) -> str:
-    if bucket is None or not bucket.startswith(("s3://", "gs://")):
-        raise RequestError(
-            "a cloud run needs a bucket that its machines can reach" + (f", and {bucket} is none" if bucket else ""),
-            "give --bucket s3://NAME/PREFIX or gs://NAME/PREFIX, or set NOTUS_BUCKET",
-        )
-    return bucket
 
 
 def _say_what_is_missing(request: LaunchRequest) -> None:

@@ -18,21 +18,31 @@ from launcher.explain import Explanation, explain
 from launcher.hazard import Learned
 from launcher.offers import find_catalog, load_offers
 from launcher.options import experience_path
-from launcher.plan import DryRun, Plan, Rung, ladder, require_plan
+from launcher.plan import DryRun, Plan, Rung, ladder, nearest, require_plan
 from launcher.planner import Planner, wanted_gpus
 from launcher.policy.limits import Limits
 from launcher.report.plans import show_dry_run
-from launcher.request import CLOUDS, LaunchRequest
+from launcher.request import CLOUDS, LaunchRequest, check_cloud_bucket
 from launcher.sky.doctor import plugin_is_configured
 from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
 from trainer.recipe import Recipe, builtin_names, load_recipe
 
+WITHOUT_PLUGIN = (
+    "these figures are the NOTUS strategy's, which SkyPilot here does not have: the task says "
+    f"{SKYPILOTS_OWN}, which knows neither deadline nor budget and never goes back to spot; to have ours: "
+    "notus-launch doctor --fix"
+)
+
 
 def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -> int:
     """`--dry-run`: nothing is started, no credentials are needed."""
+    if request.bucket is not None:
+        check_cloud_bucket(request.bucket)
     recipe = load_recipe(request.recipe)
     planner = planner_for(request, recipe)
     result = planner.compare()
+    if strategy_here() != NOTUS:
+        result = result.model_copy(update={"advice": (WITHOUT_PLUGIN, *result.advice)})
     task = shown_task(request, recipe, result)
     why = explanation(planner, result) if explained else None
     if output == "json":
@@ -54,12 +64,13 @@ def planner_for(request: LaunchRequest, recipe: Recipe) -> Planner:
 
 
 def explanation(planner: Planner, result: DryRun) -> Explanation | None:
-    """Of the recommended plan."""
-    if result.best is None:
+    """Of the recommended plan; where none keeps the limits, of the nearest; None without any plan."""
+    if not result.plans:
         return None
-    hazard = planner.hazard_of(result.best)
+    plan = result.best or nearest(result.plans, planner.request)
+    hazard = planner.hazard_of(plan)
     chain = hazard.chain if hazard else None
-    return explain(result.best, chain, planner.request.deadline_h, planner.slack_costs(result.best))
+    return explain(plan, chain, planner.request.deadline_h, planner.slack_costs(plan))
 
 
 def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:

@@ -36,6 +36,8 @@ class Explanation(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    plan: str
+    """The one that is explained: the recommended one, or the nearest to the limits."""
     rules: tuple[str, ...]
     table: tuple[Row, ...]
     costs: tuple[SlackCost, ...]
@@ -47,7 +49,8 @@ def explain(plan: Plan, chain: Chain | None, deadline_h: float | None, costs: Se
     rows: tuple[Row, ...] = ()
     if chain is not None and deadline_h is not None and len(plan.ladder) > 1:
         rows = _table(plan, chain, deadline_h)
-    return Explanation(rules=(*_rules(plan, deadline_h), *_starts(plan)), table=rows, costs=tuple(costs))
+    rules = (*_rules(plan, deadline_h), *_starts(plan))
+    return Explanation(plan=plan.name, rules=rules, table=rows, costs=tuple(costs))
 
 
 def _table(plan: Plan, chain: Chain, deadline_h: float) -> tuple[Row, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,10 @@ GCS = Bucket("Google Cloud Storage", "gcp", 0.020, 0.12, 0.005, 0.0004)
 S3 = Bucket("Amazon S3", "aws", 0.023, 0.09, 0.005, 0.0004)
 R2 = Bucket("a bucket without egress fees (Cloudflare R2)", None, 0.015, 0.0, 0.0045, 0.00036)
 
+AWS = "https://s3.amazonaws.com"
+ENDPOINTS = {"amazonaws.com": S3, "amazonaws.com.cn": S3, "storage.googleapis.com": GCS}
+"""How the names of S3 endpoints end that are not of a store without egress fees."""
+
 
 class Fees(NamedTuple):
     """Of runs, dollars; arrays with one entry for each run."""
@@ -53,9 +58,10 @@ def bucket_for(url: str | None, environment: Mapping[str, str] | None = None) ->
     if url and url.startswith("gs://"):
         return GCS
     elsewhere = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
-    if url and url.startswith("s3://") and not elsewhere:
-        return S3
-    return R2
+    if not url or not url.startswith("s3://"):
+        return R2
+    host = urlsplit(elsewhere or AWS).hostname or ""
+    return next((bucket for end, bucket in ENDPOINTS.items() if host.endswith(end)), R2)
 
 
 def restore_usd(bucket: Bucket, cloud: str | None, state_bytes: float) -> float:

@@ -28,7 +28,14 @@ BucketOption = Annotated[
     ),
 ]
 NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run. The same name goes on with it.")]
-HoursOption = Annotated[float | None, typer.Option(help="Hours of work, instead of the recipe's figure.", min=0.001)]
+HoursOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Hours of work, instead of the recipe's figure: on the node of --gpus where one is named, else on the "
+        "GPUs that the recipe was made for.",
+        min=0.001,
+    ),
+]
 HazardOption = Annotated[
     str | None,
     typer.Option("--hazard", help="Mean time between preemptions of a spot machine (6h, 90m), instead of the table's."),
@@ -46,7 +53,13 @@ YesOption = Annotated[
 ]
 DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return after submission (clouds).")]
 NowOption = Annotated[bool, typer.Option("--now", help="In a cloud: lose the steps since the last checkpoint.")]
-FixOption = Annotated[bool, typer.Option("--fix", help="Write plugin and consolidation mode into SkyPilot's files.")]
+FixOption = Annotated[
+    bool,
+    typer.Option(
+        "--fix",
+        help="Write plugin and consolidation mode into SkyPilot's files; for a controller on a VM, build its wheel.",
+    ),
+]
 PreemptOption = Annotated[
     int,
     typer.Option(help="Local only: kill it without warning so many times, at random steps.", min=0, max=20),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
@@ -11,6 +12,8 @@ from launcher.estimate import Estimate
 from launcher.offers import Offer
 from launcher.request import LaunchRequest
 
+CONFIDENCE = 0.95
+"""With which a plan has to keep the deadline and the budget."""
 MAX_ON_DEMAND_RUNGS = 2
 
 
@@ -22,6 +25,8 @@ class Rung(BaseModel):
     cloud: str
     gpus: str
     spot: bool
+    host_gib: int | None = None
+    """The least memory of the host, where the cloud also has nodes of this kind that are too small."""
 
 
 class Plan(Estimate):
@@ -106,19 +111,83 @@ def require_plan(result: DryRun, request: LaunchRequest) -> Plan:
     """The recommended plan; raises `NothingFits` where nothing keeps the limits."""
     if result.best is not None:
         return result.best
+    if not result.plans and not any(offer.fits for offer in result.offers):
+        why = dict.fromkeys(f"{offer.gpus}: {offer.misfit}" for offer in result.offers)
+        raise NothingFits(f"the recipe fits no offer ({'; '.join(why)})", "name other --gpus, or another recipe")
     if not result.plans:
         raise NothingFits(
             "no trusted offer fits the request",
             "widen --cloud or --gpus; `--dry-run` shows flagged prices too, and --trust-prices takes them",
         )
-    limits = []
+    raise NothingFits(*unkept(result.plans, request))
+
+
+def limits_named(request: LaunchRequest) -> str:
+    """`the deadline and the budget`, or the one that was given; '' without."""
+    named = {"the deadline": request.deadline_h, "the budget": request.budget_usd}
+    return " and ".join(name for name, value in named.items() if value is not None)
+
+
+def nearest(plans: Sequence[Plan], request: LaunchRequest) -> Plan:
+    """The plan that comes nearest to the limits: by the worse of its two chances, then by the smaller excess."""
+
+    def excess(plan: Plan) -> float:
+        dear = plan.cost_p95_usd / request.budget_usd if request.budget_usd else 0.0
+        late = plan.finish_p95_h / request.deadline_h if request.deadline_h else 0.0
+        return max(dear, late)
+
+    def chance(plan: Plan) -> float:
+        return min(_chance(plan.deadline_probability), _chance(plan.budget_probability))
+
+    return max(plans, key=lambda plan: (chance(plan), -excess(plan)))
+
+
+def unkept(plans: Sequence[Plan], request: LaunchRequest) -> tuple[str, str]:
+    """Why no plan is within the limits, by the nearest one; and the limits that would do."""
+    limits, odds = [], []
+    plan = nearest(plans, request)
     if request.deadline_h is not None:
         limits.append(f"a deadline of {request.deadline_h:.1f} h")
+        odds.append(
+            f"the deadline in {_chance(plan.deadline_probability):.0%} of runs (done in {plan.expected_finish_h:.1f} h "
+            f"on average, 95 % within {plan.finish_p95_h:.1f} h)"
+        )
     if request.budget_usd is not None:
         limits.append(f"a budget of ${request.budget_usd:,.2f}")
-    fastest = min(result.plans, key=lambda plan: plan.finish_p95_h)
-    raise NothingFits(
-        f"no plan keeps {' and '.join(limits)}: the cheapest costs ${result.plans[0].expected_cost_usd:,.2f}, "
-        f"the fastest is done in {fastest.finish_p95_h:.1f} h",
-        "raise --budget or --deadline; `--dry-run` compares the plans",
+        odds.append(
+            f"the budget in {_chance(plan.budget_probability):.0%} of runs (${plan.expected_cost_usd:,.2f} on average, "
+            f"95 % within ${plan.cost_p95_usd:,.2f})"
+        )
+    return (
+        f"no plan keeps {' and '.join(limits)} in {CONFIDENCE:.0%} of runs; the nearest, {plan.name}, keeps "
+        f"{' and '.join(odds)}",
+        f"give {' or '.join(_enough(plans, plan, request))}; `--dry-run` compares the plans",
     )
+
+
+def _enough(plans: Sequence[Plan], near: Plan, request: LaunchRequest) -> list[str]:
+    """Options that some plan would keep. Not the least ones: another deadline changes the figures of all plans."""
+    in_time = [plan for plan in plans if _chance(plan.deadline_probability) >= CONFIDENCE]
+    affordable = [plan for plan in plans if _chance(plan.budget_probability) >= CONFIDENCE]
+    found = []
+    if request.budget_usd is not None and in_time:
+        found.append(_budget(min(plan.cost_p95_usd for plan in in_time)))
+    if request.deadline_h is not None and affordable:
+        found.append(_deadline(min(plan.finish_p95_h for plan in affordable)))
+    # Both: of a plan whose cost doesn't change with the deadline, where there is one.
+    on_demand = [plan for plan in plans if not plan.ladder[0].spot]
+    sure = min(on_demand, key=lambda plan: plan.cost_p95_usd, default=near)
+    return found or [f"{_deadline(sure.finish_p95_h)} and {_budget(sure.cost_p95_usd)}"]
+
+
+def _budget(usd: float) -> str:
+    return f"--budget {math.ceil(usd)}"
+
+
+def _deadline(hours: float) -> str:
+    return f"--deadline {math.ceil(hours * 10) / 10:g}h"
+
+
+def _chance(probability: float | None) -> float:
+    """1 where there is no limit."""
+    return 1.0 if probability is None else probability

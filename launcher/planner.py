@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from launcher.errors import RequestError
 from launcher.estimate import (
     DEFAULT_STATE_BYTES,
     START_H,
@@ -18,20 +20,18 @@ from launcher.estimate import (
 from launcher.fees import Bucket, bucket_for, restore_usd
 from launcher.hazard import ON_DEMAND_H, Hazard, Learned, assumed
 from launcher.offers import Offer, by_kind
-from launcher.plan import DryRun, Plan, Rung, SlackCost
+from launcher.plan import CONFIDENCE, DryRun, Plan, Rung, SlackCost, limits_named, unkept
 from launcher.policy.decide import work_hour_usd
 from launcher.policy.market import MOST_ZONES, mean_spell_h
 from launcher.policy.outlook import Problem, solve
 from launcher.request import CLOUDS, Gpus, LaunchRequest, parse_gpus
 from launcher.runs import OnDemand, Scenario, Spot
-from launcher.speeds import PCIE, SOURCE, relative_speed
-from trainer.gpus import GPU_MEMORY_GIB, VISIBLE
-from trainer.memory import Fit, fit, state_bytes
+from launcher.speeds import DERIVED, PCIE, SOURCE, TOKENS_PER_SECOND, WITHOUT_NVLINK, relative_speed
+from trainer.gpus import GPU_MEMORY_GIB, VISIBLE, unusable
+from trainer.memory import HOST_GIB_PER_RANK, Fit, fit, state_bytes
 from trainer.recipe import Recipe
 from trainer.shapes import shape_of
 
-CONFIDENCE = 0.95
-"""With which a plan has to keep the deadline and the budget."""
 OTHER_ZONES = MOST_ZONES - 1
 """Of a spot market: their mean price is what the next machine costs while the cheapest zone has none."""
 TABLE_STEPS = 120
@@ -48,6 +48,8 @@ class _Kind:
     speed: float
     """Against the recipe's own GPUs."""
     memory: str
+    host_gib: int | None = None
+    """To ask for: its cloud has smaller nodes of this kind, too."""
 
     @property
     def first(self) -> Offer:
@@ -60,15 +62,16 @@ class _Kind:
 
     @property
     def rung(self) -> Rung:
-        return Rung(cloud=self.first.cloud, gpus=self.first.gpus, spot=self.first.spot)
+        return Rung(cloud=self.first.cloud, gpus=self.first.gpus, spot=self.first.spot, host_gib=self.host_gib)
 
 
 def wanted_gpus(request: LaunchRequest, recipe: Recipe) -> tuple[Gpus, ...]:
-    """The nodes to look for: what was asked, else every known kind, as many as the recipe was made for."""
+    """The nodes to look for: what was asked, else each kind with NVLink and a known speed, as many as the recipe was
+    made for."""
     if request.gpus:
-        return request.gpus
+        return tuple(dict.fromkeys(request.gpus))
     count = parse_gpus(recipe.hardware.gpus or "A100:8").count
-    return tuple(Gpus(name, count) for name in GPU_MEMORY_GIB)
+    return tuple(Gpus(name, count) for name in TOKENS_PER_SECOND if name not in WITHOUT_NVLINK)
 
 
 class Planner:
@@ -82,17 +85,27 @@ class Planner:
         source: str,
         learned: Mapping[tuple[str, str], Learned] | None = None,
     ) -> None:
-        """`learned` is what the user's own runs have met, by cloud and GPUs; the others are assumed."""
+        """`learned` is what the user's own runs have met, by cloud and GPUs; the others are assumed.
+
+        Raises `RequestError` where all GPUs that were asked for are of unknown speed, and no --hours says it.
+        """
         self.request, self.recipe, self.source, self.learned = request, recipe, source, learned or {}
         self.work_h = request.hours or recipe.hardware.hours
-        self.base = parse_gpus(recipe.hardware.gpus or "A100:8")
+        self.made_for = parse_gpus(recipe.hardware.gpus or "A100:8")
+        self.base = self._base(offers)
+        self.base_pcie = self._hours_are_of_one_node and all(offer.pcie for offer in offers)
         self.bucket: Bucket = bucket_for(request.bucket)
-        fits = {name: self._fit(gpus) for name, gpus in _nodes(offers)}
-        self.offers = [offer.model_copy(update={"fits": fits[offer.gpus].fits}) for offer in offers]
-        fitting = (offer for offer in self.offers if offer.fits)
-        kinds = by_kind(fitting, trusted_only=not request.trust_prices)
-        self.kinds = [_Kind(group, self._speed(group[0]), fits[group[0].gpus].reason) for group in kinds]
-        self.misfits = {name: found.reason for name, found in fits.items() if not found.fits}
+        nodes = {name: parse_gpus(name) for name in dict.fromkeys(offer.gpus for offer in offers)}
+        cards = {name: self._fit(gpus) for name, gpus in nodes.items()}
+        fitting = {name: gpus for name, gpus in nodes.items() if cards[name].fits}
+        self.unknown_speed = [name for name, gpus in fitting.items() if relative_speed(gpus, self.base) is None]
+        self._refuse_unknown_speed(fitting)
+        fits = {key: cards[key[0]].on_host(key[1]) for key in dict.fromkeys(map(_node_of, offers))}
+        self.offers = [_judged(offer, fits[_node_of(offer)]) for offer in offers]
+        possible = (offer for offer in self.offers if offer.fits and offer.gpus not in self.unknown_speed)
+        kinds = by_kind(possible, trusted_only=not request.trust_prices)
+        self.kinds = [self._kind(group, fits[_node_of(group[0])]) for group in kinds]
+        self.misfits = _misfits(self.offers)
 
     def compare(self) -> DryRun:
         """All plans and the choice. Decides nothing that a machine could change: no clock, no network."""
@@ -240,12 +253,44 @@ class Planner:
         return assumed(zones, self.request.hazard_h)
 
     def _fit(self, gpus: Gpus) -> Fit:
-        if self.recipe.hardware.gpus and gpus.count < self.base.count:
-            return Fit(False, None, f"the recipe's batch is made for {self.base.count} GPUs")
-        return fit(self.recipe, GPU_MEMORY_GIB[gpus.name] * VISIBLE, gpus.count)
+        """By its cards; the host's memory differs from offer to offer (`Fit.on_host`)."""
+        if self.recipe.hardware.gpus and gpus.count < self.made_for.count:
+            return Fit(False, None, f"the recipe's batch is made for {self.made_for.count} GPUs")
+        if self.recipe.hardware.gpus and (why := unusable(gpus.name)):
+            return Fit(False, None, why)
+        memory_gib = GPU_MEMORY_GIB.get(gpus.name)
+        return fit(self.recipe, memory_gib * VISIBLE if memory_gib else None, gpus.count)
+
+    def _kind(self, group: Sequence[Offer], found: Fit) -> _Kind:
+        first = group[0]
+        market = (first.cloud, first.gpus, first.spot)
+        small = any(not offer.fits for offer in self.offers if (offer.cloud, offer.gpus, offer.spot) == market)
+        if not small or found.host_gib is None or first.host_gib is None:
+            # Nor where the catalog doesn't say: SkyPilot would not find that node any more if the task asked for some.
+            return _Kind(group, self._speed(first), found.reason)
+        return _Kind(group, self._speed(first), found.reason, math.ceil(found.host_gib))
+
+    def _base(self, offers: Sequence[Offer]) -> Gpus:
+        """Whose hours they are: with --hours those of the one node that was asked for, else of the recipe's."""
+        return parse_gpus(offers[0].gpus) if self._hours_are_of_one_node and offers else self.made_for
+
+    @property
+    def _hours_are_of_one_node(self) -> bool:
+        return self.request.hours is not None and len(set(self.request.gpus)) == 1
+
+    def _refuse_unknown_speed(self, nodes: Mapping[str, Gpus]) -> None:
+        if nodes and len(self.unknown_speed) == len(nodes):
+            first = self.unknown_speed[0]
+            raise RequestError(
+                f"how fast {' or '.join(self.unknown_speed)} trains is not known here (known: "
+                f"{', '.join(TOKENS_PER_SECOND)}), so neither are the hours of work",
+                f"give them for one kind of node: --gpus {first} --hours H",
+            )
 
     def _speed(self, offer: Offer) -> float:
-        return relative_speed(parse_gpus(offer.gpus), self.base, pcie=offer.pcie)
+        speed = relative_speed(parse_gpus(offer.gpus), self.base, pcie=offer.pcie)
+        assert speed is not None, "those of unknown speed are no kind"
+        return speed / PCIE if self.base_pcie else speed
 
     # --- words --------------------------------------------------------------------------------------
 
@@ -265,9 +310,12 @@ class Planner:
         plan = min((plan for plan in plans if plan.egress_usd >= 1), key=without_usd, default=None)
         if plan is None or without_usd(plan) >= best.expected_cost_usd:
             return ""
+        clouds = list(dict.fromkeys(rung.cloud for rung in plan.ladder))
+        abroad = " and ".join(CLOUDS[cloud].label for cloud in clouds if cloud != self.bucket.cloud)
+        near = f", or one in {CLOUDS[clouds[0]].label}," if len(clouds) == 1 else ""
         return (
-            f"restores from {self.bucket.label} into another cloud are ${plan.egress_usd:,.2f} of what {plan.name} "
-            "costs: a bucket without egress fees (Cloudflare R2), or in its cloud, saves that"
+            f"restores from {self.bucket.label} in {abroad} are ${plan.egress_usd:,.2f} of what {plan.name} "
+            f"costs: a bucket without egress fees (Cloudflare R2){near} saves that"
         )
 
     def _patience(self, best: Plan, plans: Sequence[Plan]) -> str:
@@ -284,36 +332,68 @@ class Planner:
         )
 
     def _assumptions(self, best: Plan | None) -> list[str]:
-        hours = "--hours" if self.request.hours else f"the recipe, on {self.recipe.hardware.gpus}"
+        hours = self._whose_hours()
+        derived = [text for kind, text in DERIVED.items() if any(kind == parse_gpus(o.gpus).name for o in self.offers)]
+        where = self.bucket.label + ("" if self.request.bucket else "; assumed, as no --bucket is given")
         size = state_bytes(self.recipe)
         spot = [kind for kind in self.kinds if kind.first.spot and self._wanted(kind)]
         unknown = "" if size else "model of unknown size: "
         found = [
             f"prices: {self.source}",
-            f"{self.work_h:g} h of work ({hours}); {SOURCE}; cards on PCIe at {PCIE:g} of that (assumed)",
+            f"{self.work_h:g} h of work ({hours}); {'; '.join([SOURCE, *derived])}; "
+            f"cards on PCIe at {PCIE:g} of that (assumed)",
             *dict.fromkeys(self._hazard(kind).source for kind in spot),
             "on-demand machines can be had at once and are never taken away",
             f"{START_H * 60:.0f} min from the launch of a machine to its first step",
             f"{unknown}checkpoints of {(size or DEFAULT_STATE_BYTES) / 1e9:.2g} GB, "
-            f"at {UPLOAD_BYTES_PER_S / 1e9:g} GB/s, in {self.bucket.label}",
+            f"at {UPLOAD_BYTES_PER_S / 1e9:g} GB/s, in {where}",
         ]
         if shape_of(self.recipe.model.name) is None:
             found.append(f"the shape of {self.recipe.model.name} is not known, so its memory is not checked")
         elif best is not None:
             found.append(f"memory, by a sum that was not measured on a GPU and keeps a third in reserve: {best.memory}")
-        found += [f"{name} does not fit: {reason}" for name, reason in self.misfits.items()]
+        if self.recipe.hardware.gpus is not None:
+            found.append(
+                "the host's memory has to hold what is offloaded, a copy of the state, and "
+                f"{HOST_GIB_PER_RANK} GiB for each rank (assumed)"
+            )
+        found += self.misfits
+        there = {offer.gpus for offer in self.offers}
+        found += [f"nobody sells {gpus}" for gpus in map(str, self.request.gpus) if gpus not in there]
+        found += [f"no hours on {name} are known: give --gpus {name} --hours H" for name in self.unknown_speed]
         return found
 
+    def _whose_hours(self) -> str:
+        if self.request.hours:
+            return f"--hours, on {self.base}"
+        return f"the recipe, {'on' if self.recipe.hardware.gpus else 'made for a CPU and taken as if on'} {self.base}"
 
-def _nodes(offers: Sequence[Offer]) -> list[tuple[str, Gpus]]:
-    return [(name, parse_gpus(name)) for name in dict.fromkeys(offer.gpus for offer in offers)]
+
+def _node_of(offer: Offer) -> tuple[str, float | None]:
+    """What decides whether a recipe fits: the GPUs, and the host's memory."""
+    return offer.gpus, offer.host_gib
+
+
+def _judged(offer: Offer, found: Fit) -> Offer:
+    return offer.model_copy(update={"fits": found.fits, "misfit": "" if found.fits else found.reason})
+
+
+def _misfits(offers: Sequence[Offer]) -> list[str]:
+    """Which nodes do not fit, and why. Named by their GPUs where all with those are out."""
+    some = {offer.gpus for offer in offers if offer.fits}
+    found = (
+        (f"{offer.cloud} {offer.instance_type}" if offer.gpus in some else offer.gpus, offer.misfit)
+        for offer in offers
+        if not offer.fits
+    )
+    return [f"{name} does not fit: {reason}" for name, reason in dict.fromkeys(found)]
 
 
 def _reason(best: Plan | None, plans: Sequence[Plan], request: LaunchRequest) -> str:
     if best is None:
-        return "no plan keeps the deadline and the budget" if plans else "no trusted offer fits"
-    limited = request.deadline_h or request.budget_usd
-    limits = "the deadline and the budget" if limited else "no limit given"
+        return unkept(plans, request)[0] if plans else "no trusted offer fits"
+    limited = limits_named(request)
+    limits = limited or "no limit given"
     others = [plan for plan in plans if plan is not best and plan.within_limits]
     if not others:
         return f"the only plan that keeps {limits}" if limited else "the only plan"

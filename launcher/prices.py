@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
+from checkpoints.errors import UserError
 from launcher.errors import NothingFits, RequestError
 from launcher.launch import say
 from launcher.offers import Catalog, Offer, by_kind, find_catalog, load_offers, shipped_catalog
 from launcher.report.plans import offers_table
-from launcher.report.tables import plain_table
+from launcher.report.tables import counted, plain_table
 from launcher.request import CLOUDS, Gpus, LaunchRequest
 from launcher.sky import catalog as skys
 from trainer.gpus import GPU_MEMORY_GIB
@@ -45,16 +46,17 @@ def prices(action: str, request: LaunchRequest, output: str) -> int:
     if action not in ACTIONS:
         raise RequestError(f"prices {action!r} is not known", f"use one of: {', '.join(ACTIONS)}")
     if action == "show":
-        _show(_offers(find_catalog(), request), find_catalog().source, output)
+        _show(_sold(find_catalog(), request), find_catalog().source, output)
     elif action == "diff":
         changes = compare(_offers(shipped_catalog(), request), _offers(find_catalog(), request))
         _show_changes(changes, f"{shipped_catalog().source} -> {find_catalog().source}", output)
     else:
-        before = _offers(find_catalog(), request)
+        old = _offers(find_catalog(), request)
         outcome = skys.refresh(request.clouds or tuple(CLOUDS), say)
-        changes = compare(before, _offers(find_catalog(), request))
-        _show_changes(changes, "before -> after the refresh", output, outcome)
-        return 0 if any(state == "fetched" for state in outcome.values()) else 1
+        fetched = any(state == skys.FETCHED for state in outcome.values())
+        now = _offers(find_catalog(), request) if fetched else old
+        _show_changes(compare(old, now), "before -> after the refresh" if fetched else None, output, outcome)
+        return 0 if fetched else 1
     return 0
 
 
@@ -73,13 +75,24 @@ def compare(before: Sequence[Offer], now: Sequence[Offer]) -> list[Change]:
     return [change for change in changes if change.before != change.now]
 
 
-def _offers(catalog: Catalog, request: LaunchRequest) -> list[Offer]:
+def _sold(catalog: Catalog, request: LaunchRequest) -> list[Offer]:
+    """What is to be shown; raises `NothingFits` or `UserError` where that is nothing."""
     wanted = request.gpus or tuple(Gpus(name, COUNT) for name in GPU_MEMORY_GIB)
+    offers = load_offers(catalog, wanted, request.clouds or tuple(CLOUDS))
+    found = [offer for offer in offers if request.market == "auto" or offer.spot == (request.market == "spot")]
+    if not found:
+        other = "--on-demand" if request.market == "spot" else "--spot"
+        raise NothingFits(f"no {request.market} offer among {len(offers)} ({catalog.source})", f"try {other}")
+    return found
+
+
+def _offers(catalog: Catalog, request: LaunchRequest) -> list[Offer]:
+    """One side of a comparison: it may be empty, or not be readable before it is fetched."""
     try:
-        offers = load_offers(catalog, wanted, request.clouds or tuple(CLOUDS))
-    except NothingFits:
+        return _sold(catalog, request)
+    except (NothingFits, UserError) as error:
+        say(error.message)
         return []
-    return [offer for offer in offers if request.market == "auto" or offer.spot == (request.market == "spot")]
 
 
 def _show(offers: Sequence[Offer], source: str, output: str) -> None:
@@ -89,11 +102,22 @@ def _show(offers: Sequence[Offer], source: str, output: str) -> None:
         return
     console = Console()
     console.print(offers_table(offers, SHOWN))
-    flagged = sum(bool(offer.flags) for offer in offers)
-    console.print(f"\n{source}; {flagged} prices look wrong and are never recommended", soft_wrap=True, highlight=False)
+    console.print(f"\n{source}; {_doubts(offers)}", soft_wrap=True, highlight=False)
 
 
-def _show_changes(changes: Sequence[Change], title: str, output: str, outcome: Mapping[str, str] | None = None) -> None:
+def _doubts(offers: Sequence[Offer]) -> str:
+    flagged = [number for number, offer in enumerate(offers) if offer.flags]
+    if not flagged:
+        return "no price looks wrong"
+    above = sum(number < SHOWN for number in flagged)
+    where = "" if above == len(flagged) else f", {above} of them above (-o json has all)"
+    return f"{counted(len(flagged), 'price')} look{'s' if len(flagged) == 1 else ''} wrong{where}: never recommended"
+
+
+def _show_changes(
+    changes: Sequence[Change], title: str | None, output: str, outcome: Mapping[str, str] | None = None
+) -> None:
+    """The table of what differs; without a title nothing was compared."""
     if output == "json":
         told = {"changes": [change.model_dump() for change in changes], "refreshed": outcome}
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
@@ -101,6 +125,8 @@ def _show_changes(changes: Sequence[Change], title: str, output: str, outcome: M
     console = Console()
     for cloud, state in (outcome or {}).items():
         console.print(f"{cloud}: {state}", highlight=False)
+    if title is None:
+        return
     if not changes:
         console.print(f"no cheapest price differs ({title})", soft_wrap=True, highlight=False)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
@@ -77,18 +77,12 @@ class LaunchRequest(BaseModel):
 
 
 def parse_gpus(text: str) -> Gpus:
-    """`A100:8` -> Gpus; raises `RequestError` with the nearest known kind."""
-    match = re.fullmatch(r"([A-Za-z0-9-]+)(?::([0-9]+))?", text)
+    """`A100:8` -> Gpus; raises `RequestError`. Whether somebody sells such a GPU is for the price lists to say."""
+    match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?::([0-9]+))?", text)
     if not match or match[2] == "0":
         raise RequestError(f"{text!r} is not a GPU request", "write KIND:COUNT, for example A100:8")
     names = {name.lower(): name for name in GPU_MEMORY_GIB}
-    name = names.get(match[1].lower())
-    if name is None:
-        raise RequestError(
-            f"unknown GPU {match[1]!r}{_did_you_mean(match[1], GPU_MEMORY_GIB)}",
-            f"known: {_join(GPU_MEMORY_GIB)}",
-        )
-    return Gpus(name, int(match[2] or 8))
+    return Gpus(names.get(match[1].lower(), match[1]), int(match[2] or 8))
 
 
 def parse_clouds(names: Sequence[str]) -> tuple[str, ...]:
@@ -98,7 +92,7 @@ def parse_clouds(names: Sequence[str]) -> tuple[str, ...]:
         lowered = name.lower()
         if lowered not in CLOUDS and lowered != LOCAL:
             known = (*CLOUDS, LOCAL)
-            raise RequestError(f"unknown cloud {name!r}{_did_you_mean(lowered, known)}", f"known: {_join(known)}")
+            raise RequestError(f"unknown cloud {name!r}{did_you_mean(lowered, known)}", f"known: {_join(known)}")
         found.append(lowered)
     if LOCAL in found and len(found) > 1:
         raise RequestError("--cloud local can't be combined with another cloud", "leave one of them out")
@@ -133,6 +127,17 @@ def parse_deadline(text: str, now: datetime) -> float:
     if hours <= 0:
         raise RequestError(f"the deadline {text} has passed", "choose a later one")
     return hours
+
+
+def check_cloud_bucket(bucket: str | None) -> str:
+    """A bucket that machines in a cloud can reach; raises `RequestError`."""
+    if bucket is None or not re.match(r"(s3|gs)://[^/]", bucket):
+        raise RequestError(
+            "a cloud run needs a bucket that its machines can reach"
+            + ("" if bucket is None else f", and {bucket!r} is none"),
+            "give --bucket s3://NAME/PREFIX or gs://NAME/PREFIX, or set NOTUS_BUCKET",
+        )
+    return bucket
 
 
 def check_market(clouds: Sequence[str], market: Market) -> None:
@@ -190,7 +195,8 @@ def check_output(output: str) -> str:
     return output
 
 
-def _did_you_mean(given: str, known: Sequence[str] | dict[str, int]) -> str:
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`; did you mean 'A100'?`, or nothing where no known name is near."""
     lowered = {name.lower(): name for name in known}
     close = difflib.get_close_matches(given.lower(), list(lowered), n=1, cutoff=0.4)
     return f"; did you mean {lowered[close[0]]!r}?" if close else ""

@@ -7,6 +7,7 @@ with its zone's availability, a new machine costs a restart without progress, an
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from checkpoints.errors import UserError
 from launcher.policy.referee import IDLE, ON_DEMAND, RefereePolicy
 from launcher.policy.trace import Trace, read_traces
 from launcher.report.picture import check_picture, draw_replay
+from launcher.report.tables import counted
 
 HISTORY_H = 72.0
 """What the policy may know of the time before the start, as in the referee."""
@@ -57,6 +59,12 @@ class Played:
     on_demand_h: float
     stretches: tuple[Stretch, ...]
 
+    @property
+    def saved(self) -> str:
+        """Against on demand from the beginning: `31% less than`, `2% more than`, `as much as`."""
+        percent = round(100 * (1 - self.cost / self.on_demand_cost))
+        return f"{abs(percent)}% {'less' if percent > 0 else 'more'} than" if percent else "as much as"
+
 
 def simulate(paths: list[Path], job: Job, output: str, plot: Path | None = None) -> int:
     """Print (and draw, to a PNG or SVG) what the policy does. 0 when the deadline is met, else 3."""
@@ -66,6 +74,7 @@ def simulate(paths: list[Path], job: Job, output: str, plot: Path | None = None)
     played = play(trace, job)
     if plot is not None:
         draw_replay(plot, trace, job, played)
+        sys.stderr.write(f"notus-launch: drawn to {plot}\n")
     if output == "json":
         sys.stdout.write(json.dumps({"job": asdict(job), "zones": trace.zones, **asdict(played)}, indent=2) + "\n")
     else:
@@ -144,14 +153,23 @@ def _check(trace: Trace, job: Job) -> None:
     if job.deadline_h < job.work_h + job.restart_h:
         raise UserError(
             f"no machine makes {job.work_h:g} h of work and a start of {job.restart_h:g} h in {job.deadline_h:g} h",
-            f"give --deadline {job.work_h + job.restart_h:g} or more",
+            f"give --deadline {math.ceil(100 * (job.work_h + job.restart_h)) / 100:g}h or more",
         )
     if job.start_h + job.deadline_h > trace.hours:
         raise UserError(
             f"the trace has {trace.hours:.0f} h, and the job needs it from {job.start_h:g} to "
             f"{job.start_h + job.deadline_h:g} h",
-            f"give --start {max(0, int(trace.hours - job.deadline_h))} or less, or a shorter --deadline",
+            _way_in(trace, job),
         )
+
+
+def _way_in(trace: Trace, job: Job) -> str:
+    """What would fit into the trace; only advice that then works."""
+    latest_h, least_h = math.floor(trace.hours - job.deadline_h), job.work_h + job.restart_h
+    longest_h = math.floor(10 * (trace.hours - job.start_h)) / 10
+    ways = [f"--start {latest_h} or less"] if latest_h >= 0 else []
+    ways += [f"--deadline {longest_h:g}h or less"] if longest_h >= least_h else []
+    return f"give {' or '.join(ways)}" if ways else "give a longer trace, or fewer --hours and a shorter --deadline"
 
 
 def _draw(console: Console, trace: Trace, job: Job, played: Played) -> None:
@@ -177,11 +195,10 @@ def _draw(console: Console, trace: Trace, job: Job, played: Played) -> None:
     end = "not done at the deadline" if played.finish_h is None else f"done after {played.finish_h:.1f} h"
     console.print(
         f"{end} (deadline {job.deadline_h:g} h): {played.spot_h:.1f} h on spot, {played.on_demand_h:.1f} h on demand, "
-        f"{played.preemptions} preemptions, {played.starts} starts",
+        f"{counted(played.preemptions, 'preemption')}, {counted(played.starts, 'start')}",
         soft_wrap=True,
     )
-    saved = 1 - played.cost / played.on_demand_cost
-    console.print(f"cost: {played.cost:.2f} on-demand hours, {saved:.0%} less than on demand alone", soft_wrap=True)
+    console.print(f"cost: {played.cost:.2f} on-demand hours, {played.saved} on demand alone", soft_wrap=True)
 
 
 def _tick_at(job: Job, trace: Trace, column: int, width: int) -> int:

@@ -11,7 +11,7 @@ section 4, with flash attention (no score matrix) and, where it is on, with one 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from trainer.recipe import Recipe
@@ -23,6 +23,8 @@ USABLE = 2 / 3
 never measured on a GPU. So a third stays in reserve: a run that dies of memory costs more than an offload."""
 NF4_BYTES = 4.127 / 8
 """Of a weight: 4 bits and 0.127 for its doubly quantized scale (Dettmers et al. 2023, "QLoRA", section 3)."""
+HOST_GIB_PER_RANK = 4
+"""Of the host's memory, for each rank's Python, torch, CUDA, NCCL and data, and the system's share. Assumed."""
 LIVE_PARAMETERS = 1_000_000_000
 """ZeRO-3 gathers weights up to this count, those of each model (stage3_max_live_parameters, DeepSpeed's default)."""
 
@@ -53,6 +55,7 @@ class Need:
     """The layers that ZeRO-3 has put together just now."""
     activations: int
     host: int
+    """What is offloaded."""
 
     @property
     def gpu(self) -> int:
@@ -74,25 +77,51 @@ class Fit:
     """The least that is needed; None where nothing fits or nothing is known."""
     reason: str
     """For people, with the figures."""
+    host_gib: float | None = None
+    """Of the host's memory, with what a save copies there; None where nothing is known."""
+
+    def on_host(self, host_gib: float | None) -> Fit:
+        """On a node with so much memory, GiB: it may be too small. None = the catalog doesn't say, and nothing is
+        refused for it. A checkpoint, an offload and the ranks have to be there at once."""
+        if not self.fits or self.host_gib is None:
+            return self
+        if host_gib is None:
+            unknown = f"{self.reason}; {self.host_gib:.0f} GiB of the host's memory, and what it has is not known"
+            return replace(self, reason=unknown)
+        if self.host_gib > host_gib:
+            with_what = f" with {self.offload}" if self.offload else ""
+            return Fit(
+                False, None, f"{self.host_gib:.0f} GiB of the host's memory{with_what}, and it has {host_gib:.0f}"
+            )
+        return replace(self, reason=f"{self.reason}; {self.host_gib:.0f} of {host_gib:.0f} GiB of the host")
 
 
-def fit(recipe: Recipe, gpu_gib: float, count: int) -> Fit:
+def fit(recipe: Recipe, gpu_gib: float | None, count: int) -> Fit:
     """The fastest way in which a recipe runs on `count` GPUs of that memory, or why it does not.
 
-    An offload that the recipe fixes is kept: it is part of the arithmetic.
+    An offload that the recipe fixes is kept: it is part of the arithmetic. None = a kind whose memory is not known.
     """
     shape = shape_of(recipe.model.name)
     if recipe.hardware.gpus is None:
         return Fit(True, None, "made for a CPU")
     if shape is None:
         return Fit(True, None, f"the shape of {recipe.model.name} is not known: its memory is not checked")
-    needs = [(offload, need_of(recipe, shape, count, offload).gib) for offload in _ways(recipe)]
-    for offload, gib in needs:
-        if gib <= gpu_gib:
-            more = f" ({needs[0][1]:.0f} with {needs[0][0]})" if gib < needs[0][1] else ""
-            return Fit(True, offload, f"{gib:.0f} of {gpu_gib:.0f} GiB of each GPU with {offload}{more}")
-    least, gib = needs[-1]
-    return Fit(False, None, f"{gib:.0f} GiB of each GPU with {least}, and it has {gpu_gib:.0f}")
+    needs = [(offload, need_of(recipe, shape, count, offload)) for offload in _ways(recipe)]
+    most = needs[0][1].gib
+    if gpu_gib is None:
+        return Fit(True, None, f"{most:.0f} GiB of each GPU with {needs[0][0]}, and what it has is not known")
+    for offload, need in needs:
+        if need.gib <= gpu_gib:
+            more = f" ({most:.0f} with {needs[0][0]})" if need.gib < most else ""
+            reason = f"{need.gib:.0f} of {gpu_gib:.0f} GiB of each GPU with {offload}{more}"
+            return Fit(True, offload, reason, host_gib(recipe, need, count))
+    least, need = needs[-1]
+    return Fit(False, None, f"{need.gib:.0f} GiB of each GPU with {least}, and it has {gpu_gib:.0f}")
+
+
+def host_gib(recipe: Recipe, need: Need, count: int) -> float:
+    """GiB of the host's memory: what is offloaded, the copy of the state that a save uploads from, and the ranks."""
+    return (need.host + (state_bytes(recipe) or 0)) / GIB + count * HOST_GIB_PER_RANK
 
 
 def runs_with(recipe: Recipe, gpu_gib: float, count: int, offload: Offload) -> bool:

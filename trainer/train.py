@@ -145,8 +145,8 @@ class Attempt:
 
     def _arguments(self) -> DPOConfig:
         """TRL's settings. Creating them starts the process group."""
+        self.ops.install()  # first: DeepSpeed's process group, which comes with the place, looks for a compiler
         self.place = settle_place(self.recipe)
-        self.ops.install()
         self.scratch.work.mkdir(parents=True, exist_ok=True)
         return DPOConfig(
             **dpo_arguments(

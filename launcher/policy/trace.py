@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ def read_traces(paths: Sequence[Path]) -> Trace:
 
     A zone counts as available where it has as many nodes as it ever had in the file. Raises `UserError`.
     """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("one trace is given twice", "give each zone of the market once")
     gaps, columns = [], []
     for path in paths:
         gap, column = _read(path)
@@ -48,9 +51,11 @@ def _read(path: Path) -> tuple[float, list[bool]]:
         told = json.loads(path.read_text())
         counts = [int(count) for count in told["data"]]
         gap = float(told["metadata"]["gap_seconds"])
+        if not math.isfinite(gap):
+            raise ValueError(f"gap_seconds is {gap}")
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}", "check the path of the trace") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a spot trace: {type(error).__name__}: {error}",
             'it needs {"metadata": {"gap_seconds": G}, "data": [nodes at each tick, ...]}',

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints.errors import UserError
+from launcher.report.tables import counted
 
 if TYPE_CHECKING:
     from launcher.policy.trace import Trace
@@ -21,6 +22,8 @@ def check_picture(path: Path) -> None:
     """A name that can be drawn to; raises `UserError`."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path} is not a picture", f"give a name that ends in {' or '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", "give the name of a picture in it")
     if not path.absolute().parent.is_dir():
         raise UserError(f"there is no folder {path.absolute().parent}", "make it, or choose another one")
 
@@ -41,12 +44,14 @@ def draw_replay(path: Path, trace: Trace, job: Job, played: Played) -> None:
     _draw_lanes(lanes, trace, job, played, rows)
     _draw_curves(curve, job, played)
     end = "not done at the deadline" if played.finish_h is None else f"done after {played.finish_h:.1f} h"
-    saved = 1 - played.cost / played.on_demand_cost
-    figure.suptitle(
-        f"{end}, {played.preemptions} preemptions: {played.cost:.2f} on-demand hours, {saved:.0%} less than on demand"
-    )
-    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
-    pyplot.close(figure)
+    preempted = counted(played.preemptions, "preemption")
+    figure.suptitle(f"{end}, {preempted}: {played.cost:.2f} on-demand hours, {played.saved} on demand")
+    try:
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    except OSError as error:
+        raise UserError(f"can't write {path}: {error.strerror}", "choose another place for the picture") from error
+    finally:
+        pyplot.close(figure)
 
 
 def _draw_lanes(axes: Any, trace: Trace, job: Job, played: Played, rows: Sequence[str]) -> None:

@@ -33,6 +33,9 @@ def show_dry_run(console: Console, result: DryRun, task: str, explanation: Expla
     if left_out > 0:
         console.print(f"and {left_out} dearer plans: -o json has them all", style="dim")
     console.print(f"\nrecommended: [bold]{result.recommended or 'none'}[/] ({result.reason})", soft_wrap=True)
+    if result.best is not None:
+        store = f"storage ${result.best.storage_usd:,.2f} and egress ${result.best.egress_usd:,.2f}"
+        console.print(f"of its cost: {store}", highlight=False)
     for line in result.advice:
         console.print(f"advice: {line}", highlight=False, soft_wrap=True)
     if explanation is not None:
@@ -41,7 +44,7 @@ def show_dry_run(console: Console, result: DryRun, task: str, explanation: Expla
     for assumption in result.assumptions:
         console.print(f"  - {assumption}", highlight=False, soft_wrap=True)
     console.print("\nSkyPilot task\n")
-    console.print(Text(task))
+    console.print(Text(task), soft_wrap=True)
 
 
 def _plans_table(result: DryRun, *, chart: bool) -> Table:
@@ -49,9 +52,11 @@ def _plans_table(result: DryRun, *, chart: bool) -> Table:
     shown = _shown(result)
     dearest = _dearest(shown)
     dated = any(plan.deadline_probability is not None for plan in shown)
+    limited = any(plan.budget_probability is not None for plan in shown)
     table.add_column("", no_wrap=True)
     table.add_column("plan", min_width=22)
-    for name in ("$", "95 % $", "hours", "95 % h", "preempted", *(["in time"] if dated else [])):
+    chances = [name for name, given in (("in time", dated), ("in budget", limited)) if given]
+    for name in ("$", "95 % $", "hours", "95 % h", "preempted", *chances):
         table.add_column(name, justify="right", no_wrap=True)
     if chart:
         table.add_column("cost: p5 to p95", no_wrap=True)
@@ -68,6 +73,8 @@ def _plans_table(result: DryRun, *, chart: bool) -> Table:
         ]
         if dated:
             cells.append(f"{plan.deadline_probability or 0:.0%}")
+        if limited:
+            cells.append(f"{plan.budget_probability or 0:.0%}")
         if chart:
             cells.append(_bar(plan, dearest))
         style = "bold" if chosen else ("" if plan.within_limits else "dim")
@@ -108,7 +115,7 @@ def _bar(plan: Plan, dearest: float) -> str:
 
 
 def _show_explanation(console: Console, explanation: Explanation) -> None:
-    console.print("\nhow the policy decides")
+    console.print(f"\nhow the policy decides: {explanation.plan}")
     for rule in explanation.rules:
         console.print(f"  - {rule}", highlight=False, soft_wrap=True)
     if explanation.table:
@@ -144,7 +151,7 @@ def offers_table(offers: Sequence[Offer], limit: int = 12) -> Table:
     for name in ("cloud", "zone", "instance", "GPUs", "market", "$/h", "remarks"):
         table.add_column(name, justify="right" if name == "$/h" else "left")
     for offer in offers[:limit]:
-        remarks = list(offer.flags) + ([] if offer.fits else ["recipe does not fit"])
+        remarks = list(offer.flags) + ([] if offer.fits else [f"does not fit: {offer.misfit}"])
         table.add_row(
             offer.cloud,
             offer.zone or offer.region,

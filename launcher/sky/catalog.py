@@ -15,6 +15,13 @@ FETCHED, KEPT, FAILED = "fetched", "kept: it was edited by hand", "could not be 
 
 def refresh(clouds: Iterable[str], say: Callable[[str], None]) -> dict[str, str]:
     """Fetch the price list of each cloud; returns what became of it: fetched, kept (edited by hand), or failed."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return _refresh(clouds, say)
+
+
+def _refresh(clouds: Iterable[str], say: Callable[[str], None]) -> dict[str, str]:
+    """With stdout led away: SkyPilot's log handler writes to the stdout that it finds when it is imported, and its
+    progress marks are for its own client. Ours may be JSON."""
     from sky.catalog import common
 
     outcome = {}
@@ -28,8 +35,7 @@ def refresh(clouds: Iterable[str], say: Callable[[str], None]) -> dict[str, str]
         mark = path.parent.parent / ".meta" / f"{name}.md5"
         before = mark.stat().st_mtime_ns if mark.exists() else 0
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # its progress marks are for its own client
-                common.read_catalog(name, pull_frequency_hours=0).columns  # noqa: B018  # read: that is when it fetches
+            common.read_catalog(name, pull_frequency_hours=0).columns  # noqa: B018  # read: that is when it fetches
         except Exception as error:
             # requests and pandas raise what they like here, and none of it must end a look at prices.
             logger.debug("prices of %s", cloud, exc_info=True)

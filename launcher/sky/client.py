@@ -59,7 +59,7 @@ def find_job(name: str, job_id: int | None = None) -> Job | None:
 
     fields = ["job_id", "job_name", "status", "recovery_count", "failure_reason", "details", "end_at"]
     ids = None if job_id is None else [job_id]
-    answer = _call(lambda: sky.get(sky.jobs.queue_v2(refresh=False, job_ids=ids, fields=fields)))
+    answer = _call(lambda: _unless_no_controller(sky.jobs.queue_v2(refresh=False, job_ids=ids, fields=fields)))
     records = answer[0] if isinstance(answer, tuple) else answer
     found = [record for record in records if record.job_name == name and record.job_id is not None]
     if not found:
@@ -73,6 +73,19 @@ def find_job(name: str, job_id: int | None = None) -> Job | None:
         reason=newest.failure_reason or newest.details or "",
         ended_at=datetime.fromtimestamp(newest.end_at, UTC) if newest.end_at else None,
     )
+
+
+def _unless_no_controller(request_id: Any) -> Any:
+    """The answer; no records where the controller's VM is not there, or stopped: then no job is under way."""
+    import sky
+
+    try:
+        return sky.get(request_id)
+    except sky.exceptions.ClusterNotUpError as error:
+        stopped = error.cluster_status == sky.ClusterStatus.STOPPED
+        if stopped or getattr(error.handle, "head_ip", None) is None:  # without an address it is just being made
+            return []
+        raise
 
 
 def peek(name: str) -> Job | None:

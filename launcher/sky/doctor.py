@@ -1,6 +1,6 @@
 """What a launch needs from this machine: SkyPilot, its plugin configuration, consolidation mode, cloud credentials.
 
-Reads and writes SkyPilot's files only; asks no cloud and starts no server.
+Reads and writes SkyPilot's files only, and builds our wheel for a controller's VM; asks no cloud and starts no server.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from ruamel.yaml.error import YAMLError
 
 from launcher.errors import RequestError
 from launcher.request import CLOUDS
+from launcher.sky import wheel
 
 SKYPILOT = "0.14.1"
 """The strategy overrides methods of exactly this version."""
 PLUGIN = "launcher.sky.plugin.NotusPlugin"
+WHEELS = ".sky/notus-wheels"
+"""Below the home folder: ours, where the user has no folder of wheels for SkyPilot yet."""
 
 State = Literal["ok", "missing", "note"]
 
@@ -42,8 +45,7 @@ def examine(home: Path, environment: Mapping[str, str]) -> list[Finding]:
 
 def plugin_is_configured(home: Path, environment: Mapping[str, str]) -> bool:
     """Will a local API server load the NOTUS strategy at its next start?"""
-    plugins = _read(plugins_file(home, environment)).get("plugins") or []
-    return any(isinstance(entry, dict) and entry.get("class") == PLUGIN for entry in plugins)
+    return _names_plugin(_read(plugins_file(home, environment)))
 
 
 def plugins_file(home: Path, environment: Mapping[str, str]) -> Path:
@@ -58,15 +60,21 @@ def config_file(home: Path, environment: Mapping[str, str]) -> Path:
     return Path(given).expanduser() if given else home / ".sky/config.yaml"
 
 
+def remote_plugins_file(home: Path, environment: Mapping[str, str]) -> Path:
+    """Where SkyPilot reads the plugins that it loads on a controller's VM."""
+    given = environment.get("SKYPILOT_SERVER_REMOTE_PLUGINS_CONFIG")
+    return Path(given).expanduser() if given else home / ".sky/remote_plugins.yaml"
+
+
 def fix(home: Path, environment: Mapping[str, str]) -> list[str]:
-    """Write plugin and consolidation mode into SkyPilot's files, leaving the rest as it is; returns what was done."""
+    """Write plugin and controller into SkyPilot's files, leaving the rest as it is; returns what was done.
+
+    The controller goes into the API server (consolidation mode), unless the user wants a VM for it: then our wheel is
+    built for that one.
+    """
     done = []
-    if not plugin_is_configured(home, environment):
-        path = plugins_file(home, environment)
-        config = _read(path)
-        config["plugins"] = [*(config.get("plugins") or []), {"class": PLUGIN}]
-        _write(path, config)
-        done.append(f"added the NOTUS strategy to {path}")
+    if _add_plugin(plugins_file(home, environment)):
+        done.append(f"added the NOTUS strategy to {plugins_file(home, environment)}")
     path = config_file(home, environment)
     config = _read(path)
     if "consolidation_mode" not in _controller_settings(config):
@@ -74,7 +82,41 @@ def fix(home: Path, environment: Mapping[str, str]) -> list[str]:
         jobs.setdefault("controller", {})["consolidation_mode"] = True
         _write(path, config)
         done.append(f"set consolidation mode in {path}")
+    elif _has_own_vm(config, environment):
+        done += _fix_own_vm(home, environment)
     return done
+
+
+def _fix_own_vm(home: Path, environment: Mapping[str, str]) -> list[str]:
+    """What SkyPilot needs to install our wheel on the controller's VM, and to load the strategy there."""
+    done = []
+    path = plugins_file(home, environment)
+    folder = _wheels(home, environment)
+    if folder is None:
+        folder = home / WHEELS
+        config = _read(path)
+        config["controller_wheel_path"] = str(folder)
+        _write(path, config)
+        done.append(f"named the folder of wheels {folder} in {path}")
+    if wheel.find(folder) is None:
+        done.append(f"built {wheel.build(folder)}")
+    if _add_plugin(path := remote_plugins_file(home, environment)):
+        done.append(f"added the NOTUS strategy to {path}")
+    return done
+
+
+def _add_plugin(path: Path) -> bool:
+    """Returns whether it was not there yet."""
+    config = _read(path)
+    if _names_plugin(config):
+        return False
+    config["plugins"] = [*(config.get("plugins") or []), {"class": PLUGIN}]
+    _write(path, config)
+    return True
+
+
+def _names_plugin(config: Mapping[str, Any]) -> bool:
+    return any(isinstance(entry, dict) and entry.get("class") == PLUGIN for entry in config.get("plugins") or [])
 
 
 def _skypilot() -> Finding:
@@ -122,32 +164,48 @@ def find_controller(home: Path, environment: Mapping[str, str]) -> Finding:
     settings = _controller_settings(config)
     if settings.get("consolidation_mode"):
         return Finding("controller", "ok", "inside the API server: no VM is paid for it")
-    if environment.get("SKYPILOT_API_SERVER_ENDPOINT") or (config.get("api_server") or {}).get("endpoint"):
+    if _has_remote_server(config, environment):
         return Finding("controller", "note", "as the remote API server's own settings say")
     if "consolidation_mode" not in settings:
         return Finding(
             "controller", "missing", "SkyPilot would pay a VM for its jobs controller", "notus-launch doctor --fix"
         )
-    if plugin_is_configured(home, environment) and not _remote_plugin(home, environment):
-        return Finding(
-            "controller",
-            "missing",
-            f"on a VM of its own, as {path} says, and the NOTUS strategy won't be there",
-            f"set consolidation_mode: true in {path}, or see docs/how-to/remote-controller.md",
-        )
-    return Finding("controller", "note", f"on a VM of its own, as {path} says")
+    where = f"on a VM of its own, as {path} says"
+    if plugin_is_configured(home, environment) and (lacking := _lacking_there(home, environment)):
+        return Finding("controller", "missing", f"{where}, and {lacking}", "notus-launch doctor --fix")
+    return Finding("controller", "note", where)
 
 
 def _controller_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return (config.get("jobs") or {}).get("controller") or {}
 
 
-def _remote_plugin(home: Path, environment: Mapping[str, str]) -> bool:
-    """Will SkyPilot install our wheel on a controller's VM, and load the strategy there?"""
-    given = environment.get("SKYPILOT_SERVER_REMOTE_PLUGINS_CONFIG")
-    remote = _read(Path(given).expanduser() if given else home / ".sky/remote_plugins.yaml").get("plugins") or []
-    wheels = _read(plugins_file(home, environment)).get("controller_wheel_path")
-    return bool(wheels) and any(isinstance(entry, dict) and entry.get("class") == PLUGIN for entry in remote)
+def _has_remote_server(config: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
+    return bool(environment.get("SKYPILOT_API_SERVER_ENDPOINT") or (config.get("api_server") or {}).get("endpoint"))
+
+
+def _has_own_vm(config: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
+    """Does the user want that, in so many words?"""
+    consolidated = _controller_settings(config).get("consolidation_mode", True)
+    return not consolidated and not _has_remote_server(config, environment)
+
+
+def _lacking_there(home: Path, environment: Mapping[str, str]) -> str:
+    """What keeps SkyPilot from loading this very strategy on a controller's VM; '' if nothing."""
+    folder = _wheels(home, environment)
+    if folder is None or not _names_plugin(_read(remote_plugins_file(home, environment))):
+        return "the NOTUS strategy won't be there"
+    if wheel.find(folder) is None:
+        return f"the wheel of this code, to install there, is not in {folder}, or older ones are there too"
+    return ""
+
+
+def _wheels(home: Path, environment: Mapping[str, str]) -> Path | None:
+    """The folder whose wheels SkyPilot installs on a controller's VM, if one is named."""
+    given = _read(plugins_file(home, environment)).get("controller_wheel_path")
+    if not given:
+        return None
+    return home / given[2:] if given.startswith("~/") else Path(given)
 
 
 def _clouds(home: Path, environment: Mapping[str, str]) -> list[Finding]:

@@ -81,7 +81,7 @@ def task_config(
         "name": run,
         "resources": {
             "disk_size": DISK_GB,
-            "ordered": [{"infra": rung.cloud, "accelerators": rung.gpus, "use_spot": rung.spot} for rung in ladder],
+            "ordered": [_entry(rung) for rung in ladder],
             # Outside of `ordered`: SkyPilot copies it onto every entry, and refuses entries that differ.
             "job_recovery": {
                 "strategy": strategy,
@@ -101,6 +101,11 @@ def task_config(
         "setup": setup_script(release, qlora=recipe.needs_bitsandbytes),
         "run": RUN,
     }
+
+
+def _entry(rung: Rung) -> dict[str, Any]:
+    memory = {} if rung.host_gib is None else {"memory": f"{rung.host_gib}+"}
+    return {"infra": rung.cloud, "accelerators": rung.gpus, "use_spot": rung.spot, **memory}
 
 
 def _s3_settings(bucket: str | None, environment: Mapping[str, str]) -> dict[str, str]:

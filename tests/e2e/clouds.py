@@ -1,7 +1,4 @@
-"""The loopback clouds and a SkyPilot that uses them: a network namespace, its servers, a home of its own.
-
-Everything runs as root in a network namespace that has no way out; nothing of the user's own SkyPilot is touched.
-"""
+"""The loopback clouds: a network namespace without a way out, its servers, and a SkyPilot that uses them."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import ctypes
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,32 +16,22 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from tests.e2e.cloud.gcp_api import ACCOUNT, PROJECT
-from tests.e2e.cloud.lambda_api import KEY
-from tests.e2e.cloud.machines import BRIDGE, GATEWAY
-from tests.e2e.cloud.server import API_PORT
+from tests.e2e.cloud.machines import BRIDGE, GATEWAY, URL
 from tests.e2e.image import REPOSITORY, Image
+from tests.e2e.skypilot import SkyPilot
 
 NAMESPACE = "notus-e2e"
 SKY_PORT = 46999
-CONTROL = f"http://127.0.0.1:{API_PORT}/control"
+CONTROL = f"{URL}/control"
 CLONE_NEWNET = 0x40000000
-GCLOUD = """#!/bin/sh
-case "$*" in
-  "auth list"*) echo {account} ;;
-  "services list"*) for name in compute cloudresourcemanager iam tpu storage; do echo $name.googleapis.com; done ;;
-esac
-"""
 
 
 class Clouds:
     """Both clouds, running."""
 
-    def __init__(self, folder: Path, image: Image) -> None:
+    def __init__(self, folder: Path, image: Image, cache: Path) -> None:
         self.folder = folder
-        self.home = folder / "home"
+        self.skypilot = SkyPilot(folder / "home", SKY_PORT, cache)
         self._image = image
         self._servers: list[subprocess.Popen[bytes]] = []
         self._namespaces_before = _pid_namespaces()
@@ -58,28 +44,14 @@ class Clouds:
         machines.mkdir(parents=True)
         self.serve("-m", "tests.e2e.cloud.server", str(self._image.root), str(machines), log="clouds.log")
         self._wait_for_server()
-        self._make_home()
+        self.skypilot.make_home()
 
     def stop(self) -> None:
         """End everything that was started, machines first."""
-        with contextlib.suppress(subprocess.CalledProcessError):
-            self.sky("api", "stop")
-        left = self._skypilots()  # its controllers are daemons, and start the server again for an unfinished job
-        for process in left:
-            process.kill()
-        psutil.wait_procs(left, timeout=10)
+        self.skypilot.stop()
         for server in reversed(self._servers):
             server.terminate()
             server.wait(30)
-
-    def _skypilots(self) -> list[psutil.Process]:
-        """Every process that has this home."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("HOME") == str(self.home):
-                    found.append(process)
-        return found
 
     def serve(self, *arguments: str, log: str) -> None:
         """Start a Python server."""
@@ -95,69 +67,7 @@ class Clouds:
             time.sleep(0.1)
         raise RuntimeError(f"the clouds don't start: see {self.folder}/clouds.log")
 
-    def _make_home(self) -> None:
-        sky = self.home / ".sky"
-        sky.mkdir(parents=True, exist_ok=True)
-        catalogs = REPOSITORY.parent / "shared/data/catalogs/v8"
-        shutil.copytree(catalogs, sky / "catalogs/v8", dirs_exist_ok=True)
-        keys = self.home / ".lambda_cloud/lambda_keys"
-        keys.parent.mkdir(exist_ok=True)
-        keys.write_text(f"api_key = {KEY}\n")
-        account = self.home / ".config/gcloud/account.json"
-        account.parent.mkdir(parents=True, exist_ok=True)
-        account.write_text(json.dumps(self._service_account()))
-        gcloud = self.home / "bin/gcloud"
-        gcloud.parent.mkdir(exist_ok=True)
-        gcloud.write_text(GCLOUD.format(account=ACCOUNT))
-        gcloud.chmod(0o755)
-        hook = self.home / "hook"
-        hook.mkdir(exist_ok=True)
-        shutil.copy(REPOSITORY / "tests/e2e/sky_hook.py", hook / "sitecustomize.py")
-
-    def _service_account(self) -> dict[str, str]:
-        key = self.folder / "account.pem"
-        _run("openssl", "genrsa", "-out", str(key), "2048")
-        return {
-            "type": "service_account",
-            "project_id": PROJECT,
-            "private_key_id": "1",
-            "private_key": key.read_text(),
-            "client_email": ACCOUNT,
-            "client_id": "1",
-            "token_uri": f"http://127.0.0.1:{API_PORT}/token",
-        }
-
     # --- use --------------------------------------------------------------------------------------
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Of SkyPilot and of our command line."""
-        return {
-            "HOME": str(self.home),
-            "PATH": f"{self.home}/bin:{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "PYTHONPATH": f"{self.home}/hook:{REPOSITORY}",
-            "LOOPBACK_CLOUDS": f"http://127.0.0.1:{API_PORT}",
-            "GOOGLE_APPLICATION_CREDENTIALS": str(self.home / ".config/gcloud/account.json"),
-            "GOOGLE_CLOUD_PROJECT": PROJECT,
-            "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
-            "SKYPILOT_API_SERVER_LOCAL_PORT": str(SKY_PORT),
-            "LANG": "C.UTF-8",
-            "USER": "root",
-        }
-
-    def run(self, *command: str, timeout_s: float = 600, check: bool = True) -> str:
-        """Run a command with the clouds' environment; returns what it printed."""
-        done = subprocess.run(
-            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            timeout=timeout_s, check=False, cwd=REPOSITORY,
-        )  # fmt: skip
-        if check and done.returncode:
-            raise subprocess.CalledProcessError(done.returncode, command, done.stdout)
-        return done.stdout
-
-    def sky(self, *arguments: str, timeout_s: float = 900) -> str:
-        """The `sky` command."""
-        return self.run("sky", *arguments, timeout_s=timeout_s)
 
     def state(self) -> dict[str, Any]:
         """Machines and events of both clouds."""
@@ -179,7 +89,7 @@ class Clouds:
     def clear(self) -> None:
         """No machine is left, whatever a test has left behind."""
         if not self._emptied(60):  # SkyPilot takes a machine down after it has said that the job is done
-            self.sky("jobs", "cancel", "-a", "-y")
+            self.skypilot.sky("jobs", "cancel", "-a", "-y")
             if not self._emptied(120):
                 raise AssertionError(f"leaked machines: {self.running()}")
 
@@ -193,7 +103,9 @@ class Clouds:
 
     def machine_leaks(self) -> list[str]:
         """What is left of machines that are gone: processes (and with them private mounts), links, disks."""
-        living = {machine["id"]: machine["number"] for machine in self.running()}
+        return self._traces_without({machine["id"]: machine["number"] for machine in self.running()})
+
+    def _traces_without(self, living: dict[str, int]) -> list[str]:
         links = {name for _, name in socket.if_nameindex() if re.fullmatch(r"[vp]\d+", name)}
         inside = [
             f"{pid} in {namespace}"
@@ -210,8 +122,8 @@ class Clouds:
     def leaks(self) -> list[str]:
         """The same, and SkyPilot's processes and mounts of ours. Empty after `clear` and `stop`."""
         mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(self.folder) in line]
-        processes = [f"{process.pid} {process.name()}" for process in self._skypilots()]
-        return [*mounts, *processes, *self.machine_leaks()]
+        processes = [f"{process.pid} {process.name()}" for process in self.skypilot.processes()]
+        return [*mounts, *processes, *self._traces_without({})]
 
     def control(self, what: str, **body: Any) -> None:
         """capacity, quota, weather, preempt, partition, lose, find, bury."""
@@ -264,9 +176,9 @@ def _enter(namespace: int) -> None:
 
 
 @contextlib.contextmanager
-def running_clouds(folder: Path, image: Image) -> Iterator[Clouds]:
+def running_clouds(folder: Path, image: Image, cache: Path) -> Iterator[Clouds]:
     """Started, and stopped whatever happens."""
-    clouds = Clouds(folder, image)
+    clouds = Clouds(folder, image, cache)
     try:
         clouds.start()
         yield clouds

@@ -16,7 +16,7 @@ from checkpoints.store import Store
 from tests.e2e.cloud.machines import GATEWAY
 from tests.e2e.clouds import Clouds, own_network, running_clouds
 from tests.e2e.figures import MEASURED, report
-from tests.e2e.image import Image, mirror, sky_wheel
+from tests.e2e.image import Image, build_tools, mirror, sky_wheel
 from tests.e2e.runs import ENDING, check_endings
 from tests.integration.conftest import wait_for
 from tests.seaweed import S3Server, seaweed
@@ -55,6 +55,7 @@ def image() -> Image:
     wheel, wheel_hash = sky_wheel(CACHE / "home")
     if not made.ready(wheel_hash):
         made.build(wheel, wheel_hash)
+    build_tools(CACHE / "build-tools")
     return made
 
 
@@ -71,10 +72,9 @@ def bucket(tmp_path_factory: pytest.TempPathFactory, image: Image, reference: St
 @pytest.fixture(scope="session")
 def clouds(tmp_path_factory: pytest.TempPathFactory, image: Image, bucket: S3Server) -> Iterator[Clouds]:
     """Lambda, GCP, and a SkyPilot that knows both."""
-    shutil.copytree(CACHE / "home/.sky/wheels", (folder := tmp_path_factory.mktemp("clouds")) / "home/.sky/wheels")
-    with running_clouds(folder, image) as made:
-        made.run("notus-launch", "doctor", "--fix")
-        made.sky("check", "gcp", "lambda")
+    with running_clouds(tmp_path_factory.mktemp("clouds"), image, CACHE) as made:
+        made.skypilot.run("notus-launch", "doctor", "--fix")
+        made.skypilot.sky("check", "gcp", "lambda")
         yield made
         check_endings([*ENDING])
         made.clear()

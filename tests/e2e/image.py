@@ -19,7 +19,10 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.e2e.cloud.gcp_api import GCLOUD
+
 REPOSITORY = Path(__file__).parents[2]
+CATALOGS = REPOSITORY.parent / "shared/data/catalogs/v8"
 USER = "ubuntu"
 PACKAGES = (
     "openssh-server", "sudo", "python3", "python3-venv", "python3-pip", "python3-dev", "g++", "rsync", "curl",
@@ -27,9 +30,12 @@ PACKAGES = (
 )  # fmt: skip
 RUNTIME = ("setuptools<70", "click<8.2.0", "ray[default]==2.9.3", "pydantic-core==2.41.1")
 """What SkyPilot 0.14.1 installs into ~/skypilot-runtime of a machine, beside its own wheel (ran)."""
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 NVIDIA_SMI = "#!/bin/sh\necho 'name, memory.total [MiB], driver_version'\necho 'loopback, 0 MiB, 0'\n"
 PIP_CONF = "[global]\nno-index = true\n[install]\nno-build-isolation = false\n"
 """pip reads this option backwards: false means that there is no isolation."""
+UV_TOML = "offline = true\n"
+"""uv then takes what is installed already, as for the plugin's wheel on a jobs controller."""
 
 
 class Image:
@@ -54,9 +60,13 @@ class Image:
         with self._network():
             self._as_user("python3 -m pip install --quiet --user --break-system-packages uv")
             self._install_runtime(wheel, wheel_hash)
+            self._install_controller()
+            self._as_user("~/skypilot-runtime/bin/python -m compileall -q ~/skypilot-runtime/lib || true")
             self._install_trainer()
         (self.root / f"home/{USER}/.config/pip").mkdir(parents=True, exist_ok=True)
         (self.root / f"home/{USER}/.config/pip/pip.conf").write_text(PIP_CONF)
+        (self.root / f"home/{USER}/.config/uv").mkdir(exist_ok=True)
+        (self.root / f"home/{USER}/.config/uv/uv.toml").write_text(UV_TOML)
         self._as_user("rm -rf ~/.cache/uv ~/.cache/pip")
         _run("chown", "-R", "1000:1000", str(self.root / f"home/{USER}"))
         self._stamp.write_text(_fingerprint(wheel_hash))
@@ -73,6 +83,7 @@ class Image:
         _run("chroot", str(root), "ssh-keygen", "-A")
         _script(root / "usr/bin/systemctl", "#!/bin/sh\nexit 0\n")
         _script(root / "usr/bin/nvidia-smi", NVIDIA_SMI)
+        _script(root / "usr/bin/gcloud", GCLOUD)
         (root / "etc/apt/apt.conf.d/20auto-upgrades").touch()
 
     def _install_runtime(self, wheel: Path, wheel_hash: str) -> None:
@@ -86,13 +97,18 @@ class Image:
         )
         self._as_user(f"mkdir -p ~/.sky/wheels && echo {wheel_hash} > ~/.sky/wheels/current_sky_wheel_hash")
         self._as_user("~/skypilot-runtime/bin/python -c 'from sky.skylet.ray_patches import patch; patch()'")
-        self._as_user("~/skypilot-runtime/bin/python -m compileall -q ~/skypilot-runtime/lib || true")
+
+    def _install_controller(self) -> None:
+        """What a jobs controller gets from outside: what our wheel depends on, and the catalog that SkyPilot never sends."""
+        wanted = shlex.join(PROJECT["project"]["dependencies"])
+        self._as_user(f"VIRTUAL_ENV=~/skypilot-runtime uv pip install --quiet {wanted}")
+        self._as_user("mkdir -p ~/.sky/catalogs/v8")
+        shutil.copytree(CATALOGS / "common", self.root / f"home/{USER}/.sky/catalogs/v8/common")
 
     def _install_trainer(self) -> None:
         """Everything that the task's set-up asks for, but our own package."""
-        project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-        wanted = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["trainer"]
-        wanted += project["build-system"]["requires"]
+        wanted = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["trainer"]
+        wanted += PROJECT["build-system"]["requires"]
         shutil.copy(REPOSITORY / "constraints.txt", self.root / "var/tmp/constraints.txt")
         torch = next(
             line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if line.startswith("torch==")
@@ -155,6 +171,13 @@ def mirror() -> str:
         if path.exists() and (match := re.search(r"(?m)^(?:URIs:|deb\s+(?:\[.*?\]\s+)?)\s*(\S+)", path.read_text())):
             return match[1]
     return ""
+
+
+def build_tools(folder: Path) -> None:
+    """What pip needs from the index to build our wheel, in a folder: there is no index in the clouds' network."""
+    wanted = PROJECT["build-system"]["requires"]
+    if not list(folder.glob("*.whl")):
+        _run(sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder), *wanted)
 
 
 def _script(path: Path, text: str) -> None:

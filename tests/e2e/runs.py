@@ -20,6 +20,7 @@ from checkpoints.store import Store
 from launcher.plan import Rung
 from launcher.sky.render import SKYPILOTS_OWN, task_config, to_yaml
 from tests.e2e.clouds import Clouds
+from tests.e2e.skypilot import SkyPilot
 from tests.integration.conftest import wait_for
 from tests.seaweed import S3Server
 from trainer.recipe import load_recipe
@@ -47,8 +48,9 @@ class Beside:
 class CloudRun:
     """A managed job of tiny-dpo."""
 
-    def __init__(self, clouds: Clouds, bucket: S3Server, name: str) -> None:
+    def __init__(self, clouds: Clouds, bucket: S3Server, name: str, skypilot: SkyPilot | None = None) -> None:
         self._clouds = clouds
+        self._skypilot = skypilot or clouds.skypilot
         self._bucket = bucket
         self.name = name
         self.store: Store = open_run(BUCKET, name)
@@ -67,7 +69,7 @@ class CloudRun:
         secrets = [f"{name}={settings[name]}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
         options = [part for env in envs for part in ("--env", env)]
         options += [part for secret in (*secrets, "HF_TOKEN=none") for part in ("--secret", secret)]
-        self._clouds.sky("jobs", "launch", "-y", "-d", "-n", self.name, str(self._task), *options)
+        self._skypilot.sky("jobs", "launch", "-y", "-d", "-n", self.name, str(self._task), *options)
 
     def launch(self, *options: str) -> subprocess.Popen[str]:
         """By `notus-launch`, which follows the run; its output is in a file beside the clouds."""
@@ -99,7 +101,7 @@ class CloudRun:
         assert process.returncode == 0, command.said
 
     def _environment(self) -> dict[str, str]:
-        return {**self._clouds.environment, **self._bucket.environment(), "NOTUS_BUCKET": BUCKET}
+        return {**self._skypilot.environment, **self._bucket.environment(), "NOTUS_BUCKET": BUCKET}
 
     @property
     def output(self) -> Path:
@@ -125,7 +127,7 @@ class CloudRun:
 
     def _query(self, query: str, *parameters: str) -> list[Any]:
         try:
-            database = sqlite3.connect(f"file:{self._clouds.home}/.sky/spot_jobs.db?mode=ro", uri=True)
+            database = sqlite3.connect(f"file:{self._skypilot.home}/.sky/spot_jobs.db?mode=ro", uri=True)
         except sqlite3.OperationalError:  # the server has not made it yet
             return []
         try:
@@ -219,7 +221,8 @@ class CloudRun:
         """What is known, for a failed test."""
         lines = [f"{event.time:%H:%M:%S} {event.kind} {json.dumps(event.data)[:200]}" for event in self.events()]
         lines += [json.dumps(event) for event in self._clouds.state()["events"][-20:]]
-        logs = sorted(Path(self._clouds.home, "sky_logs/jobs_controller").glob("[0-9]*.log"))
+        homes = (self._skypilot.home, *self._clouds.folder.glob("machines/*/upper/home/ubuntu"))
+        logs = [log for home in homes for log in sorted(home.glob("sky_logs/jobs_controller/[0-9]*.log"))]
         if self.output.exists():
             lines.append(self.output.read_text())
         return "\n".join([*lines, *(log.read_text()[-3000:] for log in logs[-1:])])

@@ -124,8 +124,8 @@ def test_the_api_server_restarts_in_mid_run(clouds: Clouds, bucket: S3Server, re
     run = CloudRun(clouds, bucket, "restarted")
     run.submit([GCP_SPOT, LAMBDA], NOTUS, **QUICK)
     run.wait("step 3", lambda: run.step() >= 3)
-    clouds.sky("api", "stop")
-    clouds.sky("api", "start")
+    clouds.skypilot.sky("api", "stop")
+    clouds.skypilot.sky("api", "start")
     run.wait_until_done(600)
     assert run.status()[1] == 0, "the job went on"
     assert_bit_exact(run.store, reference)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from launcher import cli
 
@@ -28,10 +29,18 @@ def launch(*arguments: str, monkeypatch: pytest.MonkeyPatch, home: Path) -> int:
     [
         (("--recipe", "tiny-dop"), 2, "did you mean 'tiny-dpo'"),
         (("--cloud", "lamda"), 2, "did you mean 'lambda'"),
-        (("--gpus", "A10O:8"), 2, "did you mean 'A100'"),
+        (("--dry-run", "--gpus", "A10O:8"), 2, "did you mean 'A100'"),
         (("--cloud", "lambda", "--spot"), 2, "Lambda has no spot machines"),
         (("--spot", "--on-demand"), 2, "exclude each other"),
         (("--deadline", "soon"), 2, "not a deadline"),
+        (("--dry-run", "--deadline", ""), 2, "'' is not a deadline"),
+        (("--dry-run", "--hazard", ""), 2, "--hazard '' is not a duration"),
+        (("--dry-run", "--bucket", "ftp://x"), 2, "'ftp://x' is none"),
+        (("--dry-run", "--bucket", "runs"), 2, "'runs' is none"),
+        (("--dry-run", "--bucket", "/tmp/runs"), 2, "'/tmp/runs' is none"),
+        (("--dry-run", "--bucket", "s3://"), 2, "'s3://' is none"),
+        (("--dry-run", "--gpus", "H100:4"), 3, "no offer for H100:4"),
+        (("prices", "--cloud", "lambda", "--spot"), 2, "Lambda has no spot machines"),
         (("--name", "../up"), 2, "is not a run name"),
         (("--cloud", "local", "--recipe", "notus-7b-dpo"), 2, "this machine has no GPU"),
         (("--cloud", "local", "--recipe", "tiny-dpo", "--bucket", "/no/such/folder"), 2, "does not exist"),
@@ -75,6 +84,9 @@ def test_dry_run_for_people(
     text = capsys.readouterr().out
     for part in ("recommended:", "assumptions", "SkyPilot task", "cheapest 12 of"):
         assert part in text
+    assert "the task says EAGER_NEXT_REGION, which knows neither deadline nor budget" in text
+    task = YAML(typ="safe").load(text[text.index("\nname: notus-7b-dpo\n") :])
+    assert task["resources"]["job_recovery"]["strategy"] == "EAGER_NEXT_REGION"
 
 
 def test_an_empty_bucket_has_no_runs(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
 from launcher.errors import RequestError
+from launcher.sky import wheel
 from launcher.sky.doctor import PLUGIN, examine, find_controller, fix, plugin_is_configured
 
 
@@ -43,23 +47,127 @@ def test_fix_keeps_what_the_user_has_written(tmp_path: Path) -> None:
     assert [plugin["class"] for plugin in plugins] == ["other.Plugin", PLUGIN]
 
 
-def test_a_controller_that_was_chosen_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / ".sky").mkdir()
-    (tmp_path / ".sky/config.yaml").write_text("jobs: {controller: {consolidation_mode: false}}\n")
-    assert states(tmp_path)["controller"] == "note", "nobody asked for our strategy there"
-    fix(tmp_path, {})
-    assert states(tmp_path)["controller"] == "missing", "the strategy, on that VM"
-    assert "false" in (tmp_path / ".sky/config.yaml").read_text()
+class FakePip:
+    """In pip's place: makes an empty wheel of the right name, or says that it can't."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def wheel(self, what: str, folder: Path) -> None:
+        self.asked.append(what)
+        (folder / "notus_launch-0.1.0-py3-none-any.whl").write_text(f"wheel {len(self.asked)}")
 
 
-def test_a_remote_controller_with_wheel_and_plugin_is_fine(tmp_path: Path) -> None:
+@pytest.fixture
+def pip(monkeypatch: pytest.MonkeyPatch) -> FakePip:
+    fake = FakePip()
+    monkeypatch.setattr(wheel, "pip_wheel", fake.wheel)
+    return fake
+
+
+@pytest.fixture
+def own_vm(tmp_path: Path, pip: FakePip) -> Path:
+    """SkyPilot's folder of a user who wants a VM for the controller."""
     sky = tmp_path / ".sky"
     sky.mkdir()
     (sky / "config.yaml").write_text("jobs: {controller: {consolidation_mode: false}}\n")
-    (sky / "plugins.yaml").write_text(f"controller_wheel_path: ~/wheels\nplugins: [{{class: {PLUGIN}}}]\n")
+    return sky
+
+
+def plain(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = YAML(typ="safe").load(path.read_text())
+    return found
+
+
+def test_a_controller_on_a_vm_gets_what_skypilot_needs_to_install_the_strategy_there(
+    own_vm: Path, tmp_path: Path, pip: FakePip
+) -> None:
+    assert states(tmp_path)["controller"] == "note", "nobody asked for our strategy there"
+    assert len(fix(tmp_path, {})) == 4
+    folder = own_vm / "notus-wheels"
+    assert plain(own_vm / "plugins.yaml") == {"plugins": [{"class": PLUGIN}], "controller_wheel_path": str(folder)}
+    assert plain(own_vm / "remote_plugins.yaml") == {"plugins": [{"class": PLUGIN}]}
+    assert [path.read_text() for path in folder.iterdir()] == ["wheel 1"]
+    assert pip.asked == [str(Path(__file__).parents[2])]
+    assert plain(own_vm / "config.yaml")["jobs"]["controller"]["consolidation_mode"] is False, "the user's choice"
+    assert states(tmp_path)["controller"] == "note", "all is there"
+    assert fix(tmp_path, {}) == []
+
+
+def test_the_users_own_plugins_and_wheels_stay(own_vm: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "wheels/other-1.0-py3-none-any.whl"
+    theirs.parent.mkdir()
+    theirs.touch()
+    (own_vm / "plugins.yaml").write_text("controller_wheel_path: ~/wheels  # of our team\n")
+    (own_vm / "remote_plugins.yaml").write_text("plugins:\n  - class: other.Plugin  # theirs\n")
+    fix(tmp_path, {})
+    assert "~/wheels  # of our team" in (own_vm / "plugins.yaml").read_text()
+    assert "# theirs" in (own_vm / "remote_plugins.yaml").read_text()
+    assert [one["class"] for one in plain(own_vm / "remote_plugins.yaml")["plugins"]] == ["other.Plugin", PLUGIN]
+    assert theirs.exists()
+    assert len(list((tmp_path / "wheels").glob("notus_launch-*.whl"))) == 1
+    assert not (own_vm / "notus-wheels").exists()
+
+
+def test_the_remote_plugin_file_that_the_environment_names_counts(own_vm: Path, tmp_path: Path) -> None:
+    elsewhere = {"SKYPILOT_SERVER_REMOTE_PLUGINS_CONFIG": str(tmp_path / "elsewhere.yaml")}
+    fix(tmp_path, elsewhere)
+    assert find_controller(tmp_path, elsewhere).state == "note"
+    assert find_controller(tmp_path, {}).state == "missing"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working tree that the code is said to run from."""
+    tree = tmp_path / "tree"
+    for folder in ("launcher", "trainer", "checkpoints"):
+        (tree / folder).mkdir(parents=True)
+        (tree / folder / "__init__.py").touch()
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+        (tree / name).touch()
+    monkeypatch.setattr(wheel, "find_checkout", lambda: tree)
+    return tree
+
+
+def test_a_changed_checkout_has_a_wheel_of_another_name(own_vm: Path, checkout: Path, tmp_path: Path) -> None:
+    """SkyPilot installs none on a living controller whose name it has installed already."""
+    fix(tmp_path, {})
+    (first,) = (own_vm / "notus-wheels").iterdir()
+    assert re.fullmatch(r"notus_launch-0\.1\.0-0h[0-9a-f]{12}-py3-none-any\.whl", first.name)
+    (checkout / "launcher/__pycache__").mkdir()
+    (checkout / "launcher/__pycache__/x.pyc").touch()
+    assert fix(tmp_path, {}) == [], "the same code"
+    (checkout / "launcher/new.py").touch()
     assert states(tmp_path)["controller"] == "missing"
-    (sky / "remote_plugins.yaml").write_text(f"plugins: [{{class: {PLUGIN}}}]\n")
+    assert len(fix(tmp_path, {})) == 1
+    (second,) = (own_vm / "notus-wheels").iterdir()
+    assert second.name != first.name
     assert states(tmp_path)["controller"] == "note"
+
+
+def test_an_installed_release_is_asked_for_by_its_version(
+    own_vm: Path, tmp_path: Path, pip: FakePip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wheel, "find_checkout", lambda: None)
+    monkeypatch.setattr(wheel, "version", lambda _: "0.1.0")
+    fix(tmp_path, {})
+    assert pip.asked == ["notus-launch==0.1.0"]
+    assert [path.name for path in (own_vm / "notus-wheels").iterdir()] == ["notus_launch-0.1.0-py3-none-any.whl"]
+    assert fix(tmp_path, {}) == []
+    monkeypatch.setattr(wheel, "version", lambda _: "0.2.0")
+    assert states(tmp_path)["controller"] == "missing", "the release before"
+
+
+def test_a_wheel_that_cannot_be_made_is_an_error_with_pips_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".sky").mkdir()
+    (tmp_path / ".sky/config.yaml").write_text("jobs: {controller: {consolidation_mode: false}}\n")
+    said = "ERROR: no versions\nERROR: No matching distribution found for notus-launch\n"
+    monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, "", said))
+    with pytest.raises(RequestError, match="No matching distribution found"):
+        fix(tmp_path, {})
+    assert states(tmp_path)["controller"] == "missing"
 
 
 def test_the_settings_file_that_the_environment_names_counts(tmp_path: Path) -> None:

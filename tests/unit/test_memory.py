@@ -107,6 +107,18 @@ def test_the_host_holds_what_is_offloaded() -> None:
     assert need.host / GIB == pytest.approx(7.2417e9 * (2 + 4 + 4 + 4 + 2 + 2) / GIB, rel=1e-3)
 
 
+def test_the_host_also_holds_what_a_save_copies_and_the_ranks() -> None:
+    small, large = fit(NOTUS, A100_40, 8), fit(NOTUS, A100_80, 8)
+    state = 7_241_732_096 * 8 / GIB
+    assert large.host_gib == pytest.approx(state + 8 * 4, abs=0.1)
+    assert small.host_gib == pytest.approx(state + 8 * 4 + 7_241_732_096 * (2 + 4 + 4 + 4) / GIB, abs=0.1)
+    assert large.on_host(85).fits is False
+    assert large.on_host(87).fits is True
+    assert small.on_host(100).reason == "180 GiB of the host's memory with optimizer offloaded, and it has 100"
+    assert large.on_host(None).fits is True
+    assert large.on_host(None).reason.endswith("and what it has is not known")
+
+
 def test_auto_is_settled_by_the_memory_and_keeps_what_the_run_began_with() -> None:
     def settle(recipe: Recipe = NOTUS, saved: dict[str, object] | None = None, gib: float | None = A100_40) -> Recipe:
         return settle_offload(recipe, gpu_gib=gib, count=8, saved=saved)[0]

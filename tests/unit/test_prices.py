@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from launcher import prices as story
-from launcher.errors import RequestError
+from launcher.errors import NothingFits, RequestError
 from launcher.offers import Offer
 from launcher.prices import Change, compare, prices
 from launcher.request import Gpus, LaunchRequest
@@ -90,3 +92,73 @@ def test_an_unknown_action_is_the_users_error() -> None:
     with pytest.raises(RequestError, match="'refetch' is not known") as caught:
         prices("refetch", A100, "text")
     assert caught.value.exit_code == 2
+
+
+def test_why_there_is_nothing_to_show(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(NothingFits, match="no offer for H100:4"):
+        prices("show", LaunchRequest(recipe="", gpus=(Gpus("H100", 4),)), "text")
+    with pytest.raises(NothingFits, match="no spot offer among") as caught:
+        prices("show", A100.model_copy(update={"clouds": ("lambda",), "market": "spot"}), "text")
+    assert "--on-demand" in caught.value.hint
+
+
+def test_doubts_count_what_is_above(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "140")
+    prices("show", LaunchRequest(recipe=""), "text")
+    assert "13 prices look wrong, 1 of them above (-o json has all)" in capsys.readouterr().out
+    prices("show", LaunchRequest(recipe="", clouds=("nebius",)), "text")
+    assert "no price looks wrong" in capsys.readouterr().out
+
+
+def test_nothing_fetched_is_nothing_to_compare(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(story.skys, "refresh", lambda clouds, say: dict.fromkeys(clouds, story.skys.FAILED))
+    assert prices("refresh", A100, "text") == 1
+    text = capsys.readouterr().out
+    assert "could not be fetched" in text
+    assert "differs" not in text
+
+
+def test_a_broken_price_list_does_not_keep_a_refresh_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / ".sky/catalogs/v8/lambda/vms.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(HEADER + "gpu_8x_a100,A100,8.0,124.0,1800.0,n/a,us-east-1,,\n")
+
+    def fetch(clouds: tuple[str, ...], say: object) -> dict[str, str]:
+        path.write_text(HEADER + "gpu_8x_a100,A100,8.0,124.0,1800.0,31.84,us-east-1,,\n")
+        return dict.fromkeys(clouds, "fetched")
+
+    monkeypatch.setattr(story.skys, "refresh", fetch)
+    assert prices("refresh", A100.model_copy(update={"clouds": ("lambda",)}), "json") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["changes"][0]["now"] == 31.84
+    assert "'n/a' is no number" in told.err
+
+
+def test_what_skypilot_says_stays_off_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its log handler keeps the stdout that it finds at its import."""
+    kept = []
+
+    class Common(types.ModuleType):
+        def __getattr__(self, name: str) -> object:
+            kept.append(sys.stdout)
+            raise AttributeError(name)
+
+    monkeypatch.setitem(sys.modules, "sky", types.ModuleType("sky"))
+    monkeypatch.setitem(sys.modules, "sky.catalog", Common("sky.catalog"))
+    outside = sys.stdout
+    with pytest.raises(ImportError):
+        story.skys.refresh(["lambda"], lambda text: None)
+    assert kept
+    assert all(stream is not outside for stream in kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,59 @@ def test_a_picture_of_another_kind_is_the_users_error(tmp_path: Path) -> None:
         simulate([tmp_path / "missing.json"], job, "text", tmp_path / "x.pdf")
     with pytest.raises(UserError, match="there is no folder"):
         simulate([tmp_path / "missing.json"], job, "text", tmp_path / "no" / "x.png")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"metadata": {"gap_seconds": NaN}, "data": [1]}',
+        '{"metadata": {"gap_seconds": Infinity}, "data": [1]}',
+        '{"metadata": {"gap_seconds": 360}, "data": [1e400]}',
+        '{"metadata": {"gap_seconds": 360}, "data": [NaN]}',
+    ],
+)
+def test_numbers_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(UserError, match="is not a spot trace"):
+        read_traces([tmp_path / "t.json"])
+
+
+def test_one_trace_is_not_two_zones(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", [1])
+    with pytest.raises(UserError, match="one trace is given twice"):
+        read_traces([path, tmp_path / "." / "a.json"])
+
+
+@pytest.mark.parametrize(
+    ("job", "hint"),
+    [
+        (Job(12, 12, 0.25, 0.3, 0), "give --deadline 12.25h or more"),
+        (Job(5, 50, 0.2, 0.3, 0), "give --deadline 40h or less"),
+        (Job(5, 50, 0.2, 0.3, 38), "give a longer trace, or fewer --hours and a shorter --deadline"),
+        (Job(5, 10, 0.2, 0.3, 33), "give --start 30 or less or --deadline 7h or less"),
+    ],
+)
+def test_the_hint_of_a_refused_job_works(job: Job, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        play(ALWAYS, job)
+    assert caught.value.hint == hint
+
+
+def test_a_picture_that_cannot_be_written_is_the_users_error(tmp_path: Path) -> None:
+    trace = write(tmp_path / "a.json", [1] * 400)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        simulate([trace], Job(5, 10, 0.2, 0.3, 20), "json", tmp_path / "folder.png")
+
+
+def test_the_summary_reads_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = write(tmp_path / "a.json", [1] * 400)
+    job = Job(5, 10, 0.2, 0.3, 20)
+    assert simulate([trace], job, "text", tmp_path / "p.svg") == 0
+    told = capsys.readouterr()
+    assert "0 preemptions, 1 start\n" in told.out
+    assert "70% less than on demand alone" in told.out
+    assert f"drawn to {tmp_path / 'p.svg'}" in told.err
+    even = play(NEVER, job)
+    assert even.saved == "as much as"
+    assert replace(even, cost=even.on_demand_cost * 1.1).saved == "10% more than"

@@ -12,6 +12,13 @@ from tests.e2e.cloud.world import Machine, Refused, World
 PROJECT = "loopback"
 ACCOUNT = f"skypilot-v1@{PROJECT}.iam.gserviceaccount.com"
 NETWORK = f"https://www.googleapis.com/compute/v1/projects/{PROJECT}/global/networks/default"
+GCLOUD = f"""#!/bin/sh
+case "$*" in
+  "auth list"*) echo {ACCOUNT} ;;
+  "services list"*) for name in compute cloudresourcemanager iam tpu storage; do echo $name.googleapis.com; done ;;
+esac
+"""
+"""Google's command, as far as SkyPilot calls it."""
 ROLES = ("roles/storage.admin", "roles/compute.admin", "roles/iam.serviceAccountUser", "roles/iam.roleViewer")
 STATES = {"booting": "STAGING", "running": "RUNNING", "stopping": "STOPPING", "terminated": "TERMINATED"}
 

@@ -15,11 +15,15 @@ from tests.e2e.cloud.world import Machine
 
 BRIDGE = "br0"
 GATEWAY = "10.77.0.1"
+API_PORT = 8181
+"""Of both clouds, at the gateway."""
+URL = f"http://{GATEWAY}:{API_PORT}"
+HOOK = Path(__file__).parents[1] / "sky_hook.py"
 BOOT_TRIES = 400
 
 INIT = r"""
 set -e
-NAME=$1; IP=$2; ROOT=$3; DIR=$4; GATEWAY=$5
+NAME=$1; IP=$2; ROOT=$3; DIR=$4; GATEWAY=$5; URL=$6; HOOK=$7
 hostname "$NAME"
 mount --make-rprivate /
 mount -t overlay overlay -o lowerdir="$ROOT",upperdir="$DIR/upper",workdir="$DIR/work" "$DIR/root"
@@ -39,6 +43,10 @@ printf '127.0.0.1 localhost\n%s %s\n%s metadata.google.internal\n' "$IP" "$NAME"
 mkdir -p home/ubuntu/.ssh
 cp "$DIR/authorized_keys" home/ubuntu/.ssh/authorized_keys
 chown -R 1000:1000 home/ubuntu/.ssh; chmod 700 home/ubuntu/.ssh; chmod 600 home/ubuntu/.ssh/authorized_keys
+# A jobs controller's own SkyPilot talks to the clouds too.
+echo "$URL" > etc/loopback-clouds
+SITE=$(echo home/ubuntu/skypilot-runtime/lib/python3*/site-packages)
+cp "$HOOK" "$SITE/sky_hook.py"; echo "import sky_hook" > "$SITE/sky_hook.pth"
 ip link set lo up
 for try in $(seq 200); do ip link show eth0 >/dev/null 2>&1 && break; sleep 0.05; done
 ip addr add "$IP/24" dev eth0; ip link set eth0 up
@@ -63,7 +71,8 @@ class NamespaceMachines:
         with (folder / "console.log").open("wb") as console:
             process = subprocess.Popen(
                 ["unshare", "--fork", "--pid", "--kill-child", "--mount", "--net", "--uts", "--ipc", "--mount-proc",
-                 "bash", "-c", INIT, "init", f"m{machine.number}", machine.ip, str(self._root), str(folder), GATEWAY],
+                 "bash", "-c", INIT, "init", f"m{machine.number}", machine.ip, str(self._root), str(folder), GATEWAY,
+                 URL, str(HOOK)],
                 stdout=console, stderr=console, start_new_session=True,
             )  # fmt: skip
         self._processes[machine.id] = process

@@ -19,11 +19,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tests.e2e.cloud import lambda_api
 from tests.e2e.cloud.gcp_api import Gcp
-from tests.e2e.cloud.machines import GATEWAY, NamespaceMachines
+from tests.e2e.cloud.machines import API_PORT, GATEWAY, NamespaceMachines
 from tests.e2e.cloud.world import Machine, World
 from tests.loopback import QuietHandler
 
-API_PORT = 8181
 METADATA_PORT = 80
 
 
