@@ -106,6 +106,11 @@ class SkyPilot:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("HOME") == str(self.home):
+                if process.environ().get("HOME") == str(self.home) or self._has_files_of(process):
                     found.append(process)
         return found
+
+    def _has_files_of(self, process: psutil.Process) -> bool:
+        """SkyPilot writes the titles of its executors over their environment."""
+        titled = "".join(process.cmdline()).startswith("SkyPilot:")
+        return titled and any(file.path.startswith(f"{self.home}/") for file in process.open_files())
