@@ -82,10 +82,10 @@ def assumed(zones: int, mean_h: float | None = None) -> Hazard:
 def in_words(found: Chain, zones: int) -> str:
     """A market for people."""
     mean, median = mean_spell_h(found.machine_ends), median_spell_h(found.machine_ends)
-    counted = f" ({MOST_ZONES} count)" if zones > MOST_ZONES else ""
+    places = "one zone" if zones == 1 else f"{zones} zones" if zones < MOST_ZONES else f"{MOST_ZONES} zones or more"
     then = f", another zone has one then in {found.elsewhere:.0%} of the cases" if zones > 1 else ""
     return (
-        f"spot in {f'{zones} zones{counted}' if zones > 1 else 'one zone'}: a machine is taken away after {mean:.1f} h "
+        f"spot in {places}: a machine is taken away after {mean:.1f} h "
         f"on average (half of them within {median:.1f} h){then}, and a stock-out ends after "
         f"{mean_spell_h(found.down_ends):.1f} h"
     )
