@@ -196,6 +196,43 @@ class Attempt:
         return ReferenceCache(self.store, key, len(rows), batch, self.log_probs)
 
     def _build(self, arguments: DPOConfig, model_name: str, tokenizer: Any) -> None:
+        self._build_trainer(arguments, model_name, tokenizer)
+        self.record: StepRecord = StepRecord(
+            self.trainer,
+            Meter(self._speedometer(), self.head.epoch),
+            self.keeper.saver,
+            self.store,
+            attempt=self.head.epoch,
+            rank=dist.get_rank(),
+            wandb="wandb" in self.trackers,
+        )
+        self.trainer.more_figures = self.record.more_figures
+        self.trainer.on_logged = self._on_logged
+        self.rhythm: Rhythm = Rhythm(
+            self.recipe.saves,
+            self.stop,
+            device=arguments.device,
+            on_begin=self._on_train_begin,
+            on_step_begin=self.record.begin_step,
+            on_step_end=self._on_step_end,
+            on_evaluated=self._on_evaluated,
+            interval_minutes=self.checkpointing.interval_minutes,
+            poll=self.keeper.poll,
+            on_failed_save=self.keeper.resolve_failure,
+        )
+        self.trainer.add_callback(self.rhythm)
+        self.checkpointing.attach(
+            self.trainer,
+            self.engine,
+            self.record,
+            fingerprint=self.fingerprint,
+            dataset=self.pairs.fingerprint,
+            announce=self._announce,
+        )
+        self.trainer.save_state = self._save
+        self.trainer.announce = self._announce
+
+    def _build_trainer(self, arguments: DPOConfig, model_name: str, tokenizer: Any) -> None:
         self.engine = None
         peft_config = None
         if self.recipe.zero is not None:
@@ -226,40 +263,6 @@ class Attempt:
 
             in_full_precision(self.trainer.model)
             logger.info("base weights in 4 bits: %d of %d matrices", *count_quantized(self.trainer.model))
-        self.record = StepRecord(
-            self.trainer,
-            Meter(self._speedometer(), self.head.epoch),
-            self.keeper.saver,
-            self.store,
-            attempt=self.head.epoch,
-            rank=dist.get_rank(),
-            wandb="wandb" in self.trackers,
-        )
-        self.trainer.more_figures = self.record.more_figures
-        self.trainer.on_logged = self._on_logged
-        self.rhythm = Rhythm(
-            self.recipe.saves,
-            self.stop,
-            device=arguments.device,
-            on_begin=self._on_train_begin,
-            on_step_begin=self.record.begin_step,
-            on_step_end=self._on_step_end,
-            on_evaluated=self._on_evaluated,
-            interval_minutes=self.checkpointing.interval_minutes,
-            poll=self.keeper.poll,
-            on_failed_save=self.keeper.resolve_failure,
-        )
-        self.trainer.add_callback(self.rhythm)
-        self.checkpointing.attach(
-            self.trainer,
-            self.engine,
-            self.record,
-            fingerprint=self.fingerprint,
-            dataset=self.pairs.fingerprint,
-            announce=self._announce,
-        )
-        self.trainer.save_state = self._save
-        self.trainer.announce = self._announce
 
     def _speedometer(self) -> Speedometer:
         return speedometer(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import socket
 import time
+from pathlib import Path
 
 import pytest
+
+from launcher.offers import Catalog, find_catalog
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +21,9 @@ def _no_network_no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(time, "sleep", no_sleep)
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Catalog:
+    """The shipped price snapshot: a home without a catalog of its own."""
+    return find_catalog({"HOME": str(tmp_path)})

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import io
 import math
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from checkpoints.errors import UserError
-from launcher.dry_run import explanation, limits_of_plan
-from launcher.errors import NothingFits, RequestError
+from launcher.dry_run import limits_of_plan
+from launcher.errors import NothingFits
 from launcher.experience import Experience
 from launcher.explain import explain
-from launcher.fees import GCS, R2, S3, Bucket, bucket_for
 from launcher.offers import Catalog, Offer, cheapest_by_kind, find_catalog, load_offers
-from launcher.plan import MAX_ON_DEMAND_RUNGS, DryRun, Plan, ladder, nearest, require_plan
-from launcher.planner import Planner, wanted_gpus
+from launcher.plan import MAX_ON_DEMAND_RUNGS, DryRun, Plan, ladder, require_plan
+from launcher.planner import Planner
 from launcher.policy.experience import Counts
 from launcher.report.plans import show_dry_run
-from launcher.request import Gpus, LaunchRequest, parse_deadline, parse_gpus
+from launcher.request import Gpus, LaunchRequest
 from launcher.sky.render import task_config
 from launcher.speeds import relative_speed
-from trainer.recipe import load_recipe
-
-RECIPE = load_recipe("notus-7b-dpo")
-A100, A100_80, H100 = Gpus("A100", 8), Gpus("A100-80GB", 8), Gpus("H100", 8)
-
-
-@pytest.fixture
-def snapshot(tmp_path: Path) -> Catalog:
-    return find_catalog({"HOME": str(tmp_path)})
+from tests.unit.plans import A100, A100_80, A100_ONLY, H100, RECIPE, node, plan
 
 
 def test_gcp_adds_vm_and_accelerator(snapshot: Catalog) -> None:
@@ -83,15 +72,6 @@ def test_a_node_that_nobody_sells(snapshot: Catalog) -> None:
     with pytest.raises(NothingFits, match="no offer for A100:3 in lambda") as caught:
         load_offers(snapshot, [Gpus("A100", 3)], ["lambda"])
     assert caught.value.exit_code == 3
-
-
-def plan(snapshot: Catalog, **request: object) -> tuple[LaunchRequest, DryRun]:
-    wanted = LaunchRequest(recipe="notus-7b-dpo", **request)  # type: ignore[arg-type]
-    offers = load_offers(snapshot, wanted_gpus(wanted, RECIPE), wanted.clouds or ("gcp", "lambda"))
-    return wanted, Planner(wanted, RECIPE, offers, "test").compare()
-
-
-A100_ONLY = {"gpus": (A100,), "clouds": ("gcp", "lambda")}
 
 
 def test_spot_is_recommended_where_time_allows(snapshot: Catalog) -> None:
@@ -382,214 +362,3 @@ def test_the_task_asks_for_memory_where_the_cloud_has_smaller_nodes() -> None:
     silent = Planner(LaunchRequest(recipe="x"), RECIPE, [offers[0], node("H100:8", price=20.0)], "test").compare().best
     assert silent is not None
     assert silent.ladder[0].host_gib is None, "SkyPilot would not find a node whose memory its catalog lacks"
-
-
-def node(
-    gpus: str, *, price: float = 10.0, host_gib: float | None = None, pcie: bool = False, cloud: str = "vast"
-) -> Offer:
-    return Offer(
-        cloud=cloud, region="r", zone=None, instance_type=f"i-{host_gib}", gpus=gpus, spot=False,
-        price_usd_per_hour=price, host_gib=host_gib, pcie=pcie,
-    )  # fmt: skip
-
-
-# --- limits that nothing keeps ---------------------------------------------------------------------------------------
-
-
-def test_a_budget_that_the_mean_would_keep_says_with_what_chance(snapshot: Catalog) -> None:
-    request, result = plan(snapshot, deadline_h=24.0, budget_usd=160.0, **A100_ONLY)
-    with pytest.raises(NothingFits) as caught:
-        require_plan(result, request)
-    best = nearest(result.plans, request)
-    assert best.expected_cost_usd < 160 < best.cost_p95_usd
-    assert f"the nearest, {best.name}, keeps the deadline in 100% of runs" in caught.value.message
-    assert f"the budget in {best.budget_probability:.0%} of runs" in caught.value.message
-    assert f"95 % within ${best.cost_p95_usd:,.2f}" in caught.value.message
-    assert result.reason == caught.value.message
-
-
-@pytest.mark.parametrize(
-    "limits",
-    [{"deadline_h": 2.0}, {"budget_usd": 20.0}, {"deadline_h": 24.0, "budget_usd": 160.0}, {"deadline_h": 2.0, "budget_usd": 20.0}],
-)  # fmt: skip
-def test_the_limits_of_the_hint_are_kept(snapshot: Catalog, limits: dict[str, float]) -> None:
-    request, result = plan(snapshot, **limits, **A100_ONLY)
-    with pytest.raises(NothingFits) as caught:
-        require_plan(result, request)
-    first = caught.value.hint.split(" or ")[0]
-    changed = dict(limits)
-    if found := re.search(r"--budget (\d+)", first):
-        changed["budget_usd"] = float(found[1])
-    if found := re.search(r"--deadline ([\d.]+h)", first):
-        changed["deadline_h"] = parse_deadline(found[1], datetime.now(UTC))
-    assert changed != limits
-    assert plan(snapshot, **changed, **A100_ONLY)[1].best is not None
-
-
-def test_only_the_limits_that_were_given_are_named(snapshot: Catalog) -> None:
-    _, dated = plan(snapshot, deadline_h=24.0, **A100_ONLY)
-    _, limited = plan(snapshot, budget_usd=900.0, **A100_ONLY)
-    assert "(the deadline)" in dated.reason
-    assert "(the budget)" in limited.reason
-    output = io.StringIO()
-    show_dry_run(Console(width=200, file=output), limited, "")
-    assert "in budget" in output.getvalue()
-    assert "of its cost: storage $" in output.getvalue()
-
-
-def test_the_nearest_plan_is_explained_where_none_keeps_the_limits(snapshot: Catalog) -> None:
-    request = LaunchRequest(recipe="x", budget_usd=20.0, **A100_ONLY)  # type: ignore[arg-type]
-    planner = Planner(request, RECIPE, load_offers(snapshot, [A100], request.clouds), "test")
-    result = planner.compare()
-    assert result.best is None
-    told = explanation(planner, result)
-    assert told is not None
-    assert told.plan == nearest(result.plans, request).name
-    assert told.rules
-
-
-def test_the_task_can_be_read_as_it_is_printed(snapshot: Catalog) -> None:
-    _, result = plan(snapshot, **A100_ONLY)
-    long = "run: " + "word " * 60
-    output = io.StringIO()
-    show_dry_run(Console(width=80, file=output), result, long)
-    assert long in output.getvalue()
-
-
-def test_egress_is_said_of_the_cloud_that_pays_it(snapshot: Catalog) -> None:
-    _, result = plan(snapshot, bucket="s3://b", gpus=(A100,), clouds=("aws", "lambda"))
-    (line,) = [line for line in result.advice if line.startswith("restores")]
-    assert "restores from Amazon S3 in Lambda are $" in line
-    assert "or one in" not in line, "the bucket is in AWS already"
-    _, far = plan(snapshot, deadline_h=24.0, bucket="s3://b", clouds=("gcp",), gpus=(A100,))
-    assert any("(Cloudflare R2), or one in GCP, saves that" in line for line in far.advice)
-
-
-def test_a_bucket_that_is_assumed_is_said_so(snapshot: Catalog) -> None:
-    def told(bucket: str | None) -> str:
-        _, result = plan(snapshot, bucket=bucket, **A100_ONLY)
-        return next(line for line in result.assumptions if line.startswith("checkpoints"))
-
-    assert "assumed, as no --bucket is given" in told(None)
-    assert "assumed" not in told("gs://b")
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "bucket"),
-    [
-        ("", S3),
-        ("https://s3.us-east-1.amazonaws.com", S3),
-        ("https://storage.googleapis.com", GCS),
-        ("https://account.r2.cloudflarestorage.com", R2),
-        ("http://localhost:9000", R2),
-    ],
-)
-def test_an_endpoint_says_whose_prices_count(endpoint: str, bucket: Bucket) -> None:
-    assert bucket_for("s3://b", {"AWS_ENDPOINT_URL": endpoint}) == bucket
-
-
-# --- hours and kinds of GPU ------------------------------------------------------------------------------------------
-
-
-def test_hours_are_those_of_the_one_node_that_was_asked_for(snapshot: Catalog) -> None:
-    _, one = plan(snapshot, hours=5.0, market="on-demand", gpus=(H100,))
-    assert {p.work_h for p in one.plans} == {5.0}
-    assert any(line.startswith("5 h of work (--hours, on H100:8)") for line in one.assumptions)
-    _, several = plan(snapshot, hours=5.0, market="on-demand", gpus=(A100, H100))
-    hours = {p.name: p.work_h for p in several.plans}
-    assert (hours["Lambda on demand A100:8"], hours["Lambda on demand H100:8"]) == (
-        5.0,
-        pytest.approx(5 / 2.6474, rel=1e-3),
-    )
-    assert any(line.startswith("5 h of work (--hours, on A100:8)") for line in several.assumptions)
-
-
-def test_hours_on_a_node_that_is_sold_with_pcie_only_are_hours_on_that() -> None:
-    offers = [node("A100-80GB:8", pcie=True)]
-    result = Planner(LaunchRequest(recipe="x", hours=5.0, gpus=(A100_80,)), RECIPE, offers, "test").compare()
-    assert [p.work_h for p in result.plans] == [pytest.approx(5.0)]
-
-
-def test_a_kind_of_unknown_speed_needs_hours() -> None:
-    l4 = [node("GB999:8", host_gib=900.0)]
-    with pytest.raises(RequestError, match="how fast GB999:8 trains is not known") as caught:
-        Planner(LaunchRequest(recipe="x", gpus=(Gpus("GB999", 8),)), RECIPE, l4, "test")
-    assert "--gpus GB999:8 --hours H" in caught.value.hint
-    told = LaunchRequest(recipe="x", gpus=(Gpus("gb999", 8),), hours=7.0)
-    result = Planner(told, RECIPE, l4, "test").compare()
-    assert [p.work_h for p in result.plans] == [7.0]
-    assert "what it has is not known" in result.plans[0].memory
-    both = LaunchRequest(recipe="x", gpus=(A100, Gpus("GB999", 8)))
-    result = Planner(both, RECIPE, [*l4, node("A100:8", cloud="lambda")], "test").compare()
-    assert [p.name for p in result.plans] == ["Lambda on demand A100:8"]
-    assert "no hours on GB999:8 are known: give --gpus GB999:8 --hours H" in result.assumptions
-
-
-@pytest.mark.parametrize(
-    ("kind", "why"), [("V100", "doesn't compute in bfloat16"), ("T4", "bfloat16"), ("MI300X", "not an NVIDIA GPU")]
-)
-def test_a_card_that_cannot_train_the_recipe_is_no_plan(kind: str, why: str) -> None:
-    request = LaunchRequest(recipe="x", gpus=(Gpus(kind, 8),))
-    result = Planner(request, RECIPE, [node(f"{kind}:8")], "test").compare()
-    assert not result.plans
-    assert why in result.offers[0].misfit
-    with pytest.raises(NothingFits, match=f"the recipe fits no offer .{kind}:8: .*{why}"):
-        require_plan(result, request)
-
-
-def test_newer_cards_are_planned_with_sourced_speeds() -> None:
-    assert relative_speed(Gpus("H200", 8), H100) == 1.0
-    assert relative_speed(Gpus("B200", 8), H100) == pytest.approx(2.2)
-    assert relative_speed(Gpus("L40S", 8), A100) == pytest.approx(0.7 * 362 / 312)
-    assert relative_speed(Gpus("L4", 8), A100) is None
-
-
-def lists(tmp_path: Path, text: str | bytes, cloud: str = "lambda") -> Catalog:
-    path = tmp_path / ".sky/catalogs/v8" / cloud / "vms.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return find_catalog({"HOME": str(tmp_path)})
-
-
-HEADER = "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,Price,Region,GpuInfo,SpotPrice\n"
-
-
-def test_any_gpu_of_the_users_catalog_can_be_named(tmp_path: Path) -> None:
-    catalog = lists(tmp_path, HEADER + "gpu_8x_new,RTXPRO6000,8.0,124.0,1800.0,10.32,us-east-1,,\n")
-    (offer,) = load_offers(catalog, [parse_gpus("rtxpro6000:8")], ["lambda"])
-    assert (offer.gpus, offer.host_gib) == ("RTXPRO6000:8", 1800.0)
-
-
-@pytest.mark.parametrize("others", [(), (A100,)])
-def test_a_gpu_that_no_price_list_has(snapshot: Catalog, others: tuple[Gpus, ...]) -> None:
-    with pytest.raises(RequestError, match=r"no price for a GPU 'A10O' .*did you mean 'A100'") as caught:
-        load_offers(snapshot, [*others, parse_gpus("A10O:8")])
-    assert "prices refresh" in caught.value.hint
-
-
-def test_a_node_of_another_size_says_what_the_snapshot_has(snapshot: Catalog, tmp_path: Path) -> None:
-    with pytest.raises(NothingFits, match="no offer for H100:4") as caught:
-        load_offers(snapshot, [Gpus("H100", 4)])
-    assert "there is: H100:8; the shipped snapshot has nodes of 8 GPUs only" in caught.value.hint
-    request = LaunchRequest(recipe="x", gpus=(Gpus("H100", 4), H100))
-    result = Planner(request, RECIPE, load_offers(snapshot, request.gpus), "test").compare()
-    assert "nobody sells H100:4" in result.assumptions
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (HEADER.replace(",Price,", ","), "has no column Price"),
-        (HEADER + "i,A100,8.0,1.0,1.0,n/a,r,,\n", "vms.csv, line 2: Price 'n/a' is no number"),
-        (HEADER + "i,A100,8.0,1.0,1.0,nan,r,,\n", "Price 'nan' is no number"),
-        (HEADER + "i,A100,8.0,1.0,1.0,1.0\n", "line 2: it ends too early"),
-        (HEADER.encode() + b"\xff\xfe", "can't be read"),
-        ("", "has no column"),
-        (HEADER, "has no GPU node"),
-    ],
-)
-def test_a_price_list_that_cannot_be_read_is_named(tmp_path: Path, text: str | bytes, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        load_offers(lists(tmp_path, text), [A100], ["lambda", "gcp"])
-    assert "vms.csv" in caught.value.message
-    assert "prices refresh" in caught.value.hint

@@ -1,0 +1,110 @@
+"""Hours and kinds of GPU, and price lists of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from checkpoints.errors import UserError
+from launcher.errors import NothingFits, RequestError
+from launcher.offers import Catalog, load_offers
+from launcher.plan import require_plan
+from launcher.planner import Planner
+from launcher.request import Gpus, LaunchRequest, parse_gpus
+from launcher.speeds import relative_speed
+from tests.unit.plans import A100, A100_80, H100, HEADER, RECIPE, lists, node, plan
+
+
+def test_hours_are_those_of_the_one_node_that_was_asked_for(snapshot: Catalog) -> None:
+    _, one = plan(snapshot, hours=5.0, market="on-demand", gpus=(H100,))
+    assert {p.work_h for p in one.plans} == {5.0}
+    assert any(line.startswith("5 h of work (--hours, on H100:8)") for line in one.assumptions)
+    _, several = plan(snapshot, hours=5.0, market="on-demand", gpus=(A100, H100))
+    hours = {p.name: p.work_h for p in several.plans}
+    assert (hours["Lambda on demand A100:8"], hours["Lambda on demand H100:8"]) == (
+        5.0,
+        pytest.approx(5 / 2.6474, rel=1e-3),
+    )
+    assert any(line.startswith("5 h of work (--hours, on A100:8)") for line in several.assumptions)
+
+
+def test_hours_on_a_node_that_is_sold_with_pcie_only_are_hours_on_that() -> None:
+    offers = [node("A100-80GB:8", pcie=True)]
+    result = Planner(LaunchRequest(recipe="x", hours=5.0, gpus=(A100_80,)), RECIPE, offers, "test").compare()
+    assert [p.work_h for p in result.plans] == [pytest.approx(5.0)]
+
+
+def test_a_kind_of_unknown_speed_needs_hours() -> None:
+    l4 = [node("GB999:8", host_gib=900.0)]
+    with pytest.raises(RequestError, match="how fast GB999:8 trains is not known") as caught:
+        Planner(LaunchRequest(recipe="x", gpus=(Gpus("GB999", 8),)), RECIPE, l4, "test")
+    assert "--gpus GB999:8 --hours H" in caught.value.hint
+    told = LaunchRequest(recipe="x", gpus=(Gpus("gb999", 8),), hours=7.0)
+    result = Planner(told, RECIPE, l4, "test").compare()
+    assert [p.work_h for p in result.plans] == [7.0]
+    assert "what it has is not known" in result.plans[0].memory
+    both = LaunchRequest(recipe="x", gpus=(A100, Gpus("GB999", 8)))
+    result = Planner(both, RECIPE, [*l4, node("A100:8", cloud="lambda")], "test").compare()
+    assert [p.name for p in result.plans] == ["Lambda on demand A100:8"]
+    assert "no hours on GB999:8 are known: give --gpus GB999:8 --hours H" in result.assumptions
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [("V100", "doesn't compute in bfloat16"), ("T4", "bfloat16"), ("MI300X", "not an NVIDIA GPU")]
+)
+def test_a_card_that_cannot_train_the_recipe_is_no_plan(kind: str, why: str) -> None:
+    request = LaunchRequest(recipe="x", gpus=(Gpus(kind, 8),))
+    result = Planner(request, RECIPE, [node(f"{kind}:8")], "test").compare()
+    assert not result.plans
+    assert why in result.offers[0].misfit
+    with pytest.raises(NothingFits, match=f"the recipe fits no offer .{kind}:8: .*{why}"):
+        require_plan(result, request)
+
+
+def test_newer_cards_are_planned_with_sourced_speeds() -> None:
+    assert relative_speed(Gpus("H200", 8), H100) == 1.0
+    assert relative_speed(Gpus("B200", 8), H100) == pytest.approx(2.2)
+    assert relative_speed(Gpus("L40S", 8), A100) == pytest.approx(0.7 * 362 / 312)
+    assert relative_speed(Gpus("L4", 8), A100) is None
+
+
+def test_any_gpu_of_the_users_catalog_can_be_named(tmp_path: Path) -> None:
+    catalog = lists(tmp_path, HEADER + "gpu_8x_new,RTXPRO6000,8.0,124.0,1800.0,10.32,us-east-1,,\n")
+    (offer,) = load_offers(catalog, [parse_gpus("rtxpro6000:8")], ["lambda"])
+    assert (offer.gpus, offer.host_gib) == ("RTXPRO6000:8", 1800.0)
+
+
+@pytest.mark.parametrize("others", [(), (A100,)])
+def test_a_gpu_that_no_price_list_has(snapshot: Catalog, others: tuple[Gpus, ...]) -> None:
+    with pytest.raises(RequestError, match=r"no price for a GPU 'A10O' .*did you mean 'A100'") as caught:
+        load_offers(snapshot, [*others, parse_gpus("A10O:8")])
+    assert "prices refresh" in caught.value.hint
+
+
+def test_a_node_of_another_size_says_what_the_snapshot_has(snapshot: Catalog, tmp_path: Path) -> None:
+    with pytest.raises(NothingFits, match="no offer for H100:4") as caught:
+        load_offers(snapshot, [Gpus("H100", 4)])
+    assert "there is: H100:8; the shipped snapshot has nodes of 8 GPUs only" in caught.value.hint
+    request = LaunchRequest(recipe="x", gpus=(Gpus("H100", 4), H100))
+    result = Planner(request, RECIPE, load_offers(snapshot, request.gpus), "test").compare()
+    assert "nobody sells H100:4" in result.assumptions
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER.replace(",Price,", ","), "has no column Price"),
+        (HEADER + "i,A100,8.0,1.0,1.0,n/a,r,,\n", "vms.csv, line 2: Price 'n/a' is no number"),
+        (HEADER + "i,A100,8.0,1.0,1.0,nan,r,,\n", "Price 'nan' is no number"),
+        (HEADER + "i,A100,8.0,1.0,1.0,1.0\n", "line 2: it ends too early"),
+        (HEADER.encode() + b"\xff\xfe", "can't be read"),
+        ("", "has no column"),
+        (HEADER, "has no GPU node"),
+    ],
+)
+def test_a_price_list_that_cannot_be_read_is_named(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_offers(lists(tmp_path, text), [A100], ["lambda", "gcp"])
+    assert "vms.csv" in caught.value.message
+    assert "prices refresh" in caught.value.hint

@@ -1,0 +1,112 @@
+"""Limits that no plan keeps, and what a plan says of its bucket."""
+
+from __future__ import annotations
+
+import io
+import re
+from datetime import UTC, datetime
+
+import pytest
+from rich.console import Console
+
+from launcher.dry_run import explanation
+from launcher.errors import NothingFits
+from launcher.fees import GCS, R2, S3, Bucket, bucket_for
+from launcher.offers import Catalog, load_offers
+from launcher.plan import nearest, require_plan
+from launcher.planner import Planner
+from launcher.report.plans import show_dry_run
+from launcher.request import LaunchRequest, parse_deadline
+from tests.unit.plans import A100, A100_ONLY, RECIPE, plan
+
+
+def test_a_budget_that_the_mean_would_keep_says_with_what_chance(snapshot: Catalog) -> None:
+    request, result = plan(snapshot, deadline_h=24.0, budget_usd=160.0, **A100_ONLY)
+    with pytest.raises(NothingFits) as caught:
+        require_plan(result, request)
+    best = nearest(result.plans, request)
+    assert best.expected_cost_usd < 160 < best.cost_p95_usd
+    assert f"the nearest, {best.name}, keeps the deadline in 100% of runs" in caught.value.message
+    assert f"the budget in {best.budget_probability:.0%} of runs" in caught.value.message
+    assert f"95 % within ${best.cost_p95_usd:,.2f}" in caught.value.message
+    assert result.reason == caught.value.message
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"deadline_h": 2.0}, {"budget_usd": 20.0}, {"deadline_h": 24.0, "budget_usd": 160.0}, {"deadline_h": 2.0, "budget_usd": 20.0}],
+)  # fmt: skip
+def test_the_limits_of_the_hint_are_kept(snapshot: Catalog, limits: dict[str, float]) -> None:
+    request, result = plan(snapshot, **limits, **A100_ONLY)
+    with pytest.raises(NothingFits) as caught:
+        require_plan(result, request)
+    first = caught.value.hint.split(" or ")[0]
+    changed = dict(limits)
+    if found := re.search(r"--budget (\d+)", first):
+        changed["budget_usd"] = float(found[1])
+    if found := re.search(r"--deadline ([\d.]+h)", first):
+        changed["deadline_h"] = parse_deadline(found[1], datetime.now(UTC))
+    assert changed != limits
+    assert plan(snapshot, **changed, **A100_ONLY)[1].best is not None
+
+
+def test_only_the_limits_that_were_given_are_named(snapshot: Catalog) -> None:
+    _, dated = plan(snapshot, deadline_h=24.0, **A100_ONLY)
+    _, limited = plan(snapshot, budget_usd=900.0, **A100_ONLY)
+    assert "(the deadline)" in dated.reason
+    assert "(the budget)" in limited.reason
+    output = io.StringIO()
+    show_dry_run(Console(width=200, file=output), limited, "")
+    assert "in budget" in output.getvalue()
+    assert "of its cost: storage $" in output.getvalue()
+
+
+def test_the_nearest_plan_is_explained_where_none_keeps_the_limits(snapshot: Catalog) -> None:
+    request = LaunchRequest(recipe="x", budget_usd=20.0, **A100_ONLY)  # type: ignore[arg-type]
+    planner = Planner(request, RECIPE, load_offers(snapshot, [A100], request.clouds), "test")
+    result = planner.compare()
+    assert result.best is None
+    told = explanation(planner, result)
+    assert told is not None
+    assert told.plan == nearest(result.plans, request).name
+    assert told.rules
+
+
+def test_the_task_can_be_read_as_it_is_printed(snapshot: Catalog) -> None:
+    _, result = plan(snapshot, **A100_ONLY)
+    long = "run: " + "word " * 60
+    output = io.StringIO()
+    show_dry_run(Console(width=80, file=output), result, long)
+    assert long in output.getvalue()
+
+
+def test_egress_is_said_of_the_cloud_that_pays_it(snapshot: Catalog) -> None:
+    _, result = plan(snapshot, bucket="s3://b", gpus=(A100,), clouds=("aws", "lambda"))
+    (line,) = [line for line in result.advice if line.startswith("restores")]
+    assert "restores from Amazon S3 in Lambda are $" in line
+    assert "or one in" not in line, "the bucket is in AWS already"
+    _, far = plan(snapshot, deadline_h=24.0, bucket="s3://b", clouds=("gcp",), gpus=(A100,))
+    assert any("(Cloudflare R2), or one in GCP, saves that" in line for line in far.advice)
+
+
+def test_a_bucket_that_is_assumed_is_said_so(snapshot: Catalog) -> None:
+    def told(bucket: str | None) -> str:
+        _, result = plan(snapshot, bucket=bucket, **A100_ONLY)
+        return next(line for line in result.assumptions if line.startswith("checkpoints"))
+
+    assert "assumed, as no --bucket is given" in told(None)
+    assert "assumed" not in told("gs://b")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "bucket"),
+    [
+        ("", S3),
+        ("https://s3.us-east-1.amazonaws.com", S3),
+        ("https://storage.googleapis.com", GCS),
+        ("https://account.r2.cloudflarestorage.com", R2),
+        ("http://localhost:9000", R2),
+    ],
+)
+def test_an_endpoint_says_whose_prices_count(endpoint: str, bucket: Bucket) -> None:
+    assert bucket_for("s3://b", {"AWS_ENDPOINT_URL": endpoint}) == bucket
