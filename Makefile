@@ -7,7 +7,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
 E2E_PACKAGES := mmdebstrap openssh-server rsync netcat-openbsd iproute2 openssl
 
-.PHONY: help setup demo test test-unit e2e e2e-quick check format bench sky-tasks docs clean
+.PHONY: help setup demo test test-unit e2e e2e-quick gpu check format bench bench-gpu sky-tasks docs clean
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -42,6 +42,9 @@ e2e-quick: $(READY) ## The one of its scenarios that CI runs; installs the Debia
 	  || echo "make: can't install $(E2E_PACKAGES)"
 	@NOTUS_E2E=1 $(BIN)/pytest tests/e2e -m every_change --timeout 1800
 
+gpu: $(READY) ## Exact resume, snapshots and the checks of a VM on this machine's NVIDIA GPU (minutes)
+	@$(BIN)/pytest tests/gpu
+
 check: $(READY) ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -54,6 +57,9 @@ format: $(READY) ## Format the code
 
 bench: $(READY) ## Measure the checkpoint engine against memcpy and raw sockets; prints JSON
 	@$(BIN)/python -m tests.bench.checkpoints
+
+bench-gpu: $(READY) ## Snapshots, determinism and memory on an NVIDIA GPU of 80 GB; prints JSON
+	@$(BIN)/python -m tests.bench.gpu
 
 sky-tasks: $(READY) ## Write sky_tasks/ anew from the recipes
 	@$(BIN)/python -m launcher.sky.tasks sky_tasks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Store:
     launcher = Launcher(tmp_path_factory.mktemp("reference"))
     launcher.run(*launcher.local("tiny-dpo", "--name", "reference")).receipt()
     return open_run(launcher.bucket, "reference")
+
+
+@pytest.fixture
+def seed() -> int:
+    """A new one each time; pytest prints it when the test fails."""
+    value = random.SystemRandom().randrange(10**6)
+    print(f"seed of the random steps: {value}")  # noqa: T201
+    return value
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Copying from a GPU beside the training: on a stream of its own, into pinned memory. Not run on a GPU yet."""
+"""Copying from a GPU beside the training: on a stream of its own, into pinned memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,15 @@ def _pin(memory: memoryview) -> Callable[[], None]:
     address = np.frombuffer(memory, dtype=np.uint8).ctypes.data
     driver = torch.cuda.cudart()
     code = driver.cudaHostRegister(address, memory.nbytes, 0)
-    if int(code) != 0:  # the limit of locked memory, most likely: slower, and right all the same
-        logger.warning("the snapshot's memory can't be pinned (CUDA error %s): copies will be slower", code)
+    if int(code) != 0:  # a file on a disk, or the limit of locked memory: slower, and right all the same
+        logger.warning("the snapshot's memory can't be pinned (CUDA error %s): copies will be slower", int(code))
+        _take_error()
         return lambda: None
     return lambda: driver.cudaHostUnregister(address)
+
+
+def _take_error() -> None:
+    """CUDA keeps the error of a failed call for whoever asks next: without this, the training's next kernel."""
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
+    torch.zeros(1, device="cuda")  # an error that isn't gone now is one of the GPU

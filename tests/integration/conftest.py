@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -127,14 +126,6 @@ def launcher(tmp_path: Path) -> Iterator[Launcher]:
     for process in left:
         process.send_signal(signal.SIGKILL)
     assert not left, f"processes left behind: {left}"
-
-
-@pytest.fixture
-def seed() -> int:
-    """A new one each time; pytest prints it when the test fails."""
-    value = random.SystemRandom().randrange(10**6)
-    print(f"seed of the random steps: {value}")  # noqa: T201
-    return value
 
 
 def recipe(folder: Path, base: str, *changes: tuple[str, str]) -> str:
