@@ -234,6 +234,19 @@ def test_a_pool_is_up_while_one_of_its_places_is() -> None:
     assert (prober.market().up, prober.market().age_h) == (True, 1.0)
 
 
+def test_of_two_zones_of_one_age_the_calmer_one_is_taken() -> None:
+    """The first comes and goes every half hour, the second held for hours; both are up again since 0.2 h."""
+    history = [(tick // 5 % 2, tick % 90 != 0) for tick in range(720)]
+    history += [(0, 0), (1, 1)]
+    policy = RefereePolicy()
+    policy.reset({"tick": 0.1, "price": [0.35, 0.35], "work": 4.0, "deadline": 8.0, "d": 0.1, "history": history})
+    seen = {"t": 0.0, "done": 0.0, "need": 4.0, "deadline": 8.0, "d": 0.1, "tick": 0.1, "mode": IDLE}
+    assert policy.decide(seen | {"overhead_left": 0.0, "avail": [1, 1], "price": [0.35, 0.35]}) == 1
+    assert len(set(policy.prober.ages_h)) == 1
+    rough, calm = policy.prober.met
+    assert rough.ends > 5 * calm.ends
+
+
 @pytest.mark.parametrize("restart_h", [0.05, 0.25, 0.4])
 def test_a_finer_grid_finds_about_the_same_thresholds(restart_h: float) -> None:
     coarse, fine = (solve(Problem(6.0, 14.0, restart_h, 0.35, 0.1, CHAIN, finer)) for finer in (3, 6))
