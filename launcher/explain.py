@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from launcher.estimate import START_H
-from launcher.plan import Plan, SlackCost, ZonePlan
+from launcher.plan import Plan, Rung, SlackCost, ZonePlan
 from launcher.policy.decide import Settings, kept_h, outlook_for
 from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket
+from launcher.policy.outlook import Restores
 from launcher.report.tables import counted
 
 MARKETS = (
@@ -58,8 +59,10 @@ def explain(plan: Plan, chain: Chain | None, deadline_h: float | None, costs: Se
 
 def _table(plan: Plan, chain: Chain, deadline_h: float) -> tuple[Row, ...]:
     settings = Settings()
-    ratio = plan.price_usd_per_hour / plan.on_demand_usd_per_hour if plan.on_demand_usd_per_hour else 1.0
-    outlook = outlook_for(plan.work_h, deadline_h - plan.work_h, START_H, round(ratio, 2), chain, settings)
+    on_demand_usd = plan.on_demand_usd_per_hour or plan.price_usd_per_hour
+    ratio = round(plan.price_usd_per_hour / on_demand_usd, 2)
+    restores = Restores(*(_restore_usd(plan, rung) / on_demand_usd for rung in plan.ladder[:2]))
+    outlook = outlook_for(plan.work_h, deadline_h - plan.work_h, START_H, ratio, chain, settings, restores)
     safe_h = START_H + kept_h(START_H, settings)
     rows = []
     for share in (1.0, 0.75, 0.5, 0.25, 0.1):
@@ -70,6 +73,10 @@ def _table(plan: Plan, chain: Chain, deadline_h: float) -> tuple[Row, ...]:
         }
         rows.append(Row(work_left_h=work_h, buy_at_slack_h=found))
     return tuple(rows)
+
+
+def _restore_usd(plan: Plan, rung: Rung) -> float:
+    return 0.0 if rung.cloud == plan.bucket_cloud else plan.restore_usd
 
 
 def _zones(plan: Plan) -> list[str]:

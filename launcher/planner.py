@@ -23,7 +23,7 @@ from launcher.offers import Offer, by_kind
 from launcher.plan import CONFIDENCE, DryRun, Plan, Rung, SlackCost, ZonePlan, limits_named, unkept
 from launcher.policy.decide import work_hour_usd
 from launcher.policy.market import MOST_ZONES, mean_spell_h
-from launcher.policy.outlook import Problem, solve
+from launcher.policy.outlook import Problem, Restores, solve
 from launcher.request import CLOUDS, Gpus, LaunchRequest, parse_gpus
 from launcher.runs import OnDemand, Scenario, Spot
 from launcher.speeds import DERIVED, PCIE, SOURCE, TOKENS_PER_SECOND, WITHOUT_NVLINK, relative_speed
@@ -212,7 +212,10 @@ class Planner:
             return scenario
         ratio = round(kind.first.price_usd_per_hour / behind.first.price_usd_per_hour, 2)
         slack_h = max(0.0, request.deadline_h - work_h)
-        problem = Problem(work_h, work_h + slack_h, START_H, ratio, (work_h + slack_h) / TABLE_STEPS, hazard.chain)
+        problem = Problem(
+            work_h, work_h + slack_h, START_H, ratio, (work_h + slack_h) / TABLE_STEPS, hazard.chain,
+            restores=Restores(*(self._restore_usd(one) / behind.first.price_usd_per_hour for one in (kind, behind))),
+        )  # fmt: skip
         return replace(scenario, outlook=solve(problem))
 
     def _behind(self, kind: _Kind) -> _Kind | None:

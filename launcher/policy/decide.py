@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from launcher.policy.market import Chain, SpotMarket
 from launcher.policy.model import Action, GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
-from launcher.policy.outlook import Outlook, Problem, solve, step_of
+from launcher.policy.outlook import NO_RESTORES, Outlook, Problem, Restores, solve, step_of
 
 FIRST_WAIT_H = 1 / 60
 LONGEST_WAIT_H = 5 / 60
@@ -161,24 +161,37 @@ def _leave_on_demand(seen: Observation, market: SpotMarket, settings: Settings) 
 
 
 def _outlook(seen: Observation, market: SpotMarket, settings: Settings) -> Outlook:
-    spot = [known.place.price_usd_per_hour for known in seen.places if known.place.spot]
-    on_demand = [known.place.price_usd_per_hour for known in seen.places if not known.place.spot]
-    price = min(spot) / min(on_demand) if spot and on_demand else 1.0
+    spot, on_demand = (_cheapest(seen, spot=spot) for spot in (True, False))
+    price, restores = 1.0, NO_RESTORES
+    if spot and on_demand:
+        price = spot.price_usd_per_hour / on_demand.price_usd_per_hour
+        restores = Restores(*(place.restore_usd / on_demand.price_usd_per_hour for place in (spot, on_demand)))
     slack_h = (seen.deadline_h or 0.0) - seen.work_left_h
-    return outlook_for(seen.work_left_h, slack_h, seen.restart_h, price, market.chain, settings)
+    return outlook_for(seen.work_left_h, slack_h, seen.restart_h, price, market.chain, settings, restores)
+
+
+def _cheapest(seen: Observation, *, spot: bool) -> Place | None:
+    places = (known.place for known in seen.places if known.place.spot == spot)
+    return min(places, key=lambda place: (place.price_usd_per_hour, place.restore_usd), default=None)
 
 
 def outlook_for(
-    work_h: float, slack_h: float, restart_h: float, spot_price: float, chain: Chain, settings: Settings
+    work_h: float,
+    slack_h: float,
+    restart_h: float,
+    spot_price: float,
+    chain: Chain,
+    settings: Settings,
+    restores: Restores = NO_RESTORES,
 ) -> Outlook:
     """The table for the work and the slack that are left, rounded up: it is shared, and covers all that comes later.
 
-    `spot_price` is a ratio to the on-demand price.
+    `spot_price` and `restores` are ratios to the on-demand price.
     """
     work_h = _round_up(work_h)
     deadline_h = work_h + _round_up(max(0.0, slack_h))
     step_h = step_of(deadline_h, settings.check_h)
-    return solve(Problem(work_h, deadline_h, restart_h, spot_price, step_h, chain, FINER))
+    return solve(Problem(work_h, deadline_h, restart_h, spot_price, step_h, chain, FINER, restores))
 
 
 def _round_up(hours: float) -> float:

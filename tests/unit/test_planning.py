@@ -14,10 +14,12 @@ from launcher.dry_run import limits_of_plan
 from launcher.errors import NothingFits
 from launcher.experience import Experience
 from launcher.explain import explain
+from launcher.hazard import assumed
 from launcher.offers import Catalog, Offer, cheapest_by_kind, find_catalog, load_offers
 from launcher.plan import MAX_ON_DEMAND_RUNGS, DryRun, Plan, ladder, require_plan
 from launcher.planner import Planner
 from launcher.policy.experience import Counts, MarketCounts
+from launcher.policy.outlook import Outlook, Problem, solve
 from launcher.report.plans import show_dry_run
 from launcher.request import Gpus, LaunchRequest
 from launcher.sky.render import task_config
@@ -324,6 +326,31 @@ def test_the_explanation_has_the_table_of_the_policy(snapshot: Catalog) -> None:
     on_demand = next(p for p in result.plans if not p.ladder[0].spot)
     assert planner.slack_costs(on_demand) == []
     assert "nothing to decide" in explain(on_demand, None, 24.0, ()).rules[0]
+
+
+@pytest.mark.parametrize(("bucket", "usd"), [("s3://b", (5.21, 5.21)), ("gs://b", (0.0, 6.95)), ("r2://b", (0.0, 0.0))])
+def test_the_tables_of_the_policy_count_what_restores_cost(
+    monkeypatch: pytest.MonkeyPatch, snapshot: Catalog, bucket: str, usd: tuple[float, float]
+) -> None:
+    """GCP spot with Lambda behind it, from buckets in three clouds: in the estimate and in its explanation."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    asked: list[Problem] = []
+
+    def noted(problem: Problem) -> Outlook:
+        asked.append(problem)
+        return solve(problem)
+
+    for module in ("launcher.planner", "launcher.policy.decide"):
+        monkeypatch.setattr(f"{module}.solve", noted)
+    request = LaunchRequest(recipe="x", deadline_h=24.0, bucket=bucket, **A100_ONLY)  # type: ignore[arg-type]
+    planner = Planner(request, RECIPE, load_offers(snapshot, [A100], request.clouds), "test")
+    plan = next(plan for plan in planner.compare().plans if plan.name == "GCP spot A100:8")
+    explain(plan, assumed(1).chain, 24.0, ())
+    assert len(asked) >= 2
+    assert plan.on_demand_usd_per_hour is not None
+    for problem in asked:
+        assert [one * plan.on_demand_usd_per_hour for one in problem.restores] == pytest.approx(usd, abs=0.02)
 
 
 def test_ten_thousand_offers_make_few_plans() -> None:

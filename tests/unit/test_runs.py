@@ -15,6 +15,7 @@ from launcher.fees import CHUNK_BYTES, GCS, R2, S3, bucket_for, fees
 from launcher.hazard import assumed, median_spell_h
 from launcher.policy.decide import Settings, outlook_for
 from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, Rates, churned, mean_spell_h
+from launcher.policy.outlook import Restores
 from launcher.runs import OnDemand, Runs, Scenario, SpellLengths, Spot, simulate
 from tests.unit.world import ON_DEMAND, SPOT, Told, World
 from trainer.recipe import Saves
@@ -83,6 +84,22 @@ def test_the_simulation_counts_restores_and_zones_as_the_policy_does() -> None:
     at_once = simulate(dear, 10_000)
     agree(worlds(None, 300, assumed(5).world, restore_usd=7.0), at_once)
     assert np.mean(at_once.starts) < np.mean(simulate(told, 10_000).starts), "fewer moves"
+
+
+@pytest.mark.parametrize("deadline_h", [13.5, 18.0])
+def test_a_table_that_knows_what_restores_cost_saves_money_and_is_never_late(deadline_h: float) -> None:
+    """A bucket in a third cloud: $5 for each start but the first."""
+    chain = assumed(1).world
+    told = scenario(deadline_h, chain, work_h=12.0)
+    ratio, restore = SPOT.price_usd_per_hour / ON_DEMAND.price_usd_per_hour, 5 / ON_DEMAND.price_usd_per_hour
+    table = outlook_for(
+        12.0, deadline_h - 12.0, 0.25, ratio, chain, Settings(check_h=0.1), Restores(restore, restore)
+    )  # fmt: skip
+    unaware, aware = (simulate(one, 5000) for one in (told, replace(told, outlook=table)))
+    costs = [float(np.mean(runs.cost + 5 * (runs.starts - 1))) for runs in (unaware, aware)]
+    assert costs[1] < 0.985 * costs[0]
+    assert np.mean(aware.starts) < np.mean(unaware.starts)
+    assert aware.finish_h.max() <= deadline_h + 1e-6
 
 
 def test_machines_of_the_next_zones_may_live_otherwise() -> None:
