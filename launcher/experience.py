@@ -6,17 +6,19 @@ One entry a run, replaced each time that the run is looked at, so nothing is cou
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from checkpoints.events import Event
-from launcher.hazard import Hazard, in_words
+from launcher.hazard import Hazard, ZoneLife, in_words
 from launcher.options import experience_path
-from launcher.policy.experience import Counts, Kind, counts_of, total
-from launcher.policy.market import Met
+from launcher.policy.experience import Counts, Kind, MarketCounts, counts_of, total, tuned_chain, world_of
+from launcher.policy.market import MOST_ZONES, Rates, mean_spell_h
+from launcher.policy.zones import MarketMet
+from launcher.report.tables import counted
 from trainer.scratch import replace_file
 
 MIN_MACHINE_HOURS = 1.0
@@ -28,6 +30,8 @@ class _Met(BaseModel):
 
     cloud: str
     gpus: str
+    zone: str = ""
+    """Empty: stock-outs, which are the whole market's; in older files all that was met."""
     counts: Counts
 
 
@@ -39,7 +43,7 @@ class _Book(BaseModel):
 
 def remember(run_url: str, events: Sequence[Event], now: datetime) -> None:
     """Note what a run has met. A file that can't be written is no reason to fail: it only makes plans better."""
-    met = tuple(_Met(cloud=cloud, gpus=gpus, counts=counts) for (cloud, gpus), counts in counts_of(events, now).items())
+    met = tuple(line for kind, counts in counts_of(events, now).items() for line in _lines(kind, counts))
     if not met:
         return
     book = _read()
@@ -52,37 +56,83 @@ class Experience:
     """With one market."""
 
     kind: Kind
-    counts: Counts
+    counts: MarketCounts
     runs: int
     """That saw it."""
 
-    def hazard(self, zones: int) -> Hazard:
-        """What it makes of the shipped table for so many zones."""
-        cloud, gpus = self.kind
-        found = self.counts.world(zones)
+    def hazard(self, zones: Sequence[str]) -> Hazard:
+        """What it makes of the shipped table for these zones, in the order in which they are asked."""
+        count = len(zones)
+        met = self.counts.met(count)
+        churns = [met.churn_in(zone) for zone in zones]
+        whole = world_of(churns, count)
+        lives = {
+            zone: ZoneLife(mean_spell_h(_machine_ends([met.churn_in(zone)])), "own spells", own.machines)
+            for zone, own in self.counts.zones.items()
+        }
         return Hazard(
-            world=found,
-            chain=self.counts.chain(zones),
-            source=f"spot {gpus} in {cloud}: the shipped table updated by {self.runs} runs of yours, "
-            f"{self.counts.preemptions} preemptions in {self.counts.machine_hours:.0f} machine hours: "
-            f"{in_words(found, zones)}",
-            measured=True,
+            world=replace(whole, machine_ends=_machine_ends(churns[:1])),
+            chain=tuned_chain((self.met.churn_in(zone) for zone in zones), count),
+            source="; ".join([self._source(in_words(whole, count)), *_in_words(lives, zones)]),
+            basis="market",
+            ends_elsewhere=_machine_ends(churns[1:MOST_ZONES]) if count > 1 else None,
+            life_h=mean_spell_h(_machine_ends([met.churn])),
+            zones=lives,
+        )
+
+    def _source(self, words: str) -> str:
+        cloud, gpus = self.kind
+        return (
+            f"spot {gpus} in {cloud}: the shipped table updated by {self.runs} runs of yours, "
+            f"{self.counts.preemptions} preemptions in {self.counts.machine_hours:.0f} machine hours: {words}"
         )
 
     @property
-    def met(self) -> Met:
+    def met(self) -> MarketMet:
         """What the policy of the next run starts from."""
-        return self.counts.met
+        return self.counts.met()
 
 
 def learned(without: str = "") -> dict[Kind, Experience]:
     """What the user's runs have met, by cloud and GPUs. `without` is a run's URL: it has its own diary."""
-    runs = [{(met.cloud, met.gpus): met.counts for met in run} for url, run in _read().runs.items() if url != without]
+    runs = [_by_market(run) for url, run in _read().runs.items() if url != without]
     return {
         kind: Experience(kind, counts, sum(kind in run for run in runs))
         for kind, counts in total(runs).items()
         if counts.machine_hours >= MIN_MACHINE_HOURS
     }
+
+
+def _in_words(lives: Mapping[str, ZoneLife], zones: Sequence[str]) -> list[str]:
+    """Zones that were tried, of those that are asked."""
+    told = [
+        f"{zone} {lives[zone].mean_h:.1f} h (from {counted(lives[zone].own_spells, 'own spell')})"
+        for zone in dict.fromkeys(zones)
+        if zone in lives
+    ]
+    return ["machines live on average in " + ", ".join(told)] if told else []
+
+
+def _machine_ends(churns: Sequence[float]) -> Rates:
+    """In zones of these churns."""
+    return world_of(churns, 1).machine_ends
+
+
+def _lines(kind: Kind, counts: MarketCounts) -> list[_Met]:
+    """A market as the file has it."""
+    cloud, gpus = kind
+    told = {"": counts.whole, **counts.zones}
+    return [_Met(cloud=cloud, gpus=gpus, zone=zone, counts=own) for zone, own in told.items() if own != Counts()]
+
+
+def _by_market(lines: Sequence[_Met]) -> dict[Kind, MarketCounts]:
+    """Back from the file."""
+    return total(
+        {(line.cloud, line.gpus): MarketCounts(zones={line.zone: line.counts})}
+        if line.zone
+        else {(line.cloud, line.gpus): MarketCounts(whole=line.counts)}
+        for line in lines
+    )
 
 
 def _read() -> _Book:

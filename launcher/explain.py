@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from launcher.estimate import START_H
-from launcher.plan import Plan, SlackCost
+from launcher.plan import Plan, Rung, SlackCost, ZonePlan
 from launcher.policy.decide import Settings, kept_h, outlook_for
 from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket
+from launcher.policy.outlook import Restores
+from launcher.report.tables import counted
 
 MARKETS = (
     ("not asked yet", True, UNSEEN_AGE_H),
@@ -19,6 +21,8 @@ MARKETS = (
     ("refused for 6 h", False, 6.0),
     ("refused for 12 h", False, 12.0),
 )
+SHOWN_ZONES = 4
+"""Of a market, with what is known of them; the others are counted."""
 
 
 class Row(BaseModel):
@@ -49,14 +53,16 @@ def explain(plan: Plan, chain: Chain | None, deadline_h: float | None, costs: Se
     rows: tuple[Row, ...] = ()
     if chain is not None and deadline_h is not None and len(plan.ladder) > 1:
         rows = _table(plan, chain, deadline_h)
-    rules = (*_rules(plan, deadline_h), *_starts(plan))
+    rules = (*_rules(plan, deadline_h), *_zones(plan), *_starts(plan))
     return Explanation(plan=plan.name, rules=rules, table=rows, costs=tuple(costs))
 
 
 def _table(plan: Plan, chain: Chain, deadline_h: float) -> tuple[Row, ...]:
     settings = Settings()
-    ratio = plan.price_usd_per_hour / plan.on_demand_usd_per_hour if plan.on_demand_usd_per_hour else 1.0
-    outlook = outlook_for(plan.work_h, deadline_h - plan.work_h, START_H, round(ratio, 2), chain, settings)
+    on_demand_usd = plan.on_demand_usd_per_hour or plan.price_usd_per_hour
+    ratio = round(plan.price_usd_per_hour / on_demand_usd, 2)
+    restores = Restores(*(_restore_usd(plan, rung) / on_demand_usd for rung in plan.ladder[:2]))
+    outlook = outlook_for(plan.work_h, deadline_h - plan.work_h, START_H, ratio, chain, settings, restores)
     safe_h = START_H + kept_h(START_H, settings)
     rows = []
     for share in (1.0, 0.75, 0.5, 0.25, 0.1):
@@ -67,6 +73,28 @@ def _table(plan: Plan, chain: Chain, deadline_h: float) -> tuple[Row, ...]:
         }
         rows.append(Row(work_left_h=work_h, buy_at_slack_h=found))
     return tuple(rows)
+
+
+def _restore_usd(plan: Plan, rung: Rung) -> float:
+    return 0.0 if rung.cloud == plan.bucket_cloud else plan.restore_usd
+
+
+def _zones(plan: Plan) -> list[str]:
+    """The order in which they are asked, and what is known of each."""
+    if not plan.zones:
+        return []
+    told = [
+        f"{zone.zone} (${zone.price_usd_per_hour:.2f}/h, a machine lives {zone.mean_life_h:.1f} h: {_basis(zone)})"
+        for zone in plan.zones[:SHOWN_ZONES]
+    ]
+    more = len(plan.zones) - len(told)
+    return ["an hour of work is cheapest in " + ", then ".join(told) + (f", then {more} more" if more else "")]
+
+
+def _basis(zone: ZonePlan) -> str:
+    if zone.basis == "own spells":
+        return f"from {counted(zone.own_spells, 'own spell')}"
+    return {"market": "from own spells in its market", "assumed": "assumed", "--hazard": "by --hazard"}[zone.basis]
 
 
 def _starts(plan: Plan) -> list[str]:

@@ -1,4 +1,4 @@
-"""How often a spot machine is taken away, and for how long there is none: by place, as the policy's chain of spells.
+"""How often a spot machine is taken away, and for how long there is none: by zone, as the policy's chain of spells.
 
 What is shipped is a prior (policy/market.py says from which traces). It is *assumed* for every place until something
 better is known: `--hazard`, or what the user's own runs have met (experience.py).
@@ -7,7 +7,8 @@ better is known: `--hazard`, or what the user's own runs have met (experience.py
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,7 +19,6 @@ from launcher.policy.market import (
     PRIOR_DOWN,
     PRIOR_ELSEWHERE,
     Chain,
-    Met,
     Rates,
     another_zone,
     churned,
@@ -26,6 +26,7 @@ from launcher.policy.market import (
     mean_spell_h,
     world,
 )
+from launcher.policy.zones import MarketMet
 
 PROVENANCE = "spot traces of AWS V100 and K80 zones, 2022-10 to 2023-08"
 
@@ -34,28 +35,51 @@ ON_DEMAND_H = 720.0
 """Mean life of an on-demand machine. Assumed: one that nobody takes away still breaks now and then."""
 
 
+Basis = Literal["assumed", "--hazard", "market", "own spells"]
+"""What a zone's rate comes from: the shipped table, the user's word, spells elsewhere in its market, its own spells."""
+
+
+class ZoneLife(NamedTuple):
+    """Of the spot machines of one zone."""
+
+    mean_h: float
+    basis: Basis
+    own_spells: int = 0
+    """Machines of the user's there: what tells the zone from its market."""
+
+
 class Hazard(BaseModel):
     """Of one spot market."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     world: Chain
-    """How it is, as far as it is known: what runs are simulated in."""
+    """How it is, as far as it is known: what runs are simulated in. Its machines are those of the zone asked first."""
     chain: Chain
     """What the policy computes with, as replays tuned it."""
     source: str
-    measured: bool = False
-    """From the user's own runs, not only assumed."""
+    life_h: float
+    """Mean life of a machine in a zone that nobody has tried."""
+    basis: Basis = "assumed"
+    """Of that life."""
+    zones: Mapping[str, ZoneLife] = {}
+    """Those that were tried."""
+    ends_elsewhere: Rates | None = None
+    """Of machines in the zones after the first, where they differ."""
+
+    def life_in(self, zone: str) -> ZoneLife:
+        """Of a zone."""
+        return self.zones.get(zone, ZoneLife(self.life_h, self.basis))
 
 
 class Learned(Protocol):
     """What the user's runs have met of a market."""
 
-    def hazard(self, zones: int) -> Hazard:
-        """Of that market with so many zones."""
+    def hazard(self, zones: Sequence[str]) -> Hazard:
+        """Of that market with these zones, in the order in which they are asked."""
 
     @property
-    def met(self) -> Met:
+    def met(self) -> MarketMet:
         """What the policy starts from."""
 
 
@@ -69,13 +93,18 @@ def assumed(zones: int, mean_h: float | None = None) -> Hazard:
     if mean_h is None:
         found = world(1.0, zones)
         return Hazard(
-            world=found, chain=churned(0.0, zones), source=f"assumed from {PROVENANCE}: {in_words(found, zones)}"
+            world=found,
+            chain=churned(0.0, zones),
+            source=f"assumed from {PROVENANCE}: {in_words(found, zones)}",
+            life_h=mean_spell_h(found.machine_ends),
         )
     rates = (1 / mean_h,) * BINS
     return Hazard(
         world=Chain(rates, rates, down_ends(1.0, zones), another_zone(zones)),
         chain=Chain(rates, rates, PRIOR_DOWN, PRIOR_ELSEWHERE if zones > 1 else 0.0),
         source=f"--hazard: a spot machine is taken away every {mean_h:g} h on average",
+        basis="--hazard",
+        life_h=mean_h,
     )
 
 

@@ -68,6 +68,11 @@ class Offer(BaseModel):
     """Why the recipe doesn't fit."""
     flags: tuple[str, ...] = ()
 
+    @property
+    def area(self) -> str:
+        """What a spot machine is counted by, as of a policy's place: its zone, or region."""
+        return self.zone or self.region
+
 
 class Catalog(NamedTuple):
     """Where the prices come from: the first folder that has a cloud's file."""

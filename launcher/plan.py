@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from launcher.errors import NothingFits
 from launcher.estimate import Estimate
+from launcher.hazard import Basis
 from launcher.offers import Offer
 from launcher.request import LaunchRequest
 
@@ -29,6 +30,22 @@ class Rung(BaseModel):
     """The least memory of the host, where the cloud also has nodes of this kind that are too small."""
 
 
+class ZonePlan(BaseModel):
+    """A zone of a spot market that a plan asks."""
+
+    model_config = ConfigDict(frozen=True)
+
+    zone: str
+    """Or its region, where a cloud has no zones."""
+    price_usd_per_hour: float
+    mean_life_h: float
+    """Of a machine there."""
+    basis: Basis
+    """Of that life."""
+    own_spells: int
+    """Machines that the user's runs had there."""
+
+
 class Plan(Estimate):
     """One way to run, and what it comes to."""
 
@@ -45,6 +62,8 @@ class Plan(Estimate):
     """Whose machines restore for nothing."""
     hazard: str | None
     """Where the rate of preemption comes from; None on demand."""
+    zones: tuple[ZonePlan, ...] = ()
+    """Of a spot market, in the order in which they are asked."""
     memory: str
     """How the recipe fits into its GPUs."""
     within_limits: bool

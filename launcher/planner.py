@@ -20,10 +20,10 @@ from launcher.estimate import (
 from launcher.fees import Bucket, bucket_for, restore_usd
 from launcher.hazard import ON_DEMAND_H, Hazard, Learned, assumed
 from launcher.offers import Offer, by_kind
-from launcher.plan import CONFIDENCE, DryRun, Plan, Rung, SlackCost, limits_named, unkept
+from launcher.plan import CONFIDENCE, DryRun, Plan, Rung, SlackCost, ZonePlan, limits_named, unkept
 from launcher.policy.decide import work_hour_usd
 from launcher.policy.market import MOST_ZONES, mean_spell_h
-from launcher.policy.outlook import Problem, solve
+from launcher.policy.outlook import Problem, Restores, solve
 from launcher.request import CLOUDS, Gpus, LaunchRequest, parse_gpus
 from launcher.runs import OnDemand, Scenario, Spot
 from launcher.speeds import DERIVED, PCIE, SOURCE, TOKENS_PER_SECOND, WITHOUT_NVLINK, relative_speed
@@ -106,6 +106,7 @@ class Planner:
         kinds = by_kind(possible, trusted_only=not request.trust_prices)
         self.kinds = [self._kind(group, fits[_node_of(group[0])]) for group in kinds]
         self.misfits = _misfits(self.offers)
+        self._asked: dict[Rung, Sequence[Offer]] = {}
 
     def compare(self) -> DryRun:
         """All plans and the choice. Decides nothing that a machine could change: no clock, no network."""
@@ -178,6 +179,7 @@ class Planner:
             restore_usd=restore_usd(self.bucket, "", self._saving(kind).state_bytes),
             bucket_cloud=self.bucket.cloud,
             hazard=self._hazard(kind).source if kind.first.spot else None,
+            zones=self._zone_plans(kind) if kind.first.spot else (),
             memory=kind.memory,
             within_limits=in_time and affordable,
         )
@@ -204,12 +206,16 @@ class Planner:
         hazard = self._hazard(kind)
         first_usd, *others = (zone.price_usd_per_hour for zone in self._zones(kind)[: 1 + OTHER_ZONES])
         elsewhere_usd = sum(others) / len(others) if others else first_usd
-        scenario = replace(scenario, spot=Spot(first_usd, elsewhere_usd, hazard.world, self._restore_usd(kind)))
+        restore = self._restore_usd(kind)
+        scenario = replace(scenario, spot=Spot(first_usd, elsewhere_usd, hazard.world, restore, hazard.ends_elsewhere))
         if behind is None or request.deadline_h is None:
             return scenario
         ratio = round(kind.first.price_usd_per_hour / behind.first.price_usd_per_hour, 2)
         slack_h = max(0.0, request.deadline_h - work_h)
-        problem = Problem(work_h, work_h + slack_h, START_H, ratio, (work_h + slack_h) / TABLE_STEPS, hazard.chain)
+        problem = Problem(
+            work_h, work_h + slack_h, START_H, ratio, (work_h + slack_h) / TABLE_STEPS, hazard.chain,
+            restores=Restores(*(self._restore_usd(one) / behind.first.price_usd_per_hour for one in (kind, behind))),
+        )  # fmt: skip
         return replace(scenario, outlook=solve(problem))
 
     def _behind(self, kind: _Kind) -> _Kind | None:
@@ -228,29 +234,45 @@ class Planner:
         return save_plan(self.recipe.saves, state_bytes(self.recipe), mean_h)
 
     def _zones(self, kind: _Kind) -> Sequence[Offer]:
-        """Those that the policy asks: on spot, where an hour of work is cheaper than on the machine behind."""
-        behind = self._behind(kind) if kind.first.spot else None
-        if behind is None:
-            return kind.offers
-        hazard_per_h = 1 / mean_spell_h(self._hazard_in(kind, len(kind.offers)).world.machine_ends)
-        restore, limit_usd = self._restore_usd(kind), behind.first.price_usd_per_hour
+        """Those that the policy asks, in its order: spot by the price of an hour of work, where that is cheaper than on
+        the machine behind."""
+        if kind.rung not in self._asked:
+            self._asked[kind.rung] = self._worth_asking(kind) if kind.first.spot else kind.offers
+        return self._asked[kind.rung]
 
-        def spot_usd(offer: Offer) -> float:
-            return work_hour_usd(offer.price_usd_per_hour, hazard_per_h, START_H, restore)
+    def _worth_asking(self, kind: _Kind) -> Sequence[Offer]:
+        behind, hazard, restore = self._behind(kind), self._hazard_in(kind, kind.offers), self._restore_usd(kind)
+        limit_usd = behind.first.price_usd_per_hour if behind else math.inf
 
-        return [offer for offer in kind.offers if spot_usd(offer) < limit_usd]
+        def work_usd(offer: Offer) -> float:
+            life_h = hazard.life_in(offer.area).mean_h
+            return work_hour_usd(offer.price_usd_per_hour, 1 / life_h, START_H, restore)
+
+        return sorted((offer for offer in kind.offers if work_usd(offer) < limit_usd), key=work_usd)
+
+    def _zone_plans(self, kind: _Kind) -> tuple[ZonePlan, ...]:
+        hazard = self._hazard(kind)
+
+        def told(offer: Offer) -> ZonePlan:
+            mean_h, basis, spells = hazard.life_in(offer.area)
+            price = offer.price_usd_per_hour
+            return ZonePlan(
+                zone=offer.area, price_usd_per_hour=price, mean_life_h=mean_h, basis=basis, own_spells=spells
+            )
+
+        return tuple(map(told, self._zones(kind)))
 
     def _restore_usd(self, kind: _Kind) -> float:
         return restore_usd(self.bucket, kind.first.cloud, state_bytes(self.recipe) or DEFAULT_STATE_BYTES)
 
     def _hazard(self, kind: _Kind) -> Hazard:
-        return self._hazard_in(kind, len(self._zones(kind)))
+        return self._hazard_in(kind, self._zones(kind))
 
-    def _hazard_in(self, kind: _Kind, zones: int) -> Hazard:
+    def _hazard_in(self, kind: _Kind, zones: Sequence[Offer]) -> Hazard:
         learned = self.learned.get((kind.first.cloud, kind.first.gpus))
         if learned is not None and self.request.hazard_h is None:
-            return learned.hazard(zones)
-        return assumed(zones, self.request.hazard_h)
+            return learned.hazard([offer.area for offer in zones])
+        return assumed(len(zones), self.request.hazard_h)
 
     def _fit(self, gpus: Gpus) -> Fit:
         """By its cards; the host's memory differs from offer to offer (`Fit.on_host`)."""

@@ -43,6 +43,8 @@ class Spot(NamedTuple):
     """How the market is: ends of its zones' spells, the chance of another zone then, ends of its stock-outs."""
     restore_usd: float = 0.0
     """Of a checkpoint, as the policy counts it. It isn't part of a run's `cost`."""
+    ends_elsewhere: Rates | None = None
+    """Preemptions of machines in the next zones, where they differ from the first's."""
 
 
 class OnDemand(NamedTuple):
@@ -142,6 +144,7 @@ class _Simulation:
         self.s, self.spot, self.random = scenario, spot, random
         self.kept_h = kept_h(scenario.start_h, scenario.settings)
         self.up_spells, self.down_spells = SpellLengths(spot.chain.machine_ends), SpellLengths(spot.chain.down_ends)
+        self.other_spells = SpellLengths(spot.ends_elsewhere) if spot.ends_elsewhere else self.up_spells
         zeros = np.zeros(count)
         self.now, self.work = zeros.copy(), zeros + scenario.work_h
         self.mode, self.boot = np.full(count, IDLE), zeros.copy()
@@ -158,13 +161,19 @@ class _Simulation:
         """As it is met at a random moment: down, up in the zone that came first, or in one that followed it."""
         chain = self.spot.chain
         first, down = mean_spell_h(chain.machine_ends), mean_spell_h(chain.down_ends)
-        following = chain.elsewhere / (1 - chain.elsewhere) * self.up_spells.mean_rest_h(UNSEEN_AGE_H)
+        following = chain.elsewhere / (1 - chain.elsewhere) * self.other_spells.mean_rest_h(UNSEEN_AGE_H)
         self.up = self.random.random(count) < (first + following) / (first + following + down)
         self.elsewhere = self.up & (self.random.random(count) < following / (first + following))
         chance, rest = self.random.random(count), 1 - self.random.random(count)
-        fresh, followed = (self.up_spells.met_at_random(chance, age_h) for age_h in (0.0, UNSEEN_AGE_H))
+        fresh, followed = self.up_spells.met_at_random(chance), self.other_spells.met_at_random(chance, UNSEEN_AGE_H)
         up_age, down_age = np.where(self.elsewhere, followed, fresh), self.down_spells.met_at_random(chance)
-        self.flip_at = np.where(self.up, self.up_spells.rest(up_age, rest), self.down_spells.rest(down_age, rest))
+        self.flip_at = np.where(
+            self.up, self._life(self.elsewhere, up_age, rest), self.down_spells.rest(down_age, rest)
+        )
+
+    def _life(self, elsewhere: Array, age_h: Floats, chance: Floats) -> Floats:
+        """What is left of the life of machines of that age, in the first zone or in another."""
+        return np.where(elsewhere, self.other_spells.rest(age_h, chance), self.up_spells.rest(age_h, chance))
 
     def run(self) -> Runs:
         self._place(np.arange(len(self.now)))
@@ -218,7 +227,7 @@ class _Simulation:
         self.up[who], self.elsewhere[who] = ~up | elsewhere, elsewhere
         chance = 1 - self.random.random(len(who))
         age = np.where(elsewhere, UNSEEN_AGE_H, 0.0)
-        rest = np.where(self.up[who], self.up_spells.rest(age, chance), self.down_spells.rest(age, chance))
+        rest = np.where(self.up[who], self._life(elsewhere, age, chance), self.down_spells.rest(age, chance))
         self.flip_at[who] = self.now[who] + rest
         back = who[~up & (mode == IDLE)]
         self.ask_at[back] = self.now[back] + LONGEST_WAIT_H * self.random.random(len(back))

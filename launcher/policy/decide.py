@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from launcher.policy.market import Chain, SpotMarket
 from launcher.policy.model import Action, GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
-from launcher.policy.outlook import Outlook, Problem, solve, step_of
+from launcher.policy.outlook import NO_RESTORES, Outlook, Problem, Restores, solve, step_of
 
 FIRST_WAIT_H = 1 / 60
 LONGEST_WAIT_H = 5 / 60
@@ -67,7 +67,7 @@ def _without_machine(seen: Observation, settings: Settings) -> Action:
     if seen.market is not None and _on_demand_makes_it(seen):
         return _by_outlook(seen, seen.market, worth, settings)
     hurry = _must_be_safe(seen, settings) and _on_demand_makes_it(seen)
-    order = sorted(worth, key=lambda known: _rank(known, settings, on_demand_first=hurry))
+    order = sorted(worth, key=lambda known: _rank(seen, known, settings, on_demand_first=hurry))
     why = "the deadline is near: on demand first" if hurry else "cheapest first, places that were just taken away last"
     return Launch(tuple(known.place for known in order), why)
 
@@ -99,7 +99,8 @@ def _leave_dear_spot(seen: Observation, running: Running, settings: Settings) ->
         return Stay()
     if _is_tight(seen, seen.work_left_h + 2 * seen.restart_h + settings.check_h):
         return Stay()  # where it would be made here, a move in vain may miss it
-    saved = seen.work_left_h * (_spot_usd(seen, running.place) - best.price_usd_per_hour)
+    here = next((known for known in seen.places if known.place == running.place), Known(running.place))
+    saved = seen.work_left_h * (_spot_usd(seen, here) - best.price_usd_per_hour)
     # Where it is sold out again, there was a restart for nothing.
     if saved <= _restart_usd(seen, running.place) + _restart_usd(seen, best):
         return Stay()
@@ -109,15 +110,13 @@ def _leave_dear_spot(seen: Observation, running: Running, settings: Settings) ->
 def _back_to_spot(seen: Observation, running: Running, settings: Settings) -> Action:
     payable = [known for known in seen.places if _payable(seen, known.place)]
     spot = [
-        known.place
-        for known in payable
-        if known.place.spot and _spot_usd(seen, known.place) < running.place.price_usd_per_hour
+        known for known in payable if known.place.spot and _spot_usd(seen, known) < running.place.price_usd_per_hour
     ]
     if not spot or running.age_h < settings.return_h * 2**seen.moves_in_vain:
         return Stay()
     if _is_tight(seen, seen.work_left_h + 3 * seen.restart_h + settings.check_h):
         return Stay()  # time for a move in vain, and for a preemption after a good one; a lost deadline binds nobody
-    best = min(spot, key=lambda place: place.price_usd_per_hour)
+    best = min(spot, key=lambda known: _spot_usd(seen, known)).place
     saved = seen.work_left_h * (running.place.price_usd_per_hour - best.price_usd_per_hour)
     # In vain it costs a restart on demand, and a good one costs a restart on spot and most likely a preemption.
     if saved <= _restart_usd(seen, running.place) + 2 * _restart_usd(seen, best):
@@ -139,7 +138,7 @@ def _by_outlook(seen: Observation, market: SpotMarket, payable: list[Known], set
     wait = Wait(_until_asked_again_h(seen, payable, settings), f"{slack_h:.1f} h of slack are enough to wait for spot")
     if all(known.place.spot for known in payable):
         return Launch(_best_spot(seen, spot, market, settings), "cheapest first") if spot else wait
-    order = sorted(payable, key=lambda known: _rank(known, settings, on_demand_first=True))
+    order = sorted(payable, key=lambda known: _rank(seen, known, settings, on_demand_first=True))
     buy = Launch(tuple(known.place for known in order), "the slack is worth less than on demand costs")
     if not any(known.place.spot for known in payable):
         return buy  # none that is worth its price: nothing to wait for
@@ -162,24 +161,37 @@ def _leave_on_demand(seen: Observation, market: SpotMarket, settings: Settings) 
 
 
 def _outlook(seen: Observation, market: SpotMarket, settings: Settings) -> Outlook:
-    spot = [known.place.price_usd_per_hour for known in seen.places if known.place.spot]
-    on_demand = [known.place.price_usd_per_hour for known in seen.places if not known.place.spot]
-    price = min(spot) / min(on_demand) if spot and on_demand else 1.0
+    spot, on_demand = (_cheapest(seen, spot=spot) for spot in (True, False))
+    price, restores = 1.0, NO_RESTORES
+    if spot and on_demand:
+        price = spot.price_usd_per_hour / on_demand.price_usd_per_hour
+        restores = Restores(*(place.restore_usd / on_demand.price_usd_per_hour for place in (spot, on_demand)))
     slack_h = (seen.deadline_h or 0.0) - seen.work_left_h
-    return outlook_for(seen.work_left_h, slack_h, seen.restart_h, price, market.chain, settings)
+    return outlook_for(seen.work_left_h, slack_h, seen.restart_h, price, market.chain, settings, restores)
+
+
+def _cheapest(seen: Observation, *, spot: bool) -> Place | None:
+    places = (known.place for known in seen.places if known.place.spot == spot)
+    return min(places, key=lambda place: (place.price_usd_per_hour, place.restore_usd), default=None)
 
 
 def outlook_for(
-    work_h: float, slack_h: float, restart_h: float, spot_price: float, chain: Chain, settings: Settings
+    work_h: float,
+    slack_h: float,
+    restart_h: float,
+    spot_price: float,
+    chain: Chain,
+    settings: Settings,
+    restores: Restores = NO_RESTORES,
 ) -> Outlook:
     """The table for the work and the slack that are left, rounded up: it is shared, and covers all that comes later.
 
-    `spot_price` is a ratio to the on-demand price.
+    `spot_price` and `restores` are ratios to the on-demand price.
     """
     work_h = _round_up(work_h)
     deadline_h = work_h + _round_up(max(0.0, slack_h))
     step_h = step_of(deadline_h, settings.check_h)
-    return solve(Problem(work_h, deadline_h, restart_h, spot_price, step_h, chain, FINER))
+    return solve(Problem(work_h, deadline_h, restart_h, spot_price, step_h, chain, FINER, restores))
 
 
 def _round_up(hours: float) -> float:
@@ -191,7 +203,9 @@ def _best_spot(seen: Observation, spot: list[Known], market: SpotMarket, setting
     """By the price of an hour of work, preemptions included; of equals the one that has held for longest."""
 
     def per_hour_of_work(known: Known) -> tuple[bool, float, float, str]:
-        place, hazard_per_h = known.place, market.chain.ends_at(known.up_h or 0.0)
+        place, hazard_per_h = known.place, _hazard_per_h(seen, known)
+        if known.up_h is not None:
+            hazard_per_h = market.chain.ends_at(known.up_h) * known.churn
         price = work_hour_usd(place.price_usd_per_hour, hazard_per_h, seen.restart_h, place.restore_usd)
         return _taken_away(known, settings), price, -(known.up_h or 0.0), known.place.where
 
@@ -229,8 +243,13 @@ def work_hour_usd(price_usd_per_hour: float, hazard_per_h: float, restart_h: flo
     return price_usd_per_hour + hazard_per_h * (restart_h * price_usd_per_hour + restore_usd)
 
 
-def _spot_usd(seen: Observation, place: Place) -> float:
-    return work_hour_usd(place.price_usd_per_hour, seen.hazard_per_h, seen.restart_h, place.restore_usd)
+def _hazard_per_h(seen: Observation, known: Known) -> float:
+    return seen.hazard_per_h if known.hazard_per_h is None else known.hazard_per_h
+
+
+def _spot_usd(seen: Observation, known: Known) -> float:
+    place, hazard_per_h = known.place, _hazard_per_h(seen, known)
+    return work_hour_usd(place.price_usd_per_hour, hazard_per_h, seen.restart_h, place.restore_usd)
 
 
 def _restart_usd(seen: Observation, place: Place) -> float:
@@ -241,7 +260,7 @@ def _worth_their_price(seen: Observation, payable: list[Known]) -> list[Known]:
     """Without the spot places that are no cheaper than a machine on demand that can be had."""
     on_demand = [known.place for known in payable if not known.place.spot and not _refused_of_late(known)]
     on_demand_usd = min((place.price_usd_per_hour for place in on_demand), default=math.inf)
-    return [known for known in payable if not known.place.spot or _spot_usd(seen, known.place) < on_demand_usd]
+    return [known for known in payable if not known.place.spot or _spot_usd(seen, known) < on_demand_usd]
 
 
 def _payable(seen: Observation, place: Place) -> bool:
@@ -286,6 +305,10 @@ def _refused_of_late(known: Known) -> bool:
     return known.refused_h_ago is not None and known.refused_h_ago < LONGEST_WAIT_H
 
 
-def _rank(known: Known, settings: Settings, *, on_demand_first: bool) -> tuple[bool, bool, bool, float, str]:
+def _rank(
+    seen: Observation, known: Known, settings: Settings, *, on_demand_first: bool
+) -> tuple[bool, bool, bool, float, str]:
+    """Spot by the price of an hour of work, preemptions included."""
     place, refused = known.place, _refused_of_late(known)
-    return place.spot == on_demand_first, _taken_away(known, settings), refused, place.price_usd_per_hour, place.where
+    price = _spot_usd(seen, known) if place.spot else place.price_usd_per_hour
+    return place.spot == on_demand_first, _taken_away(known, settings), refused, price, place.where

@@ -1,5 +1,7 @@
 """What runs have met of a spot market: how long machines lived, how long there were none. Updates the shipped hazard.
 
+Lives are counted by zone, stock-outs by market (zones.py says what they make of each other).
+
 A machine's life counts from its start, because nobody saw when its zone got room: a little too young, which is on the
 safe side. A stock-out counts from the first refusal to the next machine of the same market; one whose end nobody
 saw counts as long as it was seen, without an end (censored, as it should be for a Poisson rate).
@@ -7,21 +9,17 @@ saw counts as long as it was seen, without an end (censored, as it should be for
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import reduce
 
 from pydantic import BaseModel, ConfigDict
 
 from checkpoints.events import Event
-from launcher.hazard import assumed
 from launcher.policy.history import hours_of, machines, place_of
 from launcher.policy.market import (
     AGE_BINS_H,
     BINS,
-    MOST_CHURN,
-    PRIOR_DOWN,
-    PRIOR_EVENTS,
     PRIOR_UP,
     Chain,
     Met,
@@ -29,15 +27,15 @@ from launcher.policy.market import (
     age_bin,
     churned,
     down_ends,
-    log_churn,
+    tuned,
     world,
 )
 from launcher.policy.model import Place
+from launcher.policy.zones import MarketMet, mean_churn
 
 Kind = tuple[str, str]
 """Cloud and GPUs."""
 NONE = (0.0,) * BINS
-NOTHING = Met()
 
 
 class Counts(BaseModel):
@@ -49,11 +47,18 @@ class Counts(BaseModel):
     up_h: Rates = NONE
     down_ends: Rates = NONE
     down_h: Rates = NONE
+    machines: int = 0
+    """Spot machines whose lives these are."""
 
     def plus(self, other: Counts) -> Counts:
         """Both together."""
-        names = type(self).model_fields
-        return Counts(**{name: _sum(getattr(self, name), getattr(other, name)) for name in names})
+        return Counts(
+            up_ends=_sum(self.up_ends, other.up_ends),
+            up_h=_sum(self.up_h, other.up_h),
+            down_ends=_sum(self.down_ends, other.down_ends),
+            down_h=_sum(self.down_h, other.down_h),
+            machines=self.machines + other.machines,
+        )
 
     @property
     def preemptions(self) -> int:
@@ -65,48 +70,82 @@ class Counts(BaseModel):
         """On spot machines."""
         return sum(self.up_h)
 
-    @property
-    def met(self) -> Met:
-        """Against the policy's tables."""
+    def met(self, zones: int = 1) -> Met:
+        """Against the tables: stock-outs of so many zones end sooner."""
         ends = sum(self.up_ends) + sum(self.down_ends)
-        return Met(ends, _expected(PRIOR_UP, self.up_h) + _expected(PRIOR_DOWN, self.down_h))
-
-    def chain(self, places: int, before: Met = NOTHING) -> Chain:
-        """The shipped tables, faster or slower by the churn that was met, `before` too; unchanged where nothing was."""
-        met = self.met.plus(before)
-        return churned(log_churn(*met), places) if met.expected else assumed(places).chain
-
-    def world(self, zones: int, before: Met = NOTHING) -> Chain:
-        """How a market of so many zones is, after this and `before`: the mean of what tables and counts say."""
-        expected = _expected(PRIOR_UP, self.up_h) + _expected(down_ends(1.0, zones), self.down_h)
-        met = Met(self.met.ends, expected).plus(before)
-        factor = (PRIOR_EVENTS + met.ends) / (PRIOR_EVENTS + met.expected)
-        most = math.exp(MOST_CHURN)
-        return world(min(max(factor, 1 / most), most), zones)
+        return Met(ends, _expected(PRIOR_UP, self.up_h) + _expected(down_ends(1.0, zones), self.down_h))
 
 
-def counts_of(events: Sequence[Event], now: datetime) -> dict[Kind, Counts]:
+class MarketCounts(BaseModel):
+    """Of one market."""
+
+    model_config = ConfigDict(frozen=True)
+
+    whole: Counts = Counts()
+    """Its stock-outs, and machines in no known zone."""
+    zones: dict[str, Counts] = {}
+    """The machines of each zone."""
+
+    def plus(self, other: MarketCounts) -> MarketCounts:
+        """Both together."""
+        zones = dict(self.zones)
+        for name, counts in other.zones.items():
+            zones[name] = zones.get(name, Counts()).plus(counts)
+        return MarketCounts(whole=self.whole.plus(other.whole), zones=zones)
+
+    @property
+    def total(self) -> Counts:
+        """All zones together."""
+        return reduce(Counts.plus, self.zones.values(), self.whole)
+
+    @property
+    def preemptions(self) -> int:
+        """Seen."""
+        return self.total.preemptions
+
+    @property
+    def machine_hours(self) -> float:
+        """On spot machines."""
+        return self.total.machine_hours
+
+    def met(self, zones: int = 1) -> MarketMet:
+        """Against the tables of a market of so many zones; of one for the policy, whose tables know no number."""
+        return MarketMet(self.whole.met(zones), {name: counts.met() for name, counts in self.zones.items()})
+
+
+def tuned_chain(churns: Iterable[float], places: int) -> Chain:
+    """What the policy computes with where the zones that it may ask have these churns."""
+    return churned(tuned(mean_churn(churns)), places)
+
+
+def world_of(churns: Iterable[float], zones: int) -> Chain:
+    """How a market of so many zones is where these have those churns: the mean of what tables and counts say."""
+    return world(mean_churn(churns), zones)
+
+
+def counts_of(events: Sequence[Event], now: datetime) -> dict[Kind, MarketCounts]:
     """What one run has met, by cloud and GPUs."""
-    found: dict[Kind, Counts] = {}
+    found: dict[Kind, MarketCounts] = {}
 
-    def add(kind: Kind, hours: float, *, up: bool, ended: bool) -> None:
-        found[kind] = found.get(kind, Counts()).plus(_one(hours, up=up, ended=ended))
+    def add(kind: Kind, met: MarketCounts) -> None:
+        found[kind] = found.get(kind, MarketCounts()).plus(met)
 
     for spell in machines(events):
         if spell.place.spot:
             hours = hours_of((spell.until or now) - spell.since)
-            add(_kind(spell.place), hours, up=True, ended=spell.ended == "preempted")
+            life = _life(hours, ended=spell.ended == "preempted")
+            add(kind_of(spell.place), MarketCounts(zones={spell.place.area: life}))
     for kind, hours, ended in _stock_outs(events):
-        add(kind, hours, up=False, ended=ended)
+        add(kind, MarketCounts(whole=_stock_out(hours, ended=ended)))
     return found
 
 
-def total(counts: Iterable[Mapping[Kind, Counts]]) -> dict[Kind, Counts]:
+def total(counts: Iterable[Mapping[Kind, MarketCounts]]) -> dict[Kind, MarketCounts]:
     """Of several runs."""
-    summed: dict[Kind, Counts] = {}
+    summed: dict[Kind, MarketCounts] = {}
     for one in counts:
         for kind, found in one.items():
-            summed[kind] = summed.get(kind, Counts()).plus(found)
+            summed[kind] = summed.get(kind, MarketCounts()).plus(found)
     return summed
 
 
@@ -120,11 +159,11 @@ def _stock_outs(events: Sequence[Event]) -> list[tuple[Kind, float, bool]]:
     found = []
     for event in events:
         if event.kind == "no_capacity":
-            for kind in {_kind(place) for place in map(place_of, event.data["places"]) if place.spot}:
+            for kind in {kind_of(place) for place in map(place_of, event.data["places"]) if place.spot}:
                 refused[kind] = (refused.get(kind, (event.time, event.time))[0], event.time)
         elif event.kind == "machine_up":
             place = place_of(event.data["place"])
-            came = _kind(place) if place.spot else None
+            came = kind_of(place) if place.spot else None
             if came in refused and refused[came][0] >= datetime.fromisoformat(event.data["since"]):
                 del refused[came]
             for kind, (first, last) in refused.items():
@@ -134,14 +173,25 @@ def _stock_outs(events: Sequence[Event]) -> list[tuple[Kind, float, bool]]:
     return [*found, *((kind, hours_of(last - first), False) for kind, (first, last) in refused.items())]
 
 
-def _kind(place: Place) -> Kind:
+def kind_of(place: Place) -> Kind:
+    """The market that a place belongs to."""
     return place.cloud, place.gpus
 
 
-def _one(hours: float, *, up: bool, ended: bool) -> Counts:
-    at_risk = tuple(max(0.0, min(hours, high) - low) for low, high in AGE_BINS_H)
-    ends = tuple(float(ended and number == age_bin(hours)) for number in range(BINS))
-    return Counts(up_ends=ends, up_h=at_risk) if up else Counts(down_ends=ends, down_h=at_risk)
+def _life(hours: float, *, ended: bool) -> Counts:
+    ends, at_risk_h = _spell(hours, ended=ended)
+    return Counts(up_ends=ends, up_h=at_risk_h, machines=1)
+
+
+def _stock_out(hours: float, *, ended: bool) -> Counts:
+    ends, at_risk_h = _spell(hours, ended=ended)
+    return Counts(down_ends=ends, down_h=at_risk_h)
+
+
+def _spell(hours: float, *, ended: bool) -> tuple[Rates, Rates]:
+    """Its end, if somebody saw one, and the hours at risk."""
+    at_risk_h = tuple(max(0.0, min(hours, high) - low) for low, high in AGE_BINS_H)
+    return tuple(float(ended and number == age_bin(hours)) for number in range(BINS)), at_risk_h
 
 
 def _expected(prior: Rates, hours: Rates) -> float:

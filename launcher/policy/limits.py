@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from urllib.parse import quote, unquote
 
 from checkpoints.errors import UserError
 from launcher.policy.decide import Settings
 from launcher.policy.market import Met
 from launcher.policy.model import Place
+from launcher.policy.zones import MarketMet
 from trainer.recipe import load_recipe
 
 
@@ -30,7 +32,7 @@ class Limits:
     store_usd_per_h: float = 0.0
     """For keeping checkpoints, and requests."""
     settings: Settings = field(default_factory=Settings)
-    met: Mapping[tuple[str, str], Met] = field(default_factory=dict)
+    met: Mapping[tuple[str, str], MarketMet] = field(default_factory=dict)
     """What earlier runs have met of spot markets, by cloud and GPUs: the policy starts from it."""
 
     def priced(self, place: Place) -> Place:
@@ -85,19 +87,26 @@ def limits_of(environment: Mapping[str, str]) -> Limits:
         ) from error
 
 
-def _met_text(met: Mapping[tuple[str, str], Met]) -> str:
-    return " ".join(
-        f"{cloud}/{gpus}={found.ends:g}/{found.expected:.4g}" for (cloud, gpus), found in sorted(met.items())
-    )
+def _met_text(met: Mapping[tuple[str, str], MarketMet]) -> str:
+    """Spells that ended, and those that the tables expected: of a market as a whole, and of each of its zones, whose
+    name is quoted because some have spaces. `gcp/A100:8=5/4.1 gcp/A100:8/us-central1-a=7/5.4 ...`"""
+    parts = []
+    for (cloud, gpus), found in sorted(met.items()):
+        told = {f"{cloud}/{gpus}": found.whole}
+        told |= {f"{cloud}/{gpus}/{quote(zone, safe='')}": own for zone, own in sorted(found.zones.items())}
+        parts += [f"{name}={own.ends:g}/{own.expected:.4g}" for name, own in told.items() if any(own)]
+    return " ".join(parts)
 
 
-def _met_of(text: str) -> dict[tuple[str, str], Met]:
-    """`gcp/A100:8=12/9.5 ...`: spells that ended, and those that the tables expected. Raises `ValueError`."""
-    found = {}
-    for market, counts in (part.split("=") for part in text.split()):
-        cloud, gpus = market.split("/")
+def _met_of(text: str) -> dict[tuple[str, str], MarketMet]:
+    """Raises `ValueError`."""
+    found: dict[tuple[str, str], MarketMet] = {}
+    for where, counts in (part.split("=") for part in text.split()):
+        cloud, gpus, *zone = where.split("/")
         ends, expected = counts.split("/")
-        found[cloud, gpus] = Met(float(ends), float(expected))
+        met = Met(float(ends), float(expected))
+        one = MarketMet(zones={unquote(zone[0]): met}) if zone else MarketMet(met)
+        found[cloud, gpus] = found.get((cloud, gpus), MarketMet()).plus(one)
     return found
 
 

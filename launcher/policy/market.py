@@ -149,7 +149,12 @@ class Met(NamedTuple):
 
 def log_churn(seen: float, expected: float) -> float:
     """Of so many ends where the tables expected that many: the logarithm of the factor on all hazards."""
-    return CHURN_WEIGHT * math.log((PRIOR_EVENTS + seen) / (PRIOR_EVENTS + expected)) + math.log(CHURN_BIAS)
+    return tuned((PRIOR_EVENTS + seen) / (PRIOR_EVENTS + expected))
+
+
+def tuned(churn: float) -> float:
+    """The logarithm of a churn as the policy's chain takes it."""
+    return CHURN_WEIGHT * math.log(churn) + math.log(CHURN_BIAS)
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,8 @@ class Prober:
     """Of the whole market's spell."""
     seen: float = 0.0
     expected: float = 0.0
+    met: list[Met] = field(default_factory=list)
+    """Of each place's machines; like the market's, it fades."""
     share_up: float = USUAL_UP
 
     @classmethod
@@ -214,6 +221,7 @@ class Prober:
         anywhere = any(up)
         if self.anywhere is not None:
             self._count(anywhere, hours)
+            self._count_places(up, hours)
             told = zip(up, self.up, self.ages_h, strict=True)
             self.ages_h = [age + hours if now == before else hours for now, before, age in told]
         self.share_up += (1 - math.exp(-hours / SCARCITY_H)) * (anywhere - self.share_up)
@@ -225,6 +233,14 @@ class Prober:
         self.seen = self.seen * kept + (anywhere != self.anywhere)
         self.expected = self.expected * kept + rate * hours
         self.age_h = self.age_h + hours if anywhere == self.anywhere else hours
+
+    def _count_places(self, up: Sequence[bool], hours: float) -> None:
+        kept = math.exp(-hours / FORGET_H)
+        told = zip(self.met or [Met()] * len(up), up, self.up, self.ages_h, strict=True)
+        self.met = [
+            Met(met.ends * kept + (before and not now), met.expected * kept + before * PRIOR_UP[age_bin(age_h)] * hours)
+            for met, now, before, age_h in told
+        ]
 
     def market(self) -> SpotMarket:
         """As it stands after the last look; an up market has the age of its oldest place.

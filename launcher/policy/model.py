@@ -27,7 +27,12 @@ class Place:
 
     @property
     def where(self) -> str:
-        return f"{self.cloud}/{self.zone or self.region}"
+        return f"{self.cloud}/{self.area}"
+
+    @property
+    def area(self) -> str:
+        """What a spot machine is counted by: its zone, or its region where a cloud has no zones."""
+        return self.zone or self.region
 
     def __str__(self) -> str:
         return f"{'spot' if self.spot else 'on-demand'} {self.gpus} in {self.where}"
@@ -43,6 +48,10 @@ class Known:
     """Since the last time that it had no capacity or no quota."""
     up_h: float | None = None
     """For how long it has had machines, where somebody can see that."""
+    churn: float = 1.0
+    """Preemptions here for each one in the market on average, at an equal age of the spell."""
+    hazard_per_h: float | None = None
+    """Of a spot machine here, on average; None = as in the observation."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,8 @@ class Observation:
     """Times that the run left an on-demand machine for spot and found none, or a dear spot machine and found none on
     demand, since a machine last came some other way."""
     hazard_per_h: float = USUAL_HAZARD_PER_H
-    """Of a spot machine, on average: what its restarts are counted by where prices are compared."""
+    """Of a spot machine, on average: what its restarts are counted by where prices are compared, and a place has no
+    hazard of its own."""
     market: SpotMarket | None = None
     """Spot as a whole, where it can be seen. Without it the policy tries and asks what is refused."""
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import reduce
 from itertools import pairwise
 
 from checkpoints.events import Event
 from checkpoints.run import Heartbeat
 from launcher.hazard import ON_DEMAND_H, assumed
-from launcher.policy.experience import Counts, counts_of
+from launcher.policy.experience import MarketCounts, counts_of, kind_of, tuned_chain, world_of
 from launcher.policy.history import MachineSpell, hours_of, machine_now, machines, place_of, spent_usd, work_left_h
 from launcher.policy.limits import Limits
-from launcher.policy.market import UNSEEN_AGE_H, Chain, Met, SpotMarket, mean_spell_h
+from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket, mean_spell_h
 from launcher.policy.model import Known, Observation, Place, Running
+from launcher.policy.zones import MarketMet
 
 
 def observe(
@@ -30,8 +30,11 @@ def observe(
     refused = _refused_at(events)
     spent = spent_usd(spells, now) + (hours_of(now - spells[0].since) * limits.store_usd_per_h if spells else 0.0)
     left = None if limits.budget_usd is None else limits.budget_usd - spent
+    spot = [place for place in places if place.spot]
+    learned = _churns(events, spot, limits, now, zones=len(spot))
+    hazards = {place: 1 / _life_h(learned, [place], limits) for place in spot}
     return Observation(
-        places=tuple(_known(place, spells, refused.get(place), now) for place in places),
+        places=tuple(_known(place, spells, refused.get(place), hazards.get(place), now) for place in places),
         work_left_h=work_left_h(events, heartbeat, limits.hours, now),
         restart_h=limits.restart_h,
         running=_running(current, events, now) if current else None,
@@ -41,7 +44,7 @@ def observe(
         store_usd_per_h=limits.store_usd_per_h,
         refusals_in_a_row=_refusals(events),
         moves_in_vain=_moves_in_vain(spells),
-        hazard_per_h=1 / _life_h(events, places, limits, now),
+        hazard_per_h=1 / _life_h(learned, spot, limits),
         market=None if current or limits.deadline is None else _market(events, places, limits, now),
     )
 
@@ -52,16 +55,15 @@ def hours_to_preemption(
     """Mean life of a machine in `first`, as far as it is known: what the trainer's save interval is chosen by."""
     if not first.spot:
         return ON_DEMAND_H
-    return _life_h(events, places, limits, now)
-
-
-def _life_h(events: Sequence[Event], places: Sequence[Place], limits: Limits, now: datetime) -> float:
-    """Of a spot machine, on average."""
     spot = [place for place in places if place.spot]
+    return _life_h(_churns(events, spot, limits, now, zones=len(spot)), [first], limits)
+
+
+def _life_h(learned: Mapping[Place, float], spot: Sequence[Place], limits: Limits) -> float:
+    """Of a machine in one of these zones, on average."""
     if limits.hazard_h is not None:
         return limits.hazard_h
-    counts, before = _met(events, spot, limits, now)
-    return mean_spell_h(counts.world(len(spot), before).machine_ends)
+    return mean_spell_h(world_of((learned[place] for place in spot), 1).machine_ends)
 
 
 def _running(current: MachineSpell, events: Sequence[Event], now: datetime) -> Running:
@@ -69,9 +71,11 @@ def _running(current: MachineSpell, events: Sequence[Event], now: datetime) -> R
     return Running(current.place, hours_of(now - current.since), trained=trained)
 
 
-def _known(place: Place, spells: Sequence[MachineSpell], refused: datetime | None, now: datetime) -> Known:
+def _known(
+    place: Place, spells: Sequence[MachineSpell], refused: datetime | None, hazard_per_h: float | None, now: datetime
+) -> Known:
     taken = [spell.until for spell in spells if spell.place == place and spell.ended == "preempted"]
-    return Known(place, _ago(taken, now), _ago([refused], now))
+    return Known(place, _ago(taken, now), _ago([refused], now), hazard_per_h=hazard_per_h)
 
 
 def _refused_at(events: Sequence[Event]) -> dict[Place, datetime]:
@@ -103,16 +107,19 @@ def _chain(events: Sequence[Event], spot: Sequence[Place], limits: Limits, now: 
     """What the policy computes with; --hazard is taken as it is."""
     if limits.hazard_h is not None:
         return assumed(len(spot), limits.hazard_h).chain
-    counts, before = _met(events, spot, limits, now)
-    return counts.chain(len(spot), before)
+    return tuned_chain(_churns(events, spot, limits, now, zones=1).values(), len(spot))
 
 
-def _met(events: Sequence[Event], spot: Sequence[Place], limits: Limits, now: datetime) -> tuple[Counts, Met]:
-    """What this run has met in these markets so far, and what earlier ones have."""
-    kinds = {(place.cloud, place.gpus) for place in spot}
-    here = (counts for kind, counts in counts_of(events, now).items() if kind in kinds)
-    before = (met for kind, met in limits.met.items() if kind in kinds)
-    return reduce(Counts.plus, here, Counts()), reduce(Met.plus, before, Met())
+def _churns(
+    events: Sequence[Event], spot: Sequence[Place], limits: Limits, now: datetime, *, zones: int
+) -> dict[Place, float]:
+    """Of each zone, by what this run and earlier ones have met there and in its market, as one of so many zones."""
+    here = counts_of(events, now)
+    met = {
+        kind: here.get(kind, MarketCounts()).met(zones).plus(limits.met.get(kind, MarketMet()))
+        for kind in {kind_of(place) for place in spot}
+    }
+    return {place: met[kind_of(place)].churn_in(place.area) for place in spot}
 
 
 def _refusals(events: Sequence[Event]) -> int:

@@ -2,10 +2,11 @@
 
 State: slack (time to the deadline minus work left), time, no machine or on demand or spot, and the spot market up or
 down with the age bin of its spell (market.py). A step costs the price of the machine that runs; a new machine costs a
-restart's hours, paid and without progress; at the deadline there must be nothing left. Work keeps the slack, waiting
-takes a step of it, a restart takes its hours. Solved backwards in steps of `step_h`, on a grid of slack and work that
-is `finer` times as fine (restarts that are no multiple of it are interpolated). What is kept is thresholds: more slack
-speaks for the cheaper and less certain way, so one slack for each work left and market state holds the decision.
+restart's hours, paid and without progress, and its restore's dollars, so a preemption costs both; at the deadline there
+must be nothing left. Work keeps the slack, waiting takes a step of it, a restart takes its hours. Solved backwards in
+steps of `step_h`, on a grid of slack and work that is `finer` times as fine (restarts that are no multiple of it are
+interpolated). What is kept is thresholds: more slack speaks for the cheaper and less certain way, so one slack for each
+work left and market state holds the decision.
 
 The model is that of "Can't Be Late" (Wu et al., NSDI'24, section 3); the hazards that fall with age are ours.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,18 @@ AFTER_A_LOSS = age_bin(UNSEEN_AGE_H)
 """Age bin of the rest of the market when one of its places is lost."""
 
 
+class Restores(NamedTuple):
+    """What a checkpoint's way to a new machine costs, in hours of the on-demand machine. The first machine of a run
+    restores nothing, and is counted as if it did."""
+
+    spot: float = 0.0
+    on_demand: float = 0.0
+
+
+NO_RESTORES = Restores()
+"""A bucket without egress fees, or machines in its own cloud."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """What a table is computed for. Prices are ratios to the on-demand price; times are hours."""
@@ -43,6 +56,7 @@ class Problem:
     chain: Chain
     finer: int = 1
     """Grid points of slack and work in a step."""
+    restores: Restores = NO_RESTORES
 
 
 @dataclass(frozen=True)
@@ -117,8 +131,8 @@ class _Solver:
         spot[done], running[done] = 0.0, 0.0
 
         waited = self._waited(idle @ self.market.T)
-        go = self._restarted(spot) + self.no_spot
-        bought = self._restarted(running)
+        go = self._started(spot, self.p.restores.spot) + self.no_spot
+        bought = self._started(running, self.p.restores.on_demand)
         not_now = np.minimum(waited[:, :BINS], go)
         cheaper = np.concatenate([not_now, waited[:, BINS:]], axis=1)
         idle, on_demand = np.minimum(bought, cheaper), np.minimum(running, cheaper)
@@ -138,8 +152,13 @@ class _Solver:
         self.share = np.clip(where - self.low, 0.0, 1.0)[:, None]
         self.below = np.maximum(0.0, -where)[:, None] * self.grid_h * (1 + LATE)
 
+    def _started(self, running: Array, restore: float) -> Array:
+        """The value of a new machine, its restore paid."""
+        started: Array = self._restarted(running) + restore
+        return started
+
     def _restarted(self, running: Array) -> Array:
-        """The value of a new machine: as one that runs, with a restart's hours less of slack."""
+        """As one that runs, with a restart's hours less of slack."""
         between: Array = (1 - self.share) * running[self.low] + self.share * running[self.low + 1] + self.below
         return between
 

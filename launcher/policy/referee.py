@@ -12,6 +12,7 @@ from typing import Any
 from launcher.policy.decide import Settings, decide
 from launcher.policy.market import Prober
 from launcher.policy.model import Known, Launch, Move, Observation, Place, Running, Stay
+from launcher.policy.zones import against_market
 
 IDLE, ON_DEMAND = -1, -2
 NEVER_H = 1e6
@@ -46,10 +47,10 @@ class RefereePolicy:
 
     def _seen(self, obs: dict[str, Any]) -> Observation:
         mode = int(obs["mode"])
-        ages_h = self.prober.ages_h
+        told = zip(self.places, obs["avail"], self.prober.ages_h, self._churns(), strict=True)
         known = [
-            Known(place, refused_h_ago=None if up else 0.0, up_h=ages_h[zone] if up else None)
-            for zone, (place, up) in enumerate(zip(self.places, obs["avail"], strict=True))
+            Known(place, refused_h_ago=None if up else 0.0, up_h=age_h if up else None, churn=churn)
+            for place, up, age_h, churn in told
         ]
         running = None
         if mode != IDLE:
@@ -63,6 +64,10 @@ class RefereePolicy:
             deadline_h=float(obs["deadline"] - obs["t"]),
             market=self.prober.market(),
         )
+
+    def _churns(self) -> tuple[float, ...]:
+        """One place is its market."""
+        return against_market(self.prober.met) if len(self.prober.met) > 1 else (1.0,) * len(self.places)
 
 
 def _place(zone: str, price: float) -> Place:

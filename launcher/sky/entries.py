@@ -55,10 +55,12 @@ def _largest(rest: Sequence[Place], known: Sequence[Place]) -> tuple[Entry, int]
 
 
 def _begins(rest: Sequence[Place], group: Sequence[Place]) -> bool:
-    """Does `rest` begin with exactly these places, cheapest first?"""
-    head = rest[: len(group)]
-    prices = [place.price_usd_per_hour for place in head]
-    return set(head) == set(group) and prices == sorted(prices)
+    """Does `rest` begin with exactly these places, cheapest first, and those of one price as they come anyway?
+
+    Else the policy had a reason for their order: SkyPilot would try a zone that was just taken away, or a rough one, as
+    if it were like the others of its price.
+    """
+    return list(rest[: len(group)]) == sorted(group, key=lambda place: (place.price_usd_per_hour, place.where))
 
 
 def _market(place: Place) -> tuple[str, str, bool]:

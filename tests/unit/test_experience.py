@@ -11,12 +11,13 @@ import pytest
 
 from checkpoints.events import Event
 from launcher import experience
-from launcher.policy.experience import Counts, counts_of, total
+from launcher.policy.decide import decide
+from launcher.policy.experience import MarketCounts, counts_of, total, tuned_chain
 from launcher.policy.history import place_data
 from launcher.policy.limits import Limits
-from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, churned
-from launcher.policy.model import Place
-from launcher.policy.observe import observe
+from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, churned, mean_spell_h
+from launcher.policy.model import Launch, Place
+from launcher.policy.observe import hours_to_preemption, observe
 
 START = datetime(2026, 11, 24, 20, tzinfo=UTC)
 A, B = (Place("gcp", "us", f"us-{zone}", "A100:8", True, 11.0) for zone in "ab")
@@ -42,13 +43,19 @@ def refused(hours: float, *places: Place) -> Event:
     return event("no_capacity", hours, places=[place_data(place) for place in places], reasons=[])
 
 
+def chain(counts: MarketCounts, zones: tuple[str, ...] = ("us-a",)) -> Chain:
+    return tuned_chain((counts.met().churn_in(zone) for zone in zones), len(zones))
+
+
 def test_lives_of_spot_machines_are_exposure_and_preemptions_ends() -> None:
     events = [*life(A, 0, 3), *life(B, 3.2, 3.3), *life(ON_DEMAND, 4, 9, "moved"), *life(A, 9, 11, "moved")]
     counts = counts_of(events, at(20))["gcp", "A100:8"]
     assert counts.preemptions == 2, "a move is no preemption, and on demand doesn't count"
     assert counts.machine_hours == pytest.approx(3 + 0.1 + 2)
-    assert counts.up_ends == (1, 0, 0, 1, 0, 0), "one fresh, one after 3 h"
-    assert counts.up_h[0] == pytest.approx(0.2 + 0.1 + 0.2)
+    assert counts.total.up_ends == (1, 0, 0, 1, 0, 0), "one fresh, one after 3 h"
+    assert counts.total.up_h[0] == pytest.approx(0.2 + 0.1 + 0.2)
+    lives = {zone: (own.machines, own.preemptions, own.machine_hours) for zone, own in counts.zones.items()}
+    assert lives == {"us-a": (2, 1, pytest.approx(5)), "us-b": (1, 1, pytest.approx(0.1))}, "each zone by itself"
     assert ("lambda", "A100:8") not in counts_of(events, at(20))
 
 
@@ -62,30 +69,30 @@ def test_a_stock_out_is_the_markets_and_ends_with_its_next_machine() -> None:
     zones = [Place("gcp", "us", f"us-{number}", "A100:8", True, 11.0) for number in range(50)]
     events = [refused(0, *zones), refused(0.5, *zones), *life(zones[0], 1.0, 2.0)]
     counts = counts_of(events, at(3))["gcp", "A100:8"]
-    assert sum(counts.down_ends) == 1
-    assert sum(counts.down_h) == pytest.approx(1.0)
-    assert counts.chain(50).machine_ends[0] > churned(-0.5, 50).machine_ends[0]
+    assert sum(counts.whole.down_ends) == 1
+    assert sum(counts.whole.down_h) == pytest.approx(1.0)
+    assert chain(counts, ("us-0", "us-1")).machine_ends[0] > churned(-0.5, 2).machine_ends[0]
     elsewhere = counts_of([refused(0, A), refused(0.5, A), *life(ON_DEMAND, 1.0, 2.0)], at(3))["gcp", "A100:8"]
-    assert (sum(elsewhere.down_ends), sum(elsewhere.down_h)) == (0, 0.5), "nobody saw the end"
+    assert (sum(elsewhere.whole.down_ends), sum(elsewhere.whole.down_h)) == (0, 0.5), "nobody saw the end"
     assert counts_of([refused(0, ON_DEMAND)], at(1)) == {}
 
 
 def test_a_zone_that_refuses_beside_one_that_has_a_machine_is_no_stock_out() -> None:
     refusal, (up, _) = refused(1.0, A, B), life(A, 1.001, 2.0)
     same_search = up.model_copy(update={"data": {**up.data, "since": at(0.99).isoformat()}})
-    assert counts_of([refusal, same_search], at(1.001))["gcp", "A100:8"].down_ends == (0,) * 6
+    assert counts_of([refusal, same_search], at(1.001))["gcp", "A100:8"].whole.down_ends == (0,) * 6
     out_before = counts_of([refused(0.5, A, B), refusal, same_search], at(1.001))["gcp", "A100:8"]
-    assert sum(out_before.down_ends) == 1
+    assert sum(out_before.whole.down_ends) == 1
 
 
 def test_the_churn_that_was_met_scales_the_shipped_tables() -> None:
     usual = churned(0.0, 1)
-    assert Counts().chain(1) == usual
+    assert chain(MarketCounts()) == usual
     calm = counts_of([x for n in range(10) for x in life(A, 20 * n, 20 * n + 15, "moved")], at(300))["gcp", "A100:8"]
-    assert all(now < prior for now, prior in zip(calm.chain(1).machine_ends, usual.machine_ends, strict=True))
+    assert all(now < prior for now, prior in zip(chain(calm).machine_ends, usual.machine_ends, strict=True))
     rough = counts_of([x for n in range(10) for x in life(A, n, n + 0.1)], at(300))["gcp", "A100:8"]
-    assert rough.chain(1).machine_ends[0] > 2 * PRIOR_UP[0]
-    assert rough.chain(1).down_ends[0] > 2 * PRIOR_DOWN[0]
+    assert chain(rough).machine_ends[0] > 2 * PRIOR_UP[0]
+    assert chain(rough).down_ends[0] > 2 * PRIOR_DOWN[0]
 
 
 def test_runs_add_up() -> None:
@@ -106,14 +113,49 @@ def test_a_run_is_remembered_once_however_often_it_is_looked_at(
     experience.remember("file:///local", [event("planned", 0)], at(3))
     experience.remember("s3://b/three", life(replace(A, cloud="aws"), 0, 9), at(10))
     known = experience.learned()
-    assert known["gcp", "A100:8"].hazard(1).measured
-    source = known["gcp", "A100:8"].hazard(1).source
+    source = known["gcp", "A100:8"].hazard(["us-a"]).source
     assert "updated by 2 runs of yours, 1 preemptions in 5 machine hours: spot in one zone" in source
-    assert "updated by 1 runs of yours" in known["aws", "A100:8"].hazard(2).source, "the runs that saw that market"
-    assert known["aws", "A100:8"].hazard(1).world.elsewhere == 0 < known["aws", "A100:8"].hazard(2).world.elsewhere
+    assert source.endswith(" h (from 2 own spells)")
+    aws = known["aws", "A100:8"]
+    assert "updated by 1 runs of yours" in aws.hazard(["us-a", "us-b"]).source, "the runs that saw that market"
+    assert aws.hazard(["us-a"]).world.elsewhere == 0 < aws.hazard(["us-a", "us-b"]).world.elsewhere
     assert experience.learned(without="s3://b/one")["gcp", "A100:8"].runs == 1
     experience.experience_path().write_text("not json")
     assert experience.learned() == {}
+
+
+def test_a_file_of_before_there_were_zones_counts_for_the_market(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NOTUS_HOME", str(tmp_path))
+    old = '{"runs": {"s3://b/one": [{"cloud": "gcp", "gpus": "A100:8", "counts": {"up_ends": [9, 0, 0, 0, 0, 0], '
+    old += '"up_h": [1.8, 0, 0, 0, 0, 0], "down_ends": [0, 0, 0, 0, 0, 0], "down_h": [0, 0, 0, 0, 0, 0]}}]}}'
+    experience.experience_path().write_text(old)
+    known = experience.learned()["gcp", "A100:8"]
+    assert known.counts.preemptions == 9
+    assert known.met.churn_in("us-a") == known.met.churn_in("us-b") > 1.5
+
+
+def test_what_a_zone_was_like_shows_in_its_own_life(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The dry run's hazard: the zone asked first is the world's, the others follow it, and each says where it is from."""
+    monkeypatch.setenv("NOTUS_HOME", str(tmp_path))
+    events = [
+        x for n in range(12) for x in (*life(A, 30 * n, 30 * n + 0.3), *life(B, 30 * n + 1, 30 * n + 20, "moved"))
+    ]
+    experience.remember("s3://b/one", events, at(400))
+    known = experience.learned()["gcp", "A100:8"]
+    told = known.hazard(["us-b", "us-a", "us-c"])
+    rough, calm, unseen = (told.life_in(zone) for zone in ("us-a", "us-b", "us-c"))
+    assert rough.mean_h < unseen.mean_h < calm.mean_h
+    assert [(one.basis, one.own_spells) for one in (rough, calm, unseen)] == [
+        ("own spells", 12), ("own spells", 12), ("market", 0)
+    ]  # fmt: skip
+    assert mean_spell_h(told.world.machine_ends) == pytest.approx(calm.mean_h), "it is asked first"
+    assert told.ends_elsewhere is not None
+    assert rough.mean_h < mean_spell_h(told.ends_elsewhere) < calm.mean_h
+    assert "us-b" in told.source
+    assert "us-c" not in told.source
+    assert told.source.index("us-b") < told.source.index("us-a"), "in the order in which they are asked"
 
 
 def test_too_little_is_not_called_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -130,15 +172,45 @@ def test_a_home_that_cannot_be_written_is_no_failure(monkeypatch: pytest.MonkeyP
 
 
 def test_the_policy_of_a_run_learns_from_the_run_itself() -> None:
-    def chain(events: list[Event], **limits: Any) -> tuple[float, ...]:
+    def ends(events: list[Event], **limits: Any) -> tuple[float, ...]:
         told = Limits(hours=8, deadline=at(48), **limits)
         seen = observe(events, None, (A, B, ON_DEMAND), told, at(24))
         assert seen.market is not None
         return seen.market.chain.machine_ends
 
     rough = [x for n in range(20) for x in life(A, n, n + 0.1)]
-    assert chain(rough)[0] > 1.5 * chain([])[0]
+    assert ends(rough)[0] > 1.5 * ends([])[0]
     met = experience.Experience(("gcp", "A100:8"), counts_of(rough, at(24))["gcp", "A100:8"], 1).met
-    assert chain([], met={("gcp", "A100:8"): met})[0] > 1.5 * chain([])[0], "and from the runs before it"
-    assert chain([], met={("aws", "A100:8"): met}) == chain([]), "in the same market"
-    assert chain(rough, hazard_h=4.0) == (0.25,) * BINS, "--hazard is taken as it is"
+    assert ends([], met={("gcp", "A100:8"): met})[0] > 1.5 * ends([])[0], "and from the runs before it"
+    assert ends([], met={("aws", "A100:8"): met}) == ends([]), "in the same market"
+    assert ends(rough, hazard_h=4.0) == (0.25,) * BINS, "--hazard is taken as it is"
+
+
+def test_the_policy_of_a_run_asks_the_calm_zone_before_the_rough_one() -> None:
+    rough = [x for n in range(20) for x in life(A, n, n + 0.4)]
+    before = {("gcp", "A100:8"): counts_of(rough, at(24))["gcp", "A100:8"].met()}
+    for events, met in ((rough, {}), ([], before)):
+        for deadline in (None, at(72)):
+            seen = observe(events, None, (A, B, ON_DEMAND), Limits(hours=8, deadline=deadline, met=met), at(24))
+            hazards = [known.hazard_per_h for known in seen.places]
+            assert hazards[0] > seen.hazard_per_h > hazards[1] > 0  # type: ignore[operator]
+            assert hazards[2] is None, "on demand"
+            action = decide(seen)
+            assert isinstance(action, Launch)
+            spot = [place for place in action.places if place.spot]
+            assert spot[0] == B
+            assert spot in ([B, A], [B]), "at an equal price"
+    lives = [hours_to_preemption(rough, (A, B, ON_DEMAND), Limits(hours=8), at(24), place) for place in (A, B)]
+    assert lives[0] < lives[1], "the trainer is told of its own zone"
+
+
+def test_a_cheap_zone_is_not_worth_its_preemptions() -> None:
+    cheap = replace(A, price_usd_per_hour=10.6)
+
+    def first(events: list[Event]) -> Place:
+        action = decide(observe(events, None, (cheap, B, ON_DEMAND), Limits(hours=8), at(24)))
+        assert isinstance(action, Launch)
+        return action.places[0]
+
+    assert first([]) == A
+    assert first([x for n in range(20) for x in life(A, n, n + 0.4)]) == B

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -22,7 +23,17 @@ from launcher.policy.market import (
     churned,
     log_churn,
 )
-from launcher.policy.outlook import AFTER_A_LOSS, NO_END_H, Problem, solve, step_of
+from launcher.policy.outlook import (
+    AFTER_A_LOSS,
+    NO_END_H,
+    NO_RESTORES,
+    Array,
+    Problem,
+    Restores,
+    _Solver,
+    solve,
+    step_of,
+)
 from launcher.policy.referee import IDLE, ON_DEMAND, RefereePolicy
 
 STEP_H = 0.25
@@ -68,10 +79,11 @@ class Slow:
     def options(self, mode: str, work: int, left: int, up: bool, age: int) -> dict[str, float]:
         new = work + self.restart
         found = {"od": self.run("od", work if mode == "od" else new, left, up, age)}
+        found["od"] += 0.0 if mode == "od" else self.p.restores.on_demand
         if left - 1 >= work + self.restart:
             found["idle"] = sum(p * self.best("idle", work, left - 1, *s) for p, *s in self.market(up, age))
         if up and left >= work + 2 * self.restart:
-            found["spot"] = self.run("spot", new, left, up, age)
+            found["spot"] = self.run("spot", new, left, up, age) + self.p.restores.spot
         return found
 
     @cache  # noqa: B019
@@ -79,10 +91,11 @@ class Slow:
         return 0.0 if work <= 0 else 1e3 if left <= 0 else min(self.options(mode, work, left, up, age).values())
 
 
+@pytest.mark.parametrize("restores", [NO_RESTORES, Restores(0.3, 0.3), Restores(spot=0.2), Restores(on_demand=0.4)])
 @pytest.mark.parametrize("restart_h", [0.25, 0.5])
 @pytest.mark.parametrize("up", [True, False])
-def test_the_thresholds_are_those_of_the_recursion(up: bool, restart_h: float) -> None:
-    problem = Problem(2.0, 3.5, restart_h, 0.35, STEP_H, CHAIN)
+def test_the_thresholds_are_those_of_the_recursion(up: bool, restart_h: float, restores: Restores) -> None:
+    problem = Problem(2.0, 3.5, restart_h, 0.35, STEP_H, CHAIN, restores=restores)
     slow, fast = Slow(problem), solve(problem)
     compared = 0
     for work in range(1, 9):
@@ -99,6 +112,45 @@ def test_the_thresholds_are_those_of_the_recursion(up: bool, restart_h: float) -
                     assert (slack * STEP_H <= fast.at(threshold, work * STEP_H, market)) == expected, (mode, state)
                     compared += 1
     assert compared > 100
+
+
+class WithoutRestores(_Solver):
+    """As it was before a restore had a price."""
+
+    def _started(self, running: Array, restore: float) -> Array:
+        return self._restarted(running)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    work=st.floats(0.5, 6),
+    spare=st.floats(0.0, 6),
+    restart=st.sampled_from([0.0, 0.05, 0.25, 0.4]),
+    price=st.floats(0.1, 1.0),
+    churn=st.floats(-1, 1),
+    places=st.integers(1, 2),
+    finer=st.sampled_from([1, 3]),
+)
+def test_without_dollars_the_table_is_the_same_byte_for_byte(
+    work: float, spare: float, restart: float, price: float, churn: float, places: int, finer: int
+) -> None:
+    problem = Problem(work, work + spare, restart, price, 0.1, churned(churn, places), finer, Restores(0.0, 0.0))
+    now, before = solve(problem), WithoutRestores(problem).run()
+    for name in ("buy", "wait", "keep"):
+        assert getattr(now, name).tobytes() == getattr(before, name).tobytes()
+    assert problem == replace(problem, restores=NO_RESTORES), "and it is looked up as before"
+
+
+def test_what_a_restore_costs_keeps_a_run_on_demand() -> None:
+    free, dear = (solve(Problem(6.0, 14.0, 0.25, 0.6, 0.1, CHAIN, 3, Restores(usd, usd))) for usd in (0.0, 0.3))
+    assert (dear.keep >= free.keep).all()
+    assert (dear.keep > free.keep).any()
+    spot_abroad = solve(Problem(2.0, 3.5, 0.25, 0.6, STEP_H, CHAIN, restores=Restores(spot=0.3)))
+    free = solve(Problem(2.0, 3.5, 0.25, 0.6, STEP_H, CHAIN))
+    assert (spot_abroad.buy >= free.buy).all(), (
+        "with little time on demand is bought sooner, where it restores for nothing"
+    )
+    assert (spot_abroad.buy > free.buy).any()
 
 
 def test_the_cheaper_spot_is_the_later_on_demand_is_bought() -> None:
@@ -232,6 +284,19 @@ def test_a_pool_is_up_while_one_of_its_places_is() -> None:
     prober.look([False, True], 0.5)
     prober.look([False, True], 0.5)
     assert (prober.market().up, prober.market().age_h) == (True, 1.0)
+
+
+def test_of_two_zones_of_one_age_the_calmer_one_is_taken() -> None:
+    """The first comes and goes every half hour, the second held for hours; both are up again since 0.2 h."""
+    history = [(tick // 5 % 2, tick % 90 != 0) for tick in range(720)]
+    history += [(0, 0), (1, 1)]
+    policy = RefereePolicy()
+    policy.reset({"tick": 0.1, "price": [0.35, 0.35], "work": 4.0, "deadline": 8.0, "d": 0.1, "history": history})
+    seen = {"t": 0.0, "done": 0.0, "need": 4.0, "deadline": 8.0, "d": 0.1, "tick": 0.1, "mode": IDLE}
+    assert policy.decide(seen | {"overhead_left": 0.0, "avail": [1, 1], "price": [0.35, 0.35]}) == 1
+    assert len(set(policy.prober.ages_h)) == 1
+    rough, calm = policy.prober.met
+    assert rough.ends > 5 * calm.ends
 
 
 @pytest.mark.parametrize("restart_h", [0.05, 0.25, 0.4])

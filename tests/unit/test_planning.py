@@ -14,10 +14,12 @@ from launcher.dry_run import limits_of_plan
 from launcher.errors import NothingFits
 from launcher.experience import Experience
 from launcher.explain import explain
+from launcher.hazard import assumed
 from launcher.offers import Catalog, Offer, cheapest_by_kind, find_catalog, load_offers
 from launcher.plan import MAX_ON_DEMAND_RUNGS, DryRun, Plan, ladder, require_plan
 from launcher.planner import Planner
-from launcher.policy.experience import Counts
+from launcher.policy.experience import Counts, MarketCounts
+from launcher.policy.outlook import Outlook, Problem, solve
 from launcher.report.plans import show_dry_run
 from launcher.request import Gpus, LaunchRequest
 from launcher.sky.render import task_config
@@ -228,13 +230,47 @@ def test_fewer_gpus_than_the_recipes_make_another_batch() -> None:
 def test_a_learned_hazard_comes_before_the_assumed_one(snapshot: Catalog) -> None:
     request = LaunchRequest(recipe="x", deadline_h=24.0, **A100_ONLY)  # type: ignore[arg-type]
     offers = load_offers(snapshot, [A100], request.clouds)
-    calm = Experience(("gcp", "A100:8"), Counts(up_h=(20.0,) * 5 + (900.0,)), runs=9)
+    calm = Experience(("gcp", "A100:8"), MarketCounts(whole=Counts(up_h=(20.0,) * 5 + (900.0,))), runs=9)
     known = Planner(request, RECIPE, offers, "test", {("gcp", "A100:8"): calm}).compare()
     unknown = Planner(request, RECIPE, offers, "test").compare()
     assert known.best is not None
     assert unknown.best is not None
     assert "updated by 9 runs of yours" in str(known.best.hazard)
     assert known.best.expected_preemptions < unknown.best.expected_preemptions
+
+
+def test_the_zones_of_a_plan_are_asked_by_what_is_known_of_each(snapshot: Catalog) -> None:
+    """At one price: the calm zone that a run has met, those that nobody knows, the rough one."""
+    offers = [
+        Offer(
+            cloud="gcp", region="r", zone=zone, instance_type="i", gpus="A100:8", spot=spot,
+            price_usd_per_hour=8.0 if spot else 16.0,
+        )
+        for zone, spot in (("rough", True), ("unknown", True), ("calm", True), ("unknown", False))
+    ]  # fmt: skip
+    zones = {
+        "rough": Counts(up_ends=(30.0,) + (0.0,) * 5, up_h=(6.0,) + (0.0,) * 5, machines=30),
+        "calm": Counts(up_h=(5.0, 9.0, 20.0, 50.0, 100.0, 300.0), machines=25),
+    }
+
+    def spot_plan(learned: dict[tuple[str, str], Experience], **request: float) -> Plan:
+        wanted = LaunchRequest(recipe="x", **request)  # type: ignore[arg-type]
+        return next(p for p in Planner(wanted, RECIPE, offers, "test", learned).compare().plans if p.ladder[0].spot)
+
+    kind = ("gcp", "A100:8")
+    known = spot_plan({kind: Experience(kind, MarketCounts(zones=zones), 3)})
+    assert [(zone.zone, zone.basis, zone.own_spells) for zone in known.zones] == [
+        ("calm", "own spells", 25), ("unknown", "market", 0), ("rough", "own spells", 30),
+    ]  # fmt: skip
+    assert known.zones[0].mean_life_h > known.zones[1].mean_life_h > known.zones[2].mean_life_h
+    assert "calm 20.9 h (from 25 own spells), rough" in str(known.hazard)
+    rule = explain(known, None, None, ()).rules[-2]
+    assert rule.startswith("an hour of work is cheapest in calm ($8.00/h, a machine lives 20.9 h: from 25 own spells)")
+    assert ", then unknown ($8.00/h" in rule
+    assumed = spot_plan({})
+    assert {zone.basis for zone in assumed.zones} == {"assumed"}
+    assert known.expected_preemptions < assumed.expected_preemptions, "most of the time it is in the calm zone"
+    assert {zone.basis for zone in spot_plan({}, hazard_h=5.0).zones} == {"--hazard"}
 
 
 def test_spot_that_its_restarts_make_dearer_than_on_demand_is_no_plan_and_no_zone() -> None:
@@ -290,6 +326,31 @@ def test_the_explanation_has_the_table_of_the_policy(snapshot: Catalog) -> None:
     on_demand = next(p for p in result.plans if not p.ladder[0].spot)
     assert planner.slack_costs(on_demand) == []
     assert "nothing to decide" in explain(on_demand, None, 24.0, ()).rules[0]
+
+
+@pytest.mark.parametrize(("bucket", "usd"), [("s3://b", (5.21, 5.21)), ("gs://b", (0.0, 6.95)), ("r2://b", (0.0, 0.0))])
+def test_the_tables_of_the_policy_count_what_restores_cost(
+    monkeypatch: pytest.MonkeyPatch, snapshot: Catalog, bucket: str, usd: tuple[float, float]
+) -> None:
+    """GCP spot with Lambda behind it, from buckets in three clouds: in the estimate and in its explanation."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    asked: list[Problem] = []
+
+    def noted(problem: Problem) -> Outlook:
+        asked.append(problem)
+        return solve(problem)
+
+    for module in ("launcher.planner", "launcher.policy.decide"):
+        monkeypatch.setattr(f"{module}.solve", noted)
+    request = LaunchRequest(recipe="x", deadline_h=24.0, bucket=bucket, **A100_ONLY)  # type: ignore[arg-type]
+    planner = Planner(request, RECIPE, load_offers(snapshot, [A100], request.clouds), "test")
+    plan = next(plan for plan in planner.compare().plans if plan.name == "GCP spot A100:8")
+    explain(plan, assumed(1).chain, 24.0, ())
+    assert len(asked) >= 2
+    assert plan.on_demand_usd_per_hour is not None
+    for problem in asked:
+        assert [one * plan.on_demand_usd_per_hour for one in problem.restores] == pytest.approx(usd, abs=0.02)
 
 
 def test_ten_thousand_offers_make_few_plans() -> None:

@@ -47,6 +47,22 @@ def test_cheapest_spot_first_then_the_cheapest_on_demand() -> None:
     assert order(seen()) == (A, B, C, LAMBDA, ON_DEMAND)
 
 
+def test_the_dollars_of_restores_count_in_what_the_slack_is_worth() -> None:
+    """On demand, and back to spot later, costs two restores: in another cloud than the bucket's a run waits longer."""
+    market = SpotMarket(churned(0.0, 1), up=False, age_h=0.1)
+
+    def waits(restore_usd: float) -> list[bool]:
+        spot, on_demand = (replace(place, restore_usd=restore_usd) for place in (B, LAMBDA))
+        known = (Known(spot, refused_h_ago=0.001), Known(on_demand))
+        slacks = [number / 10 for number in range(5, 40)]
+        told = [Observation(known, 12.0, 0.25, deadline_h=12.0 + slack, market=market) for slack in slacks]
+        return [isinstance(decide(one), Wait) for one in told]
+
+    free, dear = waits(0.0), waits(6.0)
+    assert all(later for before, later in zip(free, dear, strict=True) if before)
+    assert sum(dear) > sum(free)
+
+
 def test_a_place_that_was_just_taken_away_comes_after_the_untried_ones() -> None:
     assert order(seen(Known(A, preempted_h_ago=0.1), B, LAMBDA)) == (B, A, LAMBDA)
     assert order(seen(Known(A, preempted_h_ago=2.0), B, LAMBDA)) == (A, B, LAMBDA)
@@ -396,7 +412,7 @@ def test_places_remember_preemptions_and_refusals() -> None:
     known = {one.place: one for one in diary.observe(90).places}
     assert known[A].preempted_h_ago == pytest.approx(1.0)
     assert known[B].refused_h_ago == pytest.approx(0.5)
-    assert known[C] == Known(C)
+    assert (known[C].preempted_h_ago, known[C].refused_h_ago) == (None, None)
 
 
 def test_a_price_that_moved_is_the_same_place() -> None:

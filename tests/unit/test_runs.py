@@ -14,7 +14,8 @@ from launcher.estimate import Surroundings, estimate, save_plan
 from launcher.fees import CHUNK_BYTES, GCS, R2, S3, bucket_for, fees
 from launcher.hazard import assumed, median_spell_h
 from launcher.policy.decide import Settings, outlook_for
-from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, churned, mean_spell_h
+from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, Rates, churned, mean_spell_h
+from launcher.policy.outlook import Restores
 from launcher.runs import OnDemand, Runs, Scenario, SpellLengths, Spot, simulate
 from tests.unit.world import ON_DEMAND, SPOT, Told, World
 from trainer.recipe import Saves
@@ -39,12 +40,18 @@ def scenario(
 
 
 def worlds(
-    deadline_h: float | None, count: int, chain: Chain = CHAIN, *, spot_only: bool = False, restore_usd: float = 0.0
+    deadline_h: float | None,
+    count: int,
+    chain: Chain = CHAIN,
+    *,
+    spot_only: bool = False,
+    restore_usd: float = 0.0,
+    ends_elsewhere: Rates | None = None,
 ) -> list[Told]:
     return [
         World(
             work_h=6.0, start_h=0.25, chain=chain, deadline_h=deadline_h, interval_h=1 / 6,
-            settings=LOOKS, seed=seed, spot_only=spot_only, restore_usd=restore_usd,
+            settings=LOOKS, seed=seed, spot_only=spot_only, restore_usd=restore_usd, ends_elsewhere=ends_elsewhere,
         ).run()
         for seed in range(count)
     ]  # fmt: skip
@@ -77,6 +84,35 @@ def test_the_simulation_counts_restores_and_zones_as_the_policy_does() -> None:
     at_once = simulate(dear, 10_000)
     agree(worlds(None, 300, assumed(5).world, restore_usd=7.0), at_once)
     assert np.mean(at_once.starts) < np.mean(simulate(told, 10_000).starts), "fewer moves"
+
+
+@pytest.mark.parametrize("deadline_h", [13.5, 18.0])
+def test_a_table_that_knows_what_restores_cost_saves_money_and_is_never_late(deadline_h: float) -> None:
+    """A bucket in a third cloud: $5 for each start but the first."""
+    chain = assumed(1).world
+    told = scenario(deadline_h, chain, work_h=12.0)
+    ratio, restore = SPOT.price_usd_per_hour / ON_DEMAND.price_usd_per_hour, 5 / ON_DEMAND.price_usd_per_hour
+    table = outlook_for(
+        12.0, deadline_h - 12.0, 0.25, ratio, chain, Settings(check_h=0.1), Restores(restore, restore)
+    )  # fmt: skip
+    unaware, aware = (simulate(one, 5000) for one in (told, replace(told, outlook=table)))
+    costs = [float(np.mean(runs.cost + 5 * (runs.starts - 1))) for runs in (unaware, aware)]
+    assert costs[1] < 0.985 * costs[0]
+    assert np.mean(aware.starts) < np.mean(unaware.starts)
+    assert aware.finish_h.max() <= deadline_h + 1e-6
+
+
+def test_machines_of_the_next_zones_may_live_otherwise() -> None:
+    """A calm first zone, five of them in all, and rough others: as the world of one run has it."""
+    chain = replace(assumed(5).world, machine_ends=tuple(rate / 2 for rate in PRIOR_UP))
+    told = scenario(None, chain)
+    assert told.spot is not None
+    rough = tuple(rate * 2.5 for rate in PRIOR_UP)
+    at_once = simulate(replace(told, spot=told.spot._replace(ends_elsewhere=rough)), 10_000)
+    agree(worlds(None, 300, chain, ends_elsewhere=rough), at_once)
+    alike = simulate(replace(told, spot=told.spot._replace(ends_elsewhere=chain.machine_ends)), 500)
+    assert (alike.cost == simulate(told, 500).cost).all()
+    assert np.mean(at_once.preemptions) > np.mean(alike.preemptions)
 
 
 def test_spell_lengths_follow_their_hazard() -> None:

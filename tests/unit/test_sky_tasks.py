@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from launcher.plan import Rung
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.market import Met
+from launcher.policy.zones import MarketMet
 from launcher.sky.render import needed_secrets, setup_script, task_config, to_yaml
 from launcher.sky.tasks import shipped_tasks
 from trainer.recipe import load_recipe
@@ -51,7 +52,8 @@ def test_the_yaml_says_what_the_plan_says() -> None:
 
 def test_the_limits_travel_as_the_strategy_reads_them() -> None:
     deadline = datetime(2026, 11, 25, 8, tzinfo=timezone(timedelta(hours=1)))
-    met = {("gcp", "A100:8"): Met(12, 9.5), ("aws", "A100-80GB:8"): Met(0, 3)}
+    zones = {"us-central1-a": Met(5, 4.25), "Quebec, CA/1": Met(0, 2)}
+    met = {("gcp", "A100:8"): MarketMet(Met(12, 9.5), zones), ("aws", "A100-80GB:8"): MarketMet(Met(0, 3))}
     limits = Limits(hours=3.5, deadline=deadline, budget_usd=250, hazard_h=2.5, met=met)
     limits = replace(limits, restore_usd=5.22, bucket_cloud="aws", store_usd_per_h=0.18)
     envs = task_config(RECIPE, LADDER, run="my-run", bucket="gs://b", strategy="NOTUS", limits=limits)["envs"]
@@ -60,7 +62,9 @@ def test_the_limits_travel_as_the_strategy_reads_them() -> None:
     assert envs["NOTUS_BUDGET_USD"] == "250"
     assert envs["NOTUS_HAZARD_H"] == "2.5"
     assert (envs["NOTUS_RESTORE_USD"], envs["NOTUS_BUCKET_CLOUD"], envs["NOTUS_STORE_USD_H"]) == ("5.22", "aws", "0.18")
-    assert envs["NOTUS_MET"] == "aws/A100-80GB:8=0/3 gcp/A100:8=12/9.5"
+    assert envs["NOTUS_MET"] == (
+        "aws/A100-80GB:8=0/3 gcp/A100:8=12/9.5 gcp/A100:8/Quebec%2C%20CA%2F1=0/2 gcp/A100:8/us-central1-a=5/4.25"
+    )
     assert limits_of(envs) == replace(limits, deadline=deadline.astimezone(UTC))
 
 

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, replace
 
 from launcher.policy.decide import Settings, decide
-from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket, age_bin, mean_spell_h
+from launcher.policy.market import UNSEEN_AGE_H, Chain, Rates, SpotMarket, age_bin, mean_spell_h
 from launcher.policy.model import Known, Launch, Move, Observation, Place, Running, Wait
 
 SPOT = Place("world", "r", "a", "A100:8", spot=True, price_usd_per_hour=11.0)
@@ -33,6 +33,7 @@ class World:
     def __init__(
         self, *, work_h: float, start_h: float, chain: Chain, deadline_h: float | None, interval_h: float,
         settings: Settings, seed: int, spot_only: bool = False, restore_usd: float = 0.0,
+        ends_elsewhere: Rates | None = None,
     ) -> None:  # fmt: skip
         self.work_h, self.start_h, self.chain, self.interval_h = work_h, start_h, chain, interval_h
         self.deadline_h, self.settings, self.random = deadline_h, settings, random.Random(seed)
@@ -44,21 +45,23 @@ class World:
         self.refused_at: float | None = None
         self.refusals = self.in_vain = 0
         self.told = Told(0.0, 0.0, 0, 0)
-        self.up, self.spell_age = True, 0.0
+        self.ends_elsewhere = ends_elsewhere or chain.machine_ends
+        self.up, self.spell_age, self.elsewhere = True, 0.0, False
         self.left_on_demand, self.first_refusal = False, 0.0
         for _ in range(round(400 / FINE_H)):  # to its equilibrium
             self._market(FINE_H)
 
     def _market(self, hours: float) -> bool:
         """The market goes on; True when a zone's machines are taken away. Another zone may have some."""
-        rates = self.chain.machine_ends if self.up else self.chain.down_ends
+        machine_ends = self.ends_elsewhere if self.elsewhere else self.chain.machine_ends
+        rates = machine_ends if self.up else self.chain.down_ends
         ended = self.random.random() < rates[age_bin(self.spell_age)] * hours
         self.spell_age += hours
         taken = ended and self.up
         if ended:
-            self.up, self.spell_age = not self.up, 0.0
+            self.up, self.spell_age, self.elsewhere = not self.up, 0.0, False
         if taken and self.random.random() < self.chain.elsewhere:
-            self.up, self.spell_age = True, UNSEEN_AGE_H
+            self.up, self.spell_age, self.elsewhere = True, UNSEEN_AGE_H, True
         return taken
 
     def run(self) -> Told:
