@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -203,8 +203,9 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         whole = self._task.resources
         search = self._search = Search()
         asked, prechecks = False, None
+        everything = await asyncio.to_thread(everywhere, self._resources.values())
         try:
-            for entries in requests(places, list(self._resources)):
+            for entries in requests(places, everything):
                 self._task.set_resources([self._entry(entry) for entry in entries])
                 search.begin()
                 try:
@@ -323,6 +324,14 @@ def expand(resources: Sequence[sky.Resources]) -> dict[Place, sky.Resources]:
                 found.pop(place, None)
                 found[place] = zoned
     return found
+
+
+def everywhere(launchables: Iterable[sky.Resources]) -> list[Place]:
+    """Every zone that SkyPilot would try for these without their regions: more than the task's own, where that names one."""
+    kinds = {(str(one.cloud), one.instance_type, str(one.accelerators), one.use_spot): one for one in launchables}
+    anywhere = [one.copy(region=None, zone=None) for one in kinds.values()]
+    found = [resources_utils.make_launchables_for_valid_region_zones(one, True) for one in anywhere]
+    return list({place_of(zoned): None for some in found for zoned in some})
 
 
 def _launchable(entry: sky.Resources) -> list[sky.Resources]:

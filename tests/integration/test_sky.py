@@ -250,6 +250,36 @@ print(json.dumps({
 }))
 """
 
+REGIONS = """
+import asyncio, json
+import sky
+from sky import exceptions
+from sky.jobs import recovery_strategy
+from launcher.sky.plugin import NotusStrategy, expand
+
+def asked(*wanted):
+    strategy = object.__new__(NotusStrategy)
+    strategy.cluster_name, strategy.job_id, strategy._recovering = "run-1", 1, True
+    strategy._task = sky.Task(run="true")
+    strategy._resources = expand([sky.Resources(infra=i, accelerators="A100:8", use_spot=spot) for i, spot in wanted])
+    requests = []
+
+    async def launch(self, **how):
+        requests.append([[str(one.cloud).lower(), one.region, one.zone] for one in self._task.resources])
+        raise exceptions.ManagedJobReachedMaxRetriesError("no")
+
+    recovery_strategy.StrategyExecutor._launch = launch
+    cheapest_first = sorted(strategy._resources, key=lambda place: place.price_usd_per_hour)
+    asyncio.run(strategy.launch_in(cheapest_first, 3.0))
+    return requests
+
+print(json.dumps({
+    "a region": asked(("gcp/us-central1", True), ("lambda", False)),
+    "a zone": asked(("gcp/us-central1/us-central1-b", True)),
+    "anywhere": asked(("gcp", True), ("lambda", False)),
+}))
+"""
+
 WATCHERS = """
 import asyncio, json
 from launcher.sky import plugin
@@ -392,6 +422,15 @@ def test_what_ends_a_request_at_its_submission_is_told(sky_environment: dict[str
         "c-1": "SkyPilot: [Errno 28] No space left on device",
     }.items():
         assert told[job] == [[zone, said] for zone in told["zones"]]
+
+
+def test_a_task_of_one_region_is_asked_for_in_no_other(sky_environment: dict[str, str]) -> None:
+    home = Path(sky_environment["HOME"])
+    shutil.copytree(files("launcher") / "data/catalogs", home / ".sky/catalogs")  # type: ignore[arg-type]
+    told = run(REGIONS, sky_environment)
+    assert told["a region"] == [[["gcp", "us-central1", None], ["lambda", None, None]]]
+    assert told["a zone"] == [[["gcp", "us-central1", "us-central1-b"]]]
+    assert told["anywhere"] == [[["gcp", None, None], ["lambda", None, None]]]
 
 
 def test_a_job_is_watched_once_also_after_skypilots_emergency_recovery(sky_environment: dict[str, str]) -> None:
