@@ -327,7 +327,7 @@ def expand(resources: Sequence[sky.Resources]) -> dict[Place, sky.Resources]:
 
 
 def everywhere(launchables: Iterable[sky.Resources]) -> list[Place]:
-    """Every zone that SkyPilot would try for these without their regions: more than the task's own, where that names one."""
+    """Every zone that SkyPilot would try for these without their regions: more than the task has, if it names one."""
     kinds = {(str(one.cloud), one.instance_type, str(one.accelerators), one.use_spot): one for one in launchables}
     anywhere = [one.copy(region=None, zone=None) for one in kinds.values()]
     found = [resources_utils.make_launchables_for_valid_region_zones(one, True) for one in anywhere]
