@@ -34,6 +34,7 @@ from launcher.policy.model import Place
 from launcher.sky.asked import Tried, all_refused, answers, asked_at, count_asked, one_line, tries_in, was_given
 from launcher.sky.conductor import Conductor, LimitReached, Lost, Refused, Up
 from launcher.sky.entries import Entry, requests
+from trainer.attempt import PREDECESSOR_GONE
 from trainer.interval import HOURS_TO_PREEMPTION
 
 logger = logging.getLogger("sky.notus")
@@ -197,9 +198,12 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             self._resources = await asyncio.to_thread(expand, list(self._task.resources))
         return list(self._resources)
 
-    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Lost | Refused:
+    async def launch_in(
+        self, places: Sequence[Place], hours_to_preemption: float, dead_writer: str
+    ) -> Up | Lost | Refused:
         """Requests of SkyPilot's with exactly these places in this order."""
-        self._task.update_envs({HOURS_TO_PREEMPTION: f"{hours_to_preemption:.3g}"})
+        told = {HOURS_TO_PREEMPTION: f"{hours_to_preemption:.3g}", PREDECESSOR_GONE: dead_writer}
+        self._task.update_envs(told)
         whole = self._task.resources
         search = self._search = Search()
         asked, prechecks = False, None

@@ -185,7 +185,8 @@ def search(*has, fails=None, starts=True):
     recovery_strategy.StrategyExecutor._await_launch_request = stream
     recovery_strategy.StrategyExecutor._launch = launch
     sdk.stream_and_get = lambda request_id, output_stream: output_stream.write(chr(10).join(log))
-    answer = asyncio.run(strategy.launch_in(zones, 3.0))
+    answer = asyncio.run(strategy.launch_in(zones, 3.0, "w7"))
+    assert dict(strategy._task.envs) == {"NOTUS_HOURS_TO_PREEMPTION": "3", "NOTUS_PREDECESSOR_GONE": "w7"}
     return [
         type(answer).__name__,
         answer.place.zone if hasattr(answer, "place") else None,
@@ -241,7 +242,7 @@ errors = {
 }
 
 async def both():
-    return await asyncio.gather(*(strategy(name).launch_in(list(known), 3.0) for name in errors))
+    return await asyncio.gather(*(strategy(name).launch_in(list(known), 3.0, "") for name in errors))
 
 answers = asyncio.run(both())
 print(json.dumps({
@@ -270,7 +271,7 @@ def asked(*wanted):
 
     recovery_strategy.StrategyExecutor._launch = launch
     cheapest_first = sorted(strategy._resources, key=lambda place: place.price_usd_per_hour)
-    asyncio.run(strategy.launch_in(cheapest_first, 3.0))
+    asyncio.run(strategy.launch_in(cheapest_first, 3.0, ""))
     return requests
 
 print(json.dumps({
