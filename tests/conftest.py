@@ -10,7 +10,6 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from checkpoints.run import open_run
 from checkpoints.store import Store
 from tests.seaweed import S3Server, seaweed
 
@@ -45,11 +44,9 @@ def s3_environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Se
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """An uninterrupted run of tiny-dpo, to compare with."""
-    from tests.integration.conftest import Launcher  # the unit tests need none of it
+    from tests.integration.conftest import Launcher, undisturbed  # the unit tests need none of it
 
-    launcher = Launcher(tmp_path_factory.mktemp("reference"))
-    launcher.run(*launcher.local("tiny-dpo", "--name", "reference")).receipt()
-    return open_run(launcher.bucket, "reference")
+    return undisturbed(Launcher(tmp_path_factory.mktemp("reference")))
 
 
 @pytest.fixture

@@ -37,6 +37,8 @@ from trainer.tracking import TensorBoardMirror
 
 logger = logging.getLogger(__name__)
 
+PREDECESSOR_GONE = "NOTUS_PREDECESSOR_GONE"
+"""Environment: the id of a writer that is known to be dead, from whoever saw its machine terminated."""
 TICK_S = 0.5
 HEARTBEAT_S = 5.0
 STOP_GRACE_S = 600.0

@@ -20,7 +20,7 @@ from checkpoints.head import LEASE_S, read_head
 from checkpoints.run import RunRecord, open_run, register_run
 from checkpoints.store import Store, probe
 from checkpoints.terminal import run_app, show_error
-from trainer.attempt import Supervisor, gpus_here
+from trainer.attempt import PREDECESSOR_GONE, Supervisor, gpus_here
 from trainer.batching import batch_of_run
 from trainer.errors import EXIT_PREEMPTED, EXIT_STOPPED, HardwareError
 from trainer.fingerprint import saved_fingerprint
@@ -55,7 +55,10 @@ def train(
     ] = None,
     scratch: Annotated[Path | None, typer.Option(help="Folder for this attempt. Default: a temporary one.")] = None,
     predecessor_gone: Annotated[
-        str, typer.Option(help="Id of a writer that is known to be dead: its lease is not waited for.")
+        str,
+        typer.Option(
+            help="Id of a writer that is known to be dead: its lease is not waited for.", envvar=PREDECESSOR_GONE
+        ),
     ] = "",
     wait: Annotated[
         bool, typer.Option(help="Wait for the lease of a predecessor that may be gone; --no-wait refuses at once.")

@@ -86,10 +86,13 @@ class Hands(Protocol):
     async def places(self) -> list[Place]:
         """Every market of the task, with today's price."""
 
-    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Lost | Refused:
+    async def launch_in(
+        self, places: Sequence[Place], hours_to_preemption: float, dead_writer: str
+    ) -> Up | Lost | Refused:
         """Ask for a machine, one place after the other, and start the job on it.
 
-        The trainer is told how long a machine in the first place lives on average.
+        The trainer is told how long a machine in the first place lives on average, and the id of the writer whose
+        machine is terminated: its lease is not waited for.
         """
 
     async def release(self) -> None:
@@ -120,6 +123,7 @@ class Conductor:
         self._clock = clock
         self._diary = Diary(store, 0, clock)
         self._progress: Progress | None = None
+        self._dead_writer = ""
         self._places: list[Place] = []
         self._read: dict[str, Event] = {}
         self._unwritten: list[Event] = []
@@ -152,7 +156,8 @@ class Conductor:
                 continue
             assert isinstance(action, Launch), action
             await self._note("decided", action="launch", reason=action.reason, first=str(action.places[0]))
-            answer = await self._hands.launch_in(action.places, self._expected_life_h(action.places[0]))
+            life_h = self._expected_life_h(action.places[0])
+            answer = await self._hands.launch_in(action.places, life_h, self._dead_writer)
             if answer.refused:
                 await self._note_refused(answer.refused)
             if isinstance(answer, Refused):
@@ -181,13 +186,16 @@ class Conductor:
             await self._hands.release()
             raise LimitReached(f"nothing to recover: the run is {_last_turn(events)}", "launch it again to go on")
         spell = machine_now(machines(events))
+        attempt = None
         if spell is not None:
             if await self._is_alive(spell):
                 await self._note("false_recovery", place=place_data(spell.place))
                 return self._clock.now().timestamp()
-            why = why_gone(await self._events(), spell.since)
-            await self._note("machine_gone", why=why, place=place_data(spell.place))
+            events = await self._events()
+            attempt = _attempt_on(spell, events)
+            await self._note("machine_gone", why=why_gone(events, spell.since), place=place_data(spell.place))
         await self._hands.release()
+        self._dead_writer = await asyncio.to_thread(self._writer_of, attempt)
         return await self.place()
 
     async def close(self, why: str) -> None:
@@ -300,6 +308,14 @@ class Conductor:
     def _known_events(self) -> list[Event]:
         """As of the last look."""
         return sorted(self._read.values(), key=lambda event: (event.time, event.id))
+
+    def _writer_of(self, attempt: int | None) -> str:
+        """Who holds the run, if it is this attempt; '' where nobody says."""
+        try:
+            head = read_head(self._store) if attempt is not None else None
+        except NotusError:  # its successor then waits for the lease, as ever
+            return ""
+        return head.writer.id if head is not None and head.epoch == attempt else ""
 
     def _heartbeat(self) -> Heartbeat | None:
         return read_heartbeat(self._store)

@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 
 
 def requests(order: Sequence[Place], known: Sequence[Place]) -> list[list[Entry]]:
-    """The requests that try `order`; `known` are all places that there are."""
+    """The requests that try `order`; `known` are all places that there are, also those that the task doesn't want."""
     entries = compress(order, known)
     return [entries[start : start + MAX_ENTRIES] for start in range(0, len(entries), MAX_ENTRIES)]
 

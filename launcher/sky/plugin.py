@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import io
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +34,7 @@ from launcher.policy.model import Place
 from launcher.sky.asked import Tried, all_refused, answers, asked_at, count_asked, one_line, tries_in, was_given
 from launcher.sky.conductor import Conductor, LimitReached, Lost, Refused, Up
 from launcher.sky.entries import Entry, requests
+from trainer.attempt import PREDECESSOR_GONE
 from trainer.interval import HOURS_TO_PREEMPTION
 
 logger = logging.getLogger("sky.notus")
@@ -61,6 +64,40 @@ class Search:
     def begin(self) -> None:
         """Another request."""
         self.began, self.machine, self.otherwise = datetime.now(UTC), None, ""
+
+    def hear(self, error: BaseException) -> None:
+        """An error of SkyPilot's own, which is no refusal of a cloud's. The first of a request is why it failed."""
+        self.otherwise = self.otherwise or f"SkyPilot: {str(error) or type(error).__name__}"
+
+
+SEARCHING: ContextVar[Search | None] = ContextVar("SEARCHING", default=None)
+"""Of the job whose code runs: a controller has many in one process, which share SkyPilot's logger."""
+
+
+class Ear(logging.Handler):
+    """Hears the errors that SkyPilot's `_launch` only logs, as where its server doesn't take the request at all."""
+
+    def __init__(self, search: Search) -> None:
+        super().__init__(logging.INFO)
+        self._search = search
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called where the line is logged, so that the error itself is still at hand."""
+        error = sys.exc_info()[1]
+        if error is not None and SEARCHING.get() is self._search:
+            self._search.hear(error)
+
+
+@contextlib.contextmanager
+def listening(search: Search) -> Iterator[None]:
+    """While a search goes on."""
+    ear, token = Ear(search), SEARCHING.set(search)
+    recovery_strategy.logger.addHandler(ear)
+    try:
+        yield
+    finally:
+        recovery_strategy.logger.removeHandler(ear)
+        SEARCHING.reset(token)
 
 
 class NotusPlugin(plugins.BasePlugin):  # type: ignore[misc]  # sky has no types
@@ -161,18 +198,23 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             self._resources = await asyncio.to_thread(expand, list(self._task.resources))
         return list(self._resources)
 
-    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Lost | Refused:
+    async def launch_in(
+        self, places: Sequence[Place], hours_to_preemption: float, dead_writer: str
+    ) -> Up | Lost | Refused:
         """Requests of SkyPilot's with exactly these places in this order."""
-        self._task.update_envs({HOURS_TO_PREEMPTION: f"{hours_to_preemption:.3g}"})
+        told = {HOURS_TO_PREEMPTION: f"{hours_to_preemption:.3g}", PREDECESSOR_GONE: dead_writer}
+        self._task.update_envs(told)
         whole = self._task.resources
         search = self._search = Search()
         asked, prechecks = False, None
+        everything = await asyncio.to_thread(everywhere, self._resources.values())
         try:
-            for entries in requests(places, list(self._resources)):
+            for entries in requests(places, everything):
                 self._task.set_resources([self._entry(entry) for entry in entries])
                 search.begin()
                 try:
-                    submitted_at = await self._launch(max_retry=1, recovery=self._recovering)
+                    with listening(search):
+                        submitted_at = await self._launch(max_retry=1, recovery=self._recovering)
                     await asyncio.to_thread(self._tell_where)
                     if (machine := search.machine or await asyncio.to_thread(self._machine)) is None:
                         return Refused(answers(search.tries, places))  # gone again, and nobody knows where it was
@@ -239,7 +281,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             search.otherwise = "; ".join(str(one) for one in error.failover_history) or str(error)
             raise
         except Exception as error:  # no refusal of a cloud's, but SkyPilot tries again all the same: so it is told
-            search.otherwise = f"SkyPilot: {error}"
+            search.hear(error)
             if was_given(await asyncio.to_thread(cluster_events, self.cluster_name), search.began):
                 search.machine = await asyncio.to_thread(self._machine)  # taken away while it was set up
             raise
@@ -286,6 +328,14 @@ def expand(resources: Sequence[sky.Resources]) -> dict[Place, sky.Resources]:
                 found.pop(place, None)
                 found[place] = zoned
     return found
+
+
+def everywhere(launchables: Iterable[sky.Resources]) -> list[Place]:
+    """Every zone that SkyPilot would try for these without their regions: more than the task has, if it names one."""
+    kinds = {(str(one.cloud), one.instance_type, str(one.accelerators), one.use_spot): one for one in launchables}
+    anywhere = [one.copy(region=None, zone=None) for one in kinds.values()]
+    found = [resources_utils.make_launchables_for_valid_region_zones(one, True) for one in anywhere]
+    return list({place_of(zoned): None for some in found for zoned in some})
 
 
 def _launchable(entry: sky.Resources) -> list[sky.Resources]:

@@ -32,6 +32,8 @@ class Clouds:
     def __init__(self, folder: Path, image: Image, cache: Path) -> None:
         self.folder = folder
         self.skypilot = SkyPilot(folder / "home", SKY_PORT, cache)
+        self.beside: tuple[str, ...] = ()
+        """How the names of machines begin that are a later scenario's."""
         self._image = image
         self._servers: list[subprocess.Popen[bytes]] = []
         self._namespaces_before = _pid_namespaces()
@@ -79,6 +81,10 @@ class Clouds:
         """The machines that are there now."""
         return [machine for machine in self.state()["machines"] if machine["ended_at"] is None]
 
+    def running_here(self) -> list[dict[str, Any]]:
+        """Without those of a scenario that has begun beside this one."""
+        return [machine for machine in self.running() if not machine["name"].startswith(self.beside)]
+
     def renew(self) -> None:
         """Everything is to be had again, and machines that their cloud had lost are gone."""
         self.control("capacity")
@@ -91,11 +97,11 @@ class Clouds:
         if not self._emptied(60):  # SkyPilot takes a machine down after it has said that the job is done
             self.skypilot.sky("jobs", "cancel", "-a", "-y")
             if not self._emptied(120):
-                raise AssertionError(f"leaked machines: {self.running()}")
+                raise AssertionError(f"leaked machines: {self.running_here()}")
 
     def _emptied(self, timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
-        while self.running():
+        while self.running_here():
             if time.monotonic() > deadline:
                 return False
             time.sleep(1)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from tests.e2e.cloud.machines import GATEWAY
 from tests.e2e.clouds import Clouds, own_network, running_clouds
 from tests.e2e.figures import MEASURED, report
 from tests.e2e.image import Image, build_tools, mirror, sky_wheel
+from tests.e2e.remote import Remote, begun
 from tests.e2e.runs import ENDING, check_endings
-from tests.integration.conftest import wait_for
+from tests.integration.conftest import Launcher, undisturbed, wait_for
 from tests.seaweed import S3Server, seaweed
 
 TOOLS = ("ip", "unshare", "nsenter", "mmdebstrap", "ssh", "rsync", "nc", "openssl", "ssh-keygen")
@@ -60,7 +62,21 @@ def image() -> Image:
 
 
 @pytest.fixture(scope="session")
-def bucket(tmp_path_factory: pytest.TempPathFactory, image: Image, reference: Store) -> Iterator[S3Server]:
+def training(tmp_path_factory: pytest.TempPathFactory, image: Image) -> Iterator[Future[Store]]:
+    """The uninterrupted run, beside the rest of the set-up: in a thread that stays out of the clouds' network."""
+    launcher = Launcher(tmp_path_factory.mktemp("reference"))
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(undisturbed, launcher)
+
+
+@pytest.fixture(scope="session")
+def reference(training: Future[Store]) -> Store:
+    """To compare with."""
+    return training.result()
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory, image: Image, training: Future[Store]) -> Iterator[S3Server]:
     """From here on this process is in the clouds' network. SeaweedFS is its object storage."""
     with own_network(), seaweed(tmp_path_factory.mktemp("weed"), GATEWAY) as server:
         server.client().create_bucket(Bucket="runs")
@@ -81,6 +97,24 @@ def clouds(tmp_path_factory: pytest.TempPathFactory, image: Image, bucket: S3Ser
     assert made.leaks() == []
 
 
+@pytest.fixture(scope="session")
+def remote(clouds: Clouds, bucket: S3Server, training: Future[Store]) -> Iterator[Remote]:
+    """The longest scenario goes on beside the session's first two."""
+    with begun(Remote(clouds, bucket, CACHE, training)) as one:
+        yield one
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The one that goes on beside others is waited for after them."""
+    longest = [item for item in items if _needs_remote(item)]
+    items[:] = [item for item in items if item not in longest]
+    items[2:2] = longest
+
+
+def _needs_remote(item: pytest.Item) -> bool:
+    return "remote" in getattr(item, "fixturenames", ())
+
+
 @pytest.fixture(autouse=True)
 def plenty(request: pytest.FixtureRequest, clouds: Clouds) -> Iterator[None]:
     """After each scenario, failed ones too: everything is to be had again, and no machine is left.
@@ -88,7 +122,9 @@ def plenty(request: pytest.FixtureRequest, clouds: Clouds) -> Iterator[None]:
     A run that is done leaves its machine to SkyPilot, which notices within a quarter of a minute and takes it down. The
     next scenario begins meanwhile, and at its end that has to be over.
     """
-    begun, earlier, failed = time.time(), [*ENDING], request.session.testsfailed
+    if any(_needs_remote(item) for item in request.session.items):
+        request.getfixturevalue("remote")
+    began_at, earlier, failed = time.time(), [*ENDING], request.session.testsfailed
     yield
     clouds.renew()
     check_endings(earlier)
@@ -96,5 +132,5 @@ def plenty(request: pytest.FixtureRequest, clouds: Clouds) -> Iterator[None]:
         ENDING.clear()
         clouds.clear()
     old = "the end of the machines of the scenarios before"
-    wait_for(lambda: not [one for one in clouds.running() if one["started_at"] < begun], old, timeout_s=120)
+    wait_for(lambda: not [one for one in clouds.running_here() if one["started_at"] < began_at], old, timeout_s=120)
     wait_for(lambda: clouds.machine_leaks() == [], "the last trace of the machines", timeout_s=20)

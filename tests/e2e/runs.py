@@ -52,6 +52,7 @@ class CloudRun:
         self._clouds = clouds
         self._skypilot = skypilot or clouds.skypilot
         self._bucket = bucket
+        self._names: dict[str, str] = {}
         self.name = name
         self.store: Store = open_run(BUCKET, name)
 
@@ -187,8 +188,15 @@ class CloudRun:
 
     def _progress(self) -> Progress:
         """Of the newest attempt, as its machine's disk has it."""
-        scratches = (self._clouds.folder / "machines").glob("*/upper/tmp/notus-attempt-*")
+        folders = (self._clouds.folder / "machines").glob("*/upper/tmp/notus-attempt-*")
+        scratches = [path for path in folders if self._is_mine(path.parents[2].name)]
         return max((Scratch(path) for path in scratches), key=_age, default=Scratch(Path())).read_progress()
+
+    def _is_mine(self, machine: str) -> bool:
+        """By its id; asked once of the clouds."""
+        if machine not in self._names:
+            self._names |= {one["id"]: one["name"] for one in self._clouds.state()["machines"]}
+        return self._names[machine].startswith(f"{self.name}-")
 
     def preempt_for_good(self) -> None:
         """The machine dies without a word, and its zone has none left: as when a spot market tightens."""

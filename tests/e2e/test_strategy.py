@@ -59,6 +59,7 @@ def test_on_demand_while_spot_is_out_then_back_to_spot(clouds: Clouds, bucket: S
     run.thaw()
     run.wait("the way back", lambda: len(places(run)) > 1, 600)
     assert places(run)[1]["spot"]
+    assert places(run)[1]["region"] == "us-central1", "the task names no other"
     run.wait_until_done(600)
     assert next(event.data["why"] for event in of(run, "machine_gone")) == "moved"
     assert lost_steps(run) == 0

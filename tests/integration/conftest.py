@@ -20,7 +20,7 @@ import pytest
 from checkpoints.head import read_head
 from checkpoints.manifest import ShardIndex
 from checkpoints.restore import load_manifest, restore_shard
-from checkpoints.run import read_metrics
+from checkpoints.run import open_run, read_metrics
 from checkpoints.store import Store
 from trainer.scratch import Progress, Scratch
 
@@ -138,6 +138,12 @@ def recipe(folder: Path, base: str, *changes: tuple[str, str]) -> str:
     path = folder / f"{base}-{len(list(folder.glob('*.yaml')))}.yaml"
     path.write_text(text)
     return str(path)
+
+
+def undisturbed(launcher: Launcher) -> Store:
+    """A run of tiny-dpo that nobody interrupts."""
+    launcher.run(*launcher.local("tiny-dpo", "--name", "reference")).receipt()
+    return open_run(launcher.bucket, "reference")
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_S) -> None:

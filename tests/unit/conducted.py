@@ -30,6 +30,7 @@ class FakeSky:
         self.stock = stock
         self.asked: list[tuple[Place, ...]] = []
         self.lives_h: list[float] = []
+        self.dead_writers: list[str] = []
         self.waits: list[float] = []
         self.released = 0
         self.up = False
@@ -40,8 +41,11 @@ class FakeSky:
     async def places(self) -> list[Place]:
         return list(self.stock)
 
-    async def launch_in(self, places: Sequence[Place], hours_to_preemption: float) -> Up | Lost | Refused:
+    async def launch_in(
+        self, places: Sequence[Place], hours_to_preemption: float, dead_writer: str
+    ) -> Up | Lost | Refused:
         self.asked.append(tuple(places))
+        self.dead_writers.append(dead_writer)
         self.lives_h.append(hours_to_preemption)
         refused: tuple[Answer, ...] = ()
         for place in places:

@@ -14,6 +14,7 @@ import pytest
 from checkpoints.clock import FakeClock
 from checkpoints.errors import StoreError
 from checkpoints.events import Diary, Event, read_events
+from checkpoints.head import Lease, Writer
 from checkpoints.object_store import ObjectStore
 from checkpoints.requests import ask, read_request
 from launcher.hazard import ON_DEMAND_H
@@ -88,6 +89,31 @@ def test_after_a_preemption_another_zone_comes_first_also_after_a_restart_of_the
     assert run.sky.asked[1][0] == SPOT_B
     assert [event.data["why"] for event in run.events("machine_gone")] == ["preempted"]
     assert run.sky.released == 1
+
+
+def test_nobody_waits_for_the_lease_of_a_machine_that_is_terminated() -> None:
+    run = Run({SPOT_A: 1, SPOT_B: 2, LAMBDA: 1})
+    run.place()
+    run.train(1, minutes=30)
+    run.sky.up = False
+    run.recover()
+    assert run.sky.dead_writers == ["", "w1"]
+    run.sky.up = False
+    run.recover()
+    assert run.sky.dead_writers[2:] == [""], "no attempt began on the second machine"
+    run.train(2, minutes=30, ended="preempted", notice="gcp")
+    run.recover()
+    assert run.sky.dead_writers[3:] == [""], "it has given its lease back"
+
+
+def test_the_lease_of_somebody_else_is_waited_for() -> None:
+    run = Run({SPOT_A: 1, SPOT_B: 1, LAMBDA: 1})
+    run.place()
+    run.train(1, minutes=30)
+    Lease.claim(run.store, Writer(id="laptop", host="h", pid=1, pid_scope="x"), clock=run.clock)
+    run.sky.up = False
+    run.recover()
+    assert run.sky.dead_writers == ["", ""]
 
 
 def test_stock_outs_everywhere_are_waited_for_with_a_reason() -> None:
@@ -305,7 +331,7 @@ def test_the_end_of_an_earlier_job_does_not_end_this_one(end: Any) -> None:
     run.clock.sleep(60)
     launch_in = run.sky.launch_in
 
-    async def killed(places: Sequence[Place], hours_to_preemption: float) -> Up:
+    async def killed(places: Sequence[Place], hours_to_preemption: float, dead_writer: str) -> Up:
         raise KeyboardInterrupt
 
     run.sky.launch_in = killed  # type: ignore[method-assign]
