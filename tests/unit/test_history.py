@@ -1,0 +1,171 @@
+"""The history that the policy decides on: what the diary's events tell of machines, money and work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from checkpoints.events import Event
+from checkpoints.run import Heartbeat
+from launcher.policy.history import machines, place_data, place_of, spent_usd, why_gone, work_left_h
+from launcher.policy.limits import Limits
+from launcher.policy.model import Observation, Place, Running
+from launcher.policy.observe import observe
+from tests.unit.places import ALL, LAMBDA, A, B, C
+
+START = datetime(2026, 11, 24, 20, tzinfo=UTC)
+
+
+class Diary:
+    """Events a minute apart, or as told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def add(self, kind: Any, minute: float, attempt: int = 0, **data: Any) -> None:
+        time = START + timedelta(minutes=minute)
+        self.events.append(Event(time=time, id=f"{len(self.events):012d}", kind=kind, attempt=attempt, data=data))
+
+    def up(self, where: Place, minute: float) -> None:
+        self.add("machine_up", minute + 2, place=place_data(where), since=at(minute).isoformat())
+
+    def gone(self, where: Place, minute: float, why: str) -> None:
+        self.add("machine_gone", minute, place=place_data(where), why=why)
+
+    def observe(self, minute: float, **limits: Any) -> Observation:
+        return observe(self.events, None, ALL, Limits(hours=8.0, **limits), at(minute))
+
+
+def at(minute: float) -> datetime:
+    return START + timedelta(minutes=minute)
+
+
+def test_what_was_spent_is_the_sum_of_all_machines() -> None:
+    diary = Diary()
+    diary.up(A, 0)
+    diary.gone(A, 60, "preempted")
+    diary.up(LAMBDA, 90)
+    assert spent_usd(machines(diary.events), at(120)) == pytest.approx(10.0 + 8.0)
+    seen_now = diary.observe(120, budget_usd=100.0)
+    assert seen_now.budget_left_usd == pytest.approx(82.0)
+    assert seen_now.running == Running(LAMBDA, 0.5, trained=False)
+    diary.add("finished", 150, attempt=2, step=9)
+    assert spent_usd(machines(diary.events), at(600)) == pytest.approx(10.0 + 16.0)
+
+
+def test_restores_and_the_store_are_spent_too() -> None:
+    limits = {"restore_usd": 5.0, "bucket_cloud": "lambda", "store_usd_per_h": 0.5, "budget_usd": 100.0}
+    gcp, here = (Limits(hours=8.0, **limits).priced(where) for where in (A, LAMBDA))  # type: ignore[arg-type]
+    assert (gcp.restore_usd, here.restore_usd) == (5.0, 0.0)
+    diary = Diary()
+    assert diary.observe(0, **limits).restores is False
+    diary.up(gcp, 0)
+    diary.gone(gcp, 60, "preempted")
+    diary.up(gcp, 60)
+    diary.gone(gcp, 120, "moved")
+    diary.up(here, 120)
+    now = diary.observe(240, **limits)
+    assert now.restores
+    assert now.budget_left_usd == pytest.approx(100 - (10 + 10 + 32) - 5 - 4 * 0.5)
+    old = {name: value for name, value in place_data(A).items() if name != "restore_usd"}
+    assert place_of(old) == A, "an event of an earlier version"
+
+
+def test_a_machine_has_trained_when_its_own_first_step_is_done() -> None:
+    diary = Diary()
+    diary.up(A, 0)
+    diary.add("training", 10, attempt=1, step=1, total_steps=100)
+    diary.up(LAMBDA, 60)
+    assert diary.observe(90).running == Running(LAMBDA, 0.5, trained=False)
+    diary.add("training", 91, attempt=2, step=11, total_steps=100)
+    assert diary.observe(120).running == Running(LAMBDA, 1.0, trained=True)
+
+
+def test_a_machine_whose_end_nobody_wrote_ends_where_the_next_begins() -> None:
+    diary = Diary()
+    diary.up(A, 0)
+    diary.up(B, 60)
+    first, second = machines(diary.events)
+    assert first.until == at(60)
+    assert second.until is None
+
+
+def test_places_remember_preemptions_and_refusals() -> None:
+    diary = Diary()
+    diary.up(A, 0)
+    diary.gone(A, 30, "preempted")
+    diary.add("no_capacity", 60, places=[place_data(B)], reasons=[])
+    known = {one.place: one for one in diary.observe(90).places}
+    assert known[A].preempted_h_ago == pytest.approx(1.0)
+    assert known[B].refused_h_ago == pytest.approx(0.5)
+    assert (known[C].preempted_h_ago, known[C].refused_h_ago) == (None, None)
+
+
+def test_a_price_that_moved_is_the_same_place() -> None:
+    diary = Diary()
+    diary.up(replace(A, price_usd_per_hour=9.0), 0)
+    diary.gone(A, 30, "preempted")
+    assert diary.observe(60).places[0].preempted_h_ago == pytest.approx(0.5)
+
+
+def test_rounds_without_a_machine_and_moves_in_vain_are_counted() -> None:
+    diary = Diary()
+    diary.add("no_capacity", 1, places=[], reasons=[])
+    diary.add("no_capacity", 2, places=[], reasons=[])
+    assert diary.observe(3).refusals_in_a_row == 2
+    diary.up(LAMBDA, 3)
+    assert diary.observe(6).refusals_in_a_row == 0
+    for minute in (60, 120):
+        diary.gone(LAMBDA, minute, "moved")
+        diary.up(LAMBDA, minute + 1)
+    assert diary.observe(130).moves_in_vain == 2
+    diary.gone(LAMBDA, 180, "moved")
+    diary.up(A, 181)
+    assert diary.observe(190).moves_in_vain == 0
+    diary.gone(A, 240, "moved")
+    diary.up(B, 241)
+    assert diary.observe(250).moves_in_vain == 1, "it left dear spot, and on demand was sold out"
+    diary.gone(B, 300, "preempted")
+    diary.up(A, 301)
+    assert diary.observe(310).moves_in_vain == 0
+
+
+@pytest.mark.parametrize(
+    ("notice", "outcome", "why"),
+    [
+        (None, None, "preempted"),
+        ("gcp", "preempted", "preempted"),
+        ("move", "preempted", "moved"),
+        ("SIGTERM", "preempted", "stopped"),
+        (None, "failed", "crashed"),
+    ],
+)
+def test_why_a_machine_is_gone(notice: str | None, outcome: str | None, why: str) -> None:
+    diary = Diary()
+    diary.add("attempt_ended", -10, attempt=1, outcome="preempted", step=1)  # of the machine before
+    diary.add("attempt_started", 1, attempt=2)
+    diary.up(A, 0)
+    if notice:
+        diary.add("notice", 30, attempt=2, source=notice)
+    if outcome:
+        diary.add("attempt_ended", 31, attempt=2, outcome=outcome, step=5)
+    assert why_gone(diary.events, machines(diary.events)[-1].since) == why
+
+
+def test_work_left_is_assumed_first_and_measured_later() -> None:
+    diary = Diary()
+    assert work_left_h(diary.events, None, 8.0, at(0)) == 8.0
+    diary.add("training", 10, attempt=1, step=1, total_steps=101)
+    assert work_left_h(diary.events, None, 8.0, at(11)) == pytest.approx(8.0)
+    diary.add("saved", 30, attempt=1, step=21)  # 20 steps in 20 minutes
+    assert work_left_h(diary.events, None, 8.0, at(31)) == pytest.approx(80 / 60)
+    beat = Heartbeat(attempt=1, time=at(36), phase="training", step=27, total_steps=101)
+    assert work_left_h(diary.events, beat, 8.0, at(36)) == pytest.approx(74 / 60), "a live attempt counts"
+    assert work_left_h(diary.events, beat, 8.0, at(60)) == pytest.approx(80 / 60), "a dead one has lost it"
+
+
+def test_the_deadline_is_what_is_left_of_it() -> None:
+    assert Diary().observe(60, deadline=at(180)).deadline_h == pytest.approx(2.0)
