@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from launcher.fees import Bucket, Fees, fees
-from launcher.runs import Runs, Scenario, simulate
+from launcher.runs import Runs, simulate
+from launcher.scenario import Scenario
 from trainer.interval import auto_interval_minutes
 from trainer.recipe import Saves
 

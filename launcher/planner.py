@@ -25,7 +25,7 @@ from launcher.policy.decide import work_hour_usd
 from launcher.policy.market import MOST_ZONES, mean_spell_h
 from launcher.policy.outlook import Problem, Restores, solve
 from launcher.request import CLOUDS, Gpus, LaunchRequest, parse_gpus
-from launcher.runs import OnDemand, Scenario, Spot
+from launcher.scenario import OnDemand, Scenario, Spot
 from launcher.speeds import DERIVED, PCIE, SOURCE, TOKENS_PER_SECOND, WITHOUT_NVLINK, relative_speed
 from trainer.gpus import GPU_MEMORY_GIB, VISIBLE, unusable
 from trainer.memory import HOST_GIB_PER_RANK, Fit, fit, state_bytes

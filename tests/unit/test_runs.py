@@ -16,7 +16,8 @@ from launcher.hazard import assumed, median_spell_h
 from launcher.policy.decide import Settings, outlook_for
 from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, Rates, churned, mean_spell_h
 from launcher.policy.outlook import Restores
-from launcher.runs import OnDemand, Runs, Scenario, SpellLengths, Spot, simulate
+from launcher.runs import Runs, simulate
+from launcher.scenario import OnDemand, Scenario, SpellLengths, Spot
 from tests.unit.world import ON_DEMAND, SPOT, Told, World
 from trainer.recipe import Saves
 
