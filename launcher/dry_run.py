@@ -16,10 +16,11 @@ from rich.console import Console
 
 from launcher.explain import Explanation, explain
 from launcher.hazard import Learned
+from launcher.kinds import wanted_gpus
 from launcher.offers import find_catalog, load_offers
 from launcher.options import experience_path
 from launcher.plan import DryRun, Plan, Rung, ladder, nearest, require_plan
-from launcher.planner import Planner, wanted_gpus
+from launcher.planner import Planner
 from launcher.policy.limits import Limits
 from launcher.report.plans import show_dry_run
 from launcher.request import CLOUDS, LaunchRequest, check_cloud_bucket

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launcher.kinds import wanted_gpus
 from launcher.offers import Catalog, Offer, find_catalog, load_offers
 from launcher.plan import DryRun
-from launcher.planner import Planner, wanted_gpus
+from launcher.planner import Planner
 from launcher.request import Gpus, LaunchRequest
 from trainer.recipe import load_recipe
 

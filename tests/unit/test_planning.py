@@ -22,9 +22,8 @@ from launcher.policy.experience import Counts, MarketCounts
 from launcher.policy.outlook import Outlook, Problem, solve
 from launcher.report.plans import show_dry_run
 from launcher.request import Gpus, LaunchRequest
-from launcher.sky.render import task_config
 from launcher.speeds import relative_speed
-from tests.unit.plans import A100, A100_80, A100_ONLY, H100, RECIPE, node, plan
+from tests.unit.plans import A100, A100_80, A100_ONLY, H100, RECIPE, plan
 
 
 def test_gcp_adds_vm_and_accelerator(snapshot: Catalog) -> None:
@@ -172,14 +171,6 @@ def test_egress_makes_a_plan_move_less_and_travels_to_the_run(snapshot: Catalog)
     assert limits_of_plan(near_request, here, datetime.now(UTC)).bucket_cloud == "gcp"
 
 
-def test_without_a_deadline_the_advice_says_what_patience_saves(snapshot: Catalog) -> None:
-    request = LaunchRequest(recipe="notus-7b-dpo", **A100_ONLY)  # type: ignore[arg-type]
-    offers = load_offers(snapshot, [A100], request.clouds)
-    one_zone = [offer for offer in offers if not offer.spot or offer.zone == "me-west1-a"]
-    result = Planner(request, RECIPE, one_zone, "test").compare()
-    assert any(line.startswith("with --deadline 24h GCP spot A100:8 would wait for spot") for line in result.advice)
-
-
 def test_flagged_prices_are_taken_on_request_only(snapshot: Catalog) -> None:
     _, careful = plan(snapshot, clouds=("aws",), gpus=(A100,))
     _, trusting = plan(snapshot, clouds=("aws",), gpus=(A100,), trust_prices=True)
@@ -205,26 +196,6 @@ def test_a_launch_asks_what_was_estimated_and_a_last_resort(snapshot: Catalog) -
     assert any(len({r.gpus for r in ladder(p, result.plans, mixed=True)}) > 1 for p in result.plans)
     _, spot = plan(snapshot, market="spot", clouds=("gcp", "aws"))
     assert [ladder(p, spot.plans) for p in spot.plans] == [p.ladder for p in spot.plans]
-
-
-def test_what_does_not_fit_is_no_plan_and_says_why(snapshot: Catalog) -> None:
-    batch = RECIPE.training.model_copy(update={"per_device_batch": 36})
-    big = RECIPE.model_copy(update={"training": batch})
-    request = LaunchRequest(recipe="x", gpus=(A100, A100_80))
-    result = Planner(request, big, load_offers(snapshot, request.gpus, ["lambda"]), "test").compare()
-    assert {offer.gpus: offer.fits for offer in result.offers} == {"A100:8": False, "A100-80GB:8": True}
-    assert [p.name for p in result.plans] == ["Lambda on demand A100-80GB:8"]
-    assert any(line.startswith("A100:8 does not fit: ") for line in result.assumptions)
-    assert "offloaded" in result.plans[0].memory
-
-
-def test_fewer_gpus_than_the_recipes_make_another_batch() -> None:
-    offer = Offer(
-        cloud="gcp", region="r", zone="z", instance_type="i", gpus="A100:4", spot=True, price_usd_per_hour=5.0
-    )  # fmt: skip
-    result = Planner(LaunchRequest(recipe="x"), RECIPE, [offer], "test").compare()
-    assert not result.plans
-    assert any("made for 8 GPUs" in line for line in result.assumptions)
 
 
 def test_a_learned_hazard_comes_before_the_assumed_one(snapshot: Catalog) -> None:
@@ -386,40 +357,3 @@ def test_the_json_has_the_contract(snapshot: Catalog) -> None:
     assert all(math.isfinite(p["cost_p95_usd"]) for p in data["plans"])
     for told in data["plans"]:
         assert told["cost_p5_usd"] - 0.01 <= told["expected_cost_usd"] <= told["cost_p95_usd"] + 0.01
-
-
-# --- the host's memory -----------------------------------------------------------------------------------------------
-
-
-def test_a_host_too_small_for_the_state_is_no_plan(snapshot: Catalog) -> None:
-    _, result = plan(snapshot, gpus=(H100,), clouds=("vast", "nebius"))
-    small = next(offer for offer in result.offers if offer.cloud == "vast")
-    assert (small.host_gib, small.fits) == (64.0, False)
-    assert small.misfit == "86 GiB of the host's memory with no offload, and it has 64"  # 54 of state, 8 x 4
-    assert not any("Vast" in p.name for p in result.plans)
-    assert any(line.startswith("vast 8x-H100_SXM-32-65536 does not fit: 86 GiB") for line in result.assumptions)
-    assert small.model_dump(mode="json")["misfit"] == small.misfit
-    output = io.StringIO()
-    show_dry_run(Console(width=200, file=output), result, "")
-    assert "does not fit: 86 GiB of the host's memory" in output.getvalue()
-
-
-def test_an_unknown_host_is_not_refused_but_said() -> None:
-    result = Planner(LaunchRequest(recipe="x"), RECIPE, [node("A100:8")], "test").compare()
-    assert result.best is not None
-    assert "180 GiB of the host's memory, and what it has is not known" in result.best.memory
-
-
-def test_the_task_asks_for_memory_where_the_cloud_has_smaller_nodes() -> None:
-    offers = [node("H100:8", host_gib=64.0, price=16.0), node("H100:8", host_gib=512.0, price=20.0)]
-    best = Planner(LaunchRequest(recipe="x"), RECIPE, offers, "test").compare().best
-    assert best is not None
-    assert (best.price_usd_per_hour, best.ladder[0].host_gib) == (20.0, 86)
-    entry = task_config(RECIPE, best.ladder, run="r", bucket="s3://b")["resources"]["ordered"][0]
-    assert entry["memory"] == "86+"
-    alone = Planner(LaunchRequest(recipe="x"), RECIPE, offers[1:], "test").compare().best
-    assert alone is not None
-    assert alone.ladder[0].host_gib is None
-    silent = Planner(LaunchRequest(recipe="x"), RECIPE, [offers[0], node("H100:8", price=20.0)], "test").compare().best
-    assert silent is not None
-    assert silent.ladder[0].host_gib is None, "SkyPilot would not find a node whose memory its catalog lacks"

@@ -1,4 +1,4 @@
-"""Hours and kinds of GPU, and price lists of the user's own."""
+"""GPUs that are named, and price lists of the user's own."""
 
 from __future__ import annotations
 
@@ -9,57 +9,10 @@ import pytest
 from checkpoints.errors import UserError
 from launcher.errors import NothingFits, RequestError
 from launcher.offers import Catalog, load_offers
-from launcher.plan import require_plan
 from launcher.planner import Planner
 from launcher.request import Gpus, LaunchRequest, parse_gpus
 from launcher.speeds import relative_speed
-from tests.unit.plans import A100, A100_80, H100, HEADER, RECIPE, lists, node, plan
-
-
-def test_hours_are_those_of_the_one_node_that_was_asked_for(snapshot: Catalog) -> None:
-    _, one = plan(snapshot, hours=5.0, market="on-demand", gpus=(H100,))
-    assert {p.work_h for p in one.plans} == {5.0}
-    assert any(line.startswith("5 h of work (--hours, on H100:8)") for line in one.assumptions)
-    _, several = plan(snapshot, hours=5.0, market="on-demand", gpus=(A100, H100))
-    hours = {p.name: p.work_h for p in several.plans}
-    assert (hours["Lambda on demand A100:8"], hours["Lambda on demand H100:8"]) == (
-        5.0,
-        pytest.approx(5 / 2.6474, rel=1e-3),
-    )
-    assert any(line.startswith("5 h of work (--hours, on A100:8)") for line in several.assumptions)
-
-
-def test_hours_on_a_node_that_is_sold_with_pcie_only_are_hours_on_that() -> None:
-    offers = [node("A100-80GB:8", pcie=True)]
-    result = Planner(LaunchRequest(recipe="x", hours=5.0, gpus=(A100_80,)), RECIPE, offers, "test").compare()
-    assert [p.work_h for p in result.plans] == [pytest.approx(5.0)]
-
-
-def test_a_kind_of_unknown_speed_needs_hours() -> None:
-    l4 = [node("GB999:8", host_gib=900.0)]
-    with pytest.raises(RequestError, match="how fast GB999:8 trains is not known") as caught:
-        Planner(LaunchRequest(recipe="x", gpus=(Gpus("GB999", 8),)), RECIPE, l4, "test")
-    assert "--gpus GB999:8 --hours H" in caught.value.hint
-    told = LaunchRequest(recipe="x", gpus=(Gpus("gb999", 8),), hours=7.0)
-    result = Planner(told, RECIPE, l4, "test").compare()
-    assert [p.work_h for p in result.plans] == [7.0]
-    assert "what it has is not known" in result.plans[0].memory
-    both = LaunchRequest(recipe="x", gpus=(A100, Gpus("GB999", 8)))
-    result = Planner(both, RECIPE, [*l4, node("A100:8", cloud="lambda")], "test").compare()
-    assert [p.name for p in result.plans] == ["Lambda on demand A100:8"]
-    assert "no hours on GB999:8 are known: give --gpus GB999:8 --hours H" in result.assumptions
-
-
-@pytest.mark.parametrize(
-    ("kind", "why"), [("V100", "doesn't compute in bfloat16"), ("T4", "bfloat16"), ("MI300X", "not an NVIDIA GPU")]
-)
-def test_a_card_that_cannot_train_the_recipe_is_no_plan(kind: str, why: str) -> None:
-    request = LaunchRequest(recipe="x", gpus=(Gpus(kind, 8),))
-    result = Planner(request, RECIPE, [node(f"{kind}:8")], "test").compare()
-    assert not result.plans
-    assert why in result.offers[0].misfit
-    with pytest.raises(NothingFits, match=f"the recipe fits no offer .{kind}:8: .*{why}"):
-        require_plan(result, request)
+from tests.unit.plans import A100, H100, HEADER, RECIPE, lists
 
 
 def test_newer_cards_are_planned_with_sourced_speeds() -> None:

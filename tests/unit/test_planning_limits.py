@@ -80,24 +80,6 @@ def test_the_task_can_be_read_as_it_is_printed(snapshot: Catalog) -> None:
     assert long in output.getvalue()
 
 
-def test_egress_is_said_of_the_cloud_that_pays_it(snapshot: Catalog) -> None:
-    _, result = plan(snapshot, bucket="s3://b", gpus=(A100,), clouds=("aws", "lambda"))
-    (line,) = [line for line in result.advice if line.startswith("restores")]
-    assert "restores from Amazon S3 in Lambda are $" in line
-    assert "or one in" not in line, "the bucket is in AWS already"
-    _, far = plan(snapshot, deadline_h=24.0, bucket="s3://b", clouds=("gcp",), gpus=(A100,))
-    assert any("(Cloudflare R2), or one in GCP, saves that" in line for line in far.advice)
-
-
-def test_a_bucket_that_is_assumed_is_said_so(snapshot: Catalog) -> None:
-    def told(bucket: str | None) -> str:
-        _, result = plan(snapshot, bucket=bucket, **A100_ONLY)
-        return next(line for line in result.assumptions if line.startswith("checkpoints"))
-
-    assert "assumed, as no --bucket is given" in told(None)
-    assert "assumed" not in told("gs://b")
-
-
 @pytest.mark.parametrize(
     ("endpoint", "bucket"),
     [
