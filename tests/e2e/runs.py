@@ -219,7 +219,7 @@ class CloudRun:
         """Until the training is; SkyPilot notices later, see `check_endings`."""
         ended = "attempt_ended"
         self.wait("the end", lambda: any(event.data["outcome"] == "finished" for event in of(self, ended)), timeout_s)
-        ENDING.append(self)
+        later(lambda: self.wait("SkyPilot's own end", lambda: self.status()[0] == "SUCCEEDED", 120))
 
     def wait_for_the_end_of_its_machines(self, timeout_s: float = 120) -> None:
         """SkyPilot takes them down after it has said that the job is over."""
@@ -236,15 +236,20 @@ class CloudRun:
         return "\n".join([*lines, *(log.read_text()[-3000:] for log in logs[-1:])])
 
 
-ENDING: list[CloudRun] = []
-"""Runs that are done, which SkyPilot may not have noticed yet."""
+ENDING: list[Callable[[], None]] = []
+"""What is still to be checked of scenarios that are over but for waits."""
 
 
-def check_endings(runs: Sequence[CloudRun]) -> None:
-    """SkyPilot calls these done, too."""
-    for run in runs:
-        ENDING.remove(run)
-        run.wait("SkyPilot's own end", lambda run=run: run.status()[0] == "SUCCEEDED", 120)
+def later(check: Callable[[], None]) -> None:
+    """Check it at the end of the next scenario: it waits, and raises where that is in vain."""
+    ENDING.append(check)
+
+
+def check_endings(checks: Sequence[Callable[[], None]]) -> None:
+    """Those that earlier scenarios have left. One may leave another."""
+    for check in checks:
+        ENDING.remove(check)
+        check()
 
 
 def of(run: CloudRun, kind: str) -> list[Event]:

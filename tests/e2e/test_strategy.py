@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,7 +14,7 @@ from launcher.plan import Rung
 from launcher.sky.render import NOTUS
 from tests.e2e.clouds import Clouds
 from tests.e2e.figures import measure, places_asked
-from tests.e2e.runs import GCP_SPOT, LAMBDA, NEAR, QUICK, CloudRun, lost_steps, of, places
+from tests.e2e.runs import GCP_SPOT, LAMBDA, NEAR, QUICK, CloudRun, later, lost_steps, of, places
 from tests.integration.conftest import assert_bit_exact, wait_for
 from tests.seaweed import S3Server
 
@@ -67,7 +68,8 @@ def test_on_demand_while_spot_is_out_then_back_to_spot(clouds: Clouds, bucket: S
 
 
 def test_stock_outs_everywhere_then_capacity(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
-    """Nothing in two clouds, each with its own words; then there is."""
+    """Nothing in two clouds, each with its own words; then there is. It is asked again a minute later: meanwhile the next
+    scenario begins, which has to leave the market alone."""
     clouds.control("capacity", **NOTHING)
     run = CloudRun(clouds, bucket, "sold-out")
     run.submit([NEAR, LAMBDA], NOTUS, **QUICK)
@@ -76,20 +78,12 @@ def test_stock_outs_everywhere_then_capacity(clouds: Clouds, bucket: S3Server, r
     assert "insufficient-capacity" in said
     assert "ZONE_RESOURCE_POOL_EXHAUSTED" in said
     clouds.control("capacity")
-    run.wait_until_done(600)
-    assert_bit_exact(run.store, reference)
 
+    def goes_on() -> None:
+        run.wait_until_done(600)
+        assert_bit_exact(run.store, reference)
 
-def test_a_quota_of_zero_is_named_and_the_run_can_be_stopped(clouds: Clouds, bucket: S3Server) -> None:
-    message = "Quota 'PREEMPTIBLE_NVIDIA_A100_GPUS' exceeded.  Limit: 0.0 in region us-central1."
-    clouds.control("quota", **{"*/SPOT": message})
-    run = CloudRun(clouds, bucket, "no-quota")
-    run.submit([NEAR], NOTUS)
-    run.wait("the reason", lambda: bool(of(run, "no_capacity")))
-    assert "Limit: 0.0" in str(of(run, "no_capacity")[0].data["reasons"])
-    run.notus("stop", run.name)
-    run.wait_for_status("CANCELLED", "FAILED_NO_RESOURCE")  # by `stop` itself, or by the strategy that sees it first
-    assert run.machines() == []
+    later(goes_on)
 
 
 def test_the_users_errors_end_the_job_at_once(clouds: Clouds, bucket: S3Server) -> None:
@@ -102,6 +96,27 @@ def test_the_users_errors_end_the_job_at_once(clouds: Clouds, bucket: S3Server) 
         assert run.status()[1] == 0, "no recovery"
         assert len(places(run)) == 1
     assert "tiny-dop" in str([event.data for event in recipe.events()]), "the preflight's words are in the diary"
+
+
+def test_a_quota_of_zero_is_named_and_the_run_can_be_stopped(clouds: Clouds, bucket: S3Server) -> None:
+    """The strategy sees the stop when it would ask again, a minute later: meanwhile the next scenario begins."""
+    message = "Quota 'PREEMPTIBLE_NVIDIA_A100_GPUS' exceeded.  Limit: 0.0 in region us-central1."
+    clouds.control("quota", **{"*/SPOT": message})
+    run = CloudRun(clouds, bucket, "no-quota")
+    run.submit([NEAR], NOTUS)
+    run.wait("the reason", lambda: bool(of(run, "no_capacity")))
+    assert "Limit: 0.0" in str(of(run, "no_capacity")[0].data["reasons"])
+    stop = contextlib.ExitStack()
+    stop.enter_context(run.beside("stop", run.name))
+    run.wait("the wish to stop", lambda: read_request(run.store) is not None)
+
+    def stops() -> None:
+        stop.close()
+        # by `stop` itself, or by the strategy that sees it first
+        run.wait_for_status("CANCELLED", "FAILED_NO_RESOURCE")
+        assert not [one for one in clouds.state()["machines"] if one["name"].startswith(f"{run.name}-")]
+
+    later(stops)
 
 
 def test_a_zombie_is_fenced(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
