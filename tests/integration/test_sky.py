@@ -270,8 +270,8 @@ def asked(*wanted):
         raise exceptions.ManagedJobReachedMaxRetriesError("no")
 
     recovery_strategy.StrategyExecutor._launch = launch
-    cheapest_first = sorted(strategy._resources, key=lambda place: place.price_usd_per_hour)
-    asyncio.run(strategy.launch_in(cheapest_first, 3.0, ""))
+    as_the_policy = sorted(strategy._resources, key=lambda place: (place.price_usd_per_hour, place.where))
+    asyncio.run(strategy.launch_in(as_the_policy, 3.0, ""))
     return requests
 
 print(json.dumps({
