@@ -20,8 +20,8 @@ from trainer.shapes import Shape, shape_of
 GIB = 2**30
 USABLE = 2 / 3
 """Of the memory: CUDA's context and NCCL take about 2 GiB, the allocator can't join all pieces, and this sum was
-measured on one GPU only (there it is 26 % above the peak: fp32 gradients and activations are never there at once). So
-a third stays in reserve: a run that dies of memory costs more than an offload."""
+measured on one GPU only (there it is 23 to 26 % above the peak, which has no fp32 gradients of all weights). So a
+third stays in reserve: a run that dies of memory costs more than an offload."""
 NF4_BYTES = 4.127 / 8
 """Of a weight: 4 bits and 0.127 for its doubly quantized scale (Dettmers et al. 2023, "QLoRA", section 3)."""
 HOST_GIB_PER_RANK = 4
