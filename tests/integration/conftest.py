@@ -128,6 +128,16 @@ def launcher(tmp_path: Path) -> Iterator[Launcher]:
     assert not left, f"processes left behind: {left}"
 
 
+@pytest.fixture
+def sky_environment(tmp_path: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+        "SKYPILOT_USER_ID": "deadbeef",
+    }
+
+
 def recipe(folder: Path, base: str, *changes: tuple[str, str]) -> str:
     """A variant of a recipe that comes with the package, in a new file of `folder` (created)."""
     text = (files("trainer") / f"recipes/{base}.yaml").read_text()
