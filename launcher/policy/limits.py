@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from urllib.parse import quote, unquote
 
 from checkpoints.errors import UserError
-from launcher.policy.decide import Settings
 from launcher.policy.market import Met
 from launcher.policy.model import Place
+from launcher.policy.settings import Settings
 from launcher.policy.zones import MarketMet
 from trainer.recipe import load_recipe
 

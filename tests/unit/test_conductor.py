@@ -18,9 +18,9 @@ from checkpoints.head import Lease, Writer
 from checkpoints.object_store import ObjectStore
 from checkpoints.requests import ask, read_request
 from launcher.hazard import ON_DEMAND_H
-from launcher.policy.decide import Settings
 from launcher.policy.history import machines, spent_usd
 from launcher.policy.model import Place
+from launcher.policy.settings import Settings
 from launcher.sky.conductor import DEAF_S, NO_PROGRESS_S, LimitReached, Up
 from tests.unit.conducted import LAMBDA, SPOT_A, SPOT_B, Run, beating
 
