@@ -63,13 +63,15 @@ def _without_machine(seen: Observation, settings: Settings) -> Action:
         )
     worth = _worth_their_price(seen, payable)
     if _all_refused_just_now(worth):
-        return Wait(_back_off_h(seen), f"none of the {len(worth)} places has a machine")
+        return Wait(_back_off_h(seen), "sold_out", f"none of the {len(worth)} places has a machine")
     if seen.market is not None and _on_demand_makes_it(seen):
         return _by_outlook(seen, seen.market, worth, settings)
     hurry = _must_be_safe(seen, settings) and _on_demand_makes_it(seen)
     order = sorted(worth, key=lambda known: _rank(seen, known, settings, on_demand_first=hurry))
-    why = "the deadline is near: on demand first" if hurry else "cheapest first, places that were just taken away last"
-    return Launch(tuple(known.place for known in order), why)
+    places = tuple(known.place for known in order)
+    if hurry:
+        return Launch(places, "deadline", "the deadline is near: on demand first")
+    return Launch(places, "cheapest", "cheapest first, places that were just taken away last")
 
 
 def _while_running(seen: Observation, running: Running, settings: Settings) -> Action:
@@ -82,7 +84,8 @@ def _while_running(seen: Observation, running: Running, settings: Settings) -> A
     if place.spot:
         can_be_safe = any(_is_safe_place(seen, known) for known in seen.places)
         if can_be_safe and _must_be_safe(seen, settings) and _on_demand_makes_it(seen):
-            return Move("the deadline is near, and a preemption would miss it: going on demand", urgent=True)
+            reason = "the deadline is near, and a preemption would miss it: going on demand"
+            return Move("deadline", reason, urgent=True)
         return _leave_dear_spot(seen, running, settings)
     if not running.trained:
         return Stay()  # it is still being set up: what was paid for that would buy nothing
@@ -104,7 +107,7 @@ def _leave_dear_spot(seen: Observation, running: Running, settings: Settings) ->
     # Where it is sold out again, there was a restart for nothing.
     if saved <= _restart_usd(seen, running.place) + _restart_usd(seen, best):
         return Stay()
-    return Move(f"{best} would save ${saved:.2f} on the rest")
+    return Move("cheaper", f"{best} would save ${saved:.2f} on the rest")
 
 
 def _back_to_spot(seen: Observation, running: Running, settings: Settings) -> Action:
@@ -121,7 +124,7 @@ def _back_to_spot(seen: Observation, running: Running, settings: Settings) -> Ac
     # In vain it costs a restart on demand, and a good one costs a restart on spot and most likely a preemption.
     if saved <= _restart_usd(seen, running.place) + 2 * _restart_usd(seen, best):
         return Stay()
-    return Move(f"{best} would save ${saved:.2f} on the rest")
+    return Move("cheaper", f"{best} would save ${saved:.2f} on the rest")
 
 
 def _is_tight(seen: Observation, needed_h: float) -> bool:
@@ -135,11 +138,13 @@ def _by_outlook(seen: Observation, market: SpotMarket, payable: list[Known], set
     slack_h = (seen.deadline_h or 0.0) - seen.work_left_h
     can_wait = slack_h - settings.check_h >= (1 + settings.margin) * seen.restart_h - ROUNDING_H
     too_late_for_spot = _must_be_safe(seen, settings)  # and waiting doesn't make it any earlier
-    wait = Wait(_until_asked_again_h(seen, payable, settings), f"{slack_h:.1f} h of slack are enough to wait for spot")
+    wait_h = _until_asked_again_h(seen, payable, settings)
+    wait = Wait(wait_h, "slack_enough", f"{slack_h:.1f} h of slack are enough to wait for spot")
     if all(known.place.spot for known in payable):
-        return Launch(_best_spot(seen, spot, market, settings), "cheapest first") if spot else wait
+        return Launch(_best_spot(seen, spot, market, settings), "cheapest", "cheapest first") if spot else wait
     order = sorted(payable, key=lambda known: _rank(seen, known, settings, on_demand_first=True))
-    buy = Launch(tuple(known.place for known in order), "the slack is worth less than on demand costs")
+    on_demand = tuple(known.place for known in order)
+    buy = Launch(on_demand, "slack_short", "the slack is worth less than on demand costs")
     if not any(known.place.spot for known in payable):
         return buy  # none that is worth its price: nothing to wait for
     outlook = _outlook(seen, market, settings)
@@ -148,7 +153,8 @@ def _by_outlook(seen: Observation, market: SpotMarket, payable: list[Known], set
     visible = any(known.up_h is not None for known in spot)
     early = visible and slack_h > outlook.at(outlook.wait, seen.work_left_h, market)
     if spot and not early:
-        return Launch(_best_spot(seen, spot, market, settings), "spot is there, and the slack bears a preemption")
+        best = _best_spot(seen, spot, market, settings)
+        return Launch(best, "slack_enough", "spot is there, and the slack bears a preemption")
     return wait if can_wait else buy
 
 
@@ -157,7 +163,7 @@ def _leave_on_demand(seen: Observation, market: SpotMarket, settings: Settings) 
     slack_h = (seen.deadline_h or 0.0) - seen.work_left_h
     if not _on_demand_makes_it(seen) or slack_h <= outlook.at(outlook.keep, seen.work_left_h, market):
         return Stay()
-    return Move(f"{slack_h:.1f} h of slack are worth a change to spot")
+    return Move("slack_enough", f"{slack_h:.1f} h of slack are worth a change to spot")
 
 
 def _outlook(seen: Observation, market: SpotMarket, settings: Settings) -> Outlook:

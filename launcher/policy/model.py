@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
+from checkpoints.causes import LaunchCause, Limit, MoveCause, WaitCause
 from launcher.policy.market import PRIOR_UP, SpotMarket, mean_spell_h
 
 USUAL_HAZARD_PER_H = 1 / mean_spell_h(PRIOR_UP)
@@ -99,7 +99,9 @@ class Launch:
     """Ask these places for a machine, in this order."""
 
     places: tuple[Place, ...]
+    cause: LaunchCause
     reason: str
+    """For people, as in the other actions: what is done about an action depends on its cause only."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Wait:
     """Ask again after so many hours."""
 
     hours: float
+    cause: WaitCause
     reason: str
 
 
@@ -119,6 +122,7 @@ class Stay:
 class Move:
     """Have the trainer save, give the machine back, and decide anew."""
 
+    cause: MoveCause
     reason: str
     urgent: bool = False
     """The deadline wants it: also from a trainer that doesn't obey."""
@@ -128,7 +132,7 @@ class Move:
 class GiveUp:
     """End the run, its state saved: going on would break a limit."""
 
-    limit: Literal["budget", "places"]
+    limit: Limit
     reason: str
 
 
