@@ -59,12 +59,14 @@ def _without_machine(seen: Observation, settings: Settings) -> Action:
         return _until_one_is_awake(seen, payables)
     worth = worth_their_price(seen, within_reserve(seen, awake), settings)
     if _all_refused_just_now(worth):
-        return Wait(back_off_h(seen.refusals_in_a_row), f"none of the {len(worth)} places has a machine")
+        return Wait(back_off_h(seen.refusals_in_a_row), "sold_out", f"none of the {len(worth)} places has a machine")
     if seen.market is not None and on_demand_makes_it(seen):
         return by_outlook(seen, seen.market, worth, settings)
     hurry = must_be_safe(seen, settings) and still_binds(seen)
-    why = "the deadline is near: on demand first" if hurry else "cheapest first, places that were just taken away last"
-    return Launch(in_order(seen, worth, settings, on_demand_first=hurry), why)
+    order = in_order(seen, worth, settings, on_demand_first=hurry)
+    if hurry:
+        return Launch(order, "deadline", "the deadline is near: on demand first")
+    return Launch(order, "cheapest", "cheapest first, with the restarts that each place's preemptions cost")
 
 
 def _unpayable(seen: Observation) -> GiveUp:
@@ -82,7 +84,7 @@ def _until_one_is_awake(seen: Observation, places: Sequence[Known]) -> Action:
     told = f"{seen.effort.machines} machines in a row, for ${seen.effort.usd:.2f}, brought no new committed step"
     if not math.isfinite(rest_h):
         return GiveUp("progress", f"{told}, and no other kind of place is left to try")
-    return Wait(rest_h, told)
+    return Wait(rest_h, "progress", told)
 
 
 def _while_running(seen: Observation, running: Running, settings: Settings) -> Action:
@@ -95,17 +97,19 @@ def _while_running(seen: Observation, running: Running, settings: Settings) -> A
         return leave_on_demand(seen, running, settings)
     can_be_safe = any(is_safe_place(seen, known) for known in seen.places)
     if can_be_safe and must_be_safe(seen, settings) and on_demand_makes_it(seen):
-        return Move("the deadline is near, and a preemption would miss it: going on demand", urgent=True)
+        reason = "the deadline is near, and a preemption would miss it: going on demand"
+        return Move("deadline", reason, urgent=True)
     if running.reserve and reserve_is_going(seen, place, settings):
-        return Move("a preemption would leave too little of the budget to finish: going on demand", urgent=True)
+        reason = "a preemption would leave too little of the budget to finish: going on demand"
+        return Move("budget", reason, urgent=True)
     return leave_spot(seen, running, settings)
 
 
 def _stuck(running: Running) -> Move | None:
     if running.stuck_h >= STUCK_H:
-        return Move(f"no progress for {running.stuck_h * 60:.0f} min", urgent=True)
+        return Move("progress", f"no progress for {running.stuck_h * 60:.0f} min", urgent=True)
     if running.trained and running.uncommitted_h >= UNCOMMITTED_H:
-        return Move(f"no step was committed for {running.uncommitted_h:.1f} h", urgent=True)
+        return Move("progress", f"no step was committed for {running.uncommitted_h:.1f} h", urgent=True)
     return None
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from checkpoints.events import Event
-from checkpoints.machines import machines_of, told_by
+from checkpoints.causes import GoneCause
+from checkpoints.event_kinds import AttemptEnded, AttemptStarted, MachineUp, Notice, PlaceRecord, Saved, Training
+from checkpoints.events import Event, of_kind
+from checkpoints.machines import Ended, machines_of, told_by
 from checkpoints.run import Heartbeat
 from launcher.policy.model import Place
 
@@ -28,22 +30,24 @@ class MachineSpell(NamedTuple):
     place: Place
     since: datetime
     until: datetime | None
-    ended: str | None
+    ended: Ended | None
+    job_status: str = ""
+    """SkyPilot's final status of the job that it was closed with."""
 
 
-def place_data(place: Place) -> dict[str, Any]:
-    """A place as an event tells it."""
-    return asdict(place)
+def place_data(place: Place) -> PlaceRecord:
+    """A place as an event records it."""
+    return PlaceRecord(**asdict(place))
 
 
-def place_of(data: dict[str, Any]) -> Place:
-    """Back from an event."""
-    return Place(**{name: data[name] for name in Place.__dataclass_fields__ if name in data})
+def place_of(record: PlaceRecord) -> Place:
+    """The place that an event names."""
+    return Place(**{name: getattr(record, name) for name in Place.__dataclass_fields__})
 
 
 def machines(events: Sequence[Event]) -> list[MachineSpell]:
     """The machines of the run, oldest first. The end of the run ends its machine too."""
-    return [MachineSpell(place_of(place), since, until, ended) for place, since, until, ended in machines_of(events)]
+    return [MachineSpell(place_of(machine.place), *machine[1:]) for machine in machines_of(events)]
 
 
 def machine_now(spells: Sequence[MachineSpell]) -> MachineSpell | None:
@@ -54,7 +58,7 @@ def machine_now(spells: Sequence[MachineSpell]) -> MachineSpell | None:
 def began_since(events: Sequence[Event], moment: datetime) -> bool:
     """Has the run got a machine or begun an attempt since then? Machines' clocks differ, and this one's too."""
     later = moment + timedelta(seconds=CLOCKS_DIFFER_S)
-    return any(event.kind in ("machine_up", "attempt_started") and event.time > later for event in events)
+    return any(isinstance(event.payload, MachineUp | AttemptStarted) and event.time > later for event in events)
 
 
 def spent_usd(spells: Sequence[MachineSpell], now: datetime) -> float:
@@ -63,28 +67,28 @@ def spent_usd(spells: Sequence[MachineSpell], now: datetime) -> float:
     return hours_usd + sum(spell.place.restore_usd for spell in spells[1:])
 
 
-def why_gone(events: Sequence[Event], since: datetime) -> str:
+def why_gone(events: Sequence[Event], since: datetime) -> GoneCause:
     """Why the machine that was there `since` then is gone: `preempted`, `moved`, `stopped` (a signal) or `crashed`.
 
     Without a word of the attempt it was taken away.
     """
     since_up = [event for event in events if event.time >= since]
-    ended = [event for event in since_up if event.kind == "attempt_ended"]
+    ended = [attempt for _, attempt in of_kind(since_up, AttemptEnded)]
     if not ended:
         return "preempted"
-    if ended[-1].data.get("outcome") != "preempted":
+    if ended[-1].outcome != "preempted":
         return "crashed"
-    return told_by([event.data["source"] for event in since_up if event.kind == "notice"])
+    return told_by([notice.source for _, notice in of_kind(since_up, Notice)])
 
 
 def work_left_h(events: Sequence[Event], heartbeat: Heartbeat | None, hours: float, now: datetime) -> float:
     """Hours of training left after what is safely done: measured where the run has a speed, else the assumed share."""
-    total = max((event.data.get("total_steps", 0) for event in events if event.kind == "training"), default=0)
+    total = max((training.total_steps for _, training in of_kind(events, Training)), default=0)
     if heartbeat is not None:
         total = max(total, heartbeat.total_steps)
     if not total:
         return hours
-    done = max((event.data["step"] for event in events if event.kind == "saved"), default=0)
+    done = max((saved.step for _, saved in of_kind(events, Saved)), default=0)
     alive = heartbeat is not None and (now - heartbeat.time).total_seconds() < 60
     if heartbeat is not None and alive:
         done = max(done, heartbeat.step)
@@ -94,11 +98,12 @@ def work_left_h(events: Sequence[Event], heartbeat: Heartbeat | None, hours: flo
 
 def _hours_per_step(events: Sequence[Event]) -> float | None:
     """Of the newest attempt that trained long enough: from its first step to its last save."""
-    for first in reversed([event for event in events if event.kind == "training"]):
-        saves = [event for event in events if event.kind == "saved" and event.attempt == first.attempt]
-        steps = int(saves[-1].data["step"]) - int(first.data["step"]) if saves else 0
-        if steps >= MIN_MEASURED_STEPS:
-            return hours_of(saves[-1].time - first.time) / steps
+    all_saves = of_kind(events, Saved)
+    for began, first in reversed(of_kind(events, Training)):
+        saves = [(event.time, saved.step) for event, saved in all_saves if event.attempt == began.attempt]
+        if saves and saves[-1][1] - first.step >= MIN_MEASURED_STEPS:
+            time, step = saves[-1]
+            return hours_of(time - began.time) / (step - first.step)
     return None
 
 

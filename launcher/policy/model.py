@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from checkpoints.causes import LaunchCause, Limit, MoveCause, WaitCause
 from launcher.policy.market import PRIOR_UP, SpotMarket, mean_spell_h
 
 USUAL_HAZARD_PER_H = 1 / mean_spell_h(PRIOR_UP)
@@ -144,7 +145,9 @@ class Launch:
     """Ask these places for a machine, in this order."""
 
     places: tuple[Place, ...]
+    cause: LaunchCause
     reason: str
+    """For people, as in the other actions: what is done about an action depends on its cause only."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,7 @@ class Wait:
     """Ask again after so many hours."""
 
     hours: float
+    cause: WaitCause
     reason: str
 
 
@@ -164,6 +168,7 @@ class Stay:
 class Move:
     """Have the trainer save, give the machine back, and decide anew."""
 
+    cause: MoveCause
     reason: str
     urgent: bool = False
     """Also from a trainer that doesn't obey: the deadline or the budget wants it, or the machine makes no progress."""
@@ -173,7 +178,7 @@ class Move:
 class GiveUp:
     """End the run, its state saved: going on would break a limit."""
 
-    limit: Literal["budget", "places", "progress"]
+    limit: Limit
     reason: str
 
 

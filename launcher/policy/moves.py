@@ -36,7 +36,7 @@ def _to_on_demand(seen: Observation, here: Known, settings: Settings) -> Action:
     # Where it is sold out again, there was a restart for nothing.
     if saved <= restart_usd(seen, here.place) + restart_usd(seen, best):
         return Stay()
-    return Move(f"{best} would save ${saved:.2f} on the rest")
+    return Move("cheaper", f"{best} would save ${saved:.2f} on the rest")
 
 
 def _to_cheaper_spot(seen: Observation, here: Known, settings: Settings) -> Action:
@@ -47,7 +47,7 @@ def _to_cheaper_spot(seen: Observation, here: Known, settings: Settings) -> Acti
     gain_usd, best = max(gains, key=lambda gain: gain[0], default=(0.0, here))
     if gain_usd <= WORTH_IT * seen.work_left_h * here.place.price_usd_per_hour:
         return Stay()
-    return Move(f"{best.place} may save ${gain_usd:.2f} on the rest")
+    return Move("cheaper", f"{best.place} may save ${gain_usd:.2f} on the rest")
 
 
 def _cheaper(seen: Observation, here: Known) -> list[Known]:
@@ -116,7 +116,7 @@ def _try_spot(seen: Observation, running: Running, settings: Settings) -> Action
     # Unsuccessful it costs a restart on demand, and a good one a restart on spot and most likely a preemption.
     if saved <= restart_usd(seen, running.place) + 2 * restart_usd(seen, best):
         return Stay()
-    return Move(f"{best} would save ${saved:.2f} on the rest")
+    return Move("cheaper", f"{best} would save ${saved:.2f} on the rest")
 
 
 def _by_table(seen: Observation, market: SpotMarket, settings: Settings) -> Action:
@@ -124,4 +124,4 @@ def _by_table(seen: Observation, market: SpotMarket, settings: Settings) -> Acti
     slack_h = slack_of(seen)
     if not on_demand_makes_it(seen) or slack_h <= outlook.at(outlook.keep, seen.work_left_h, market):
         return Stay()
-    return Move(f"{slack_h:.1f} h of slack are worth a change to spot")
+    return Move("slack_enough", f"{slack_h:.1f} h of slack are worth a change to spot")

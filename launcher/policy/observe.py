@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 
-from checkpoints.events import Event
+from checkpoints.event_kinds import MachineUp, NoCapacity, Training
+from checkpoints.events import Event, of_kind
 from checkpoints.run import Heartbeat
 from launcher.hazard import ON_DEMAND_H, assumed
 from launcher.policy.experience import MarketCounts, counts_of, kind_of, tuned_chain, world_of
@@ -67,7 +68,7 @@ def _life_h(learned: Mapping[Place, float], spot: Sequence[Place], limits: Limit
 
 
 def _running(current: MachineSpell, events: Sequence[Event], now: datetime) -> Running:
-    trained = any(event.kind == "training" and event.time >= current.since for event in events)
+    trained = any(event.time >= current.since for event, _ in of_kind(events, Training))
     return Running(current.place, hours_of(now - current.since), trained=trained)
 
 
@@ -80,9 +81,7 @@ def _known(
 
 def _refused_at(events: Sequence[Event]) -> dict[Place, datetime]:
     """When each place last had nothing."""
-    return {
-        place_of(data): event.time for event in events if event.kind == "no_capacity" for data in event.data["places"]
-    }
+    return {place_of(place): event.time for event, refusal in of_kind(events, NoCapacity) for place in refusal.places}
 
 
 def _market(events: Sequence[Event], places: Sequence[Place], limits: Limits, now: datetime) -> SpotMarket | None:
@@ -93,11 +92,12 @@ def _market(events: Sequence[Event], places: Sequence[Place], limits: Limits, no
     chain = _chain(events, spot, limits, now)
     refused_since: dict[Place, datetime] = {}
     for event in events:
-        if event.kind == "machine_up":
-            refused_since.clear()
-        elif event.kind == "no_capacity":
-            for data in event.data["places"]:
-                refused_since.setdefault(place_of(data), event.time)
+        match event.payload:
+            case MachineUp():
+                refused_since.clear()
+            case NoCapacity(places=refused):
+                for place in refused:
+                    refused_since.setdefault(place_of(place), event.time)
     if not all(place in refused_since for place in spot):
         return SpotMarket(chain, up=True, age_h=UNSEEN_AGE_H)
     return SpotMarket(chain, up=False, age_h=hours_of(now - max(refused_since[place] for place in spot)))
@@ -126,10 +126,11 @@ def _refusals(events: Sequence[Event]) -> int:
     """Rounds in which nobody that was asked had a machine, since the last one."""
     count = 0
     for event in events:
-        if event.kind == "machine_up":
-            count = 0
-        elif event.kind == "no_capacity":
-            count += 1
+        match event.payload:
+            case MachineUp():
+                count = 0
+            case NoCapacity():
+                count += 1
     return count
 
 

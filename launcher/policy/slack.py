@@ -31,10 +31,12 @@ def by_outlook(seen: Observation, market: SpotMarket, worth: Sequence[Known], se
     """Without a machine, and with a deadline that on demand can make."""
     spot = [known for known in worth if known.place.spot and not _still_refused(seen, known)]
     slack_h = slack_of(seen)
-    wait = Wait(_until_asked_again_h(seen, worth, settings), f"{slack_h:.1f} h of slack are enough to wait for spot")
+    wait_h = _until_asked_again_h(seen, worth, settings)
+    wait = Wait(wait_h, "slack_enough", f"{slack_h:.1f} h of slack are enough to wait for spot")
     if all(known.place.spot for known in worth):
-        return Launch(_by_price(seen, spot, market, settings), "cheapest first") if spot else wait
-    buy = Launch(in_order(seen, worth, settings, on_demand_first=True), "the slack is worth less than on demand costs")
+        return Launch(_by_price(seen, spot, market, settings), "cheapest", "cheapest first") if spot else wait
+    on_demand = in_order(seen, worth, settings, on_demand_first=True)
+    buy = Launch(on_demand, "slack_short", "the slack is worth less than on demand costs")
     if not any(known.place.spot for known in worth):
         return buy  # none that is worth its price: nothing to wait for
     outlook = outlook_of(seen, market.chain, worth, settings)
@@ -44,7 +46,7 @@ def by_outlook(seen: Observation, market: SpotMarket, worth: Sequence[Known], se
     early = visible and slack_h > outlook.at(outlook.wait, seen.work_left_h, market)
     taken = () if early else _taken(seen, _by_price(seen, spot, market, settings), market, worth, settings)
     if taken:
-        return Launch(taken, "spot is available, and there is enough slack to absorb a preemption")
+        return Launch(taken, "slack_enough", "spot is available, and there is enough slack to absorb a preemption")
     return wait if _can_wait(seen, settings) else buy
 
 

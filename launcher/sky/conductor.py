@@ -12,11 +12,26 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+from checkpoints.causes import GoneCause
 from checkpoints.clock import Clock
 from checkpoints.errors import NotusError
-from checkpoints.events import RUN_ENDS, Diary, Event, read_events
+from checkpoints.event_kinds import (
+    Alarm,
+    AttemptEnded,
+    AttemptStarted,
+    Decided,
+    FalseRecovery,
+    MachineGone,
+    MachineUp,
+    NoCapacity,
+    Payload,
+    Planned,
+    RunEnd,
+    Stopped,
+)
+from checkpoints.events import RUN_ENDS, Diary, Event, of_kind, read_events
 from checkpoints.head import read_head
 from checkpoints.requests import ask, read_request, withdraw
 from checkpoints.run import Heartbeat, read_heartbeat
@@ -139,7 +154,7 @@ class Conductor:
         `sky jobs launch` has not: a restart of the controller would then take an old end for this job's.
         """
         if _last_turn(await self._events()) != "planned":
-            await self._note("planned", strategy="NOTUS")
+            await self._note(Planned(strategy="NOTUS"))
         return await self.place()
 
     async def place(self) -> float:
@@ -149,13 +164,14 @@ class Conductor:
             await self._obey_a_stop()
             action = await self._choose(replace(await self._observe(await self._events()), running=None))
             if isinstance(action, GiveUp):
-                await self._note("stopped", reason=action.reason, limit=action.limit, step=0)
+                await self._note(Stopped(reason=action.reason, limit=action.limit, step=0))
                 raise LimitReached(f"stopped, its state is saved: {action.reason}", _hint(action))
             if isinstance(action, Wait):
                 await self._hands.wait(action.hours * 3600, action.reason)
                 continue
             assert isinstance(action, Launch), action
-            await self._note("decided", action="launch", reason=action.reason, first=str(action.places[0]))
+            first = str(action.places[0])
+            await self._note(Decided(action="launch", cause=action.cause, reason=action.reason, first=first))
             life_h = self._expected_life_h(action.places[0])
             answer = await self._hands.launch_in(action.places, life_h, self._dead_writer)
             if answer.refused:
@@ -163,21 +179,21 @@ class Conductor:
             if isinstance(answer, Refused):
                 continue
             place = self._limits.priced(answer.place)
-            await self._note("machine_up", place=place_data(place), since=answer.since.isoformat())
+            await self._note(MachineUp(place=place_data(place), since=answer.since))
             if isinstance(answer, Up):
                 return answer.submitted_at
-            await self._note("machine_gone", why="preempted", place=place_data(answer.place), said=answer.said)
+            await self._note(MachineGone(why="preempted", place=place_data(answer.place), said=answer.said))
             lost += 1
             if lost > 1:  # not bad luck any more: SkyPilot's own pause, so that a broken start isn't paid without end
                 await self._hands.wait(LOST_WAIT_S, f"{lost} machines were lost before they ran the job")
 
     async def _note_refused(self, refused: Sequence[Answer]) -> None:
-        await self._note(
-            "no_capacity",
-            places=[place_data(answer.place) for answer in refused],
-            answers=[answer.said for answer in refused],
-            reasons=list(dict.fromkeys(answer.said for answer in refused if answer.said)),
+        noted = NoCapacity(
+            places=tuple(place_data(answer.place) for answer in refused),
+            answers=tuple(answer.said for answer in refused),
+            reasons=tuple(dict.fromkeys(answer.said for answer in refused if answer.said)),
         )
+        await self._note(noted)
 
     async def recover(self) -> float:
         """After the job's end with exit code 75, or after SkyPilot has lost the machine. Raises `LimitReached`."""
@@ -189,26 +205,26 @@ class Conductor:
         attempt = None
         if spell is not None:
             if await self._is_alive(spell):
-                await self._note("false_recovery", place=place_data(spell.place))
+                await self._note(FalseRecovery(place=place_data(spell.place)))
                 return self._clock.now().timestamp()
             events = await self._events()
             attempt = _attempt_on(spell, events)
-            await self._note("machine_gone", why=why_gone(events, spell.since), place=place_data(spell.place))
+            await self._note(MachineGone(why=why_gone(events, spell.since), place=place_data(spell.place)))
         await self._hands.release()
         self._dead_writer = await asyncio.to_thread(self._writer_of, attempt)
         return await self.place()
 
-    async def close(self, why: str) -> None:
-        """The job is over: so is its machine, also where nobody has written that."""
+    async def close(self, why: GoneCause, job_status: str = "") -> None:
+        """The job is over: so is its machine, also where nobody has written that. `job_status` is SkyPilot's."""
         if (spell := machine_now(machines(await self._events()))) is not None:
-            await self._note("machine_gone", why=why, place=place_data(spell.place))
+            await self._note(MachineGone(why=why, place=place_data(spell.place), job_status=job_status))
 
     async def _obey_a_stop(self) -> None:
         """A stop that nobody has seen yet ends the run before another machine is paid. Raises `LimitReached`."""
         request = await asyncio.to_thread(read_request, self._store)
         if request is None or request.action != "stop":
             return
-        await self._note("stopped", reason=request.reason, step=0)
+        await self._note(Stopped(reason=request.reason, limit=request.limit, step=0))
         await asyncio.to_thread(withdraw, self._store)
         raise LimitReached(f"stopped: {request.reason}", "launch the same --name again to go on")
 
@@ -259,8 +275,10 @@ class Conductor:
                 await self.close("budget" if what == "stop" else "hung")
                 await self._hands.release()
             return
-        await self._note("decided", action=what, reason=action.reason)
-        await asyncio.to_thread(ask, self._store, what, epoch, action.reason, self._clock)
+        limit = action.limit if isinstance(action, GiveUp) else None
+        cause = action.limit if isinstance(action, GiveUp) else action.cause
+        await self._note(Decided(action=what, cause=cause, reason=action.reason))
+        await asyncio.to_thread(ask, self._store, what, epoch, action.reason, self._clock, limit)
 
     def _patience_s(self, action: Move | GiveUp) -> float:
         """For a trainer that was asked. A deadline has slack for one restart beyond the move's own."""
@@ -277,7 +295,7 @@ class Conductor:
             last = self._progress = Progress(attempt, step, now if beat else spell.since)
         if (now - last.since).total_seconds() > NO_PROGRESS_S:
             stuck_s = round((now - last.since).total_seconds())
-            await self._note("alarm", step=step, phase=beat.phase if beat else "set-up", stuck_s=stuck_s)
+            await self._note(Alarm(step=step, phase=beat.phase if beat else "set-up", stuck_s=stuck_s))
             self._progress = last._replace(since=now)
 
     # --- what is known ----------------------------------------------------------------------------
@@ -320,12 +338,12 @@ class Conductor:
     def _heartbeat(self) -> Heartbeat | None:
         return read_heartbeat(self._store)
 
-    async def _note(self, kind: Any, /, **data: Any) -> None:
+    async def _note(self, payload: Payload) -> None:
         """A machine that is up must not be lost, or asked for twice, because the diary could not be written.
 
         What can't be written is known here all the same, and written later.
         """
-        event = self._diary.compose(kind, **data)
+        event = self._diary.compose(payload)
         if event.time <= self._noted_at:  # a machine that came and went at once: the order must stay
             event = event.model_copy(update={"time": self._noted_at + timedelta(microseconds=1)})
         self._noted_at = event.time
@@ -334,7 +352,7 @@ class Conductor:
         try:
             await asyncio.to_thread(self._write_down)
         except NotusError as error:
-            logger.warning("notus: could not note %r yet: %s", kind, error.message)
+            logger.warning("notus: could not note %r yet: %s", event.kind, error.message)
 
     def _write_down(self) -> None:
         """Not on the event loop: it is every job's, and a bucket that is away takes minutes.
@@ -349,8 +367,8 @@ class Conductor:
 
 def _attempt_on(spell: MachineSpell, events: Sequence[Event]) -> int | None:
     """The attempt that this machine began, unless it has ended."""
-    begun = [event.attempt for event in events if event.kind == "attempt_started" and event.time >= spell.since]
-    ended = {event.attempt for event in events if event.kind == "attempt_ended"}
+    begun = [event.attempt for event, _ in of_kind(events, AttemptStarted) if event.time >= spell.since]
+    ended = {event.attempt for event, _ in of_kind(events, AttemptEnded)}
     return begun[-1] if begun and begun[-1] not in ended else None
 
 
@@ -359,7 +377,7 @@ def _is_over(events: Sequence[Event]) -> bool:
 
 
 def _last_turn(events: Sequence[Event]) -> str:
-    turns = [event.kind for event in events if event.kind in (*RUN_ENDS, "planned", "machine_up", "attempt_started")]
+    turns = [event.kind for event in events if isinstance(event.payload, RunEnd | Planned | MachineUp | AttemptStarted)]
     return turns[-1] if turns else ""
 
 
