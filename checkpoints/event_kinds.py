@@ -117,6 +117,28 @@ class MachineUp(Payload):
     place: PlaceRecord
     since: Moment
     """When it began to be billed."""
+    after_attempt: NonNegativeInt | None = None
+    """The newest attempt when the machine was asked for: those on it have higher numbers. None in a diary of an earlier
+    version."""
+    reserve: bool = False
+    """The budget could pay the way to the end on demand besides, when it was asked for."""
+
+
+class UnderWay(Payload):
+    """The strategy has seen the first new step on the machine that is up."""
+
+    kind = "under_way"
+
+    hours: float
+    """Since the machine was asked for, by the strategy's clock: what a start takes."""
+
+
+class PriceChanged(Payload):
+    """The price list has another price for the machine that is up. It is billed at that one from now on."""
+
+    kind = "price_changed"
+
+    place: PlaceRecord
 
 
 class MachineGone(Payload):
@@ -189,6 +211,8 @@ class ReleaseFailed(Payload):
     """For people."""
     tries: int
     """How many have failed so far."""
+    why: GoneCause = "unknown"
+    """Why it is given back."""
 
 
 class FalseRecovery(Payload):
@@ -383,7 +407,20 @@ class Stopped(RunEnd):
 
 
 _MODELS: tuple[type[Payload], ...] = (
-    *(Planned, Decided, MachineUp, MachineGone, NoCapacity, SetupFailed, ReleaseFailed, FalseRecovery, Alarm, Compared),
+    *(
+        Planned,
+        Decided,
+        MachineUp,
+        UnderWay,
+        PriceChanged,
+        MachineGone,
+        NoCapacity,
+        SetupFailed,
+        ReleaseFailed,
+        FalseRecovery,
+        Alarm,
+        Compared,
+    ),
     *(AttemptStarted, Claimed, Resumed, DamageFound, Training, Evaluated, Saved, Notice, Exported, Pushed),
     *(Preempted, AttemptEnded, Finished, Failed, Stopped),
 )

@@ -35,6 +35,7 @@ class Event(Record):
     id: str
     kind: str
     attempt: int = Field(ge=0, description="0 = the launcher, before the first attempt")
+    launch: int = Field(default=0, ge=0, description="number of the launch (launches.py); 0 = unknown")
     payload: Payload = Field(alias="data")
 
     @field_validator("payload", mode="before")
@@ -45,7 +46,8 @@ class Event(Record):
     @model_serializer
     def _wire(self) -> dict[str, Any]:
         head = {"version": self.version, "time": self.time, "id": self.id, "kind": self.kind, "attempt": self.attempt}
-        return {**head, "data": self.payload.wire()}
+        numbered = {"launch": self.launch} if self.launch else {}
+        return {**head, **numbered, "data": self.payload.wire()}
 
     @property
     def key(self) -> str:
@@ -65,10 +67,11 @@ class Diary:
     `write` takes a payload, or a kind and its data, which are validated: the second form is for tests and scripts.
     """
 
-    def __init__(self, store: Store, attempt: int, clock: Clock | None = None) -> None:
+    def __init__(self, store: Store, attempt: int, clock: Clock | None = None, launch: int = 0) -> None:
         self._store = store
         self._attempt = attempt
         self._clock = clock or SystemClock()
+        self._launch = launch
 
     @overload
     def write(self, what: Payload, /) -> Event: ...
@@ -83,7 +86,7 @@ class Diary:
     def compose(self, payload: Payload) -> Event:
         """An event of now, not yet in the diary."""
         now, new_id = self._clock.now(), uuid.uuid4().hex[:12]
-        return Event(time=now, id=new_id, kind=payload.kind, attempt=self._attempt, data=payload)
+        return Event(time=now, id=new_id, kind=payload.kind, attempt=self._attempt, launch=self._launch, data=payload)
 
     def append(self, event: Event) -> None:
         """Write it; again is harmless."""

@@ -16,7 +16,10 @@ from checkpoints.event_kinds import (
     Payload,
     PlaceRecord,
     Planned,
+    PriceChanged,
+    ReleaseFailed,
     Stopped,
+    UnderWay,
 )
 from checkpoints.events import Event
 
@@ -36,17 +39,40 @@ class Machine(NamedTuple):
     ended: Ended | None
     job_status: str = ""
     """SkyPilot's final status of the job that it was closed with."""
+    after_attempt: int | None = None
+    """Attempts on it have higher numbers."""
+    reserve: bool = False
+    """The budget could pay the way to the end on demand besides, when it was asked for."""
+    prices: tuple[tuple[datetime, float], ...] = ()
+    """Dollars per hour from a moment on, where its price has changed since."""
+    start_h: float | None = None
+    """From its request to the first new step on it, as the strategy saw it."""
 
     def cost_usd(self, now: datetime) -> float:
         """Until its end, or until `now`."""
-        hours = ((self.until or now) - self.since).total_seconds() / 3600
-        return hours * self.place.price_usd_per_hour
+        return billed_usd(self.since, self.until or now, self.place.price_usd_per_hour, self.prices)
+
+
+def billed_usd(
+    since: datetime, until: datetime, usd_per_hour: float, prices: Sequence[tuple[datetime, float]]
+) -> float:
+    """Of a machine whose price has changed on the way."""
+    usd, begin = 0.0, since
+    for moment, price in prices:
+        usd += max(0.0, (min(moment, until) - begin).total_seconds()) / 3600 * usd_per_hour
+        begin, usd_per_hour = max(begin, min(moment, until)), price
+    return usd + max(0.0, (until - begin).total_seconds()) / 3600 * usd_per_hour
 
 
 def machines_of(events: Sequence[Event]) -> list[Machine]:
-    """Oldest first. The end of the run ends its machine too."""
+    """Oldest first.
+
+    The end of the run ends its machine too, until the strategy has noted when it was really given back: that counts,
+    and a machine that could not be given back is billed on.
+    """
     found: list[Machine] = []
     before: datetime | None = None
+    unconfirmed = False
     for event in events:
         last = found[-1] if found else None
         is_up = last is not None and last.until is None
@@ -54,14 +80,24 @@ def machines_of(events: Sequence[Event]) -> list[Machine]:
             case Planned() if last and is_up:
                 # A launch finds no machine of an earlier job: it ended after its last event, at an unknown time.
                 found[-1] = last._replace(until=max(last.since, before or last.since), ended="unknown")
-            case MachineUp(place=place, since=since):
+            case MachineUp(place=place, since=since, after_attempt=after, reserve=reserve):
                 if last and is_up:  # its end was never written: the controller was killed in between
                     found[-1] = last._replace(until=since, ended="unknown")
-                found.append(Machine(place, since, None, None))
-            case MachineGone(why=why, job_status=job_status) if last and is_up:
-                found[-1] = last._replace(until=event.time, ended=why, job_status=job_status)
+                found.append(Machine(place, since, None, None, after_attempt=after, reserve=reserve))
+                unconfirmed = False
+            case UnderWay(hours=hours) if last and is_up:
+                found[-1] = last._replace(start_h=hours)
+            case PriceChanged(place=place) if last and is_up:
+                found[-1] = last._replace(prices=(*last.prices, (event.time, place.price_usd_per_hour)))
+            case MachineGone(why=why, job_status=job_status) if last and (is_up or unconfirmed):
+                kept = last.ended if unconfirmed and last.ended else why
+                found[-1] = last._replace(until=event.time, ended=kept, job_status=job_status)
+                unconfirmed = False
+            case ReleaseFailed() if last and (is_up or unconfirmed):
+                found[-1] = last._replace(until=None)
             case payload if last and is_up and (ended := _run_end(payload)):
                 found[-1] = last._replace(until=event.time, ended=ended)
+                unconfirmed = True
         before = event.time
     return found
 

@@ -159,7 +159,9 @@ class Ledger:
 
     def usd_of(self, *, spot: bool) -> float:
         """Of the machines of one market."""
-        return sum((gone - asked) * place.price_usd_per_hour for place, asked, gone in self.machines if place.spot == spot)
+        return sum(
+            (gone - asked) * place.price_usd_per_hour for place, asked, gone in self.machines if place.spot == spot
+        )
 
 
 class AwayStore:
@@ -247,7 +249,9 @@ class LiveWorld:
                 next_look = self.hour + self.limits.settings.check_h
                 while True:
                     self._check_time()
-                    self._sleep(POLL_S / 3600 if self.limits.settings.check_h < 1 / 30 else self.limits.settings.check_h)
+                    self._sleep(
+                        POLL_S / 3600 if self.limits.settings.check_h < 1 / 30 else self.limits.settings.check_h
+                    )
                     if restarts and self.hour >= restarts[-1]:
                         restarts.pop()
                         self.conductor = self._new_conductor()
@@ -452,7 +456,9 @@ class LiveWorld:
         phase = "training" if training else "preparing" if hour > machine.first_step_h - 0.2 else "loading"
         step = self._steps_at(machine, hour) if training else 0
         off = timedelta(seconds=self.trainer.clock_off_s)
-        beat = Heartbeat(attempt=machine.attempt, time=self.moment(hour) + off, phase=phase, step=step, total_steps=STEPS)
+        beat = Heartbeat(
+            attempt=machine.attempt, time=self.moment(hour) + off, phase=phase, step=step, total_steps=STEPS
+        )
         self.store.put(HEARTBEAT_KEY, beat.to_json())
 
     def _note(self, machine: Machine, hour: float, kind: str, **data: object) -> None:

@@ -31,8 +31,12 @@ from launcher.policy.slack import by_outlook
 
 STUCK_H = 0.75
 """Without a new step, or another phase of its start, a machine is given up after that long."""
+MOST_DOUBLINGS = 2
 UNCOMMITTED_H = 3.0
 """A machine that trains and commits nothing, because the bucket takes nothing from it."""
+
+MOST_WAIT_H = 7 * 24.0
+"""Without a machine anywhere; a run that costs nothing ends too, at last."""
 
 
 def decide(seen: Observation, settings: Settings | None = None) -> Action:
@@ -57,6 +61,8 @@ def _without_machine(seen: Observation, settings: Settings) -> Action:
     awake = [known for known in payables if known.rest_h <= 0]
     if not awake:
         return _until_one_is_awake(seen, payables)
+    if seen.without_machine_h is not None and seen.without_machine_h >= MOST_WAIT_H:
+        return GiveUp("places", f"no place has had a machine for {seen.without_machine_h / 24:.0f} days")
     worth = worth_their_price(seen, within_reserve(seen, awake), settings)
     if _all_refused_just_now(worth):
         return Wait(back_off_h(seen.refusals_in_a_row), "sold_out", f"none of the {len(worth)} places has a machine")
@@ -91,7 +97,7 @@ def _while_running(seen: Observation, running: Running, settings: Settings) -> A
     place = running.place
     if seen.budget_left_usd is not None and seen.budget_left_usd <= closing_usd(seen, place):
         return GiveUp("budget", f"the budget is used up but for ${money(seen):.2f}")
-    if (stuck := _stuck(running)) is not None:
+    if (stuck := _stuck(running, seen.effort.stuck)) is not None:
         return stuck
     if not place.spot:
         return leave_on_demand(seen, running, settings)
@@ -105,8 +111,9 @@ def _while_running(seen: Observation, running: Running, settings: Settings) -> A
     return leave_spot(seen, running, settings)
 
 
-def _stuck(running: Running) -> Move | None:
-    if running.stuck_h >= STUCK_H:
+def _stuck(running: Running, before: int) -> Move | None:
+    """A machine without progress. The next one in a row gets twice the time: its start may really be that slow."""
+    if running.stuck_h >= STUCK_H * 2 ** min(before, MOST_DOUBLINGS):
         return Move("progress", f"no progress for {running.stuck_h * 60:.0f} min", urgent=True)
     if running.trained and running.uncommitted_h >= UNCOMMITTED_H:
         return Move("progress", f"no step was committed for {running.uncommitted_h:.1f} h", urgent=True)

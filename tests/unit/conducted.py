@@ -15,7 +15,7 @@ from checkpoints.run import HEARTBEAT_KEY, Heartbeat
 from launcher.policy.limits import Limits
 from launcher.policy.model import Place
 from launcher.sky.asked import Answer
-from launcher.sky.conductor import Conductor, Lost, Refused, Up
+from launcher.sky.conductor import Conductor, Lost, Refused, Told, Up
 
 SPOT_A = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
 SPOT_B = Place("gcp", "us", "us-b", "A100:8", True, 11.0)
@@ -29,24 +29,30 @@ class FakeSky:
         self.clock = clock
         self.stock = stock
         self.asked: list[tuple[Place, ...]] = []
-        self.lives_h: list[float] = []
-        self.dead_writers: list[str] = []
+        self.told: list[Told] = []
         self.waits: list[float] = []
         self.released = 0
         self.up = False
         self.after_wait: dict[Place, int] = {}
         self.lost = 0
         """Machines that will be gone before they run the job."""
+        self.taken = False
+        """By their cloud."""
+
+    @property
+    def lives_h(self) -> list[float]:
+        return [told.hours_to_preemption for told in self.told]
+
+    @property
+    def dead_writers(self) -> list[str]:
+        return [told.dead_writer for told in self.told]
 
     async def places(self) -> list[Place]:
         return list(self.stock)
 
-    async def launch_in(
-        self, places: Sequence[Place], hours_to_preemption: float, dead_writer: str
-    ) -> Up | Lost | Refused:
+    async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
         self.asked.append(tuple(places))
-        self.dead_writers.append(dead_writer)
-        self.lives_h.append(hours_to_preemption)
+        self.told.append(told)
         refused: tuple[Answer, ...] = ()
         for place in places:
             since = self.clock.now()
@@ -55,7 +61,7 @@ class FakeSky:
                 self.clock.sleep(90)
                 if self.lost:
                     self.lost -= 1
-                    return Lost(place, since, refused, "SkyPilot: connection reset")
+                    return Lost(place, since, refused, "SkyPilot: connection reset", taken=self.taken)
                 self.up = True
                 return Up(place, since, self.clock.now().timestamp(), refused)
             refused += (Answer(place, "ZONE_RESOURCE_POOL_EXHAUSTED"),)

@@ -21,7 +21,8 @@ from launcher.hazard import ON_DEMAND_H
 from launcher.policy.history import machines, spent_usd
 from launcher.policy.model import Place
 from launcher.policy.settings import Settings
-from launcher.sky.conductor import DEAF_S, NO_PROGRESS_S, LimitReached, Up
+from launcher.sky.conductor import DEAF_S, LimitReached, Told, Up
+from launcher.sky.life_signs import ALARM_S
 from tests.unit.conducted import LAMBDA, SPOT_A, SPOT_B, Run, beating
 
 
@@ -226,7 +227,7 @@ def test_a_run_without_progress_raises_an_alarm_once_in_a_while() -> None:
     run = Run({SPOT_A: 1})
     run.place()
     run.train(1, minutes=1)
-    for _ in range(int(NO_PROGRESS_S // 60) + 3):
+    for _ in range(int(ALARM_S // 60) + 3):
         run.beat(1, 10)
         run.look()
         run.clock.sleep(60)
@@ -331,7 +332,7 @@ def test_the_end_of_an_earlier_job_does_not_end_this_one(end: Any) -> None:
     run.clock.sleep(60)
     launch_in = run.sky.launch_in
 
-    async def killed(places: Sequence[Place], hours_to_preemption: float, dead_writer: str) -> Up:
+    async def killed(places: Sequence[Place], told: Told) -> Up:
         raise KeyboardInterrupt
 
     run.sky.launch_in = killed  # type: ignore[method-assign]
@@ -379,7 +380,7 @@ def test_two_notes_at_once_are_both_written(monkeypatch: pytest.MonkeyPatch) -> 
         append(self, event)
 
     async def note_twice() -> None:
-        await asyncio.gather(run.conductor._note("alarm"), run.conductor._note("false_recovery"))
+        await asyncio.gather(run.conductor._diary.note(Alarm()), run.conductor._diary.note(FalseRecovery(place=place_data(SPOT_A))))
 
     monkeypatch.setattr(Diary, "append", slow)
     asyncio.run(note_twice())
