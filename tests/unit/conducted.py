@@ -7,7 +7,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from checkpoints.causes import AttemptOutcome
 from checkpoints.clock import FakeClock
+from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Notice, Training
 from checkpoints.events import Diary, Event, read_events
 from checkpoints.head import Lease, Writer
 from checkpoints.object_store import ObjectStore
@@ -101,18 +103,20 @@ class Run:
     def look(self) -> bool:
         return asyncio.run(self.conductor.look())
 
-    def train(self, attempt: int, *, minutes: float, ended: str | None = None, notice: str | None = None) -> None:
+    def train(
+        self, attempt: int, *, minutes: float, ended: AttemptOutcome | None = None, notice: str | None = None
+    ) -> None:
         """An attempt on the machine that is up."""
         diary = Diary(self.store, attempt, self.clock)
-        diary.write("attempt_started")
+        diary.write(AttemptStarted())
         Lease.claim(self.store, Writer(id=f"w{attempt}", host="h", pid=1, pid_scope="x"), clock=self.clock).release()
-        diary.write("training", step=1, total_steps=1000)
+        diary.write(Training(step=1, total_steps=1000))
         self.clock.sleep(minutes * 60)
         self.beat(attempt, 10)
         if notice:
-            diary.write("notice", source=notice)
+            diary.write(Notice(source=notice))
         if ended:
-            diary.write("attempt_ended", outcome=ended, step=10)
+            diary.write(AttemptEnded(outcome=ended, step=10))
 
     def beat(self, attempt: int, step: int) -> None:
         beat = Heartbeat(attempt=attempt, time=self.clock.now(), phase="training", step=step, total_steps=1000)

@@ -13,13 +13,14 @@ import pytest
 
 from checkpoints.clock import FakeClock
 from checkpoints.errors import StoreError
+from checkpoints.event_kinds import Alarm, FalseRecovery
 from checkpoints.events import Diary, Event, read_events
 from checkpoints.head import Lease, Writer
 from checkpoints.object_store import ObjectStore
 from checkpoints.requests import ask, read_request
 from launcher.hazard import ON_DEMAND_H
 from launcher.policy.decide import Settings
-from launcher.policy.history import machines, spent_usd
+from launcher.policy.history import machines, place_data, spent_usd
 from launcher.policy.model import Place
 from launcher.sky.conductor import DEAF_S, NO_PROGRESS_S, LimitReached, Up
 from tests.unit.conducted import LAMBDA, SPOT_A, SPOT_B, Run, beating
@@ -207,11 +208,12 @@ def test_the_budget_ends_the_run() -> None:
     request = read_request(run.store)
     assert request is not None
     assert request.action == "stop"
-    assert "budget" in request.reason
+    assert (request.limit, "budget" in request.reason) == ("budget", True)
     Diary(run.store, 1, run.clock).write("attempt_ended", outcome="preempted", step=11)
     with pytest.raises(LimitReached, match="budget"):
         run.recover()
-    assert run.events("stopped")
+    (stopped,), (*_, asked) = run.events("stopped"), run.events("decided")
+    assert (stopped.data["limit"], asked.data["action"], asked.data["cause"]) == ("budget", "stop", "budget")
     assert not run.look()
 
 
@@ -303,7 +305,8 @@ def test_a_machine_that_obeys_nobody_is_given_back_for_the_deadline() -> None:
         if run.sky.released:
             break
         run.clock.sleep(60)
-    assert [event.data["action"] for event in run.events("decided")] == ["launch", "move"]
+    causes = [(event.data["action"], event.data["cause"]) for event in run.events("decided")]
+    assert causes == [("launch", "slack_enough"), ("move", "deadline")]
     (gone,) = run.events("machine_gone")
     assert gone.data["why"] == "hung"
     assert 600 <= (gone.time - run.events("decided")[1].time).total_seconds() <= 660
@@ -379,7 +382,7 @@ def test_two_notes_at_once_are_both_written(monkeypatch: pytest.MonkeyPatch) -> 
         append(self, event)
 
     async def note_twice() -> None:
-        await asyncio.gather(run.conductor._note("alarm"), run.conductor._note("false_recovery"))
+        await asyncio.gather(run.conductor._note(Alarm()), run.conductor._note(FalseRecovery(place=place_data(SPOT_A))))
 
     monkeypatch.setattr(Diary, "append", slow)
     asyncio.run(note_twice())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from checkpoints.event_kinds import MachineUp
 from checkpoints.events import Event
 from launcher import experience
 from launcher.policy.decide import decide
@@ -79,7 +80,7 @@ def test_a_stock_out_is_the_markets_and_ends_with_its_next_machine() -> None:
 
 def test_a_zone_that_refuses_beside_one_that_has_a_machine_is_no_stock_out() -> None:
     refusal, (up, _) = refused(1.0, A, B), life(A, 1.001, 2.0)
-    same_search = up.model_copy(update={"data": {**up.data, "since": at(0.99).isoformat()}})
+    same_search = up.model_copy(update={"payload": MachineUp(**{**up.data, "since": at(0.99)})})
     assert counts_of([refusal, same_search], at(1.001))["gcp", "A100:8"].whole.down_ends == (0,) * 6
     out_before = counts_of([refused(0.5, A, B), refusal, same_search], at(1.001))["gcp", "A100:8"]
     assert sum(out_before.whole.down_ends) == 1
