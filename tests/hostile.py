@@ -12,9 +12,24 @@ from dataclasses import dataclass
 
 from checkpoints.events import read_events
 from launcher.policy.model import Place
-from tests.live_world import ASK_S, BOOT_S, Always, Faults, Flapping, Ledger, LiveWorld, Market, Never, Spells, Trainer, quiet
+from tests.live_world import (
+    ASK_S,
+    BOOT_S,
+    Always,
+    Faults,
+    Flapping,
+    Ledger,
+    LiveWorld,
+    Market,
+    Never,
+    Spells,
+    Trainer,
+    alone,
+)
 
-SPOT = tuple(Place("gcp", f"r{zone}", f"r{zone}-a", "A100:8", True, price) for zone, price in enumerate((5.6, 6.4, 12.0)))
+SPOT = tuple(
+    Place("gcp", f"r{zone}", f"r{zone}-a", "A100:8", True, price) for zone, price in enumerate((5.6, 6.4, 12.0))
+)
 ON_DEMAND = Place("lambda", "us-east-1", None, "A100:8", False, 16.0)
 DEARER = Place("gcp", "r0", "r0-a", "A100:8", False, 20.0)
 LOOK_H = 5 / 60
@@ -125,7 +140,7 @@ def faults_of(case: Hostile, told: Ledger) -> list[str]:
 def play(seed: int) -> tuple[Hostile, Ledger, list[str]]:
     """The world of a seed, and what does not hold in it."""
     case = hostile(seed)
-    with quiet():
+    with alone():
         told = asyncio.run(case.world.run())
     return case, told, faults_of(case, told)
 
