@@ -231,12 +231,17 @@ def _users_list(users: Path, cloud: str) -> PriceList | None:
 def _is_edited(path: Path, mark: Path) -> bool:
     """As SkyPilot decides it (`is_catalog_modified`)."""
     try:
-        return (
-            mark.read_text(encoding="utf-8").strip()
-            != hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-        )
+        stat = path.stat()
+        return mark.read_text(encoding="utf-8").strip() != _checksum(path, stat.st_mtime_ns, stat.st_size)
     except (OSError, UnicodeDecodeError):
         return True
+
+
+@lru_cache(maxsize=_LISTS_KEPT)
+def _checksum(path: Path, changed_ns: int, size: int) -> str:
+    """As SkyPilot's. `changed_ns` and `size` are part of what is asked for: a file that has changed has another one."""
+    del changed_ns, size
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def _stat(path: Path) -> os.stat_result:
