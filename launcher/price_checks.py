@@ -18,9 +18,11 @@ from launcher.speeds import TOKENS_PER_SECOND, relative_speed
 OFF_IN_CLOUD = 3.0
 """Times dearer or cheaper than the median of the same node in the same cloud."""
 FAR_OFF = 5.0
-"""Times off other clouds, or off the snapshot of the same cloud. In the real lists of 2026-11 the cheapest row that is
-not flagged otherwise is 3.2 times below the median of the other clouds (AWS spot A100:8), a cloud's median at most 2.8
-(Vast H100:8). Errors begin at 8, a price per GPU taken for the node's, and go on at 100, cents taken for dollars."""
+"""Times that a cloud's median is off the snapshot's of the same cloud; or, of a cloud that the snapshot doesn't vouch
+for, below the median of the others. In the real lists of 2026-11 the cheapest cloud is 2.8 times below the others (Vast
+H100:8), and the dearest 3.2 times above (GCP H100:8 on demand; too dear is no danger, and not flagged against others).
+Errors begin at 8, a price per GPU taken for the node's, and go on at 100, cents taken for dollars. A single row that is
+off is found in its own cloud."""
 
 ZERO, NEGATIVE = "zero price", "negative price"
 TWICE = "listed twice, with different prices"
@@ -35,16 +37,18 @@ class Yardstick:
 
     def __init__(self, catalog: Catalog, cloud: str, gpus: Gpus, nodes: Sequence[NodePrice], *, spot: bool) -> None:
         """`nodes` are what the cloud's list has."""
-        self._own = _median([price for node in nodes if (price := node.price(spot=spot))])
-        self._others = _elsewhere(catalog, cloud, gpus, spot=spot)
+        self._own = own = _median([price for node in nodes if (price := node.price(spot=spot))])
         before = _median(_prices_in(shipped_catalog(), cloud, gpus, spot=spot))
-        self._moved = self._own / before if self._own and before else 1.0
+        others = _elsewhere(catalog, cloud, gpus, spot=spot)
+        self._moved = own is not None and before is not None and _off(own, before, FAR_OFF)
+        vouched = before is not None and not self._moved
+        self._below_others = own is not None and others is not None and own * FAR_OFF < others and not vouched
 
     def flags(self, node: NodePrice, *, spot: bool) -> tuple[str, ...]:
         """Reasons to distrust the price of a node in this market."""
         price = node.price(spot=spot)
         assert price is not None, "a node without a price is no offer"
-        own, others, moved = self._own, self._others, self._moved
+        own = self._own
         return tuple(
             flag
             for flag, raised in (
@@ -52,8 +56,8 @@ class Yardstick:
                 (TWICE, node.twice_spot if spot else node.twice_on_demand),
                 (BELOW_SPOT, not spot and _below_spot(node, price)),
                 (OFF_ITS_CLOUD, price > 0 and own is not None and _off(price, own, OFF_IN_CLOUD)),
-                (BELOW_OTHERS, price > 0 and others is not None and price * FAR_OFF < others),
-                (OFF_SNAPSHOT, price > 0 and _off(moved, 1.0, FAR_OFF)),
+                (BELOW_OTHERS, price > 0 and self._below_others),
+                (OFF_SNAPSHOT, price > 0 and self._moved),
             )
             if raised
         )
