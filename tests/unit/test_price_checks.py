@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.errors import NothingFits
 from launcher.offers import Catalog, Offer, load_offers
+from launcher.plan import require_plan
 from launcher.planner import Planner
 from launcher.price_checks import BELOW_OTHERS, NEGATIVE, OFF_SNAPSHOT, ZERO
 from launcher.request import CLOUDS, Gpus, LaunchRequest
@@ -127,6 +129,20 @@ def test_nothing_and_less_are_flagged_and_never_used(tmp_path: Path, usd: str, f
     assert not offers[0].usable()
     assert not offers[0].usable(trust_prices=True)
     assert recommended(offers, trust=True) is None
+
+
+@pytest.mark.parametrize(
+    ("usd", "trust", "hint"),
+    [("0", False, "never taken"), ("-1", True, "never taken"), ("0.2", False, "--trust-prices takes those above 0")],
+)
+def test_the_hint_names_only_what_helps(tmp_path: Path, usd: str, trust: bool, hint: str) -> None:
+    catalog = lists(tmp_path, node(23.6).replace("23.6", usd), "nebius")
+    request = LaunchRequest(recipe="notus-7b-dpo", gpus=(H100,), clouds=("nebius",), trust_prices=trust)
+    result = Planner(request, RECIPE, load_offers(catalog, [H100], ["nebius"]), "test").compare()
+    with pytest.raises(NothingFits, match="no trusted offer") as caught:
+        require_plan(result, request)
+    assert hint in caught.value.hint
+    assert ("--trust-prices" in caught.value.hint) == (usd == "0.2")
 
 
 @pytest.mark.parametrize("part", ["a3-highgpu-8g", ",,H100,8"])
