@@ -19,7 +19,7 @@ from checkpoints.names import check_run_name
 from checkpoints.requests import withdraw
 from checkpoints.run import open_run, read_heartbeat, register_run
 from checkpoints.store import Store, probe
-from launcher.dry_run import limits_of_plan, planner_for, rungs_of, strategy_here
+from launcher.dry_run import limits_of_plan, planner_for, price_warnings, rungs_of, strategy_here
 from launcher.errors import RequestError
 from launcher.follow import follow
 from launcher.launch import new_name, read_receipt, say, show_receipt
@@ -62,6 +62,8 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     check_local(recipe.dataset)
     result = planner_for(request, recipe).compare()
     plan = require_plan(result, request)
+    for warning in price_warnings(request):
+        say(f"warning: {warning}")
     name = check_run_name(request.name or new_name(recipe))
     bucket = check_cloud_bucket(request.bucket)
     if strategy_here() != NOTUS:

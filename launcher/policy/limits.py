@@ -33,6 +33,8 @@ class Limits:
     """For keeping checkpoints, and requests, while the run has a machine."""
     keep_usd_per_h: float = 0.0
     """For keeping checkpoints in a pause."""
+    trust_prices: bool = False
+    """The user also takes prices that look wrong (`--trust-prices`)."""
     settings: Settings = field(default_factory=Settings)
     met: Mapping[tuple[str, str], MarketMet] = field(default_factory=dict)
     """What earlier runs have met of spot markets, by cloud and GPUs: the policy starts from it."""
@@ -49,6 +51,7 @@ class Limits:
             "NOTUS_STORE_USD_H": f"{self.store_usd_per_h:.3g}" if self.store_usd_per_h else "",
             "NOTUS_KEEP_USD_H": f"{self.keep_usd_per_h:.3g}" if self.keep_usd_per_h else "",
             "NOTUS_MET": _met_text(self.met),
+            "NOTUS_TRUST_PRICES": "1" if self.trust_prices else "",
         }
         return {
             "NOTUS_HOURS": f"{self.hours:g}",
@@ -78,6 +81,7 @@ def limits_of(environment: Mapping[str, str]) -> Limits:
             bucket_cloud=environment.get("NOTUS_BUCKET_CLOUD", ""),
             store_usd_per_h=float(environment.get("NOTUS_STORE_USD_H") or 0),
             keep_usd_per_h=float(environment.get("NOTUS_KEEP_USD_H") or 0),
+            trust_prices=environment.get("NOTUS_TRUST_PRICES", "") == "1",
             met=_met_of(environment.get("NOTUS_MET", "")),
             settings=Settings(
                 return_h=hours("NOTUS_RETURN_MIN", defaults.return_h),

@@ -36,6 +36,8 @@ def show_dry_run(console: Console, result: DryRun, task: str, explanation: Expla
     if result.best is not None:
         store = f"storage ${result.best.storage_usd:,.2f} and egress ${result.best.egress_usd:,.2f}"
         console.print(f"of its cost: {store}", highlight=False)
+    for line in result.warnings:
+        console.print(f"warning: {line}", highlight=False, soft_wrap=True)
     for line in result.advice:
         console.print(f"advice: {line}", highlight=False, soft_wrap=True)
     if explanation is not None:

@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import io
 import logging
+import math
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,17 +30,22 @@ from sky.utils import registry, resources_utils, status_lib
 from checkpoints.clock import SystemClock
 from checkpoints.errors import NotusError, StoreError, UserError
 from checkpoints.run import open_run
+from launcher.offers import find_catalog
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.model import Place
+from launcher.sky import catalog
 from launcher.sky.asked import Tried, all_refused, answers, asked_at, count_asked, one_line, tries_in, was_given
 from launcher.sky.conductor import Conductor, LimitReached, Lost, Refused, Up
 from launcher.sky.entries import Entry, requests
+from launcher.sky.places import Candidate, Hourly, booked, is_price, judge, offers_for, report
 from trainer.attempt import PREDECESSOR_GONE
 from trainer.interval import HOURS_TO_PREEMPTION
 
 logger = logging.getLogger("sky.notus")
 
 STRATEGY = "NOTUS"
+PRICES_S = 180.0
+"""For reading all prices: seconds, minutes where SkyPilot downloads its lists first."""
 BUCKET_RETRY_S = 30.0
 RELEASE_AFTER = 20
 """Tries in a row without the bucket, until the old machine is given back all the same."""
@@ -115,7 +121,9 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._task: sky.Task = self.dag.tasks[0]
+        self._wanted: list[sky.Resources] = list(self._task.resources)
         self._resources: dict[Place, sky.Resources] = {}
+        self._prices = Hourly(self._read_prices, SystemClock())
         self._recovering = False
         self._search = Search()
         self._opened: Conductor | None = None
@@ -193,10 +201,20 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
     # --- Hands ------------------------------------------------------------------------------------
 
     async def places(self) -> list[Place]:
-        """Every zone of the task's resources, with its price in SkyPilot's catalog."""
-        if not self._resources:
-            self._resources = await asyncio.to_thread(expand, list(self._task.resources))
-        return list(self._resources)
+        """Every zone of the task's resources whose price can be trusted; the prices are read again every hour."""
+        try:
+            found = await asyncio.wait_for(asyncio.to_thread(self._prices.value), PRICES_S)
+        except TimeoutError:  # SkyPilot downloads its lists without a limit
+            if self._prices.last is None:
+                raise UserError(f"SkyPilot gave no prices within {PRICES_S:.0f} s", "is its catalog away?") from None
+            found = self._prices.last
+        # Places of an earlier hour stay known: a launch that is under way may still ask them.
+        self._resources = {place: one for place, one in self._resources.items() if place not in found} | found
+        return list(found)
+
+    def _read_prices(self) -> dict[Place, sky.Resources]:
+        catalog.read_again()
+        return expand(self._wanted, trust_prices=self._limits().trust_prices)
 
     async def launch_in(
         self, places: Sequence[Place], hours_to_preemption: float, dead_writer: str
@@ -240,7 +258,8 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         handle = global_user_state.get_handle_from_cluster_name(self.cluster_name)
         if handle is None:
             return None
-        return place_of(handle.launched_resources), asked_at(cluster_events(self.cluster_name), self._search.began)
+        place = booked(place_of(handle.launched_resources), self._resources)
+        return place, asked_at(cluster_events(self.cluster_name), self._search.began)
 
     async def release(self) -> None:
         """Terminate what is left of the cluster."""
@@ -315,18 +334,21 @@ def cluster_events(cluster: str) -> list[dict[str, Any]]:
         return []
 
 
-def expand(resources: Sequence[sky.Resources]) -> dict[Place, sky.Resources]:
-    """Every zone where one of the entries can be had, the cheapest machine type of each."""
-    found: dict[Place, sky.Resources] = {}
-    for launchable in (one for entry in resources for one in _launchable(entry)):
-        for zoned in resources_utils.make_launchables_for_valid_region_zones(
-            launchable, override_optimize_by_zone=True
-        ):
-            place = place_of(zoned)
-            known = next((other for other in found if other == place), None)
-            if known is None or place.price_usd_per_hour < known.price_usd_per_hour:
-                found.pop(place, None)
-                found[place] = zoned
+def expand(resources: Sequence[sky.Resources], *, trust_prices: bool = False) -> dict[Place, sky.Resources]:
+    """Every zone where one of the entries can be had at a price to rely on, the cheapest machine type of each.
+
+    Raises `UserError` where there are zones and none has such a price.
+    """
+    zoned = [
+        one
+        for entry in resources
+        for launchable in _launchable(entry)
+        for one in resources_utils.make_launchables_for_valid_region_zones(launchable, override_optimize_by_zone=True)
+    ]
+    candidates = {Candidate(place_of(one), one.instance_type): one for one in zoned}
+    offers = offers_for(find_catalog(), (candidate.place for candidate in candidates))
+    found, dropped = judge(candidates, offers, trust_prices=trust_prices)
+    report(dropped, len(found))
     return found
 
 
@@ -335,7 +357,12 @@ def everywhere(launchables: Iterable[sky.Resources]) -> list[Place]:
     kinds = {(str(one.cloud), one.instance_type, str(one.accelerators), one.use_spot): one for one in launchables}
     anywhere = [one.copy(region=None, zone=None) for one in kinds.values()]
     found = [resources_utils.make_launchables_for_valid_region_zones(one, True) for one in anywhere]
-    return list({place_of(zoned): None for some in found for zoned in some})
+    return list({_last_without_price(place_of(zoned)): None for some in found for zoned in some})
+
+
+def _last_without_price(place: Place) -> Place:
+    """SkyPilot can't compare a zone without a price, so no entry that has it is ever in its order."""
+    return place if is_price(place.price_usd_per_hour) else replace(place, price_usd_per_hour=math.inf)
 
 
 def _launchable(entry: sky.Resources) -> list[sky.Resources]:
@@ -348,7 +375,7 @@ def _launchable(entry: sky.Resources) -> list[sky.Resources]:
 
 
 def place_of(resources: sky.Resources) -> Place:
-    """The market that launchable resources belong to."""
+    """The market that launchable resources belong to, with SkyPilot's price."""
     ((name, count),) = resources.accelerators.items()
     return Place(
         cloud=str(resources.cloud).lower(),
@@ -356,8 +383,17 @@ def place_of(resources: sky.Resources) -> Place:
         zone=resources.zone,
         gpus=f"{name}:{count:g}",
         spot=resources.use_spot,
-        price_usd_per_hour=resources.get_cost(3600),
+        price_usd_per_hour=_price_of(resources),
     )
+
+
+def _price_of(resources: sky.Resources) -> float:
+    """By SkyPilot's catalog; not a number where it has none, or two: it raises then, by `assert` or `ValueError`."""
+    try:
+        return float(resources.get_cost(3600))
+    except (AssertionError, ValueError, KeyError) as error:
+        logger.debug("notus: SkyPilot has no price for %s: %s", resources, error)
+        return math.nan
 
 
 def tries_of(request_id: str) -> list[Tried]:

@@ -105,7 +105,8 @@ def task_config(
 
 def _entry(rung: Rung) -> dict[str, Any]:
     memory = {} if rung.host_gib is None else {"memory": f"{rung.host_gib}+"}
-    return {"infra": rung.cloud, "accelerators": rung.gpus, "use_spot": rung.spot, **memory}
+    infra = "/".join(name for name in (rung.cloud, rung.region, rung.zone) if name)
+    return {"infra": infra, "accelerators": rung.gpus, "use_spot": rung.spot, **memory}
 
 
 def _s3_settings(bucket: str | None, environment: Mapping[str, str]) -> dict[str, str]:
