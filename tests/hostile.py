@@ -150,13 +150,14 @@ def main(seeds: list[int]) -> None:
     for seed in seeds:
         case, told, found = play(seed)
         world = case.world
-        print(f"seed {seed}: {found or 'all is well'}; {told.why}")
-        print(f"  {world.trainer}\n  {world.faults}\n  markets {world.markets}")
-        print(f"  planned {world.limits.hours} h, deadline {case.deadline_h}, budget {case.budget_usd}")
-        print(f"  finished {told.finished_h}, spent {told.spent_usd:.2f}, closing {told.closing_h:.2f} h")
+        lines = [f"seed {seed}: {found or 'all is well'}; {told.why}"]
+        lines += [str(world.trainer), str(world.faults), f"markets {world.markets}"]
+        lines.append(f"planned {world.limits.hours} h, deadline {case.deadline_h}, budget {case.budget_usd}")
+        lines.append(f"finished {told.finished_h}, spent {told.spent_usd:.2f}, closing {told.closing_h:.2f} h")
         for event in read_events(world.store):
             hour = (event.time - world.start).total_seconds() / 3600
-            print(f"  {hour:7.3f} a{event.attempt} {event.kind} {str(event.payload.wire())[:170]}")
+            lines.append(f"{hour:7.3f} a{event.attempt} {event.kind} {str(event.payload.wire())[:170]}")
+        sys.stdout.write("\n  ".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from launcher.policy.limits import Limits, limits_of
 from launcher.policy.model import Place
 from launcher.sky import catalog
 from launcher.sky.asked import Tried, all_refused, answers, asked_at, count_asked, one_line, tries_in, was_given
-from launcher.sky.conductor import Conductor, LimitReached, Lost, Refused, Up
+from launcher.sky.conductor import Conductor, LimitReached, Lost, Refused, Told, Up
 from launcher.sky.entries import Entry, requests
 from launcher.sky.places import Candidate, Hourly, booked, is_price, judge, offers_for, report
 from trainer.attempt import PREDECESSOR_GONE
@@ -48,7 +48,12 @@ PRICES_S = 180.0
 """For reading all prices: seconds, minutes where SkyPilot downloads its lists first."""
 BUCKET_RETRY_S = 30.0
 RELEASE_AFTER = 20
-"""Tries in a row without the bucket, until the old machine is given back all the same."""
+"""Tries in a row without the bucket, until the old machine is given back anyway."""
+BUCKET_TRIES = 2880
+"""A day without the bucket ends the job: it costs nothing, but no wait is without an end."""
+PROVISION_S, ASK_S = 2700.0, 60.0
+"""What SkyPilot may take for one request: to get a machine ready, and for each zone that it asks on the way. A cloud
+bills from the first minute, and SkyPilot itself waits for hours."""
 EVENTS = 500
 """Of a cluster that are read: a launch writes one a zone and eight more."""
 WATCHING: dict[int, asyncio.Task[None]] = {}
@@ -66,10 +71,12 @@ class Search:
     """The newest request."""
     machine: tuple[Place, datetime] | None = None
     """What came of it: a machine, and since when it is paid. The job may not run there."""
+    taken: bool = False
+    """Its cloud took that machine away before the job ran."""
 
     def begin(self) -> None:
         """Another request."""
-        self.began, self.machine, self.otherwise = datetime.now(UTC), None, ""
+        self.began, self.machine, self.otherwise, self.taken = datetime.now(UTC), None, "", False
 
     def hear(self, error: BaseException) -> None:
         """An error of SkyPilot's own, which is no refusal of a cloud's. The first of a request is why it failed."""
@@ -166,8 +173,20 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                 failures += 1
                 logger.warning("notus: %s; trying again in %.0f s", error.message, BUCKET_RETRY_S)
             if failures == RELEASE_AFTER and self._recovering:
-                await self.release()  # nobody knows how long: not every cloud gives an idle machine back by itself
+                await self._give_back_blindly()  # not every cloud gives an idle machine back by itself
+            if failures >= BUCKET_TRIES:
+                raise exceptions.ManagedJobReachedMaxRetriesError("the bucket has not answered for a day")
             await asyncio.sleep(BUCKET_RETRY_S)
+
+    async def _give_back_blindly(self) -> None:
+        """Without the bucket: the conductor notes it as soon as it can."""
+        if self._opened is not None:
+            await self._opened.close("unknown")
+            return
+        try:
+            await self.release()
+        except Exception:  # tried again when the bucket is back
+            logger.exception("notus: the machine could not be given back")
 
     async def _watch(self) -> None:
         while True:
@@ -176,8 +195,10 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                 status = await asyncio.to_thread(state.get_status, self.job_id)
                 conductor = await asyncio.to_thread(self._conductor)
                 if status is None or status.is_terminal():
-                    await conductor.close("closed" if status else "unknown", status.value.lower() if status else "")
-                    return
+                    why, job_status = ("closed", status.value.lower()) if status else ("unknown", "")
+                    if await conductor.close(why, job_status):
+                        return
+                    continue  # it is billed on: tried again at the next look
                 await conductor.look()
             except NotusError as error:  # the bucket doesn't answer: the next look may be luckier
                 logger.warning("notus: %s", error.message)
@@ -192,7 +213,9 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                 if not environment.get(name):
                     raise UserError(f"the task has no {name}", "the NOTUS strategy is for tasks of notus-launch")
             store = open_run(environment["NOTUS_BUCKET"], environment["NOTUS_RUN"], environment)
-            self._opened = Conductor(store, limits_of(environment), self, SystemClock())
+            launch = environment.get("NOTUS_LAUNCH", "")
+            number = int(launch) if launch.isdigit() else 0
+            self._opened = Conductor(store, limits_of(environment), self, SystemClock(), number)
         return self._opened
 
     def _limits(self) -> Limits:
@@ -216,12 +239,9 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         catalog.read_again()
         return expand(self._wanted, trust_prices=self._limits().trust_prices)
 
-    async def launch_in(
-        self, places: Sequence[Place], hours_to_preemption: float, dead_writer: str
-    ) -> Up | Lost | Refused:
-        """Requests of SkyPilot's with exactly these places in this order."""
-        told = {HOURS_TO_PREEMPTION: f"{hours_to_preemption:.3g}", PREDECESSOR_GONE: dead_writer}
-        self._task.update_envs(told)
+    async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
+        """Requests of SkyPilot's with exactly these places in this order, each bounded in time."""
+        self._task.update_envs(environment_of(told))
         whole = self._task.resources
         search = self._search = Search()
         asked, prechecks = False, None
@@ -232,14 +252,20 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                 search.begin()
                 try:
                     with listening(search):
-                        submitted_at = await self._launch(max_retry=1, recovery=self._recovering)
+                        submitted_at = await self._launch_within(len(places))
                     await asyncio.to_thread(self._tell_where)
                     if (machine := search.machine or await asyncio.to_thread(self._machine)) is None:
                         return Refused(answers(search.tries, places))  # gone again, and nobody knows where it was
                     return Up(*machine, submitted_at, answers(search.tries, places))
                 except exceptions.ManagedJobReachedMaxRetriesError:
                     if search.machine is not None:
-                        return Lost(*search.machine, answers(search.tries, places), one_line(search.otherwise))
+                        said = one_line(search.otherwise)
+                        return Lost(*search.machine, answers(search.tries, places), said, taken=search.taken)
+                    asked = True
+                except TimeoutError:
+                    search.otherwise = f"SkyPilot had no machine ready within {PROVISION_S / 60:.0f} min: given up"
+                    if (machine := search.machine or await asyncio.to_thread(self._machine)) is not None:
+                        return Lost(*machine, answers(search.tries, places), search.otherwise)
                     asked = True
                 except exceptions.ProvisionPrechecksError as error:  # of these entries: others may be good
                     search.otherwise = "; ".join(str(reason) for reason in error.reasons)
@@ -249,6 +275,12 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         if prechecks is not None and not asked and not self._recovering:
             raise prechecks
         return Refused(all_refused(answers(search.tries, places), places, search.otherwise))
+
+    async def _launch_within(self, places: int) -> float:
+        """SkyPilot's own launch. Raises `TimeoutError`; the request is cancelled then."""
+        limit_s = PROVISION_S + ASK_S * places
+        submitted_at: float = await asyncio.wait_for(self._launch(max_retry=1, recovery=self._recovering), limit_s)
+        return submitted_at
 
     def _entry(self, entry: Entry) -> sky.Resources:
         return self._resources[entry.example].copy(region=entry.region, zone=entry.zone)
@@ -302,7 +334,8 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         except Exception as error:  # no refusal of a cloud's, but SkyPilot tries again all the same: so it is told
             search.hear(error)
             if was_given(await asyncio.to_thread(cluster_events, self.cluster_name), search.began):
-                search.machine = await asyncio.to_thread(self._machine)  # taken away while it was set up
+                search.machine = await asyncio.to_thread(self._machine)  # it was lost while it was set up
+                search.taken = await self.cloud_says_gone()  # asked before SkyPilot itself terminates what is left
             raise
         search.machine = await asyncio.to_thread(self._machine)
         if count_asked(await asyncio.to_thread(cluster_events, self.cluster_name), search.began) > 1:
@@ -322,6 +355,16 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             zone=launched.zone,
             current_node_names=names,
         )
+
+
+def environment_of(told: Told) -> dict[str, str]:
+    """What the trainer on the next machine is told."""
+    return {
+        HOURS_TO_PREEMPTION: f"{told.hours_to_preemption:.3g}",
+        PREDECESSOR_GONE: told.dead_writer,
+        "NOTUS_SPENT_USD": f"{told.spent_usd:.4f}",
+        "NOTUS_PRICE_USD_H": f"{told.price_usd_per_hour:.4f}",
+    }
 
 
 def cluster_events(cluster: str) -> list[dict[str, Any]]:
