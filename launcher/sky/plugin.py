@@ -195,8 +195,8 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                 status = await asyncio.to_thread(state.get_status, self.job_id)
                 conductor = await asyncio.to_thread(self._conductor)
                 if status is None or status.is_terminal():
-                    why, job_status = ("closed", status.value.lower()) if status else ("unknown", "")
-                    if await conductor.close(why, job_status):
+                    job_status = status.value.lower() if status else ""
+                    if await conductor.close("closed" if status else "unknown", job_status):
                         return
                     continue  # it is billed on: tried again at the next look
                 await conductor.look()
