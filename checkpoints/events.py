@@ -32,6 +32,7 @@ Kind = Literal[
     "notice",  # a preemption was announced, or the user asked to stop
     "exported",  # the model is in final/
     "pushed",  # the model is on the Hub
+    "setup_failed",  # a machine failed before it could begin an attempt (message, command)
     "attempt_ended",  # the attempt is over (outcome, exit code, last step)
     "preempted",  # the machine was taken away
     "finished",  # the run is done

@@ -46,6 +46,8 @@ class Progress(BaseModel):
     step: int = 0
     total_steps: int = 0
     loss: float | None = None
+    save_s: float | None = None
+    """A whole save takes, as measured on rank 0; for the supervisor, not for the heartbeat."""
 
 
 class Outcome(BaseModel):
@@ -59,6 +61,10 @@ class Outcome(BaseModel):
     hint: str = ""
     progressed: bool = False
     """Has the attempt committed anything?"""
+    gave_up: bool = False
+    """Of a failure: it was one failed start too many, and the run ends (`trainer.restarts`)."""
+    limit: Literal["", "budget"] = ""
+    """Of a stop: what made the machine stop by itself."""
 
 
 class Scratch:

@@ -1,0 +1,95 @@
+"""When a failure is worth another machine, and when it ends the run. Pure: decided from the run's diary alone.
+
+One rule, on this machine and in a cloud. An attempt that crashed after it had committed a new step is started again, as
+often as it takes. A *failed start* crashed before that, or its machine never began an attempt: after three in a row the
+run gives up. A machine that is taken away is neither.
+
+What every machine would meet (recipe, data, code) ends the run at once. An error that an earlier attempt with the
+same input got past isn't of that kind, whatever its class: it is this machine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from checkpoints.errors import NotusError, UserError
+from checkpoints.events import RUN_ENDS, Event
+from trainer.errors import MachineFault
+from trainer.scratch import BEFORE_TRAINING, Phase
+
+MAX_FAILED_STARTS = 3
+"""In a row: as many machines may be paid for nothing."""
+
+
+def failed_starts(events: Sequence[Event]) -> int:
+    """The number of failed starts in a row up to now."""
+    count = 0
+    for event in _by_launch(events):
+        match event.kind:
+            case "saved" | "planned":  # progress; or the user has launched again, maybe with the cause fixed
+                count = 0
+            case kind if kind in RUN_ENDS:
+                count = 0
+            case "setup_failed":
+                count += 1
+            case "attempt_ended":
+                failed = event.data.get("outcome") == "failed"
+                count += failed and not _committed(events, event.attempt)
+    return count
+
+
+def gives_up(events: Sequence[Event]) -> bool:
+    """Has the run had its failed starts?"""
+    return failed_starts(events) >= MAX_FAILED_STARTS
+
+
+def of_this_machine(error: NotusError, events: Sequence[Event], inputs: str) -> bool:
+    """May another machine get past an error that came before this one had claimed the run?
+
+    `inputs` identifies what this machine was given, see `trainer.inputs`.
+    """
+    if isinstance(error, MachineFault):
+        return True
+    return not isinstance(error, UserError) or passed_before(events, inputs)
+
+
+def passed_before(
+    events: Sequence[Event], inputs: str, *, attempt: int | None = None, phase: Phase = "starting", step: int = 0
+) -> bool:
+    """Did an attempt before `attempt` (None: any) get past the point where this one met an error?
+
+    Only attempts with the same `inputs` count: a user who launches again may have changed recipe, data or code. During
+    training the point is a step, because a loss that is no number comes back at the same step on every machine.
+    """
+    earlier = {
+        event.attempt
+        for event in events
+        if event.kind == "attempt_started"
+        and inputs
+        and event.data.get("inputs") == inputs
+        and (attempt is None or event.attempt < attempt)
+    }
+    reached = [event for event in events if event.attempt in earlier and event.kind in ("training", "saved")]
+    if phase in BEFORE_TRAINING:
+        return bool(reached)
+    ended = [event for event in events if event.attempt in earlier and event.kind == "attempt_ended"]
+    return any(int(event.data.get("step", 0)) > step for event in (*reached, *ended))
+
+
+def _committed(events: Sequence[Event], attempt: int) -> bool:
+    return any(event.kind == "saved" and event.attempt == attempt for event in events)
+
+
+def _by_launch(events: Sequence[Event]) -> Iterator[Event]:
+    """In the order of the attempts, which HEAD counts: the machines' clocks differ.
+
+    A machine that began no attempt names the last one before it (`after`). What the launcher writes names none, and
+    stays where its time puts it.
+    """
+    attempt, placed = 0, []
+    for index, event in enumerate(events):
+        attempt = max(attempt, event.attempt)
+        after = event.attempt or int(event.data.get("after", attempt))
+        placed.append((after, event.attempt == 0, index, event))
+    for *_, event in sorted(placed, key=lambda place: place[:3]):
+        yield event
