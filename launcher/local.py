@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from checkpoints.clock import SystemClock
 from checkpoints.errors import NotusError, UserError
+from checkpoints.event_kinds import AttemptEnded, Failed, Preempted, Stopped
 from checkpoints.events import Diary, read_events
 from checkpoints.head import Head, next_claim, read_head
 from checkpoints.journal import Journal
@@ -173,7 +174,7 @@ class LocalBackend:
         """The dead can't write: send what is left of the log, and note what happened."""
         self._watcher.preempted(step)
         Journal(self._store, f"logs/a{attempt:04d}", scratch.log).sync(whole=True)
-        Diary(self._store, attempt).write("preempted", step=step, by="--preempt")
+        Diary(self._store, attempt).write(Preempted(step=step, by="--preempt"))
 
     def _command(self, scratch: Scratch, gone: str) -> list[str]:
         run = self._run
@@ -198,10 +199,10 @@ class LocalBackend:
             raise RunFailed(outcome.message, outcome.hint)
         if outcome.kind == "user_error":
             if self._claimed():  # else the run is somebody else's: its diary is none of our business
-                self._diary().try_write("failed", message=outcome.message)
+                self._diary().try_write(Failed(message=outcome.message))
             raise UserError(outcome.message, outcome.hint)
         if self._stop_signals:
-            self._diary().try_write("stopped", step=committed_step(self._store))
+            self._diary().try_write(Stopped(step=committed_step(self._store)))
             return True
         return False
 
@@ -219,9 +220,9 @@ class LocalBackend:
                 gave_up = not note_failed_start(self._store, outcome.message, "notus-train")
             else:
                 diary = Diary(self._store, claimed.epoch)
-                diary.write("attempt_ended", outcome=outcome.kind, step=outcome.step, message=outcome.message)
+                diary.write(AttemptEnded(outcome=outcome.kind, step=outcome.step, message=outcome.message))
                 if gave_up := gives_up(read_events(self._store)):
-                    diary.write("failed", message=gave_up_because(outcome.message), exit_code=RunFailed.exit_code)
+                    diary.write(Failed(message=gave_up_because(outcome.message), exit_code=RunFailed.exit_code))
         except NotusError as error:  # without the diary nobody knows how often it was tried
             return outcome.model_copy(update={"gave_up": True, "message": f"{outcome.message}; {error.message}"})
         return outcome.model_copy(update={"gave_up": gave_up})

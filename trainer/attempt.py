@@ -19,12 +19,13 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from checkpoints.claimed import ClaimedStore
 from checkpoints.clock import SystemClock
 from checkpoints.errors import NotusError
-from checkpoints.events import Diary, Kind, read_events
+from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Failed, Finished, Payload, Stopped
+from checkpoints.event_kinds import Notice as NoticeEvent
+from checkpoints.events import Diary, read_events
 from checkpoints.head import LEASE_S, Lease, Writer, read_head
 from checkpoints.journal import Journal
 from checkpoints.requests import withdraw
@@ -39,6 +40,7 @@ from trainer.dead_mans_switch import (
     machine_age_s,
     save_limit_s,
 )
+from trainer.errors import EXIT_FAILED
 from trainer.failed_start import conducted, gave_up_because
 from trainer.inputs import inputs_digest
 from trainer.notice import AwsMetadata, FileNotice, GcpMetadata, Notice, NoticePoller, NoticeSource
@@ -118,11 +120,7 @@ class Supervisor:
         self._scratch.write_head(head)
         self._diary = Diary(self._store, head.epoch)
         self._diary.write(
-            "attempt_started",
-            host=writer.host,
-            processes=self._processes,
-            recipe=self._recipe.name,
-            inputs=self._inputs,
+            AttemptStarted(host=writer.host, processes=self._processes, recipe=self._recipe.name, inputs=self._inputs)
         )
         self._journal = Journal(self._store, f"logs/a{head.epoch:04d}", self._scratch.log)
         self._tensorboard = TensorBoardMirror(self._store, self._scratch.tensorboard)
@@ -190,12 +188,7 @@ class Supervisor:
                 return hopeless
             if deadline == float("inf") and (stop := read_stop(self._scratch.stop)) is not None:
                 deadline = now + self._grace_s(progress, stuck_s)
-                self._upkeep.note(
-                    "notice",
-                    source=stop.source,
-                    deadline=stop.deadline.isoformat() if stop.deadline else None,
-                    step=progress.step,
-                )
+                self._upkeep.note(NoticeEvent(source=stop.source, deadline=stop.deadline, step=progress.step))
                 if progress.phase in BEFORE_TRAINING:
                     # Nothing to save yet; the ranks would hear of it only after minutes of tokenising or loading.
                     return Outcome(kind="preempted", step=self._resumed_step())
@@ -263,7 +256,8 @@ class Supervisor:
             message = "the budget is reached on this machine"
             return outcome.model_copy(update={"kind": "stopped", "limit": "budget", "message": message})
         if outcome.kind in ("preempted", "failed") and request is not None and request.action == "stop":
-            return outcome.model_copy(update={"kind": "stopped", "message": request.reason})
+            told = {"kind": "stopped", "message": request.reason, "limit": request.limit}
+            return outcome.model_copy(update=told)
         if outcome.kind == "user_error" and self._passed_before():
             message = f"{outcome.message} (an earlier attempt with the same input got past this)"
             return outcome.model_copy(update={"kind": "failed", "message": message})
@@ -294,22 +288,22 @@ class Supervisor:
             self._best_effort("the notices", self._upkeep.write_notes)
             self._best_effort("the log", lambda: self._journal.sync(whole=True))
             self._best_effort("TensorBoard's files", self._tensorboard.sync)
-        self._note("attempt_ended", outcome=outcome.kind, step=step, message=outcome.message)
+        self._note(AttemptEnded(outcome=outcome.kind, step=step, message=outcome.message))
         if outcome.kind == "finished":
-            self._note("finished", step=outcome.step)
+            self._note(Finished(step=outcome.step))
         if outcome.kind == "stopped":
-            self._note("stopped", step=step, reason=outcome.message, limit=outcome.limit)
+            self._note(Stopped(step=step, reason=outcome.message, limit=outcome.limit))
         if outcome.kind == "failed" and not outcome.progressed and self._gives_up():
             outcome = outcome.model_copy(update={"gave_up": True})
-            self._note("failed", message=gave_up_because(outcome.message), exit_code=1)
+            self._note(Failed(message=gave_up_because(outcome.message), exit_code=EXIT_FAILED))
         if outcome.kind in ("finished", "stopped"):
             self._best_effort("the request to stop", lambda: withdraw(self._store))
         if outcome.kind != "fenced" and lease_is_free:
             self._best_effort("the lease", self._lease.release)
         return outcome
 
-    def _note(self, kind: Kind, /, **data: Any) -> None:
-        self._best_effort(f"{kind!r}", lambda: self._diary.write(kind, **data))
+    def _note(self, payload: Payload) -> None:
+        self._best_effort(f"{payload.kind!r}", lambda: self._diary.write(payload))
 
     def _gives_up(self) -> bool:
         try:

@@ -16,10 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from checkpoints.errors import UserError
+from checkpoints.event_kinds import Failed, SetupFailed
 from checkpoints.events import Diary, read_events
 from checkpoints.head import read_head
 from checkpoints.run import open_run
 from checkpoints.store import Store
+from trainer.errors import EXIT_FAILED
 from trainer.restarts import MAX_FAILED_STARTS, gives_up
 
 GAVE_UP = 10
@@ -45,10 +47,10 @@ def note_failed_start(store: Store, message: str, command: str) -> bool:
     """
     head = read_head(store)
     diary = Diary(store, 0)
-    diary.write("setup_failed", message=message, command=command, after=head.epoch if head else 0)
+    diary.write(SetupFailed(message=message, command=command, after=head.epoch if head else 0))
     if not gives_up(read_events(store)):
         return True
-    diary.write("failed", message=gave_up_because(message), exit_code=1)
+    diary.write(Failed(message=gave_up_because(f"{command}: {message}"), exit_code=EXIT_FAILED))
     return False
 
 
@@ -69,8 +71,8 @@ def last_lines(path: Path) -> str:
 def main() -> int:
     """Report a command of the set-up."""
     command, log = sys.argv[1], Path(sys.argv[2])
-    message = f"the set-up failed at `{command}`: {last_lines(log) or 'no output'}"
-    sys.stderr.write(f"notus: {message}\n")
+    message = last_lines(log) or "no output"
+    sys.stderr.write(f"notus: the set-up failed at: {command}\n")
     bucket, run = os.environ.get("NOTUS_BUCKET"), os.environ.get("NOTUS_RUN")
     if not bucket or not run:
         raise UserError("the task has no NOTUS_BUCKET or no NOTUS_RUN", "see docs/how-to/real-cloud.md")

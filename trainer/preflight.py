@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from checkpoints.errors import NotusError
+from checkpoints.event_kinds import Failed
 from checkpoints.events import Diary, read_events
 from checkpoints.run import open_run
 from checkpoints.terminal import show_error
@@ -134,7 +135,7 @@ def judge(error: NotusError, recipe: Recipe | None, environment: Mapping[str, st
         store = open_run(bucket, run, environment)
         if of_this_machine(error, read_events(store), inputs_digest(recipe) if recipe else ""):
             return EXIT_PREEMPTED
-        Diary(store, 0).write("failed", message=error.message, hint=error.hint, exit_code=error.exit_code)
+        Diary(store, 0).write(Failed(message=error.message, hint=error.hint, exit_code=error.exit_code))
     except Exception as trouble:  # a bucket's client raises what it likes, and the first error is the one to show
         sys.stderr.write(f"notus-train: could not note that in {bucket}: {trouble}\n")
     return error.exit_code

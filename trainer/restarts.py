@@ -10,10 +10,12 @@ same input got past isn't of that kind, whatever its class: it is this machine's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from checkpoints.errors import NotusError, UserError
-from checkpoints.events import RUN_ENDS, Event
+from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Planned, RunEnd, Saved, SetupFailed, Training
+from checkpoints.event_order import in_order
+from checkpoints.events import Event, of_kind
 from trainer.errors import MachineFault
 from trainer.scratch import BEFORE_TRAINING, Phase
 
@@ -23,18 +25,16 @@ MAX_FAILED_STARTS = 3
 
 def failed_starts(events: Sequence[Event]) -> int:
     """The number of failed starts in a row up to now."""
+    committed = {event.attempt for event, _ in of_kind(events, Saved)}
     count = 0
-    for event in _by_launch(events):
-        match event.kind:
-            case "saved" | "planned":  # progress; or the user has launched again, maybe with the cause fixed
+    for event in _by_attempt(events):
+        match event.payload:
+            case Saved() | RunEnd() | Planned():  # progress; or the user launches again, maybe with the cause fixed
                 count = 0
-            case kind if kind in RUN_ENDS:
-                count = 0
-            case "setup_failed":
+            case SetupFailed():
                 count += 1
-            case "attempt_ended":
-                failed = event.data.get("outcome") == "failed"
-                count += failed and not _committed(events, event.attempt)
+            case AttemptEnded(outcome="failed"):
+                count += event.attempt not in committed
     return count
 
 
@@ -63,33 +63,27 @@ def passed_before(
     """
     earlier = {
         event.attempt
-        for event in events
-        if event.kind == "attempt_started"
-        and inputs
-        and event.data.get("inputs") == inputs
-        and (attempt is None or event.attempt < attempt)
+        for event, started in of_kind(events, AttemptStarted)
+        if inputs and started.inputs == inputs and (attempt is None or event.attempt < attempt)
     }
-    reached = [event for event in events if event.attempt in earlier and event.kind in ("training", "saved")]
+    mine = [event for event in events if event.attempt in earlier]
     if phase in BEFORE_TRAINING:
-        return bool(reached)
-    ended = [event for event in events if event.attempt in earlier and event.kind == "attempt_ended"]
-    return any(int(event.data.get("step", 0)) > step for event in (*reached, *ended))
+        return any(isinstance(event.payload, Training | Saved) for event in mine)
+    return any(
+        isinstance(event.payload, Training | Saved | AttemptEnded) and event.payload.step > step for event in mine
+    )
 
 
-def _committed(events: Sequence[Event], attempt: int) -> bool:
-    return any(event.kind == "saved" and event.attempt == attempt for event in events)
-
-
-def _by_launch(events: Sequence[Event]) -> Iterator[Event]:
+def _by_attempt(events: Sequence[Event]) -> list[Event]:
     """In the order of the attempts, which HEAD counts: the machines' clocks differ.
 
-    A machine that began no attempt names the last one before it (`after`). What the launcher writes names none, and
-    stays where its time puts it.
+    A machine that began no attempt names the last one before it. What the launcher writes names none, and stays where
+    its launch, or its time, puts it.
     """
-    attempt, placed = 0, []
-    for index, event in enumerate(events):
-        attempt = max(attempt, event.attempt)
-        after = event.attempt or int(event.data.get("after", attempt))
+    newest, placed = 0, []
+    for index, event in enumerate(in_order(events)):
+        newest = max(newest, event.attempt)
+        told = event.payload.after if isinstance(event.payload, SetupFailed) else None
+        after = event.attempt or (newest if told is None else told)
         placed.append((after, event.attempt == 0, index, event))
-    for *_, event in sorted(placed, key=lambda place: place[:3]):
-        yield event
+    return [event for *_, event in sorted(placed, key=lambda place: place[:3])]

@@ -16,6 +16,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from checkpoints.causes import AttemptOutcome
+from checkpoints.event_kinds import AnyLimit
 from checkpoints.head import Head
 from checkpoints.manifest import parse
 
@@ -55,7 +57,7 @@ class Outcome(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["finished", "preempted", "stopped", "failed", "user_error", "fenced"]
+    kind: AttemptOutcome
     step: int = 0
     message: str = ""
     hint: str = ""
@@ -63,8 +65,8 @@ class Outcome(BaseModel):
     """Has the attempt committed anything?"""
     gave_up: bool = False
     """Of a failure: it was one failed start too many, and the run ends (`trainer.restarts`)."""
-    limit: Literal["", "budget"] = ""
-    """Of a stop: what made the machine stop by itself."""
+    limit: AnyLimit | None = None
+    """Of a stop: the limit that the run has reached."""
 
 
 class Scratch:

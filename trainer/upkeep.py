@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 from checkpoints.errors import Fenced, NotusError
-from checkpoints.events import Diary, Event, Kind
+from checkpoints.event_kinds import Alarm, Payload
+from checkpoints.events import Diary, Event
 from checkpoints.head import LEASE_S, Head
 from checkpoints.requests import Request, read_request
 from checkpoints.run import HEARTBEAT_KEY, Heartbeat, read_controller_beat
@@ -82,9 +83,9 @@ class Upkeep:
         """Seconds since the bucket's last answer."""
         return now - self._answered_at
 
-    def note(self, kind: Kind, /, **data: Any) -> None:
+    def note(self, payload: Payload) -> None:
         """An event of now, which goes into the diary when the bucket takes it."""
-        self._unwritten.put(self._diary.compose(kind, **data))
+        self._unwritten.put(self._diary.compose(payload))
 
     def hear_request(self) -> bool:
         """Is this attempt asked to save and end? The ranks are told as of a notice. Raises what the store raises."""
@@ -153,10 +154,8 @@ class Upkeep:
         if self._controller.just_fell_silent(now):
             progress = self._scratch.read_progress()
             logger.warning("the controller is silent: this machine keeps the budget by itself")
+            silent_s = round(self._controller.silent_s(now))
+            message = "the controller is silent: this machine keeps the budget by itself"
             self.note(
-                "alarm",
-                about="controller",
-                step=progress.step,
-                phase=progress.phase,
-                stuck_s=round(self._controller.silent_s(now)),
+                Alarm(about="controller", step=progress.step, phase=progress.phase, stuck_s=silent_s, message=message)
             )

@@ -24,7 +24,7 @@ class Story:
 
     def tell(self, attempt: int, kind: Any, /, **data: Any) -> Story:
         self.clock.sleep(60)
-        self.events.append(Diary(ObjectStore.memory(), attempt, self.clock).compose(kind, **data))
+        self.events.append(Diary(ObjectStore.memory(), attempt, self.clock).write(kind, **data))
         return self
 
     def attempt(self, number: int, *, saved: int = 0, ended: str = "", inputs: str = "same", step: int = 0) -> Story:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from checkpoints.errors import Fenced, StoreError
+from checkpoints.event_kinds import Notice, Payload
 from checkpoints.events import Diary, read_events
 from checkpoints.object_store import ObjectStore
 from trainer import attempt
@@ -62,7 +63,7 @@ class World:
             load_recipe("tiny-dpo"), "tiny-dpo", run="r", bucket=str(self.folder), store=self.store,
             scratch=Scratch(self.folder), processes=2,
         )  # fmt: skip
-        self.noted: list[tuple[str, dict[str, Any]]] = []
+        self.noted: list[Payload] = []
         self.freed: list[bool] = []
         made._lease = SimpleNamespace(
             head=SimpleNamespace(epoch=3, commits=()), release=lambda: self.freed.append(True)
@@ -73,7 +74,7 @@ class World:
             "fenced": None,
             "request": None,
             "away_s": lambda now: 0.0,
-            "note": lambda kind, **data: self.noted.append((kind, data)),
+            "note": self.noted.append,
             "stop": lambda: True,
             "write_notes": lambda: None,
         }
@@ -96,7 +97,7 @@ def test_a_stop_before_training_ends_at_once(world: World, phase: Phase) -> None
     outcome = world.supervisor()._watch(Ranks(world))
     assert outcome.kind == "preempted"
     assert world.now == 1000.0
-    assert world.noted[0][1]["source"] == "move"
+    assert world.noted == [Notice(source="move", deadline=None, step=0)]
 
 
 @pytest.mark.parametrize("phase", ["training", "saving", "evaluating", "exporting"])
@@ -165,7 +166,7 @@ def test_a_successor_ends_it(world: World) -> None:
 
 
 def test_a_users_stop_is_a_stop_also_for_ranks_that_hung(world: World) -> None:
-    request = SimpleNamespace(action="stop", reason="enough")
+    request = SimpleNamespace(action="stop", reason="enough", limit=None)
     supervisor = world.supervisor(request=request)
     for kind in ("preempted", "failed"):
         outcome = supervisor._judge(Outcome(kind=kind))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from checkpoints.errors import Fenced, StoreError
+from checkpoints.event_kinds import Notice
 from checkpoints.events import Diary, read_events
 from checkpoints.object_store import ObjectStore
 from checkpoints.requests import ask
@@ -79,7 +80,7 @@ def test_a_request_for_this_attempt_becomes_a_stop_in_every_phase(made: Fixture)
 def test_a_notice_waits_for_a_bucket_that_is_away_and_keeps_its_time(
     made: Fixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made.upkeep.note("notice", source="gcp", deadline=None, step=3)
+    made.upkeep.note(Notice(source="gcp", deadline=None, step=3))
     with monkeypatch.context() as away:
         away.setattr(Diary, "append", lambda self, event: (_ for _ in ()).throw(StoreError("away")))
         with pytest.raises(StoreError):
