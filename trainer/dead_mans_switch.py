@@ -7,7 +7,7 @@ this machine back. So the attempt itself watches three things, and ends before t
     hang         no new step and no new phase for an hour, where no controller looks after that
     bucket       no answer for so long that another machine is worth a try: nothing can be saved from here
 
-There is no deadline here: see docs/concepts/limits.md. The decisions are pure; `machine_age_s` and
+There is no deadline here: see docs/concepts/without-a-controller.md. The decisions are pure; `machine_age_s` and
 `machine_budget` read what they decide from.
 """
 
