@@ -24,7 +24,7 @@ from checkpoints.store import Store, probe
 from checkpoints.terminal import run_app, show_error
 from trainer.attempt import PREDECESSOR_GONE, Supervisor, gpus_here
 from trainer.batching import batch_of_run
-from trainer.dead_mans_switch import CLUSTER, SPENT
+from trainer.dead_mans_switch import AUTODOWN_S, CLUSTER, SPENT, machine_age_s, machine_budget
 from trainer.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_STOPPED, HardwareError, MachineFault
 from trainer.failed_start import conducted, note_failed_start
 from trainer.fingerprint import saved_fingerprint
@@ -138,6 +138,10 @@ def _worked_before(error: BaseException) -> bool:
 
 
 def _may_pass(error: Exception) -> bool:
+    """Worth waiting for on a machine that is paid, unless the wait would break the budget."""
+    budget = machine_budget(os.environ)
+    if budget is not None and budget.reached(machine_age_s(), AUTODOWN_S):
+        return False
     return isinstance(error, StoreError) or _worked_before(error)
 
 

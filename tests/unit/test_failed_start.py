@@ -91,6 +91,16 @@ def test_the_first_machine_says_at_once_what_every_other_would(run: Store, error
     assert read_events(run) == []
 
 
+def test_no_wait_for_the_bucket_breaks_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "machine_age_s", lambda: 600.0)
+    for name, value in (("NOTUS_PRICE_USD_H", "16"), ("NOTUS_BUDGET_USD", "50"), ("NOTUS_SPENT_USD", "49")):
+        monkeypatch.setenv(name, value)
+    assert not main._may_pass(StoreError("away"))
+    monkeypatch.setenv("NOTUS_SPENT_USD", "20")
+    assert main._may_pass(StoreError("away"))
+    assert not main._may_pass(UserError("another recipe"))
+
+
 def test_a_recipe_that_cannot_be_read_is_no_machines_fault(run: Store) -> None:
     trained(run)
     error = UserError("no recipe of that name")
