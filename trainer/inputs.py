@@ -6,6 +6,7 @@ Two attempts with the same one differ in their machines only, so what the first 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
@@ -21,8 +22,13 @@ PIECE_BYTES = 16 << 20
 
 
 def inputs_digest(recipe: Recipe) -> str:
-    """Data of a hub name count by the name and revision only."""
-    digest = hashlib.sha256(recipe.model_dump_json().encode())
+    """Where a local file or folder lies isn't part of it: that differs from cloud to cloud. What a hub name stands for
+    counts by name and revision only."""
+    settings = recipe.model_dump(mode="json")
+    for source in (settings["dataset"], *settings["dataset"]["also"], settings["model"]):
+        if Path(source["name"]).exists():
+            source["name"] = Path(source["name"]).name
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(_code_digest().encode())
     for source in recipe.dataset.sources:
         if (path := local_path(source)) is not None and path.is_file():
