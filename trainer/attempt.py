@@ -99,6 +99,8 @@ class Supervisor:
         self._scratch = scratch
         self._processes = processes
         self._verdict: Verdict = ""
+        self._kill_at = float("inf")
+        """Until then the ranks may obey a stop."""
         self._inputs = inputs_digest(recipe)
         self._switch = DeadMansSwitch(os.environ, age_s=machine_age_s(), now_s=time.monotonic())
 
@@ -135,12 +137,22 @@ class Supervisor:
         outcome = Outcome(kind="failed", message="the attempt ended without an outcome")
         try:
             stopped = Outcome(kind="preempted", step=self._resumed_step())
-            outcome = self._judge(stopped if self._upkeep.hear_request() else self._supervise())
+            outcome = self._judge(stopped if self._asked_already() else self._supervise())
+        except Exception as error:  # a full disk, no memory for a process: of this machine, so it is no end of the run
+            logger.exception("the supervisor failed")
+            outcome = self._judge(Outcome(kind="failed", message=f"{type(error).__name__}: {error}"))
         finally:
             if not (outcome.kind == "failed" and outcome.progressed):  # else the next attempt may restore from it
                 memory.forget(writer.id)
             outcome = self._finish(outcome)
         return outcome
+
+    def _asked_already(self) -> bool:
+        try:
+            return self._upkeep.hear_request()
+        except NotusError as error:
+            logger.warning("the bucket does not answer: %s", error.message)
+            return False
 
     def _supervise(self) -> Outcome:
         signal.signal(signal.SIGTERM, self._on_signal)
@@ -177,7 +189,7 @@ class Supervisor:
         Returns an outcome only if it isn't for the ranks to say: we were fenced, stopped before the first step, or they
         hang.
         """
-        deadline = float("inf")
+        told = False
         while process.poll() is None:
             now = time.monotonic()
             if (error := self._upkeep.fenced) is not None:
@@ -186,24 +198,19 @@ class Supervisor:
             stuck_s = self._switch.stuck_s(progress, now)
             if (hopeless := self._keep_limits(progress, now)) is not None:
                 return hopeless
-            if deadline == float("inf") and (stop := read_stop(self._scratch.stop)) is not None:
-                deadline = now + self._grace_s(progress, stuck_s)
+            if not told and (stop := read_stop(self._scratch.stop)) is not None:
+                told = True
+                self._kill_at = min(self._kill_at, now + (HUNG_GRACE_S if stuck_s > HUNG_S else STOP_GRACE_S))
                 self._upkeep.note(NoticeEvent(source=stop.source, deadline=stop.deadline, step=progress.step))
                 if progress.phase in BEFORE_TRAINING:
                     # Nothing to save yet; the ranks would hear of it only after minutes of tokenising or loading.
                     return Outcome(kind="preempted", step=self._resumed_step())
-            if now > deadline:
+            if now > self._kill_at:
                 logger.error("the ranks did not stop in time: killing them")
                 return None
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(TICK_S)
         return None
-
-    def _grace_s(self, progress: Progress, stuck_s: float) -> float:
-        """How long the ranks may take to obey."""
-        if self._verdict == "budget":
-            return save_limit_s(progress.save_s)
-        return HUNG_GRACE_S if stuck_s > HUNG_S else STOP_GRACE_S
 
     def _keep_limits(self, progress: Progress, now: float) -> Outcome | None:
         """The dead man's switch. The budget asks the ranks to save; an outcome means that they can't."""
@@ -213,6 +220,7 @@ class Supervisor:
         if self._verdict == "budget":
             logger.warning("this machine has reached the run's budget: saving and stopping")
             seconds = save_limit_s(progress.save_s)
+            self._kill_at = min(self._kill_at, now + seconds)
             request_stop(self._scratch.stop, "budget", datetime.now(UTC) + timedelta(seconds=seconds))
         elif self._verdict:
             told = {
@@ -266,7 +274,7 @@ class Supervisor:
     def _has_committed(self) -> bool:
         try:
             head = read_head(self._store)
-        except NotusError:
+        except Exception:
             head = self._lease.head  # as of the last renewal
         return bool(head and head.commits and head.commits[0].epoch == self._lease.head.epoch)
 
@@ -274,7 +282,8 @@ class Supervisor:
         progress = self._scratch.read_progress()
         try:
             events = read_events(self._store)
-        except NotusError:
+        except Exception as error:
+            logger.warning("the diary can't be read: %s", error)
             return False
         epoch = self._lease.head.epoch
         return passed_before(events, self._inputs, attempt=epoch, phase=progress.phase, step=progress.step)
@@ -308,8 +317,8 @@ class Supervisor:
     def _gives_up(self) -> bool:
         try:
             return gives_up(read_events(self._store))
-        except NotusError as error:
-            logger.warning("the diary can't be read: %s", error.message)
+        except Exception as error:  # a bucket's client raises what it likes
+            logger.warning("the diary can't be read: %s", error)
             return not conducted(os.environ)
 
     def _best_effort(self, what: str, act: Callable[[], object]) -> None:
@@ -318,8 +327,8 @@ class Supervisor:
             return
         try:
             act()
-        except NotusError as error:
-            logger.warning("could not leave %s in the bucket: %s", what, error.message)
+        except Exception as error:  # a bucket's client raises what it likes, and the other parts count too
+            logger.warning("could not leave %s in the bucket: %s", what, error)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         request_stop(self._scratch.stop, signal.Signals(signum).name)

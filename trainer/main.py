@@ -16,6 +16,7 @@ from typing import Annotated
 import stamina
 import typer
 
+from checkpoints.causes import AttemptOutcome
 from checkpoints.errors import AccessDenied, NotusError, StoreError, UserError
 from checkpoints.events import read_events
 from checkpoints.head import LEASE_S, read_head
@@ -25,7 +26,7 @@ from checkpoints.terminal import run_app, show_error
 from trainer.attempt import PREDECESSOR_GONE, Supervisor, gpus_here
 from trainer.batching import batch_of_run
 from trainer.dead_mans_switch import AUTODOWN_S, CLUSTER, SPENT, machine_age_s, machine_budget
-from trainer.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_STOPPED, HardwareError, MachineFault
+from trainer.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_STOPPED, HardwareError, MachineFault, TrainingFailed
 from trainer.failed_start import conducted, note_failed_start
 from trainer.fingerprint import saved_fingerprint
 from trainer.inputs import inputs_digest
@@ -86,15 +87,25 @@ def train(
             recipe, run, bucket, processes, folder, predecessor_gone, wait_s=2 * LEASE_S if wait else 0.0
         )
     except NotusError as error:
-        faulty = isinstance(error, UserError)
-        refused = Outcome(kind="user_error" if faulty else "failed", message=error.message, hint=error.hint)
-        folder.write_result(refused)
+        outcome = _refused(error)
+        folder.write_result(outcome)
         if not wait:  # the launcher on this machine decides
             raise
-        outcome = judge_refusal(error, refused, recipe, run, bucket)
+        outcome = judge_refusal(error, outcome, recipe, run, bucket)
+    except Exception as error:  # a full disk, a library that misses a file: of this machine, as far as anyone knows
+        if not wait:
+            raise
+        logger.exception("the attempt could not begin")
+        failure = TrainingFailed(f"{type(error).__name__}: {error}")
+        outcome = judge_refusal(failure, _refused(failure), recipe, run, bucket)
     folder.write_result(outcome)
     _report(outcome, folder)
     raise typer.Exit(exit_code(outcome))
+
+
+def _refused(error: NotusError) -> Outcome:
+    kind: AttemptOutcome = "user_error" if isinstance(error, UserError) else "failed"
+    return Outcome(kind=kind, message=error.message, hint=error.hint)
 
 
 def exit_code(outcome: Outcome) -> int:

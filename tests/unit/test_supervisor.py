@@ -145,6 +145,15 @@ def test_the_budget_ends_an_attempt_that_has_nothing_to_save(world: World) -> No
     assert stopped.data["limit"] == "budget"
 
 
+def test_the_budget_shortens_the_patience_of_a_stop_that_stands(world: World) -> None:
+    world.progress("training", step=5, save_s=40.0)
+    supervisor = world.supervisor({**BUDGET, "NOTUS_SPENT_USD": "46.5"})
+    request_stop(Scratch(world.folder).stop, "move")
+    assert supervisor._watch(Ranks(world)) is None
+    assert supervisor._verdict == "budget"
+    assert world.now - 1000.0 < STOP_GRACE_S - 60
+
+
 def test_a_run_that_was_done_before_the_stop_came_is_done(world: World) -> None:
     supervisor = world.supervisor(BUDGET)
     supervisor._verdict = "budget"
@@ -181,6 +190,22 @@ def test_the_third_failed_start_gives_up_and_says_so(world: World) -> None:
     last = read_events(world.store)[-1]
     assert (last.kind, last.attempt, last.data["exit_code"]) == ("failed", 3, 1)
     assert "NCCL" in last.data["message"]
+
+
+def test_a_supervisor_that_fails_itself_asks_for_another_machine(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No memory for a process, a full disk: an exception would be exit code 1, and the end of the job."""
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", no_memory)
+    monkeypatch.setattr(attempt, "adopt_orphans", lambda: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    outcome = world.supervisor().run()
+    assert outcome.kind == "failed"
+    assert not outcome.gave_up
+    ended = [event for event in read_events(world.store) if event.kind == "attempt_ended"]
+    assert "Cannot allocate memory" in ended[0].data["message"]
 
 
 @pytest.mark.parametrize("progressed", [True, False])
