@@ -1,4 +1,4 @@
-"""What the three command lines share: one way to show an error, one place for tracebacks."""
+"""What the four command lines share: standard streams that don't break, one way to show an error, tracebacks on demand."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from checkpoints.errors import NotusError
+from checkpoints.streams import reliable_streams
 
 
 def run_app(app: Callable[..., Any], name: str) -> None:
@@ -17,6 +18,15 @@ def run_app(app: Callable[..., Any], name: str) -> None:
     `--debug` anywhere on the command line prints the traceback as well.
     """
     debug = "--debug" in sys.argv
+    try:
+        with reliable_streams():
+            _run(app, name, debug=debug)
+    except NotusError as error:  # only of the streams: all others have been shown while stderr was guarded
+        show_error(error, name)
+        raise SystemExit(error.exit_code) from None
+
+
+def _run(app: Callable[..., Any], name: str, *, debug: bool) -> None:
     logging.basicConfig(
         level=logging.INFO if debug else logging.WARNING, format=f"{name}: %(message)s", stream=sys.stderr
     )
@@ -30,7 +40,9 @@ def run_app(app: Callable[..., Any], name: str) -> None:
 
 
 def show_error(error: NotusError, name: str) -> None:
-    """Print a message and its hint to stderr."""
+    """Print a message and its hint to stderr. An error without a message is shown by its exit code alone."""
+    if not error.message:
+        return
     sys.stderr.write(f"{name}: {error.message}\n")
     if error.hint:
         sys.stderr.write(f"  {error.hint}\n")

@@ -5,7 +5,6 @@ Heavy modules are imported inside the commands, so that `--help` and a mistyped 
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 
 import typer
@@ -221,8 +220,6 @@ def doctor(
 
 def main() -> None:
     """Entry point."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)
     run_app(app, "notus-launch")
 
 
