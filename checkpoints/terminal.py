@@ -1,4 +1,4 @@
-"""What the four command lines share: standard streams that don't break, one way to show an error, tracebacks on demand."""
+"""What the four command lines share: streams that don't break, one way to show an error, tracebacks on demand."""
 
 from __future__ import annotations
 

@@ -56,10 +56,12 @@ def launch(
 
     Without a subcommand: launch. The same --name goes on where that run was.
     """
-    if ctx.invoked_subcommand is not None:
-        return
     from checkpoints.names import check_run_name
     from launcher import request as asked
+
+    if ctx.invoked_subcommand is not None:
+        asked.refuse_before_subcommand(o.given_on_command_line(ctx), ctx.invoked_subcommand, o.of_subcommand(ctx))
+        return
 
     asked.check_output(output)
     market = asked.choose_market(spot=spot, on_demand=on_demand, auto=auto)
@@ -73,7 +75,7 @@ def launch(
         deadline_h=asked.parse_deadline(deadline, datetime.now(UTC)) if deadline is not None else None,
         budget_usd=budget,
         hours=hours,
-        hazard_h=asked.parse_span(hazard, "--hazard") if hazard is not None else None,
+        hazard_h=asked.parse_hazard(hazard) if hazard is not None else None,
         trust_prices=trust_prices,
         bucket=bucket,
         name=check_run_name(name) if name else None,
