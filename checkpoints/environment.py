@@ -1,9 +1,10 @@
-"""Numbers from environment variables, within bounds: what a task file says by hand is checked like an option."""
+"""What the surroundings say, checked like an option: numbers in environment variables, and the home folder."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from checkpoints.errors import UserError
@@ -28,3 +29,16 @@ def number_of(
             f"correct it in the task's envs, or leave {name} empty",
         )
     return value
+
+
+def user_path(text: str) -> Path:
+    """A path with `~` and `~user` resolved. Raises `UserError` if nobody knows where that home folder is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"the home folder in {text!r} is not known", "write the whole path, or set HOME") from error
+
+
+def user_home() -> Path:
+    """The user's home folder. Raises `UserError` for a user without one."""
+    return user_path("~")

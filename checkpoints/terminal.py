@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-from checkpoints.errors import NotusError
+from checkpoints.errors import NotusError, UserError
 from checkpoints.streams import reliable_streams
+
+FIXABLE = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS),
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+        *(errno.ENOSPC, errno.EDQUOT),
+    }
+)
+"""A file of the user's that is not as it has to be: the last net, where no check before has a better sentence."""
 
 
 def run_app(app: Callable[..., Any], name: str) -> None:
@@ -37,6 +47,16 @@ def _run(app: Callable[..., Any], name: str, *, debug: bool) -> None:
             traceback.print_exc()
         show_error(error, name)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if debug or error.errno not in FIXABLE or error.filename is None:
+            raise
+        refusal = UserError(f"{_shown(error.filename)}: {error.strerror}", "fix that and try again; --debug shows more")
+        show_error(refusal, name)
+        raise SystemExit(refusal.exit_code) from None
+
+
+def _shown(path: object) -> str:
+    return path.decode(errors="replace") if isinstance(path, bytes) else str(path)
 
 
 def show_error(error: NotusError, name: str) -> None:

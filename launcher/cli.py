@@ -108,7 +108,9 @@ def status(
     Reads the bucket; for one cloud run also asks SkyPilot, where its server runs.
     """
     from launcher import look
+    from launcher.find import check_default_bucket
 
+    check_default_bucket(bucket, run)
     look.show_status(bucket, [run] if run else None, output)
 
 
@@ -130,7 +132,9 @@ def logs(
 ) -> None:
     """What the ranks printed, of all attempts or one. Reads the bucket only."""
     from launcher import look
+    from launcher.find import check_default_bucket
 
+    check_default_bucket(bucket, run)
     look.print_logs(bucket, run, attempt, follow=follow)
 
 
@@ -143,7 +147,9 @@ def report(
 ) -> None:
     """The receipt of a run: attempts, steps redone, time lost, goodput, cost."""
     from launcher import look
+    from launcher.find import check_default_bucket
 
+    check_default_bucket(bucket, run)
     look.show_report(bucket, run, output)
 
 
@@ -156,7 +162,9 @@ def stop(
 ) -> None:
     """Save, verify the checkpoint, end the run and give its machine back. The same --name goes on later."""
     from launcher import stop as story
+    from launcher.find import check_default_bucket
 
+    check_default_bucket(bucket, run)
     raise typer.Exit(story.stop_run(bucket, run, at_once=now))
 
 

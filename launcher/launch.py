@@ -19,7 +19,7 @@ from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.experience import remember
 from launcher.local import LocalBackend, LocalRun, committed_step
 from launcher.offers import Offer, cheapest_by_kind, find_catalog, load_offers
-from launcher.options import default_bucket, home
+from launcher.options import default_folder, home, writable
 from launcher.report.exact import compare_runs
 from launcher.report.receipt import Receipt, make_receipt
 from launcher.report.render import receipt_panel
@@ -44,7 +44,8 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     """Run on this machine; on request preempt it, and compare it with an uninterrupted twin."""
     recipe = load_recipe(request.recipe)
     check_local(recipe.dataset)
-    bucket = request.bucket or default_bucket()
+    bucket = request.bucket or f"file://{writable(default_folder())}"
+    writable(home() / "scratch")
     name = check_run_name(request.name or new_name(recipe))
     run = LocalRun(
         run=name,

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from checkpoints.environment import user_path
 from checkpoints.errors import UserError
 from launcher.errors import NothingFits, RequestError
 from launcher.request import CLOUDS, Gpus, did_you_mean
@@ -105,7 +106,7 @@ def find_catalog(environment: os._Environ[str] | dict[str, str] | None = None) -
     SkyPilot fetches a cloud's prices when it first needs them, so a user's catalog is mostly incomplete.
     """
     environment = os.environ if environment is None else environment
-    root = Path(environment.get("SKY_RUNTIME_DIR") or environment.get("HOME") or "~").expanduser()
+    root = user_path(environment.get("SKY_RUNTIME_DIR") or environment.get("HOME") or "~")
     users = root / ".sky" / "catalogs" / SCHEMA
     shipped = shipped_catalog()
     found = sorted(path.parent.name for path in users.glob("*/vms.csv"))

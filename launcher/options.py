@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from checkpoints.environment import user_path
+from checkpoints.errors import UserError
 from launcher.bounds import MAX_HOURS, MAX_PROCESSES, MAX_SEED, MAX_USD, MIN_HOURS, MIN_USD
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="Recipe name, or the path of a .yaml file.")]
@@ -121,7 +123,19 @@ def _source(ctx: typer.Context, name: str) -> str:
 
 def home() -> Path:
     """Our folder in the user's home: the default bucket and scratch space. NOTUS_HOME moves it."""
-    return Path(os.environ.get("NOTUS_HOME") or "~/.notus").expanduser()
+    return user_path(os.environ.get("NOTUS_HOME") or "~/.notus").absolute()
+
+
+def writable(folder: Path) -> Path:
+    """A folder below `home()`, made if it isn't there. Raises `UserError` naming NOTUS_HOME if it can't be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else "no permission to write, or a read-only file system"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise UserError(f"{folder} can't be used: {reason}", "set NOTUS_HOME to a folder that can be written")
+    return folder
 
 
 def experience_path() -> Path:
@@ -129,8 +143,11 @@ def experience_path() -> Path:
     return home() / "experience.json"
 
 
+def default_folder() -> Path:
+    """The folder of the embedded default bucket. It may not be there yet."""
+    return home() / "bucket"
+
+
 def default_bucket() -> str:
-    """The embedded default: a folder, created on first use."""
-    bucket = home() / "bucket"
-    bucket.mkdir(parents=True, exist_ok=True)
-    return f"file://{bucket}"
+    """The embedded default bucket: `writable(default_folder())` makes it."""
+    return f"file://{default_folder()}"

@@ -11,9 +11,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
+from checkpoints.environment import user_home
 from checkpoints.errors import NotusError
 from checkpoints.events import Diary
 from checkpoints.run import open_run
@@ -97,7 +97,7 @@ def main() -> int:
         hardware = load_recipe(sys.argv[1]).hardware
         if hardware.gpus is not None:
             cards = read_cards()
-            check(hardware, cards, shutil.disk_usage(Path.home()).free / 2**30)
+            check(hardware, cards, shutil.disk_usage(user_home()).free / 2**30)
             check_torch()
             sys.stdout.write(f"notus: {len(cards)} x {cards[0].name}, driver {cards[0].driver}\n")
     except NotusError as error:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from checkpoints.environment import user_path
 from trainer.bounds import MAX_HOURS, MAX_PROCESSES, MAX_SEED
 from trainer.errors import RecipeError
 from trainer.yaml_model import Settings, load_settings
@@ -346,4 +347,4 @@ def _located(source: Source, recipe: Path) -> Source:
 
 def data_path(name: str, folder: Path) -> Path:
     """Where the data file of a recipe in `folder` is."""
-    return (folder / Path(name).expanduser()).absolute()
+    return (folder / user_path(name)).absolute()

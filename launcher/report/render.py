@@ -12,7 +12,7 @@ from rich.text import Text
 from launcher.report.receipt import Receipt
 from launcher.report.status import RunStatus
 from launcher.report.tables import plain_table
-from launcher.sky.doctor import Finding
+from launcher.sky.findings import Finding
 
 
 def receipt_panel(receipt: Receipt) -> RenderableType:

@@ -79,6 +79,7 @@ Launch = Callable[..., int]
 def launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launch:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NOTUS_HOME", str(tmp_path / "notus"))
+    (tmp_path / "notus/bucket").mkdir(parents=True)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
     for name in ("HF_TOKEN", "AWS_SESSION_TOKEN", "NOTUS_BUCKET", "AWS_PROFILE"):
