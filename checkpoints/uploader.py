@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict
 from checkpoints.errors import Fenced, NotusError, StoreError, UserError
 from checkpoints.events import Diary
 from checkpoints.head import Lease, Retention
+from checkpoints.interpreter import module
 from checkpoints.manifest import Manifest
 from checkpoints.retention import collect, collect_orphans
 from checkpoints.run import open_run, write_metrics
@@ -122,7 +123,7 @@ class UploaderClient:
         self.sent = Sent(number=0, sent_bytes=0)
         """The last word on the job in flight."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "checkpoints.uploader"],
+            module("checkpoints.uploader"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # a signal to the rank's group is not for the uploader

@@ -13,7 +13,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from checkpoints.clock import SystemClock
 from checkpoints.errors import NotusError, UserError
 from checkpoints.events import Diary
 from checkpoints.head import Head, next_claim, read_head
+from checkpoints.interpreter import module
 from checkpoints.journal import Journal
 from checkpoints.shm import RunMemory
 from checkpoints.store import Store
@@ -180,7 +180,7 @@ class LocalBackend:
 
     def _command(self, scratch: Scratch, gone: str) -> list[str]:
         run = self._run
-        command = [sys.executable, "-m", "trainer.main", run.recipe, "--run", run.run, "--bucket", run.bucket]
+        command = [*module("trainer.main"), run.recipe, "--run", run.run, "--bucket", run.bucket]
         command += ["--processes", str(run.processes), "--scratch", str(scratch.folder), "--predecessor-gone", gone]
         command.append("--no-wait")
         return command

@@ -22,6 +22,7 @@ from types import FrameType
 from checkpoints.errors import Fenced, NotusError
 from checkpoints.events import Diary
 from checkpoints.head import LEASE_S, Lease, Writer, read_head
+from checkpoints.interpreter import module
 from checkpoints.journal import Journal
 from checkpoints.requests import Request, read_request, withdraw
 from checkpoints.run import HEARTBEAT_KEY, Heartbeat
@@ -265,14 +266,12 @@ class Supervisor:
 
     def _command(self) -> list[str]:
         return [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
+            *module("torch.distributed.run"),
             f"--nproc-per-node={self._processes}",
             "--standalone",
             "--max-restarts=0",
-            "-m",
-            "trainer.worker",
+            "--no-python",  # torchrun's own way to a module puts the current folder first
+            *module("trainer.worker"),
         ]
 
     def _environment(self) -> dict[str, str]:

@@ -23,6 +23,7 @@ from importlib.metadata import distributions, requires, version
 from pathlib import Path
 
 from checkpoints.errors import NotusError
+from checkpoints.interpreter import module
 from checkpoints.run import open_run
 from checkpoints.store import Store
 from trainer.recipe import load_recipe
@@ -120,7 +121,7 @@ def requirement() -> str:
 
 def run_pip(arguments: Sequence[str]) -> None:
     """The pip of this environment, its output shown."""
-    subprocess.run([sys.executable, "-m", "pip", *arguments], check=True)
+    subprocess.run([*module("pip"), *arguments], check=True)
 
 
 def say(text: str) -> None:

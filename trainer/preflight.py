@@ -16,6 +16,7 @@ from typing import NamedTuple
 from checkpoints.environment import user_home
 from checkpoints.errors import NotusError
 from checkpoints.events import Diary
+from checkpoints.interpreter import SAFE
 from checkpoints.run import open_run
 from checkpoints.terminal import show_error
 from trainer.errors import HardwareError
@@ -85,7 +86,7 @@ def check(hardware: Hardware, cards: Sequence[Card], free_gib: float) -> None:
 def check_torch() -> None:
     """Can this torch use the driver? Raises `HardwareError` with torch's own words."""
     code = "import torch; torch.zeros(1, device='cuda'); print(torch.version.cuda)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([*SAFE, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise HardwareError(f"torch can't use the GPUs: {last[:300]}", "the driver is older than this torch needs")

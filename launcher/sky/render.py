@@ -34,9 +34,9 @@ command -v uv >/dev/null || retry python3 -m pip install --user uv
 # torch first: a later resolve may otherwise swap its build
 retry pip install torch==2.13.0
 retry pip install -c constraints.txt '{package}'
-python -m trainer.preflight "$NOTUS_RECIPE"
+python -P -m trainer.preflight "$NOTUS_RECIPE"
 # its wheel from the bucket, or compiled; without it the trainer uses torch's own attention and says so
-python -m trainer.flash "$NOTUS_RECIPE" constraints.txt
+python -P -m trainer.flash "$NOTUS_RECIPE" constraints.txt
 """
 
 
