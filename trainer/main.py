@@ -27,6 +27,7 @@ from trainer.bounds import MAX_PROCESSES
 from trainer.errors import EXIT_PREEMPTED, EXIT_STOPPED, HardwareError
 from trainer.fingerprint import saved_fingerprint
 from trainer.interval import hours_to_preemption
+from trainer.nodes import check_nodes_here
 from trainer.pairs import check_local
 from trainer.recipe import Recipe, load_recipe
 from trainer.scratch import Outcome, Scratch
@@ -106,6 +107,7 @@ def _attempt(
     recipe: str, run: str, bucket: str, processes: int | None, scratch: Scratch, gone: str, *, wait_s: float
 ) -> Outcome:
     """Check everything that can be checked without torch, then run the attempt."""
+    check_nodes_here(os.environ)
     settings = load_recipe(recipe)
     count = processes or default_processes(settings)
     check_local(settings.dataset)

@@ -21,6 +21,7 @@ from checkpoints.run import open_run
 from checkpoints.terminal import show_error
 from trainer.errors import HardwareError
 from trainer.gpus import GPU_MEMORY_GIB
+from trainer.nodes import check_nodes_here
 from trainer.recipe import Hardware, load_recipe
 
 MEMORY_TOLERANCE = 0.9
@@ -95,6 +96,7 @@ def check_torch() -> None:
 def main() -> int:
     """Check this machine for the recipe named."""
     try:
+        check_nodes_here(os.environ)
         hardware = load_recipe(sys.argv[1]).hardware
         if hardware.gpus is not None:
             cards = read_cards()

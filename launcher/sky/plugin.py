@@ -36,6 +36,7 @@ from launcher.sky.conductor import Conductor, LimitReached, Lost, Refused, Up
 from launcher.sky.entries import Entry, requests
 from trainer.attempt import PREDECESSOR_GONE
 from trainer.interval import HOURS_TO_PREEMPTION
+from trainer.nodes import check_nodes
 
 logger = logging.getLogger("sky.notus")
 
@@ -183,6 +184,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             for name in ("NOTUS_BUCKET", "NOTUS_RUN", "NOTUS_RECIPE"):
                 if not environment.get(name):
                     raise UserError(f"the task has no {name}", "the NOTUS strategy is for tasks of notus-launch")
+            check_nodes(self._task.num_nodes)
             store = open_run(environment["NOTUS_BUCKET"], environment["NOTUS_RUN"], environment)
             self._opened = Conductor(store, limits_of(environment), self, SystemClock())
         return self._opened
