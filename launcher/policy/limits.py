@@ -20,9 +20,9 @@ from launcher.bounds import (
     MIN_HOURS,
     MIN_USD,
 )
-from launcher.policy.decide import Settings
 from launcher.policy.market import Met
 from launcher.policy.model import Place
+from launcher.policy.settings import Settings
 from launcher.policy.zones import MarketMet
 from trainer.recipe import load_recipe
 
@@ -42,7 +42,9 @@ class Limits:
     """For a checkpoint's way to a machine outside of `bucket_cloud`."""
     bucket_cloud: str = ""
     store_usd_per_h: float = 0.0
-    """For keeping checkpoints, and requests."""
+    """For keeping checkpoints, and requests, while the run has a machine."""
+    keep_usd_per_h: float = 0.0
+    """For keeping checkpoints in a pause."""
     settings: Settings = field(default_factory=Settings)
     met: Mapping[tuple[str, str], MarketMet] = field(default_factory=dict)
     """What earlier runs have met of spot markets, by cloud and GPUs: the policy starts from it."""
@@ -57,6 +59,7 @@ class Limits:
             "NOTUS_RESTORE_USD": f"{self.restore_usd:.2f}" if self.restore_usd else "",
             "NOTUS_BUCKET_CLOUD": self.bucket_cloud if self.restore_usd else "",
             "NOTUS_STORE_USD_H": f"{self.store_usd_per_h:.3g}" if self.store_usd_per_h else "",
+            "NOTUS_KEEP_USD_H": f"{self.keep_usd_per_h:.3g}" if self.keep_usd_per_h else "",
             "NOTUS_MET": _met_text(self.met),
         }
         return {
@@ -88,6 +91,7 @@ def limits_of(environment: Mapping[str, str]) -> Limits:
         restore_usd=usd("NOTUS_RESTORE_USD", 0.0),
         bucket_cloud=environment.get("NOTUS_BUCKET_CLOUD", ""),
         store_usd_per_h=usd("NOTUS_STORE_USD_H", 0.0),
+        keep_usd_per_h=usd("NOTUS_KEEP_USD_H", 0.0),
         met=_met_of(environment.get("NOTUS_MET", "")),
         settings=Settings(
             return_h=hours("NOTUS_RETURN_MIN", defaults.return_h),

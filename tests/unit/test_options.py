@@ -177,6 +177,7 @@ LIMITS = {
     "NOTUS_CHECK_MIN": limits_of,
     "NOTUS_RESTORE_USD": limits_of,
     "NOTUS_STORE_USD_H": limits_of,
+    "NOTUS_KEEP_USD_H": limits_of,
     HOURS_TO_PREEMPTION: hours_to_preemption,
 }
 
