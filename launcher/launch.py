@@ -11,10 +11,10 @@ from rich.console import Console
 
 from checkpoints.errors import NotusError
 from checkpoints.event_kinds import Compared
-from checkpoints.events import Diary, read_events
+from checkpoints.events import Diary, of_kind, read_events
 from checkpoints.names import check_run_name
 from checkpoints.requests import withdraw
-from checkpoints.run import open_run, read_metrics, register_run
+from checkpoints.run import open_run, read_metrics, read_run, register_run
 from checkpoints.store import Store, probe
 from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.experience import remember
@@ -24,6 +24,7 @@ from launcher.options import default_folder, home, writable
 from launcher.report.exact import compare_runs
 from launcher.report.receipt import Receipt, make_receipt
 from launcher.report.render import receipt_panel
+from launcher.report.status import read_status
 from launcher.request import LaunchRequest, parse_gpus
 from launcher.watch import watcher
 from trainer.main import default_processes, new_record
@@ -48,6 +49,11 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     bucket = request.bucket or f"file://{writable(default_folder())}"
     writable(home() / "scratch")
     name = check_run_name(request.name or new_name(recipe))
+    store = open_run(bucket, name)
+    if _is_done(store, name, recipe, compare=options.compare):
+        say(f"run {name} is done already")
+        show_receipt(read_receipt(store, name, recipe), output)
+        return 0
     run = LocalRun(
         run=name,
         recipe=request.recipe,
@@ -56,7 +62,6 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
         preemptions=options.preemptions,
         seed=secrets.randbelow(10**6) if options.seed is None else options.seed,
     )
-    store = open_run(bucket, name)
     probe(store)
     say(f"run {name} in {store.url}")
     if run.preemptions:
@@ -75,6 +80,14 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     show_receipt(read_receipt(store, name, recipe), output)
     say(f"the model is in {store.url}/final")
     return 0
+
+
+def _is_done(store: Store, name: str, recipe: Recipe, *, compare: bool) -> bool:
+    """Is nothing left to do? Raises `UserError` for a finished run of another recipe."""
+    if read_run(store) is None or read_status(store, name, datetime.now(UTC)).state != "finished":
+        return False
+    register_run(store, new_record(name, recipe))
+    return not compare or bool(of_kind(read_events(store), Compared))
 
 
 def _run(run: LocalRun, recipe: Recipe, store: Store, *, label: str) -> Outcome:

@@ -32,7 +32,7 @@ from checkpoints.journal import Journal
 from checkpoints.shm import RunMemory
 from checkpoints.store import Store
 from launcher.errors import RunFailed
-from trainer.attempt import pid_scope
+from launcher.presence import dead_holder, looked_after
 from trainer.processes import adopt_orphans, die_with_parent, kill_descendants
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.stop import request_stop
@@ -77,16 +77,6 @@ def preemption_points(count: int, seed: int) -> list[float]:
     return [(index + generator.uniform(0.1, 0.9)) / count for index in range(count)]
 
 
-def dead_holder(head: Head | None) -> str:
-    """The id of HEAD's writer if it was a process of this machine that no longer lives; else ''.
-
-    Only a process of this boot and pid namespace can be judged; for any other holder the lease decides.
-    """
-    if head is None or not head.writer.pid_scope or head.writer.pid_scope != pid_scope():
-        return ""
-    return "" if psutil.pid_exists(head.writer.pid) else head.writer.id
-
-
 class LocalBackend:
     """Runs one run to its end."""
 
@@ -112,7 +102,7 @@ class LocalBackend:
         if head is not None and not gone:
             self._refuse_if_held(head)
         fruitless = 0
-        with self._signals(), self._no_orphans():
+        with self._signals(), self._no_orphans(), looked_after(self._store):
             while True:
                 before = committed_step(self._store)
                 scratch = Scratch(self._scratch_root / f"attempt-{time.time_ns()}")
