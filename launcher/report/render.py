@@ -72,7 +72,7 @@ def _attempt_table(receipt: Receipt) -> Table:
         ("time", "right"),
         ("end", "left"),
     ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        table.add_column(column, justify=justify)
     for attempt in receipt.attempts:
         table.add_row(
             str(attempt.number),

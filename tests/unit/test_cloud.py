@@ -200,6 +200,14 @@ def test_without_the_plugin_it_says_what_is_missing(
     assert sky.submitted[0][0]["resources"]["job_recovery"]["strategy"] == "EAGER_NEXT_REGION"
 
 
+def test_a_launch_says_what_a_sleeping_laptop_means(
+    launch: Launch, sky: FakeSky, store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fix(tmp_path, {})
+    assert launch(*LAUNCH, "--bucket", "s3://b/notus") == 0
+    assert "while this machine sleeps or is off, no deadline and no budget is kept" in capsys.readouterr().err
+
+
 def test_a_controller_that_would_be_paid_and_not_know_the_strategy_is_refused(
     launch: Launch, sky: FakeSky, store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
