@@ -41,12 +41,14 @@ def life(place: Place, since: float, until: float, why: str = "preempted") -> li
 
 
 def useful_life(place: Place, number: int, hours: float) -> list[Event]:
-    """As `life`, with a step that it has committed: else the policy bounds the effort."""
-    saved = Event(
-        time=at(number + hours / 2), id=f"s{number}", kind="saved", attempt=number + 1, data={"step": 10 + number}
-    )
+    """As `life`, with a start and a step that it has committed: else the policy bounds the effort."""
+
+    def of_attempt(kind: str, after_h: float, **data: Any) -> Event:
+        return Event(time=at(number + after_h), id=f"{kind}{number}", kind=kind, attempt=number + 1, data=data)
+
     up, gone = life(place, number, number + hours)
-    return [up, saved, gone]
+    trained = of_attempt("training", 0.1, step=30 * number + 1, total_steps=1000)
+    return [up, trained, of_attempt("saved", hours, step=30 * number + 30), gone]
 
 
 def refused(hours: float, *places: Place) -> Event:
