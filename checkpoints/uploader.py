@@ -31,6 +31,7 @@ from checkpoints.errors import Fenced, NotusError, StoreError, UserError
 from checkpoints.event_kinds import Saved
 from checkpoints.events import Diary
 from checkpoints.head import Lease, Retention
+from checkpoints.interpreter import module
 from checkpoints.manifest import Manifest
 from checkpoints.retention import collect, collect_orphans
 from checkpoints.run import write_metrics
@@ -124,7 +125,7 @@ class UploaderClient:
         self.sent = Sent(number=0, sent_bytes=0)
         """The last word on the job in flight."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "checkpoints.uploader"],
+            module("checkpoints.uploader"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # a signal to the rank's group is not for the uploader

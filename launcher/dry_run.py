@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from rich.console import Console
 
+from checkpoints.environment import user_home
 from launcher.explain import Explanation, explain
 from launcher.hazard import Learned
 from launcher.kinds import wanted_gpus
@@ -25,7 +25,7 @@ from launcher.planner import Planner
 from launcher.policy.limits import Limits
 from launcher.report.plans import show_dry_run
 from launcher.request import CLOUDS, LaunchRequest, check_cloud_bucket
-from launcher.sky.doctor import plugin_is_configured
+from launcher.sky.controller import plugin_is_configured
 from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
 from trainer.recipe import Recipe, builtin_names, load_recipe
 
@@ -139,4 +139,4 @@ def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
 
 def strategy_here() -> str:
     """Ours, where SkyPilot knows the plugin."""
-    return NOTUS if plugin_is_configured(Path.home(), os.environ) else SKYPILOTS_OWN
+    return NOTUS if plugin_is_configured(user_home(), os.environ) else SKYPILOTS_OWN

@@ -13,7 +13,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,11 +27,12 @@ from checkpoints.errors import NotusError, UserError
 from checkpoints.event_kinds import AttemptEnded, Failed, Preempted, Stopped
 from checkpoints.events import Diary, read_events
 from checkpoints.head import Head, next_claim, read_head
+from checkpoints.interpreter import module
 from checkpoints.journal import Journal
 from checkpoints.shm import RunMemory
 from checkpoints.store import Store
 from launcher.errors import RunFailed
-from trainer.attempt import pid_scope
+from launcher.presence import dead_holder, looked_after
 from trainer.failed_start import gave_up_because, note_failed_start
 from trainer.processes import adopt_orphans, die_with_parent, kill_descendants
 from trainer.restarts import MAX_FAILED_STARTS, gives_up
@@ -79,16 +79,6 @@ def preemption_points(count: int, seed: int) -> list[float]:
     return [(index + generator.uniform(0.1, 0.9)) / count for index in range(count)]
 
 
-def dead_holder(head: Head | None) -> str:
-    """The id of HEAD's writer if it was a process of this machine that no longer lives; else ''.
-
-    Only a process of this boot and pid namespace can be judged; for any other holder the lease decides.
-    """
-    if head is None or not head.writer.pid_scope or head.writer.pid_scope != pid_scope():
-        return ""
-    return "" if psutil.pid_exists(head.writer.pid) else head.writer.id
-
-
 class LocalBackend:
     """Runs one run to its end."""
 
@@ -113,7 +103,7 @@ class LocalBackend:
         gone = dead_holder(head)
         if head is not None and not gone:
             self._refuse_if_held(head)
-        with self._signals(), self._no_orphans():
+        with self._signals(), self._no_orphans(), looked_after(self._store):
             while True:
                 scratch = Scratch(self._scratch_root / f"attempt-{time.time_ns()}")
                 outcome = self._attempt(scratch, gone)
@@ -178,7 +168,7 @@ class LocalBackend:
 
     def _command(self, scratch: Scratch, gone: str) -> list[str]:
         run = self._run
-        command = [sys.executable, "-m", "trainer.main", run.recipe, "--run", run.run, "--bucket", run.bucket]
+        command = [*module("trainer.main"), run.recipe, "--run", run.run, "--bucket", run.bucket]
         command += ["--processes", str(run.processes), "--scratch", str(scratch.folder), "--predecessor-gone", gone]
         command.append("--no-wait")
         return command

@@ -20,6 +20,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+from checkpoints.environment import user_path
 from checkpoints.errors import UserError
 from launcher.request import CLOUDS, Gpus
 from launcher.zone_names import CLOUD as AWS
@@ -184,7 +185,7 @@ def find_catalog(environment: os._Environ[str] | dict[str, str] | None = None) -
     older than the snapshot gives way to it, unless the user edited it.
     """
     environment = os.environ if environment is None else environment
-    root = Path(environment.get("SKY_RUNTIME_DIR") or environment.get("HOME") or "~").expanduser()
+    root = user_path(environment.get("SKY_RUNTIME_DIR") or environment.get("HOME") or "~")
     users = root / ".sky" / "catalogs" / SCHEMA
     shipped = shipped_catalog()
     own = [one for cloud in CLOUDS if (one := _users_list(users, cloud)) is not None]

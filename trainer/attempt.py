@@ -27,6 +27,7 @@ from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Failed, Finish
 from checkpoints.event_kinds import Notice as NoticeEvent
 from checkpoints.events import Diary, read_events
 from checkpoints.head import LEASE_S, Lease, Writer, read_head
+from checkpoints.interpreter import module
 from checkpoints.journal import Journal
 from checkpoints.requests import withdraw
 from checkpoints.shm import RunMemory
@@ -339,14 +340,12 @@ class Supervisor:
 
     def _command(self) -> list[str]:
         return [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
+            *module("torch.distributed.run"),
             f"--nproc-per-node={self._processes}",
             "--standalone",
             "--max-restarts=0",
-            "-m",
-            "trainer.worker",
+            "--no-python",  # torchrun's own way to a module puts the current folder first
+            *module("trainer.worker"),
         ]
 
     def _environment(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ import os
 import runpy
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,11 +26,14 @@ from checkpoints.store import Store, probe
 from checkpoints.terminal import run_app, show_error
 from trainer.attempt import PREDECESSOR_GONE, Supervisor, gpus_here
 from trainer.batching import batch_of_run
+from trainer.bounds import MAX_PROCESSES
 from trainer.dead_mans_switch import AUTODOWN_S, CLUSTER, SPENT, machine_age_s, machine_budget
 from trainer.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_STOPPED, HardwareError, MachineFault, TrainingFailed
 from trainer.failed_start import conducted, note_failed_start
 from trainer.fingerprint import saved_fingerprint
 from trainer.inputs import inputs_digest
+from trainer.interval import hours_to_preemption
+from trainer.nodes import check_nodes_here
 from trainer.pairs import check_local
 from trainer.recipe import Recipe, load_recipe
 from trainer.restarts import of_this_machine
@@ -38,6 +42,8 @@ from trainer.scratch import Outcome, Scratch
 logger = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
+FLAGS = frozenset({"--debug", "--wait", "--no-wait", "--help"})
+"""The options that no value follows."""
 BUCKET_PATIENCE_S = 900.0
 """A VM has just been paid for, and exit code 1 would end the whole job: the bucket may be back in a minute."""
 
@@ -59,7 +65,8 @@ def train(
         str, typer.Option(help="s3://..., gs://... or a folder: the run's memory.", envvar="NOTUS_BUCKET")
     ],
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Ranks. Default: one a GPU, else the recipe's cpu_processes.")
+        int | None,
+        typer.Option(min=1, max=MAX_PROCESSES, help="Ranks. Default: one a GPU, else the recipe's cpu_processes."),
     ] = None,
     scratch: Annotated[Path | None, typer.Option(help="Folder for this attempt. Default: a temporary one.")] = None,
     predecessor_gone: Annotated[
@@ -160,10 +167,12 @@ def _attempt(
     recipe: str, run: str, bucket: str, processes: int | None, scratch: Scratch, gone: str, *, wait_s: float
 ) -> Outcome:
     """Check everything that can be checked without torch, then run the attempt."""
+    check_nodes_here(os.environ)
     settings = load_recipe(recipe)
     count = processes or default_processes(settings)
     check_local(settings.dataset)
     check_installed(settings)
+    hours_to_preemption(os.environ)  # refuses what the ranks would only stumble over at their first save
     store = open_run(bucket, run)
     prepare = stamina.retry(on=_may_pass, attempts=None if wait_s else 1, timeout=BUCKET_PATIENCE_S, wait_max=30)
     prepare(_prepare)(store, run, settings, count)
@@ -231,16 +240,28 @@ def _report(outcome: Outcome, scratch: Scratch) -> None:
 def main() -> None:
     """Entry point."""
     if "RANK" in os.environ:
-        raise SystemExit(_under_torchrun())
+        raise SystemExit(_refuse("notus-train starts torchrun itself", "run `notus-train RECIPE ...` without torchrun"))
     if sys.argv[1:2] == ["export"]:  # the one thing besides training; a recipe of that name is a file with a suffix
         del sys.argv[1]
         runpy.run_module("trainer.release", run_name="__main__")  # by its name: the launcher imports us, without torch
         return
+    if _first_word(sys.argv[1:]) == "export":
+        raise SystemExit(_refuse("options come after `export`", "write notus-train export RUN ... --bucket ..."))
     run_app(app, "notus-train")
 
 
-def _under_torchrun() -> int:
-    error = UserError("notus-train starts torchrun itself", "run `notus-train RECIPE ...` without torchrun")
+def _first_word(words: Sequence[str]) -> str | None:
+    """The first argument that is neither an option nor an option's value."""
+    value_follows = False
+    for word in words:
+        if not word.startswith("-") and not value_follows:
+            return word
+        value_follows = word.startswith("--") and "=" not in word and word not in FLAGS
+    return None
+
+
+def _refuse(message: str, hint: str) -> int:
+    error = UserError(message, hint)
     show_error(error, "notus-train")
     return error.exit_code
 

@@ -11,17 +11,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
+from checkpoints.environment import user_home
 from checkpoints.errors import NotusError
 from checkpoints.event_kinds import Failed
 from checkpoints.events import Diary, read_events
+from checkpoints.interpreter import SAFE
 from checkpoints.run import open_run
 from checkpoints.terminal import show_error
 from trainer.errors import EXIT_PREEMPTED, HardwareError, MachineFault
 from trainer.gpus import GPU_MEMORY_GIB
 from trainer.inputs import inputs_digest
+from trainer.nodes import check_nodes_here
 from trainer.recipe import Hardware, Recipe, load_recipe
 from trainer.restarts import of_this_machine
 
@@ -97,9 +99,7 @@ def check_torch() -> None:
     code = "import torch; [torch.zeros(1, device=i).add(1).item() for i in range(torch.cuda.device_count())]"
     code += "; torch.zeros(1, device='cuda')"  # which says why, where the loop had nothing to go over
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=TORCH_S
-        )
+        done = subprocess.run([*SAFE, "-c", code], capture_output=True, text=True, check=False, timeout=TORCH_S)
     except subprocess.TimeoutExpired as error:
         raise MachineFault(f"torch has not reached the GPUs in {TORCH_S:.0f} s", "a GPU or its driver hangs") from error
     if done.returncode != 0:
@@ -111,11 +111,12 @@ def main() -> int:
     """Check this machine for the recipe named."""
     recipe = None
     try:
+        check_nodes_here(os.environ)
         recipe = load_recipe(sys.argv[1])
         hardware = recipe.hardware
         if hardware.gpus is not None:
             cards = read_cards()
-            check(hardware, cards, shutil.disk_usage(Path.home()).free / 2**30)
+            check(hardware, cards, shutil.disk_usage(user_home()).free / 2**30)
             check_torch()
             sys.stdout.write(f"notus: {len(cards)} x {cards[0].name}, driver {cards[0].driver}\n")
     except NotusError as error:

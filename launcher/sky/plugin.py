@@ -40,6 +40,7 @@ from launcher.sky.entries import Entry, requests
 from launcher.sky.places import Candidate, Hourly, booked, is_price, judge, offers_for, report
 from trainer.attempt import PREDECESSOR_GONE
 from trainer.interval import HOURS_TO_PREEMPTION
+from trainer.nodes import check_nodes
 
 logger = logging.getLogger("sky.notus")
 
@@ -212,6 +213,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             for name in ("NOTUS_BUCKET", "NOTUS_RUN", "NOTUS_RECIPE"):
                 if not environment.get(name):
                     raise UserError(f"the task has no {name}", "the NOTUS strategy is for tasks of notus-launch")
+            check_nodes(self._task.num_nodes)
             store = open_run(environment["NOTUS_BUCKET"], environment["NOTUS_RUN"], environment)
             launch = environment.get("NOTUS_LAUNCH", "")
             number = int(launch) if launch.isdigit() else 0
