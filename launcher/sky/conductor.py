@@ -37,7 +37,7 @@ from checkpoints.event_order import end_of_run, of_newest_launch
 from checkpoints.events import Event, of_kind
 from checkpoints.head import read_head
 from checkpoints.requests import Request, ask, read_request, withdraw
-from checkpoints.run import Heartbeat, read_heartbeat
+from checkpoints.run import Heartbeat, read_heartbeat, write_controller_beat
 from checkpoints.store import Store
 from launcher.policy.decide import decide
 from launcher.policy.history import (
@@ -277,6 +277,7 @@ class Conductor:
             await self._give_back(failed.why)
             return True
         trained = machine_works(events)[-1].trained
+        await self._show_life(len(machines(events)))
         beat = await self._heartbeat(events)
         await self._note_start(events, spell, trained=trained)
         seen = await self._observe(events, self._signs.look(spell, beat, events, trained=trained))
@@ -289,6 +290,13 @@ class Conductor:
         else:
             await self._see_a_stop_through(spell)
         return True
+
+    async def _show_life(self, asked: int) -> None:
+        """The machine keeps the limits by itself while no controller is heard of."""
+        try:
+            await asyncio.to_thread(write_controller_beat, self._store, self._clock.now(), asked)
+        except NotusError as error:
+            logger.warning("notus: the controller can't show that it lives: %s", error.message)
 
     async def _note_start(self, events: list[Event], spell: MachineSpell, *, trained: bool) -> None:
         """What a start takes is measured by our own clock, if we looked before its first step; else that clock, which
