@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
+import stamina
+
 from checkpoints.clock import FakeClock
 from checkpoints.errors import NotusError, StoreError
 from checkpoints.events import Diary
@@ -502,7 +504,7 @@ class LiveWorld:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Without threads, which would only wait for each other here, and without the conductor's log lines."""
+    """Without threads, which would only wait for each other here, without pauses in real time, and without log lines."""
 
     async def at_once(act: Callable[..., object], *args: object) -> object:
         return act(*args)
@@ -510,7 +512,10 @@ def alone() -> Iterator[None]:
     logger = logging.getLogger("sky.notus")
     threaded, asyncio.to_thread = asyncio.to_thread, at_once  # type: ignore[assignment]
     was, logger.disabled = logger.disabled, True
+    retried = stamina.is_active()
+    stamina.set_active(False)
     try:
         yield
     finally:
         asyncio.to_thread, logger.disabled = threaded, was
+        stamina.set_active(retried)
