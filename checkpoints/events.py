@@ -59,6 +59,7 @@ class Event(Record):
     id: str
     kind: Kind
     attempt: int = Field(ge=0, description="0 = the launcher, before the first attempt")
+    launch: int = Field(default=0, ge=0, description="number of the launch (launches.py); 0 = unknown")
     data: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -69,10 +70,11 @@ class Event(Record):
 class Diary:
     """Writes events of one process."""
 
-    def __init__(self, store: Store, attempt: int, clock: Clock | None = None) -> None:
+    def __init__(self, store: Store, attempt: int, clock: Clock | None = None, launch: int = 0) -> None:
         self._store = store
         self._attempt = attempt
         self._clock = clock or SystemClock()
+        self._launch = launch
 
     def write(self, kind: Kind, /, **data: Any) -> Event:
         """Append an event; durable when this returns."""
@@ -82,7 +84,14 @@ class Diary:
 
     def compose(self, kind: Kind, /, **data: Any) -> Event:
         """An event of now, not yet in the diary."""
-        return Event(time=self._clock.now(), id=uuid.uuid4().hex[:12], kind=kind, attempt=self._attempt, data=data)
+        return Event(
+            time=self._clock.now(),
+            id=uuid.uuid4().hex[:12],
+            kind=kind,
+            attempt=self._attempt,
+            launch=self._launch,
+            data=data,
+        )
 
     def append(self, event: Event) -> None:
         """Write it; again is harmless."""

@@ -17,8 +17,14 @@ GpusOption = Annotated[list[str] | None, typer.Option("--gpus", help="KIND:COUNT
 SpotOption = Annotated[bool, typer.Option("--spot", help="Spot machines only.")]
 OnDemandOption = Annotated[bool, typer.Option("--on-demand", help="On-demand machines only.")]
 AutoOption = Annotated[bool, typer.Option("--auto", help="Both, by expected cost (the default).")]
-DeadlineOption = Annotated[str | None, typer.Option(help="24h, 90m, 1d or an ISO time.")]
-BudgetOption = Annotated[float | None, typer.Option(help="US dollars for the whole run.", min=0.01)]
+DeadlineOption = Annotated[
+    str | None,
+    typer.Option(help="A duration from the launch (24h, 90m, 1d), or a moment (2026-11-25T08:00), which stays as it is."),
+]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option(help="US dollars for the whole run, including what it has spent before a resume.", min=0.01),
+]
 BucketOption = Annotated[
     str | None,
     typer.Option(
