@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -55,15 +55,15 @@ class FakeClock:
         self._now = now
 
 
-def looks(clock: Clock, every_s: float, limit_s: Callable[[], float]) -> Iterator[None]:
-    """One item per look: at once, then after every pause, and a last one when `limit_s()` is used up.
+def looks(clock: Clock, every_s: float, limit_s: float) -> Iterator[float]:
+    """The seconds waited so far, once per look: at once, after every pause, and a last time when `limit_s` is used up.
 
     The pauses themselves are counted, so that neither a clock that was set nor a suspended machine uses them up. What
-    the caller's look takes is not counted: it has limits of its own. `limit_s` may change on the way.
+    the caller's look takes is not counted: it has limits of its own.
     """
     waited_s = 0.0
-    yield
-    while waited_s < limit_s():
+    yield waited_s
+    while waited_s < limit_s:
         clock.sleep(every_s)
         waited_s += every_s
-        yield
+        yield waited_s

@@ -1,6 +1,7 @@
 """`--dry-run`: plans, the recommendation and the task, shown. Starts nothing, needs no credentials and no network.
 
-It imports nothing of the checkpoints or of SkyPilot: it has to answer within a second.
+It imports nothing of the checkpoints or of SkyPilot: it has to answer within a second. Only where a bucket and the name
+of a run are given, it looks there for what is done.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -22,8 +23,9 @@ from launcher.options import experience_path
 from launcher.plan import DryRun, Plan, Rung, ladder, nearest, require_plan
 from launcher.planner import Planner
 from launcher.policy.limits import Limits
+from launcher.progress import NOT_BEGUN, SoFar, so_far
 from launcher.report.plans import show_dry_run
-from launcher.request import CLOUDS, LaunchRequest, check_cloud_bucket
+from launcher.request import CLOUDS, LaunchRequest, check_cloud_bucket, check_cloud_run_name, cloud_run_name
 from launcher.sky.doctor import plugin_is_configured
 from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
 from trainer.recipe import Recipe, builtin_names, load_recipe
@@ -39,9 +41,15 @@ def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -
     """`--dry-run`: nothing is started, no credentials are needed."""
     if request.bucket is not None:
         check_cloud_bucket(request.bucket)
+    if request.name is not None:
+        check_cloud_run_name(request.name)
     recipe = load_recipe(request.recipe)
-    planner = planner_for(request, recipe)
+    request = request.at(datetime.now(UTC))
+    done, unread = _done(request)
+    planner = planner_for(request, recipe, done)
     result = planner.compare()
+    if unread:
+        result = result.model_copy(update={"advice": (unread, *result.advice)})
     if strategy_here() != NOTUS:
         result = result.model_copy(update={"advice": (WITHOUT_PLUGIN, *result.advice)})
     task = shown_task(request, recipe, result)
@@ -57,11 +65,24 @@ def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -
     return 0
 
 
-def planner_for(request: LaunchRequest, recipe: Recipe) -> Planner:
-    """A planner over the offers of a request."""
+def _done(request: LaunchRequest) -> tuple[SoFar, str]:
+    """What the named run has done in its bucket; and what to say where that can't be read: it may need an account."""
+    if request.bucket is None or request.name is None:
+        return NOT_BEGUN, ""
+    from checkpoints.errors import NotusError
+    from checkpoints.run import open_run
+
+    try:
+        return so_far(open_run(request.bucket, request.name), datetime.now(UTC)), ""
+    except NotusError as error:
+        return NOT_BEGUN, f"planned as a new run, as {request.bucket} can't be read: {error.message}"
+
+
+def planner_for(request: LaunchRequest, recipe: Recipe, done: SoFar = NOT_BEGUN) -> Planner:
+    """A planner over the offers of a request; `done` is what the run has behind it."""
     catalog = find_catalog()
     offers = load_offers(catalog, wanted_gpus(request, recipe), request.clouds or tuple(CLOUDS))
-    return Planner(request, recipe, offers, catalog.source, _learned())
+    return Planner(request, recipe, offers, catalog.source, _learned(), done)
 
 
 def explanation(planner: Planner, result: DryRun) -> Explanation | None:
@@ -83,8 +104,9 @@ def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
         task_config(
             recipe,
             rungs_of(request, result.best, result),
-            run=request.name or recipe.name,
+            run=request.name or cloud_run_name(recipe.name),
             bucket=request.bucket,
+            environment=os.environ if request.bucket is not None else None,
             recipe_argument=request.recipe if known else "recipe.yaml",
             strategy=strategy_here(),
             limits=limits_of_plan(request, result.best, datetime.now(UTC)),
@@ -108,13 +130,12 @@ def rungs_of(request: LaunchRequest, plan: Plan, result: DryRun) -> tuple[Rung, 
 
 
 def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
-    """What the run may take; the hours are those of the plan's own machines."""
-    deadline = None if request.deadline_h is None else now + timedelta(hours=request.deadline_h)
+    """What the run may take, launched at `now`; the hours are those of the whole run on the plan's own machines."""
     markets = {(rung.cloud, rung.gpus) for rung in plan.ladder if rung.spot}
     learned = _learned(without=f"{(request.bucket or '').rstrip('/')}/{request.name}")
     return Limits(
-        plan.work_h,
-        deadline=deadline,
+        plan.whole_work_h,
+        deadline=request.deadline_from(now),
         budget_usd=request.budget_usd,
         hazard_h=request.hazard_h,
         restore_usd=plan.restore_usd,

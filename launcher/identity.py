@@ -1,4 +1,4 @@
-"""What makes a run that run: its bucket, where that bucket is, and its name. Pure.
+"""What makes a run that run: its bucket, where that bucket is, and its name. Pure, but for `identity_here`.
 
 A name alone doesn't: `nightly` in s3://a and `nightly` in s3://b are two runs, and so are two buckets of one name at
 AWS and at another provider. SkyPilot's jobs are told apart by this, see `launcher.sky.jobs`.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 from urllib.parse import urlsplit
+
+from checkpoints.s3_location import s3_location
 
 AWS_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")
 
@@ -29,6 +31,12 @@ def run_identity(bucket: str, run: str, endpoint: str = "") -> RunIdentity:
     """The identity of a run; `endpoint` is the configured one of S3, if there is one."""
     url = canonical_bucket(bucket)
     return RunIdentity(url, _canonical_endpoint(endpoint) if url.startswith("s3://") else "", run)
+
+
+def identity_here(bucket: str, run: str) -> RunIdentity:
+    """The identity of a run as this machine reaches its bucket: an endpoint may stand in the user's AWS profile."""
+    is_s3 = canonical_bucket(bucket).startswith("s3://")
+    return run_identity(bucket, run, s3_location().endpoint if is_s3 else "")
 
 
 def canonical_bucket(url: str) -> str:

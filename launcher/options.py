@@ -19,7 +19,7 @@ OnDemandOption = Annotated[bool, typer.Option("--on-demand", help="On-demand mac
 AutoOption = Annotated[bool, typer.Option("--auto", help="Both, by expected cost (the default).")]
 DeadlineOption = Annotated[
     str | None,
-    typer.Option(help="A duration from the launch (24h, 90m, 1d), or a moment (2026-11-25T08:00), which stays as it is."),
+    typer.Option(help="A duration from the launch (24h, 90m, 1d), or a moment (2026-11-25T08:00)."),
 ]
 BudgetOption = Annotated[
     float | None,

@@ -155,9 +155,7 @@ def _queue(fields: Sequence[str], ids: Sequence[int] | None) -> list[Any]:
     import sky
 
     asked = None if ids is None else list(ids)
-    answer = _call(
-        lambda: _unless_no_controller(sky.jobs.queue_v2(refresh=False, job_ids=asked, fields=list(fields)))
-    )
+    answer = _call(lambda: _unless_no_controller(sky.jobs.queue_v2(refresh=False, job_ids=asked, fields=list(fields))))
     records = answer[0] if isinstance(answer, tuple) else answer
     return [record for record in records if record.job_id is not None]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import PurePath
 from typing import Any, Literal, NamedTuple
 
@@ -121,5 +122,5 @@ def _words(entrypoint: str | None) -> list[str] | None:
 
 def _values(words: Sequence[str], option: str) -> list[str]:
     """What an option that may be repeated was given: `--env A=1 --env=B=2`."""
-    found = [after for word, after in zip(words, words[1:], strict=False) if word == option]
+    found = [after for word, after in pairwise(words) if word == option]
     return found + [word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}=")]

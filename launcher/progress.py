@@ -1,0 +1,41 @@
+"""How far a run is, for a plan of the rest: the share of its work that is left, and the money that it has spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from checkpoints.events import Event
+    from checkpoints.store import Store
+
+LEAST_SHARE = 0.001
+"""A run whose steps are all done still needs a machine, for its export."""
+
+
+class SoFar(NamedTuple):
+    """Of a run; the default is one that hasn't begun."""
+
+    share_left: float = 1.0
+    """Of all its steps, those that no committed checkpoint has."""
+    spent_usd: float = 0.0
+
+
+NOT_BEGUN = SoFar()
+
+
+def so_far(store: Store, now: datetime) -> SoFar:
+    """From its diary."""
+    from checkpoints.events import read_events  # the dry run of a new run reads no bucket, and has a second
+    from launcher.policy.history import machines, spent_usd
+
+    events = read_events(store)
+    return SoFar(share_left(events), spent_usd(machines(events), now))
+
+
+def share_left(events: Sequence[Event]) -> float:
+    """1 for a run that has trained nothing yet."""
+    total = max((int(event.data.get("total_steps", 0)) for event in events if event.kind == "training"), default=0)
+    done = max((int(event.data["step"]) for event in events if event.kind == "saved"), default=0)
+    return max(LEAST_SHARE, 1 - done / total) if total else 1.0
