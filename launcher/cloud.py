@@ -85,24 +85,28 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     if is_new and (code := _as_it_is(store, run, recipe, options, output)) is not None:
         return code
     choice = _agreed(choice, request, recipe, store, options)
+    register_run(store, new_record(name, recipe))
     job_id = _submit(choice.request, recipe, choice.rungs, choice.limits(datetime.now(UTC)), store, secrets)
     return _after_submission(store, run, job_id, recipe, options, output)
 
 
 def _as_it_is(store: Store, run: RunIdentity, recipe: Recipe, options: CloudOptions, output: str) -> int | None:
-    """The exit code where there is nothing to launch, because it is done or under way; else None. Registers the run."""
+    """The exit code where there is nothing to launch, because it is done or under way; else None."""
     name = run.run
-    register_run(store, new_record(name, recipe))
-    status = read_status(store, name, datetime.now(UTC))
-    if status.state == "finished":
-        say(f"run {name} is done already")
-        show_receipt(read_receipt(store, name, recipe), output)
-        return 0
+    status = None
+    if read_events(store):
+        register_run(store, new_record(name, recipe))  # it goes on, so its recipe has to be the same
+        status = read_status(store, name, datetime.now(UTC))
+        if status.state == "finished":
+            say(f"run {name} is done already")
+            show_receipt(read_receipt(store, name, recipe), output)
+            return 0
     job = client.own_job(run)
     if job is not None and not job.over:
         say(f"run {name} is under way as SkyPilot's job {job.id}")
         return _after_submission(store, run, job.id, recipe, options, output)
-    _check_that_nobody_else_runs_it(store, status, job, datetime.now(UTC))
+    if status is not None:
+        _check_that_nobody_else_runs_it(store, status, job, datetime.now(UTC))
     return None
 
 
