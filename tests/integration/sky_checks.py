@@ -1,0 +1,109 @@
+"""Run by test_sky_identity.py, in a process of its own: SkyPilot writes below HOME when it is imported.
+
+`python -m tests.integration.sky_checks NAME`: what we believe of SkyPilot 0.14.1, asked of it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import sky
+    from sky import exceptions
+    from sky.data import storage_utils
+    from sky.jobs import utils as jobs_utils
+    from sky.utils import common_utils, dag_utils, yaml_utils
+
+from checkpoints.names import is_run_name
+from launcher.identity import run_identity
+from launcher.request import check_cloud_run_name, cloud_run_name
+from launcher.sky.jobs import told_by
+from launcher.sky.render import task_config, to_yaml
+from launcher.sky.sent import gather
+from launcher.sky.tasks import LADDER, shipped_tasks
+from trainer.recipe import load_recipe
+
+RUN_NAMES = st.from_regex(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
+TRAPS = (
+    "on off yes no y n null ~ 1e5 1.5e3 017 0o17 0x1f 0b11 2026-11-28 2026-11-28T10:00:00Z 12:30:45 1_000 = << .inf .nan "
+    "true NULL - -- --- ... * & ! ? : | > @x %x `x` a:b #x +1 1. 190:20:30"
+)
+MORE_TRAPS = ("", " ", "a: b", "a #b", "- a", "\t", "é", "\x85", "'", '"', "a\n", "\n", "a\n\nb\n", " a\n", "a\nb")
+TEXTS = st.one_of(
+    st.sampled_from([*TRAPS.split(), *MORE_TRAPS]),
+    RUN_NAMES,
+    st.text(max_size=20),
+    st.from_regex(r"[0-9_.:+eExobA-F-]{1,12}", fullmatch=True),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(RUN_NAMES)
+def names(name: str) -> None:
+    better = cloud_run_name(name)
+    assert is_run_name(better)
+    assert check_cloud_run_name(better) == better
+    common_utils.check_cluster_name_is_valid(jobs_utils.generate_managed_job_cluster_name(better, 12345))
+    if better != name:
+        try:
+            common_utils.check_cluster_name_is_valid(jobs_utils.generate_managed_job_cluster_name(name, 12345))
+        except exceptions.InvalidClusterNameError:
+            return
+        raise AssertionError(f"SkyPilot takes {name}, and we refuse it")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(TEXTS, st.one_of(TEXTS, st.none(), st.booleans(), st.integers()), max_size=6), TEXTS)
+def yaml(envs: dict[str, Any], name: str) -> None:
+    config = task_config(load_recipe("tiny-dpo"), LADDER, run=name, bucket=f"s3://{name}")
+    config["envs"] |= envs
+    assert yaml_utils.safe_load(to_yaml(config)) == config
+
+
+def shown(dag: sky.Dag) -> str:
+    """`user_yaml` of a job: what the server keeps of the task that it was sent."""
+    there = dag_utils.load_dag_from_yaml_str(dag_utils.dump_dag_to_yaml_str(dag))
+    return str(dag_utils.dump_dag_to_yaml_str(there, use_user_specified_yaml=True))
+
+
+def own_job() -> None:
+    config = task_config(
+        load_recipe("tiny-dpo"), LADDER, run="r", bucket="s3://b/x", submission="abc", workdir=str(Path.home())
+    )
+    del config["secrets"]
+    task = sky.Task.from_yaml_config(config)
+    task.update_secrets({"HF_TOKEN": "very-secret"})
+    text = shown(dag_utils.convert_entrypoint_to_dag(task))
+    assert "very-secret" not in text
+    assert told_by(text, "notus-launch --name r") == ("run", run_identity("s3://b/x", "r"), "abc")
+
+
+def plain_job() -> None:
+    """Why `told_by` reads the command line too."""
+    given = [("NOTUS_BUCKET", "gs://b"), ("NOTUS_RUN", "mine")]
+    text = shown(dag_utils.load_dag_from_yaml_str(shipped_tasks()["notus-7b-dpo.yaml"], env_overrides=given))
+    assert yaml_utils.read_yaml_all_str(text)[-1]["envs"]["NOTUS_RUN"] == "notus-7b-dpo"
+    command = "sky jobs launch t.yaml " + " ".join(f"--env {name}={value}" for name, value in given)
+    assert told_by(text, command).run == run_identity("gs://b", "mine")
+
+
+def sent() -> None:
+    """Below a home that is a repository; the test has made it."""
+    folder = Path.home() / ".notus/sent/r"
+    gather("tiny-dpo", folder)
+    assert storage_utils.get_excluded_files(str(folder)) == []
+    (folder / ".skyignore").unlink()
+    assert storage_utils.get_excluded_files(str(folder)) != [], "else this check shows nothing"
+
+
+CHECKS = {check.__name__: check for check in (names, yaml, own_job, plain_job, sent)}
+
+if __name__ == "__main__":
+    CHECKS[sys.argv[1]]()
