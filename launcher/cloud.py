@@ -32,7 +32,7 @@ from launcher.policy.limits import Limits
 from launcher.progress import so_far
 from launcher.report.status import ABANDONED_S, OVER, RunStatus, read_status
 from launcher.request import LaunchRequest, check_cloud_bucket, check_cloud_run_name, cloud_run_name
-from launcher.sky import client
+from launcher.sky import client, credentials
 from launcher.sky.client import Job
 from launcher.sky.doctor import find_controller
 from launcher.sky.render import NOTUS, task_config
@@ -84,6 +84,8 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     secrets = collect(recipe, bucket, choice.rungs, os.environ)
     if is_new and (code := _as_it_is(store, run, recipe, options, output)) is not None:
         return code
+    if text := credentials.remark(Path.home(), os.environ):
+        say(text)
     choice = _agreed(choice, request, recipe, store, options)
     register_run(store, new_record(name, recipe))
     job_id = _submit(choice.request, recipe, choice.rungs, choice.limits(datetime.now(UTC)), store, secrets)

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import sky
-    from sky import exceptions
+    from sky import check, exceptions
     from sky.data import storage_utils
     from sky.jobs import utils as jobs_utils
-    from sky.utils import common_utils, dag_utils, yaml_utils
+    from sky.utils import common_utils, dag_utils, registry, schemas, validator, yaml_utils
 
 from checkpoints.names import is_run_name
 from launcher.identity import run_identity
 from launcher.request import check_cloud_run_name, cloud_run_name
+from launcher.sky.credentials import mounted_credentials, safe_remote_identity
 from launcher.sky.jobs import told_by
 from launcher.sky.render import task_config, to_yaml
 from launcher.sky.sent import gather
@@ -103,7 +104,32 @@ def sent() -> None:
     assert storage_utils.get_excluded_files(str(folder)) != [], "else this check shows nothing"
 
 
-CHECKS = {check.__name__: check for check in (names, yaml, own_job, plain_job, sent)}
+def credentials() -> None:
+    """Of every cloud that can keep its files here, SkyPilot takes the setting, and then mounts none of them."""
+    files = (".aws/credentials", ".config/gcloud/application_default_credentials.json", ".lambda_cloud/lambda_keys")
+    for path in (Path.home() / name for name in files):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}" if path.suffix else "[default]\naws_access_key_id = x\naws_secret_access_key = x\n")
+    config: dict[str, Any] = {"jobs": {"controller": {"consolidation_mode": True}}}
+    mounted = mounted_credentials(config)
+    assert [one.cloud for one in mounted] == ["gcp", "aws", "lambda"], mounted
+    assert {path for one in mounted for path in one.paths} <= {*_everything(set()).values(), *_everything(set())}
+    wanted = safe_remote_identity(config)
+    config |= {cloud: {"remote_identity": value} for cloud, value in wanted.items()}
+    schema = schemas.get_config_schema()
+    validator.get_schema_validator()(schema).validate(config)
+    assert not {"lambda", "runpod"} & set(schema["properties"]), "they could be kept here now, too"
+    assert [one.cloud for one in mounted_credentials(config)] == ["lambda"]
+    excluded = {registry.CLOUD_REGISTRY[cloud] for cloud in wanted}
+    assert set(_everything(excluded)) == {"~/.lambda_cloud/lambda_keys"}
+
+
+def _everything(excluded: set[Any]) -> dict[str, str]:
+    mounts: dict[str, str] = check.get_cloud_credential_file_mounts(excluded)
+    return mounts
+
+
+CHECKS = {one.__name__: one for one in (names, yaml, own_job, plain_job, sent, credentials)}
 
 if __name__ == "__main__":
     CHECKS[sys.argv[1]]()
