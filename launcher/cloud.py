@@ -16,7 +16,7 @@ import typer
 
 from checkpoints.clock import Clock, SystemClock, looks
 from checkpoints.errors import NotusError
-from checkpoints.events import Diary, Event, read_events
+from checkpoints.events import Diary, read_events
 from checkpoints.launches import newest_launch, take_launch_number
 from checkpoints.requests import withdraw
 from checkpoints.run import Heartbeat, open_run, read_heartbeat, register_run
@@ -38,7 +38,7 @@ from launcher.sky.doctor import find_controller
 from launcher.sky.render import NOTUS, task_config
 from launcher.sky.secrets import collect
 from launcher.sky.sent import gather
-from launcher.sky.submission import had_the_run_last, settle
+from launcher.sky.submission import had_the_run_last, late_job, settle
 from trainer.main import new_record
 from trainer.pairs import check_local
 from trainer.recipe import Recipe, load_recipe
@@ -104,11 +104,14 @@ def _as_it_is(store: Store, run: RunIdentity, recipe: Recipe, options: CloudOpti
             show_receipt(read_receipt(store, name, recipe), output)
             return 0
     job = client.own_job(run)
+    if status is not None and (job is None or job.over) and _was_cut_off_here(store):
+        say(f"the last launch of run {name} from here was cut off: looking whether SkyPilot has its job")
+        job = late_job(run, SystemClock()) or job
+    elif status is not None and (job is None or job.over):
+        _check_that_nobody_else_runs_it(store, status, job, datetime.now(UTC))
     if job is not None and not job.over:
         say(f"run {name} is under way as SkyPilot's job {job.id}")
         return _after_submission(store, run, job.id, recipe, options, output)
-    if status is not None:
-        _check_that_nobody_else_runs_it(store, status, job, datetime.now(UTC))
     return None
 
 
@@ -167,9 +170,6 @@ def _check_that_nobody_else_runs_it(store: Store, status: RunStatus, job: Job | 
         return  # its last job was ours, and it is over
     if not status.in_cloud or status.state in (*OVER, "failed"):
         return
-    if _was_cut_off_here(store, events):
-        say(f"the last launch of run {status.run} from here was cut off, and SkyPilot has no job of it")
-        return
     heartbeat = read_heartbeat(store)
     last_sign = max([event.time for event in events] + ([heartbeat.time] if heartbeat else []))
     if (now - last_sign).total_seconds() < ABANDONED_S or _beats(store, heartbeat, SystemClock()):
@@ -180,11 +180,12 @@ def _check_that_nobody_else_runs_it(store: Store, status: RunStatus, job: Job | 
         )
 
 
-def _was_cut_off_here(store: Store, events: Sequence[Event]) -> bool:
+def _was_cut_off_here(store: Store) -> bool:
     """Was the newest launch made on this machine, and has nothing come of it? Then nobody else has its job."""
     newest = newest_launch(store)
     if newest is None or newest.host != socket.gethostname() or not newest.submission:
         return False
+    events = read_events(store)
     since = [event for event in events if event.launch == newest.number or event.kind in BEGINNINGS]
     return not since or (since[-1].kind, since[-1].launch) == ("planned", newest.number)
 

@@ -64,7 +64,7 @@ class NotSubmitted(SkyFailed):
     def __init__(self, message: str, hint: str, request: str) -> None:
         super().__init__(message, hint)
         self.request = request
-        """SkyPilot's id of the request that may still be under way."""
+        """SkyPilot's id of the request that may still be under way; '' = it never told."""
 
 
 def submit(config: Mapping[str, Any], secrets: Mapping[str, str]) -> int:
@@ -78,7 +78,12 @@ def submit(config: Mapping[str, Any], secrets: Mapping[str, str]) -> int:
     plain = {key: value for key, value in config.items() if key != "secrets"}
     task = _call(lambda: sky.Task.from_yaml_config(plain))
     task.update_secrets(dict(secrets))
-    request = _call(lambda: sky.jobs.launch(task, name=config["name"]))
+    try:
+        request = _call(lambda: sky.jobs.launch(task, name=config["name"]))
+    except SkyFailed as error:
+        if isinstance(error.__cause__, OSError):  # the connection's: it may have arrived
+            raise NotSubmitted(error.message, error.hint, "") from error
+        raise
     try:
         ids, _ = _call(lambda: sky.stream_and_get(request, output_stream=_quiet()))
     except UnknownStrategy:
@@ -103,7 +108,22 @@ def request_state(request: str) -> Literal["over", "under way", "unknown"]:
     except Exception as error:  # of any kind: not knowing is an answer here
         logger.info("SkyPilot does not say what became of the request %s: %s", request, error)
         return "unknown"
-    return "over" if found.status in ("SUCCEEDED", "FAILED", "CANCELLED") else "under way"
+    return "over" if _is_done(found) else "under way"
+
+
+def is_launching() -> bool:
+    """Is SkyPilot's server still at work on a job that was submitted? Not if it isn't running, or doesn't say."""
+    import sky
+
+    try:
+        return any("jobs.launch" in request.name and not _is_done(request) for request in sky.api_status())
+    except Exception as error:  # of any kind: see `request_state`
+        logger.info("SkyPilot does not say what it is doing: %s", error)
+        return False
+
+
+def _is_done(request: Any) -> bool:
+    return request.status in ("SUCCEEDED", "FAILED", "CANCELLED")
 
 
 def own_job(run: RunIdentity, job_id: int | None = None) -> Job | None:

@@ -42,12 +42,13 @@ class Outcome:
 
 def settle(run: RunIdentity, submission: str, error: BaseException, clock: Clock) -> Outcome:
     """Look for the job of this submission. Raises nothing that SkyPilot says: not knowing is an outcome."""
+    lost = isinstance(error, client.NotSubmitted)
     request = error.request if isinstance(error, client.NotSubmitted) else ""
     interrupted = isinstance(error, KeyboardInterrupt)  # its request was cancelled, see `client.submit`
-    limit_s = SETTLE_S if request else AFTER_S if interrupted else 0.0
+    limit_s = SETTLE_S if request else AFTER_S if lost or interrupted else 0.0
     state: Literal["refused", "unknown"] = "unknown"
     for _ in looks(clock, EVERY_S, limit_s):
-        over = not request or client.request_state(request) == "over"
+        over = client.request_state(request) == "over" if request else not lost
         try:
             job = client.find_job(run)
         except NotusError as failure:
@@ -60,6 +61,18 @@ def settle(run: RunIdentity, submission: str, error: BaseException, clock: Clock
         if over and not interrupted:
             break
     return Outcome(state)
+
+
+def late_job(run: RunIdentity, clock: Clock) -> Job | None:
+    """The job of a launch from here that was killed at its submission, if SkyPilot is still at work on it."""
+    for _ in looks(clock, EVERY_S, SETTLE_S):
+        was_launching = client.is_launching()  # before the look: what ends between the two is seen
+        job = client.own_job(run)
+        if job is not None and not job.over:
+            return job
+        if not was_launching:
+            return None
+    return None
 
 
 def had_the_run_last(store: Store, job: Job, events: Sequence[Event]) -> bool:

@@ -31,6 +31,7 @@ from launcher.sky.doctor import fix
 from launcher.sky.jobs import told_by
 from launcher.sky.secrets import collect
 from launcher.sky.sent import gather
+from launcher.sky.submission import EVERY_S, SETTLE_S, settle
 from trainer.main import new_record
 from trainer.recipe import load_recipe
 
@@ -49,6 +50,8 @@ class FakeSky:
         self.tells = True
         self.interruption: BaseException | None = None
         """What cuts the next submission off, after SkyPilot has the job."""
+        self.late: list[bool] = []
+        """Whether its server is still at work on a submission, look by look."""
 
     def submit(self, config: Mapping[str, Any], secrets: Mapping[str, str]) -> int:
         self.submitted.append((config, secrets))
@@ -72,6 +75,7 @@ def sky(monkeypatch: pytest.MonkeyPatch) -> FakeSky:
     for name in ("submit", "find_job", "cancel"):
         monkeypatch.setattr(client, name, getattr(fake, name))
     monkeypatch.setattr(client, "dashboard", lambda job_id: f"http://sky/{job_id}")
+    monkeypatch.setattr(client, "is_launching", lambda: bool(fake.late) and fake.late.pop(0))
     return fake
 
 
@@ -255,6 +259,48 @@ def test_a_launch_that_was_killed_before_its_submission_can_be_made_again_at_onc
     Diary(store, 0, launch=take_launch_number(store, "abc")).write("planned", strategy="NOTUS", submission="abc")
     assert launch(*LAUNCH, "--bucket", "s3://b") == 0
     assert turns(store) == [("planned", 1), ("planned", 2)]
+
+
+def test_a_job_that_comes_late_of_a_launch_that_was_killed_is_followed(
+    launch: Launch,
+    sky: FakeSky,
+    store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """SkyPilot makes the controller's VM for minutes before there is a job."""
+    Diary(store, 0, launch=take_launch_number(store, "abc")).write("planned", strategy="NOTUS", submission="abc")
+    sky.late = [True, True, True]
+    job = Job(9, "r", "STARTING", 0, "", None, run_identity("s3://b", "r"), "abc")
+    monkeypatch.setattr(client, "find_job", lambda run, job_id=None: None if len(sky.late) > 1 else job)
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+    assert "under way as SkyPilot's job 9" in capsys.readouterr().err
+    assert sky.submitted == []
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "outcome"),
+    [
+        (client.NotSubmitted("reset", "", "request"), "over", "refused"),
+        (client.NotSubmitted("reset", "", "request"), "under way", "unknown"),
+        (client.NotSubmitted("reset", "", "request"), "unknown", "unknown"),
+        (client.NotSubmitted("reset", "", ""), "over", "unknown"),
+        (SkyFailed("no such GPU"), "over", "refused"),
+        (KeyboardInterrupt(), "over", "refused"),
+        (SystemExit(1), "over", "refused"),
+    ],
+)
+def test_what_is_known_of_a_submission_without_a_number(
+    sky: FakeSky, monkeypatch: pytest.MonkeyPatch, error: BaseException, state: str, outcome: str
+) -> None:
+    monkeypatch.setattr(client, "request_state", lambda request: state)
+    clock, run = FakeClock(), run_identity("s3://b", "r")
+    assert settle(run, "abc", error, clock).state == outcome
+    assert clock.monotonic() <= SETTLE_S + EVERY_S
+    sky.job = Job(7, "r", "RUNNING", 0, "", None, run, "another")
+    assert settle(run, "abc", error, clock).state == outcome, "a job of another submission is not this one"
+    sky.job = sky.job._replace(submission="abc")
+    assert settle(run, "abc", error, clock).job == sky.job
 
 
 def test_an_old_job_is_told_from_the_newest_launch_by_its_submission_not_by_clocks(
