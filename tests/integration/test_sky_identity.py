@@ -20,7 +20,7 @@ def check(name: str, environment: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["names", "yaml", "own_job", "plain_job", "credentials"])
+@pytest.mark.parametrize("name", ["names", "yaml", "ours", "plain", "queue", "credentials"])
 def test_skypilot_is_as_we_believe(name: str, sky_environment: dict[str, str]) -> None:
     check(name, sky_environment)
 
