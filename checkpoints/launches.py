@@ -38,7 +38,7 @@ class Launch(Record):
     id: str = Field(description="of this record: two launchers at one moment never write the same bytes")
     submission: str = Field(description="id that travels with the job (NOTUS_SUBMISSION); '' = plain `sky jobs launch`")
     time: datetime
-    host: str = Field(description="where it was launched from")
+    host: str = Field(description="where it was launched from, see `this_host`")
 
 
 def take_launch_number(store: Store, submission: str = "", clock: Clock | None = None) -> int:
@@ -49,7 +49,7 @@ def take_launch_number(store: Store, submission: str = "", clock: Clock | None =
             id=uuid.uuid4().hex[:12],
             submission=submission,
             time=(clock or SystemClock()).now(),
-            host=socket.gethostname(),
+            host=this_host(),
         )
         try:
             put_once(store, _key(launch.number), launch.to_json())
@@ -57,6 +57,11 @@ def take_launch_number(store: Store, submission: str = "", clock: Clock | None =
             continue  # another launcher was faster
         return launch.number
     raise StoreError(f"{store.url}: no launch number is free after {MOST_RACES} tries", "launch again")
+
+
+def this_host() -> str:
+    """This machine's name and hardware address: two laptops of one name are two machines."""
+    return f"{socket.gethostname()} {uuid.getnode():012x}"
 
 
 def newest_launch_number(store: Store) -> int:

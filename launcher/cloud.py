@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ import typer
 from checkpoints.clock import Clock, SystemClock, looks
 from checkpoints.errors import NotusError
 from checkpoints.events import Diary, read_events
-from checkpoints.launches import newest_launch, take_launch_number
+from checkpoints.launches import newest_launch, take_launch_number, this_host
 from checkpoints.requests import withdraw
 from checkpoints.run import Heartbeat, open_run, read_heartbeat, register_run
 from checkpoints.store import Store, probe
@@ -104,11 +103,13 @@ def _as_it_is(store: Store, run: RunIdentity, recipe: Recipe, options: CloudOpti
             show_receipt(read_receipt(store, name, recipe), output)
             return 0
     job = client.own_job(run)
-    if status is not None and (job is None or job.over) and _was_cut_off_here(store):
-        say(f"the last launch of run {name} from here was cut off: looking whether SkyPilot has its job")
-        job = late_job(run, SystemClock()) or job
-    elif status is not None and (job is None or job.over):
-        _check_that_nobody_else_runs_it(store, status, job, datetime.now(UTC))
+    ended_here = job is not None and job.over and had_the_run_last(store, job, read_events(store))
+    if status is not None and (job is None or job.over) and not ended_here:
+        if _was_cut_off_here(store):
+            say(f"the last launch of run {name} from here was cut off: looking whether SkyPilot has its job")
+            job = late_job(run, SystemClock())
+        else:
+            _check_that_nobody_else_runs_it(store, status, datetime.now(UTC))
     if job is not None and not job.over:
         say(f"run {name} is under way as SkyPilot's job {job.id}")
         return _after_submission(store, run, job.id, recipe, options, output)
@@ -160,18 +161,15 @@ def _agreed(choice: _Choice, request: LaunchRequest, recipe: Recipe, store: Stor
         choice = again
 
 
-def _check_that_nobody_else_runs_it(store: Store, status: RunStatus, job: Job | None, now: datetime) -> None:
+def _check_that_nobody_else_runs_it(store: Store, status: RunStatus, now: datetime) -> None:
     """A run that lives without a job here was launched elsewhere, and a second job would be paid too.
 
     One that has given no sign for long is taken for dead, as by `status`. Raises `RequestError`.
     """
-    events = read_events(store)
-    if job is not None and had_the_run_last(store, job, events):
-        return  # its last job was ours, and it is over
     if not status.in_cloud or status.state in (*OVER, "failed"):
         return
     heartbeat = read_heartbeat(store)
-    last_sign = max([event.time for event in events] + ([heartbeat.time] if heartbeat else []))
+    last_sign = max([event.time for event in read_events(store)] + ([heartbeat.time] if heartbeat else []))
     if (now - last_sign).total_seconds() < ABANDONED_S or _beats(store, heartbeat, SystemClock()):
         raise RequestError(
             f"run {status.run} is {status.state}, and SkyPilot here has no such job: it was launched somewhere else",
@@ -183,7 +181,7 @@ def _check_that_nobody_else_runs_it(store: Store, status: RunStatus, job: Job | 
 def _was_cut_off_here(store: Store) -> bool:
     """Was the newest launch made on this machine, and has nothing come of it? Then nobody else has its job."""
     newest = newest_launch(store)
-    if newest is None or newest.host != socket.gethostname() or not newest.submission:
+    if newest is None or newest.host != this_host() or not newest.submission:
         return False
     events = read_events(store)
     since = [event for event in events if event.launch == newest.number or event.kind in BEGINNINGS]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,9 @@ from launcher.request import CLOUDS, LaunchRequest, check_cloud_bucket, check_cl
 from launcher.sky.doctor import plugin_is_configured
 from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
 from trainer.recipe import Recipe, builtin_names, load_recipe
+
+BUCKET_S = 15.0
+"""For a look at what the named run has done."""
 
 WITHOUT_PLUGIN = (
     "these figures are the NOTUS strategy's, which SkyPilot here does not have: the task says "
@@ -66,16 +70,31 @@ def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -
 
 
 def _done(request: LaunchRequest) -> tuple[SoFar, str]:
-    """What the named run has done in its bucket; and what to say where that can't be read: it may need an account."""
+    """What the named run has done in its bucket; and what to say where that can't be read: it may need an account.
+
+    In a thread, because a store that doesn't answer is asked again for minutes: good for a run, not for a look.
+    """
     if request.bucket is None or request.name is None:
         return NOT_BEGUN, ""
-    from checkpoints.errors import NotusError
-    from checkpoints.run import open_run
+    found: list[SoFar] = []
+    failed: list[str] = []
 
-    try:
-        return so_far(open_run(request.bucket, request.name), datetime.now(UTC)), ""
-    except NotusError as error:
-        return NOT_BEGUN, f"planned as a new run, as {request.bucket} can't be read: {error.message}"
+    def read(bucket: str, name: str) -> None:
+        from checkpoints.errors import NotusError
+        from checkpoints.run import open_run
+
+        try:
+            found.append(so_far(open_run(bucket, name), datetime.now(UTC)))
+        except NotusError as error:
+            failed.append(error.message)
+
+    reading = threading.Thread(target=read, args=(request.bucket, request.name), daemon=True)
+    reading.start()
+    reading.join(BUCKET_S)
+    if found:
+        return found[0], ""
+    why = failed[0] if failed else f"no answer within {BUCKET_S:.0f} s"
+    return NOT_BEGUN, f"planned as a new run, as {request.bucket} can't be read: {why}"
 
 
 def planner_for(request: LaunchRequest, recipe: Recipe, done: SoFar = NOT_BEGUN) -> Planner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from checkpoints.clock import FakeClock
+from checkpoints.errors import BucketUnusable
 from checkpoints.events import Diary, read_events
 from checkpoints.head import Lease, Writer
 from checkpoints.launches import newest_launch, take_launch_number
@@ -259,6 +261,28 @@ def test_a_launch_that_was_killed_before_its_submission_can_be_made_again_at_onc
     Diary(store, 0, launch=take_launch_number(store, "abc")).write("planned", strategy="NOTUS", submission="abc")
     assert launch(*LAUNCH, "--bucket", "s3://b") == 0
     assert turns(store) == [("planned", 1), ("planned", 2)]
+
+
+def test_a_job_that_failed_before_its_first_word_was_not_cut_off(
+    launch: Launch, sky: FakeSky, store: ObjectStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+    assert sky.job is not None
+    sky.job = sky.job._replace(status="FAILED_PRECHECKS")
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+    assert "cut off" not in capsys.readouterr().err
+    assert turns(store) == [("planned", 1), ("planned", 2)]
+
+
+def test_a_launch_of_another_computer_of_the_same_name_was_not_cut_off_here(
+    launch: Launch, sky: FakeSky, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(uuid, "getnode", lambda: 1)
+        number = take_launch_number(store, "abc")
+    Diary(store, 0, launch=number).write("planned", strategy="NOTUS", submission="abc")
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 2, "launched somewhere else"
+    assert sky.submitted == []
 
 
 def test_a_job_that_comes_late_of_a_launch_that_was_killed_is_followed(
@@ -686,3 +710,19 @@ def test_status_of_a_cloud_run_also_asks_skypilot(
     Diary(store, 1).write("finished", step=3)
     monkeypatch.setattr(client, "peek", lambda name: pytest.fail("a run that is over has no job to ask about"))
     assert launch("status", "r") == 0
+
+
+def test_a_dry_run_of_a_run_whose_bucket_cannot_be_read_says_so(
+    launch: Launch,
+    sky: FakeSky,
+    store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def away(bucket: str, name: str) -> ObjectStore:
+        raise BucketUnusable("no credentials for s3://b")
+
+    monkeypatch.setattr("checkpoints.run.open_run", away)
+    assert launch(*LAUNCH, "--bucket", "s3://b", "--dry-run", "-o", "json") == 0
+    (said, *_) = [line for line in json.loads(capsys.readouterr().out)["advice"] if "can't be read" in line]
+    assert said == "planned as a new run, as s3://b can't be read: no credentials for s3://b"
