@@ -184,8 +184,10 @@ def _was_cut_off_here(store: Store) -> bool:
     if newest is None or newest.host != this_host() or not newest.submission:
         return False
     events = read_events(store)
-    since = [event for event in events if event.launch == newest.number or event.kind in BEGINNINGS]
-    return not since or (since[-1].kind, since[-1].launch) == ("planned", newest.number)
+    if any(event.launch == newest.number and event.kind != "planned" for event in events):
+        return False  # by its number, whatever the controller's clock says
+    turns = [event for event in events if event.kind in BEGINNINGS]
+    return not turns or (turns[-1].kind, turns[-1].launch) == ("planned", newest.number)
 
 
 def _beats(store: Store, before: Heartbeat | None, clock: Clock) -> bool:

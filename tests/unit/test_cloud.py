@@ -285,6 +285,17 @@ def test_a_launch_of_another_computer_of_the_same_name_was_not_cut_off_here(
     assert sky.submitted == []
 
 
+def test_a_launch_whose_controller_has_begun_was_not_cut_off_though_its_clock_is_behind(
+    launch: Launch, sky: FakeSky, store: ObjectStore
+) -> None:
+    number = take_launch_number(store, "abc")
+    behind = FakeClock(datetime.now(UTC) - timedelta(minutes=10))
+    Diary(store, 0, behind, number).write("decided", action="launch", reason="cheapest first")
+    Diary(store, 0, launch=number).write("planned", strategy="NOTUS", submission="abc")
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 2, "the job is another server's by now"
+    assert sky.submitted == []
+
+
 def test_a_job_that_comes_late_of_a_launch_that_was_killed_is_followed(
     launch: Launch,
     sky: FakeSky,
