@@ -137,8 +137,6 @@ class Observation:
     closing_h: float = CLOSING_H
     """From the decision to give a machine back until it is gone: a look, a save and the teardown."""
     effort: Effort = NO_EFFORT
-    without_machine_h: float | None = None
-    """Since the first of the refusals in a row."""
     hazard_per_h: float = USUAL_HAZARD_PER_H
     """Of a spot machine, on average: what its restarts are counted by where prices are compared, and a place has no
     hazard of its own."""

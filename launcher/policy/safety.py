@@ -12,8 +12,8 @@ from launcher.policy.settings import ROUNDING_H, Settings
 LATE_SHARE = 0.2
 """Of the whole work: a deadline that is missed by no more than this, or a restart, on paper still binds. Speeds and
 starts are estimates, so being a minute late on paper is no reason to stop hurrying."""
-UNMEASURED_SHARE = 0.25
-"""More work than planned that a run allows for while its own speed is not known."""
+UNMEASURED_SHARE, UNMEASURED_START_H = 0.25, 0.75
+"""More work than planned, and a longer start, that a run allows for before it has trained anywhere."""
 USD_MARGIN = 0.02
 """Of the way to the end on demand that a budget keeps in reserve: speeds are estimates."""
 
@@ -35,8 +35,8 @@ def must_be_safe(seen: Observation, settings: Settings) -> bool:
 
 
 def unmeasured_h(seen: Observation) -> float:
-    """What the work may take beyond the plan, as far as this run knows."""
-    return 0.0 if seen.measured else UNMEASURED_SHARE * seen.work_left_h
+    """What the way to the end may take beyond the plan, as far as this run knows."""
+    return 0.0 if seen.measured else UNMEASURED_SHARE * seen.work_left_h + UNMEASURED_START_H
 
 
 def kept_h(restart_h: float, settings: Settings) -> float:
