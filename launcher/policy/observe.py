@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple
 
-from checkpoints.event_kinds import MachineUp, NoCapacity, Planned, Saved
+from checkpoints.event_kinds import MachineUp, NoCapacity, Saved
 from checkpoints.event_order import of_newest_launch
 from checkpoints.events import Event, of_kind
 from checkpoints.run import Heartbeat
