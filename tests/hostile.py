@@ -145,6 +145,14 @@ def play(seed: int) -> tuple[Hostile, Ledger, list[str]]:
     return case, told, faults_of(case, told)
 
 
+def faults_in(seed: int) -> list[str]:
+    """What does not hold in the world of a seed; an error of any kind is a fault."""
+    try:
+        return play(seed)[2]
+    except Exception as error:
+        return [f"{type(error).__name__}: {error}"]
+
+
 def main(seeds: list[int]) -> None:
     """The stories of these worlds."""
     for seed in seeds:
