@@ -1,27 +1,16 @@
-"""The order of events that were written by several machines, each by its own clock. Pure.
+"""Which events are of the newest launch, and whether it is over. Pure.
 
-A launch's number says which launch comes first; `planned` is a launch's first event, whatever the launching machine's
-clock says. Only within a launch do times decide, and there a clock that is off can shift a line but not a turn: whether
-a run is over is asked of the launch, not of the last line.
+Events are written by several machines, each by its own clock, and read in the order of `events.in_order`. Within a
+launch a clock that is off can shift a line but not a turn: whether a run is over is asked of the launch, not of the last
+line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from checkpoints.event_kinds import AttemptStarted, MachineUp, Planned, RunEnd
 from checkpoints.events import Event
-
-
-def in_order(events: Iterable[Event]) -> list[Event]:
-    """By launch, then by time. An event without a launch's number belongs to the newest launch before it."""
-    numbered: list[tuple[int, Event]] = []
-    newest = 0
-    for event in sorted(events, key=lambda event: (event.time, event.id)):
-        newest = max(newest, event.launch)
-        numbered.append((event.launch or newest, event))
-    numbered.sort(key=lambda pair: (pair[0], pair[0] > 0 and not isinstance(pair[1].payload, Planned)))
-    return [event for _, event in numbered]
 
 
 def of_newest_launch(events: Sequence[Event]) -> list[Event]:

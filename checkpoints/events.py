@@ -14,7 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_serializer
 from checkpoints.clock import Clock, SystemClock
 from checkpoints.confirm import read_record
 from checkpoints.errors import NotusError
-from checkpoints.event_kinds import KINDS, Payload, RunEnd, payload_of
+from checkpoints.event_kinds import KINDS, Payload, Planned, RunEnd, payload_of
 from checkpoints.manifest import Record
 from checkpoints.parallel import parallel_map
 from checkpoints.store import Store
@@ -113,10 +113,25 @@ def launch_here() -> int:
 
 
 def read_events(store: Store, wanted: Callable[[str], bool] = lambda key: True) -> list[Event]:
-    """All events of a run in time order. Raises `CorruptCheckpoint`, which names the event that is invalid."""
+    """All events of a run, see `in_order`. Raises `CorruptCheckpoint`, which names the event that is invalid."""
     keys = [entry.key for entry in store.list("events") if wanted(entry.key)]
     events = parallel_map(lambda key: read_record(store, key, Event), keys, 16)
-    return sorted(events, key=lambda event: (event.time, event.id))
+    return in_order(events)
+
+
+def in_order(events: Iterable[Event]) -> list[Event]:
+    """By launch, then by time: several machines write, each by its own clock.
+
+    `planned` is a launch's first event, whatever the launching machine's clock says. An event without a launch's number
+    belongs to the newest launch before it.
+    """
+    numbered: list[tuple[int, Event]] = []
+    newest = 0
+    for event in sorted(events, key=lambda event: (event.time, event.id)):
+        newest = max(newest, event.launch)
+        numbered.append((event.launch or newest, event))
+    numbered.sort(key=lambda pair: (pair[0], pair[0] > 0 and not isinstance(pair[1].payload, Planned)))
+    return [event for _, event in numbered]
 
 
 def of_kind(events: Iterable[Event], model: type[P]) -> list[tuple[Event, P]]:

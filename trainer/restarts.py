@@ -14,8 +14,7 @@ from collections.abc import Sequence
 
 from checkpoints.errors import NotusError, UserError
 from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Planned, RunEnd, Saved, SetupFailed, Training
-from checkpoints.event_order import in_order
-from checkpoints.events import Event, of_kind
+from checkpoints.events import Event, in_order, of_kind
 from trainer.errors import MachineFault
 from trainer.scratch import BEFORE_TRAINING, Phase
 

@@ -14,7 +14,7 @@ from launcher.policy.settings import Settings
 from launcher.policy.slack import outlook_against, outlook_of, slack_of
 
 PLAIN = churned(0.0, 1)
-WORTH_IT = 0.02
+WORTH_IT = 0.05
 """A move to cheaper spot saves at least this share of what is left to pay."""
 
 

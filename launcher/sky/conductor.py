@@ -210,9 +210,13 @@ class Conductor:
         self._dead_writer = await asyncio.to_thread(self._writer_of, attempt)
         return await self.place()
 
+    def _is_superseded(self, events: Sequence[Event]) -> bool:
+        """Has a newer launch the run? Then this one's machine is not wanted any more."""
+        return 0 < self._diary.launch < max((event.launch for event in events), default=0)
+
     async def _refuse_if_superseded(self, events: Sequence[Event]) -> None:
         """The run was launched again, here or elsewhere: two machines would be paid for it. Raises `LimitReached`."""
-        if self._diary.launch and max((event.launch for event in events), default=0) > self._diary.launch:
+        if self._is_superseded(events):
             await self._give_back_surely("closed")
             raise LimitReached("the run was launched again since, and this job ends for it", "see: notus-launch status")
 
@@ -279,14 +283,15 @@ class Conductor:
         Decides from what is known where the bucket doesn't answer. Raises `NotusError` if nothing is known yet.
         """
         events = await self._diary.read_if_there()
+        if self._is_superseded(events):  # SkyPilot then finds no machine, and calls `recover`
+            if not _is_noted_as_gone(events):
+                await self._give_back("closed")
+            return True
         spell = machine_now(machines(events))
         if spell is None:
             return end_of_run(events) is None
         if (failed := _release_due(events)) is not None:
             await self._give_back(failed.why)
-            return True
-        if self._diary.launch and max(event.launch for event in events) > self._diary.launch:
-            await self._give_back("closed")  # a newer launch has the run; SkyPilot then calls `recover`
             return True
         trained = machine_works(events)[-1].trained
         await self._show_life(len(machines(events)))

@@ -10,8 +10,7 @@ from datetime import UTC, datetime, timedelta
 from checkpoints.clock import Clock
 from checkpoints.errors import NotusError
 from checkpoints.event_kinds import Payload
-from checkpoints.event_order import in_order
-from checkpoints.events import Diary, Event, read_events
+from checkpoints.events import Diary, Event, in_order, read_events
 from checkpoints.launches import take_launch_number
 from checkpoints.store import Store
 
