@@ -1,15 +1,20 @@
 """Sends SkyPilot to the loopback clouds. Test only: imported at Python's start, here and on the clouds' machines.
 
 LOOPBACK_CLOUDS is the URL of `tests.e2e.cloud.server`, which a machine has in a file; without it nothing is changed.
+On a machine it also lets a scenario hold the training where it wants, see `tests.e2e.holds`.
 """
 
 import importlib.abc
 import importlib.util
+import json
 import os
 import sys
+import time
 from pathlib import Path
 
 ON_A_MACHINE = Path("/etc/loopback-clouds")
+BROKEN = Path("/etc/broken-gpus")
+HOLDS = Path("/run/holds")
 URL = os.environ.get("LOOPBACK_CLOUDS") or (ON_A_MACHINE.read_text().strip() if ON_A_MACHINE.exists() else "")
 
 
@@ -32,11 +37,58 @@ def _gcp(module):
     module.build = redirected
 
 
+def _scratch(module):
+    """Rank 0 waits after it has said where it is, and the others wait for rank 0 in their next collective call.
+
+    Only its main thread: a stopped process would also stop the snapshot that is being copied, and then the save never
+    comes that a scenario waits for.
+    """
+    said = module.Scratch.write_progress
+
+    def write_progress(self, progress):
+        said(self, progress)
+        hold = HOLDS / os.environ["NOTUS_RUN"]
+        if not _is_for(hold, progress):
+            return
+        try:
+            hold.with_name(f"{hold.name}.held").touch(exist_ok=False)
+        except FileExistsError:  # an attempt before this one
+            return
+        while _is_for(hold, progress):
+            time.sleep(0.05)
+
+    module.Scratch.write_progress = write_progress
+
+
+def _is_for(hold, progress):
+    try:
+        wanted = json.loads(hold.read_text())
+    except FileNotFoundError:
+        return False
+    return progress.phase == wanted["phase"] and progress.step >= wanted["step"]
+
+
+def _recipe(module):
+    """A machine with broken GPUs: the recipe of the tests needs none, so here it says that it does."""
+    load = module.load_recipe
+
+    def load_recipe(*args, **kwargs):
+        recipe = load(*args, **kwargs)
+        hardware = recipe.hardware.model_copy(update={"gpus": "A100:8"})
+        return recipe.model_copy(update={"hardware": hardware})
+
+    module.load_recipe = load_recipe
+
+
 PATCHES = {
     "sky.provision.lambda_cloud.lambda_utils": _lambda,
     "sky.backends.backend_utils": _network_check,
     "sky.adaptors.gcp": _gcp,
 }
+if ON_A_MACHINE.exists():
+    PATCHES["trainer.scratch"] = _scratch
+if BROKEN.exists():
+    PATCHES["trainer.recipe"] = _recipe
 
 
 class _Finder(importlib.abc.MetaPathFinder):

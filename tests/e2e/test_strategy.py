@@ -26,7 +26,7 @@ NOTHING = {"*/SPOT": 0, "*/STANDARD": 0, "*/gpu_8x_a100": 0}
 def test_notus_launch_goes_on_in_another_zone(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
     run = CloudRun(clouds, bucket, "launched")
     launcher = run.launch("--cloud", "gcp", "--cloud", "lambda", "--gpus", "A100:8")
-    run.wait("step 8", lambda: run.step() >= 8)
+    run.freeze_in("training", step=8)
     first = run.machine()
     assert first["kind"] == "SPOT"
     clouds.control("preempt", id=first["id"], notice=False)  # and the zone has another machine at once
@@ -123,8 +123,9 @@ def test_a_zombie_is_fenced(clouds: Clouds, bucket: S3Server, reference: Store) 
     """A machine vanishes from its cloud and its network, a successor starts, and then the old one is back."""
     run = CloudRun(clouds, bucket, "zombie")
     run.submit([GCP_SPOT, LAMBDA], NOTUS, **QUICK)
-    run.wait("step 5", lambda: run.step() >= 5)
+    run.freeze_in("training", step=5)
     clouds.control("lose", id=run.machine()["id"])
+    run.thaw()
     run.wait("a successor", lambda: any(event.attempt == 2 for event in of(run, "attempt_started")), 600)
     clouds.control("find")
     run.wait_until_done(600)
@@ -139,9 +140,10 @@ def test_a_zombie_is_fenced(clouds: Clouds, bucket: S3Server, reference: Store) 
 def test_the_api_server_restarts_in_mid_run(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
     run = CloudRun(clouds, bucket, "restarted")
     run.submit([GCP_SPOT, LAMBDA], NOTUS, **QUICK)
-    run.wait("step 3", lambda: run.step() >= 3)
+    run.freeze_in("training", step=3)
     clouds.skypilot.sky("api", "stop")
     clouds.skypilot.sky("api", "start")
+    run.thaw()
     run.wait_until_done(600)
     assert run.status()[1] == 0, "the job went on"
     assert_bit_exact(run.store, reference)
@@ -175,7 +177,7 @@ def test_near_the_deadline_it_goes_on_demand_in_time(clouds: Clouds, bucket: S3S
     deadline = (datetime.now(UTC) + timedelta(minutes=13.6)).isoformat()
     settings = {"NOTUS_CHECK_MIN": "0.1", "NOTUS_RESTART_MIN": "4", "NOTUS_HOURS": "0.01"}
     run.submit([GCP_SPOT, LAMBDA], NOTUS, NOTUS_DEADLINE=deadline, **settings)
-    run.wait("step 2", lambda: run.step() >= 2)
+    run.freeze_in("training", step=2)
     run.preempt_for_good()
     run.wait_until_done(600)
     assert [place["spot"] for place in places(run)] == [True, False]

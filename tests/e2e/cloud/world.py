@@ -33,6 +33,8 @@ class Machine:
     state: State = "booting"
     preempted: bool = False
     """The metadata server says so."""
+    broken: bool = False
+    """Its GPUs don't work: the preflight finds none."""
     started_at: float = 0.0
     ended_at: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +54,7 @@ class Machines(Protocol):
 
 
 class Refused(Exception):
-    """A cloud's reason not to start a machine."""
+    """A cloud's reason not to start a machine, or not to end one."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -68,6 +70,10 @@ class World:
         """How long a machine takes before it begins to boot."""
         self.throttled = 0
         """So many of Lambda's next requests are over its rate limit."""
+        self.broken = 0
+        """So many of the next machines come with GPUs that don't work."""
+        self.kept = 0
+        """So many of the next requests to end a machine fail."""
         self._numbers = itertools.count(10)
         self.lock = threading.RLock()
         self.alive: dict[str, Machine] = {}
@@ -100,7 +106,9 @@ class World:
             machine = Machine(
                 id=uuid.uuid4().hex, name=name, cloud=cloud, place=place, kind=kind, ip=f"10.77.0.{number}",
                 public_key=public_key, number=number, started_at=time.time(), details=details,
+                broken=self.broken > 0,
             )  # fmt: skip
+            self.broken = max(0, self.broken - 1)
             self.alive[machine.id] = machine
             self.note("launch", id=machine.id, name=name, place=place, machine_kind=kind)
         threading.Thread(target=self._boot, args=(machine,), daemon=True).start()
@@ -121,6 +129,15 @@ class World:
             if machine.state == "booting":
                 machine.state = "running"
                 self.note("running", id=machine.id)
+
+    def release(self, machine: Machine) -> None:
+        """End it as its user wishes. Raises `Refused`."""
+        with self.lock:
+            if self.kept > 0:
+                self.kept -= 1
+                self.note("kept", id=machine.id, name=machine.name, place=machine.place)
+                raise Refused("forbidden", f"the machine {machine.name} can't be ended now")
+        self.end(machine, "terminated")
 
     def end(self, machine: Machine, why: str) -> None:
         """Its processes end now. A preempted machine is listed for some seconds more."""
