@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator, model_serializer
 
 from checkpoints.clock import Clock, SystemClock
 from checkpoints.confirm import read_record
 from checkpoints.errors import NotusError
+from checkpoints.event_kinds import KINDS, Payload, RunEnd, payload_of
 from checkpoints.manifest import Record
 from checkpoints.parallel import parallel_map
 from checkpoints.store import Store
@@ -20,84 +21,100 @@ from checkpoints.upload import put_once
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal[
-    "planned",  # the launcher has chosen where to run
-    "attempt_started",  # a machine runs; says where and at what price
-    "claimed",  # the attempt holds the run (epoch)
-    "resumed",  # state is restored (step, from which checkpoint, seconds)
-    "damaged",  # a checkpoint failed verification and was passed over
-    "training",  # the first step of this attempt is done: the start-up ends here
-    "evaluated",  # step and metrics
-    "saved",  # a checkpoint is committed (step, bytes, seconds)
-    "notice",  # a preemption was announced, or the user asked to stop
-    "exported",  # the model is in final/
-    "pushed",  # the model is on the Hub
-    "attempt_ended",  # the attempt is over (outcome, exit code, last step)
-    "preempted",  # the machine was taken away
-    "finished",  # the run is done
-    "failed",  # the run has given up, and why
-    "stopped",  # the user stopped it; it can go on
-    "decided",  # the launcher's policy: what it does next, and why
-    "machine_up",  # a machine runs the job (place, since when it is paid)
-    "machine_gone",  # it is given back or was taken away (why)
-    "no_capacity",  # places that had no machine, and what their clouds said
-    "alarm",  # the run makes no progress
-    "false_recovery",  # SkyPilot thought the machine dead, and it is not
-    "compared",  # bit-exactness against an uninterrupted run
-]
+P = TypeVar("P", bound=Payload)
 
-
-RUN_ENDS: frozenset[Kind] = frozenset({"finished", "failed", "stopped"})
-"""After one of these nothing more happens to a run by itself."""
+RUN_ENDS = frozenset(kind for kind, model in KINDS.items() if issubclass(model, RunEnd))
+"""The kinds after which nothing more happens to a run by itself. They also name its state."""
 
 
 class Event(Record):
-    """One thing that happened."""
+    """One thing that happened. In the bucket the payload is called `data`, see `event_kinds`."""
 
     version: Literal[1] = 1
     time: datetime
     id: str
-    kind: Kind
+    kind: str
     attempt: int = Field(ge=0, description="0 = the launcher, before the first attempt")
-    data: dict[str, Any] = Field(default_factory=dict)
+    launch: int = Field(default=0, ge=0, description="number of the launch (launches.py); 0 = unknown")
+    payload: Payload = Field(alias="data")
+
+    @field_validator("payload", mode="before")
+    @classmethod
+    def _of_its_kind(cls, data: Any, info: ValidationInfo) -> Payload:
+        return payload_of(info.data.get("kind", ""), data)
+
+    @model_serializer
+    def _wire(self) -> dict[str, Any]:
+        head = {"version": self.version, "time": self.time, "id": self.id, "kind": self.kind, "attempt": self.attempt}
+        numbered = {"launch": self.launch} if self.launch else {}
+        return {**head, **numbered, "data": self.payload.wire()}
 
     @property
     def key(self) -> str:
         return f"events/{self.time.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}-{self.id}.json"
 
+    if not TYPE_CHECKING:  # for scripts and tests; mypy refuses it in the packages, so no typo in a key goes unseen
+
+        @property
+        def data(self) -> dict[str, Any]:
+            """The payload as it is in the bucket."""
+            return self.payload.wire()
+
 
 class Diary:
-    """Writes events of one process."""
+    """Writes events of one process.
 
-    def __init__(self, store: Store, attempt: int, clock: Clock | None = None) -> None:
+    `write` takes a payload, or a kind and its data, which are validated: the second form is for tests and scripts.
+    """
+
+    def __init__(self, store: Store, attempt: int, clock: Clock | None = None, launch: int = 0) -> None:
         self._store = store
         self._attempt = attempt
         self._clock = clock or SystemClock()
+        self._launch = launch
 
-    def write(self, kind: Kind, /, **data: Any) -> Event:
+    @overload
+    def write(self, what: Payload, /) -> Event: ...
+    @overload
+    def write(self, what: str, /, **data: Any) -> Event: ...
+    def write(self, what: Payload | str, /, **data: Any) -> Event:
         """Append an event; durable when this returns."""
-        event = self.compose(kind, **data)
+        event = self.compose(_payload(what, data))
         self.append(event)
         return event
 
-    def compose(self, kind: Kind, /, **data: Any) -> Event:
+    def compose(self, payload: Payload) -> Event:
         """An event of now, not yet in the diary."""
-        return Event(time=self._clock.now(), id=uuid.uuid4().hex[:12], kind=kind, attempt=self._attempt, data=data)
+        now, new_id = self._clock.now(), uuid.uuid4().hex[:12]
+        return Event(time=now, id=new_id, kind=payload.kind, attempt=self._attempt, launch=self._launch, data=payload)
 
     def append(self, event: Event) -> None:
         """Write it; again is harmless."""
         put_once(self._store, event.key, event.to_json())
 
-    def try_write(self, kind: Kind, /, **data: Any) -> None:
+    def try_write(self, payload: Payload) -> None:
         """`write`, where a missing line in the diary is better than what would be lost by an error."""
         try:
-            self.write(kind, **data)
+            self.write(payload)
         except NotusError as error:
-            logger.warning("could not note %r in the diary: %s", kind, error.message)
+            logger.warning("could not note %r in the diary: %s", payload.kind, error.message)
 
 
 def read_events(store: Store, wanted: Callable[[str], bool] = lambda key: True) -> list[Event]:
-    """All events of a run in time order."""
+    """All events of a run in time order. Raises `CorruptCheckpoint`, which names the event that is invalid."""
     keys = [entry.key for entry in store.list("events") if wanted(entry.key)]
     events = parallel_map(lambda key: read_record(store, key, Event), keys, 16)
     return sorted(events, key=lambda event: (event.time, event.id))
+
+
+def of_kind(events: Iterable[Event], model: type[P]) -> list[tuple[Event, P]]:
+    """The events of one kind, or of all kinds under a base class such as `AtStep`, each with its payload."""
+    return [(event, event.payload) for event in events if isinstance(event.payload, model)]
+
+
+def _payload(what: Payload | str, data: dict[str, Any]) -> Payload:
+    if isinstance(what, Payload):
+        return what
+    if what not in KINDS:
+        raise ValueError(f"the diary has no kind {what!r}; it has {', '.join(KINDS)}")
+    return payload_of(what, data)

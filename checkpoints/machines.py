@@ -4,57 +4,120 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
-from checkpoints.events import RUN_ENDS, Event
+from checkpoints.causes import GoneCause
+from checkpoints.event_kinds import (
+    AttemptEnded,
+    Failed,
+    Finished,
+    MachineGone,
+    MachineUp,
+    Payload,
+    PlaceRecord,
+    Planned,
+    PriceChanged,
+    ReleaseFailed,
+    Stopped,
+    UnderWay,
+)
+from checkpoints.events import Event
 
 CLOUD_NOTICES = frozenset({"gcp", "aws", "file"})
 """Sources of a notice that mean a preemption: the others are people, signals and moves."""
+
+Ended = Literal[GoneCause, "finished", "failed", "user_error"]
+"""Why it is gone, or how the run on it ended."""
 
 
 class Machine(NamedTuple):
     """One that the run had, or has (`until` None)."""
 
-    place: dict[str, Any]
-    """cloud, region, gpus, spot, price_usd_per_hour, ...: as the launcher wrote it."""
+    place: PlaceRecord
     since: datetime
     until: datetime | None
-    ended: str | None
+    ended: Ended | None
+    job_status: str = ""
+    """SkyPilot's final status of the job that it was closed with."""
+    after_attempt: int | None = None
+    """Attempts on it have higher numbers."""
+    reserve: bool = False
+    """The budget could pay the way to the end on demand besides, when it was asked for."""
+    prices: tuple[tuple[datetime, float], ...] = ()
+    """Dollars per hour from a moment on, where its price has changed since."""
+    start_h: float | None = None
+    """From its request to the first new step on it, as the strategy saw it."""
 
     def cost_usd(self, now: datetime) -> float:
         """Until its end, or until `now`."""
-        hours = ((self.until or now) - self.since).total_seconds() / 3600
-        return hours * float(self.place["price_usd_per_hour"])
+        return billed_usd(self.since, self.until or now, self.place.price_usd_per_hour, self.prices)
+
+
+def billed_usd(
+    since: datetime, until: datetime, usd_per_hour: float, prices: Sequence[tuple[datetime, float]]
+) -> float:
+    """Of a machine whose price has changed on the way."""
+    usd, begin = 0.0, since
+    for moment, price in prices:
+        usd += max(0.0, (min(moment, until) - begin).total_seconds()) / 3600 * usd_per_hour
+        begin, usd_per_hour = max(begin, min(moment, until)), price
+    return usd + max(0.0, (until - begin).total_seconds()) / 3600 * usd_per_hour
 
 
 def machines_of(events: Sequence[Event]) -> list[Machine]:
-    """Oldest first. The end of the run ends its machine too."""
+    """Oldest first.
+
+    The end of the run ends its machine too, until the strategy has noted when it was really given back: that counts,
+    and a machine that could not be given back is billed on.
+    """
     found: list[Machine] = []
     before: datetime | None = None
+    unconfirmed = False
     for event in events:
         last = found[-1] if found else None
-        if event.kind == "planned" and last and last.until is None:
-            # A launch finds no machine of an earlier job: it ended after its last word, at a time that nobody wrote.
-            found[-1] = last._replace(until=max(last.since, before or last.since), ended="unknown")
-        if event.kind == "machine_up":
-            since = datetime.fromisoformat(event.data["since"])
-            if last and last.until is None:  # its end was never written: the controller was killed in between
-                found[-1] = last._replace(until=since, ended="unknown")
-            found.append(Machine(event.data["place"], since, None, None))
-        elif last and found[-1].until is None and (event.kind == "machine_gone" or _ends_run(event)):
-            ended = event.data["why"] if event.kind == "machine_gone" else event.kind
-            found[-1] = last._replace(until=event.time, ended=ended)
+        is_up = last is not None and last.until is None
+        match event.payload:
+            case Planned() if last and is_up:
+                # A launch finds no machine of an earlier job: it ended after its last event, at an unknown time.
+                found[-1] = last._replace(until=max(last.since, before or last.since), ended="unknown")
+            case MachineUp(place=place, since=since, after_attempt=after, reserve=reserve):
+                if last and is_up:  # its end was never written: the controller was killed in between
+                    found[-1] = last._replace(until=since, ended="unknown")
+                found.append(Machine(place, since, None, None, after_attempt=after, reserve=reserve))
+                unconfirmed = False
+            case UnderWay(hours=hours) if last and is_up:
+                found[-1] = last._replace(start_h=hours)
+            case PriceChanged(place=place) if last and is_up:
+                found[-1] = last._replace(prices=(*last.prices, (event.time, place.price_usd_per_hour)))
+            case MachineGone(why=why, job_status=job_status) if last and (is_up or unconfirmed):
+                kept = last.ended if unconfirmed and last.ended else why
+                found[-1] = last._replace(until=event.time, ended=kept, job_status=job_status)
+                unconfirmed = False
+            case ReleaseFailed() if last and (is_up or unconfirmed):
+                found[-1] = last._replace(until=None)
+            case payload if last and is_up and (ended := _run_end(payload)):
+                found[-1] = last._replace(until=event.time, ended=ended)
+                unconfirmed = True
         before = event.time
     return found
 
 
-def told_by(notices: Sequence[str]) -> str:
-    """How to call the end of an attempt that was told to stop, by the sources of its notices: it says "preempted"
-    whoever told it."""
+def told_by(notices: Sequence[str]) -> Literal["moved", "preempted", "stopped"]:
+    """How to call the end of an attempt that was told to stop, by the sources of its notices: its own outcome is
+    "preempted" in all three cases."""
     if "move" in notices:
         return "moved"
     return "preempted" if any(source in CLOUD_NOTICES for source in notices) else "stopped"
 
 
-def _ends_run(event: Event) -> bool:
-    return event.kind in RUN_ENDS or (event.kind == "attempt_ended" and event.data.get("outcome") == "user_error")
+def _run_end(payload: Payload) -> Ended | None:
+    match payload:
+        case Finished():
+            return "finished"
+        case Failed():
+            return "failed"
+        case Stopped():
+            return "stopped"
+        case AttemptEnded(outcome="user_error"):
+            return "user_error"
+    return None

@@ -198,7 +198,7 @@ class ObjectStore:
         except PreconditionError as error:
             raise Conflict(f"{where} has changed") from error
         except (FileNotFoundError, NotFoundError) as error:
-            if "NoSuchBucket" in str(error):
+            if "NoSuchBucket" in str(error):  # the store's own code, which obstore passes on in the text only
                 raise BucketUnusable(
                     f"the bucket of {self._url} does not exist", "create it first, or check the name"
                 ) from error

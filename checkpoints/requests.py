@@ -6,10 +6,11 @@ import uuid
 from datetime import datetime
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from checkpoints.clock import Clock, SystemClock
 from checkpoints.confirm import read_if_there
+from checkpoints.event_kinds import AnyLimit
 from checkpoints.manifest import Record
 from checkpoints.store import Store
 
@@ -17,7 +18,12 @@ REQUEST_KEY = "request.json"
 
 
 class Request(Record):
-    """request.json: the newest wish. Deleted by whoever fulfils it."""
+    """request.json: the newest wish. Deleted by whoever fulfils it.
+
+    Unknown keys are ignored: a machine with an older version of this code has to obey, too.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     version: Literal[1] = 1
     id: str
@@ -26,7 +32,8 @@ class Request(Record):
         description="stop: save and end the run, whichever attempt sees it. move: save and go on elsewhere"
     )
     attempt: int = Field(description="of a move: the attempt that is meant; another one takes no notice")
-    reason: str = ""
+    reason: str = Field(default="", description="for people")
+    limit: AnyLimit | None = Field(default=None, description="of a stop: the limit that the run has reached")
 
     def is_for(self, attempt: int) -> bool:
         """Is it for this attempt?"""
@@ -34,14 +41,20 @@ class Request(Record):
 
 
 def ask(
-    store: Store, action: Literal["stop", "move"], attempt: int, reason: str, clock: Clock | None = None
+    store: Store,
+    action: Literal["stop", "move"],
+    attempt: int,
+    reason: str,
+    clock: Clock | None = None,
+    limit: AnyLimit | None = None,
 ) -> Request:
-    """Leave a wish; a stop is never replaced by a move."""
+    """Leave a wish; a stop is never replaced by a move. `limit`: see `Request`."""
     standing = read_request(store)
     if standing is not None and standing.action == "stop":
         return standing
     now = (clock or SystemClock()).now()
-    request = Request(id=uuid.uuid4().hex[:12], time=now, action=action, attempt=attempt, reason=reason)
+    new_id = uuid.uuid4().hex[:12]
+    request = Request(id=new_id, time=now, action=action, attempt=attempt, reason=reason, limit=limit)
     store.put(REQUEST_KEY, request.to_json())
     return request
 

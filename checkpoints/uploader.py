@@ -27,6 +27,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from checkpoints.errors import Fenced, NotusError, StoreError, UserError
+from checkpoints.event_kinds import Saved
 from checkpoints.events import Diary
 from checkpoints.head import Lease, Retention
 from checkpoints.manifest import Manifest
@@ -286,14 +287,14 @@ class Uploader:
             shards=tuple(shards),
         )
         lease.commit(manifest, setup.retention)
-        Diary(self._store, setup.epoch).try_write(
-            "saved",
+        saved = Saved(
             step=job.step,
             reason=job.reason,
             size_bytes=manifest.size_bytes,
             upload_s=round(upload_s, 3),
             commit_s=round(time.monotonic() - started, 3),
         )
+        Diary(self._store, setup.epoch).try_write(saved)
         self._clean_up(lease, job.number)
 
     def _clean_up(self, lease: Lease, number: int) -> None:

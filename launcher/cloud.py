@@ -13,6 +13,7 @@ from typing import NamedTuple
 import typer
 
 from checkpoints.clock import SystemClock
+from checkpoints.event_kinds import Planned, Stopped
 from checkpoints.events import Diary, read_events
 from checkpoints.names import check_run_name
 from checkpoints.requests import withdraw
@@ -132,11 +133,11 @@ def _submit(
         release=sent.release,
         environment=os.environ,
     )
-    Diary(store, 0).write("planned", strategy=strategy, order=[rung.model_dump() for rung in rungs])
+    Diary(store, 0).write(Planned(strategy=strategy, order=tuple(rung.model_dump() for rung in rungs)))
     try:
         job_id = client.submit(config, secrets)
     except BaseException:  # Ctrl-C too: else the run would seem to be under way somewhere
-        Diary(store, 0).try_write("stopped", step=0, reason="it could not be submitted")
+        Diary(store, 0).try_write(Stopped(step=0, reason="it could not be submitted"))
         raise
     say(f"run {name}: SkyPilot's job {job_id}, dashboard {client.dashboard(job_id)}")
     return job_id

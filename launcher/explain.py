@@ -8,9 +8,11 @@ from pydantic import BaseModel, ConfigDict
 
 from launcher.estimate import START_H
 from launcher.plan import Plan, Rung, SlackCost, ZonePlan
-from launcher.policy.decide import Settings, kept_h, outlook_for
 from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket
 from launcher.policy.outlook import Restores
+from launcher.policy.safety import kept_h
+from launcher.policy.settings import Settings
+from launcher.policy.slack import outlook_for
 from launcher.report.tables import counted
 
 MARKETS = (

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from checkpoints.clock import Clock
 from checkpoints.errors import NotusError
+from checkpoints.event_kinds import AttemptEnded, Failed, Finished, Planned, Stopped
 from checkpoints.events import Event, read_events
 from checkpoints.run import Heartbeat, read_heartbeat
 from checkpoints.store import Store
@@ -61,7 +62,7 @@ class _Follower:
         self._name = name
         self._ask_job = ask_job
         self._clock = clock
-        self._said: set[str] = {event.id for event in read_events(store) if event.kind != "planned"}
+        self._said: set[str] = {event.id for event in read_events(store) if not isinstance(event.payload, Planned)}
         self._status = ""
         self._attempt = 0
 
@@ -115,14 +116,15 @@ class _Follower:
 
 def end_of(event: Event) -> End | None:
     """Is this the end of the run, and with which exit code?"""
-    if event.kind == "finished":
-        return End(0, receipt=True)
-    if event.kind == "failed":
-        return End(int(event.data.get("exit_code", 1)))
-    if event.kind == "stopped":
-        return End(3 if event.data.get("limit") or "budget" in event.data.get("reason", "") else 75)
-    if event.kind == "attempt_ended" and event.data.get("outcome") == "user_error":
-        return End(2)
+    match event.payload:
+        case Finished():
+            return End(0, receipt=True)
+        case Failed(exit_code=code):
+            return End(code)
+        case Stopped(limit=limit):
+            return End(75 if limit is None else 3)
+        case AttemptEnded(outcome="user_error"):
+            return End(2)
     return None
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from checkpoints.errors import NotusError
+from checkpoints.event_kinds import Compared
 from checkpoints.events import Diary, read_events
 from checkpoints.names import check_run_name
 from checkpoints.requests import withdraw
@@ -94,12 +95,13 @@ def _compare_with_twin(run: LocalRun, recipe: Recipe, store: Store) -> None:
         return
     result = compare_runs(store, twin_store)
     Diary(store, 0).write(
-        "compared",
-        equal=result.equal,
-        steps=result.steps,
-        tensors=result.tensors,
-        differences=list(result.differences),
-        twin=name,
+        Compared(
+            equal=result.equal,
+            steps=result.steps,
+            tensors=result.tensors,
+            differences=result.differences,
+            twin=name,
+        )
     )
 
 

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from checkpoints.clock import SystemClock
 from checkpoints.errors import NotusError, UserError
+from checkpoints.event_kinds import Failed, Preempted, Stopped
 from checkpoints.events import Diary
 from checkpoints.head import Head, next_claim, read_head
 from checkpoints.journal import Journal
@@ -176,7 +177,7 @@ class LocalBackend:
         """The dead can't write: send what is left of the log, and note what happened."""
         self._watcher.preempted(step)
         Journal(self._store, f"logs/a{attempt:04d}", scratch.log).sync(whole=True)
-        Diary(self._store, attempt).write("preempted", step=step, by="--preempt")
+        Diary(self._store, attempt).write(Preempted(step=step, by="--preempt"))
 
     def _command(self, scratch: Scratch, gone: str) -> list[str]:
         run = self._run
@@ -201,16 +202,16 @@ class LocalBackend:
             raise RunFailed(outcome.message, outcome.hint)
         if outcome.kind == "user_error":
             if self._claimed():  # else the run is somebody else's: its diary is none of our business
-                self._diary().try_write("failed", message=outcome.message)
+                self._diary().try_write(Failed(message=outcome.message))
             raise UserError(outcome.message, outcome.hint)
         if self._stop_signals:
-            self._diary().try_write("stopped", step=committed_step(self._store))
+            self._diary().try_write(Stopped(step=committed_step(self._store)))
             return True
         return False
 
     def _give_up(self, scratch: Scratch, outcome: Outcome | None) -> RunFailed:
         message = outcome.message if outcome else "the attempts ended without a word"
-        self._diary().try_write("failed", message=message)
+        self._diary().try_write(Failed(message=message))
         return RunFailed(
             f"gave up after {MAX_FRUITLESS_FAILURES} attempts without progress: {message}",
             f"log: notus-launch logs {self._run.run}   (local copy: {scratch.log})",

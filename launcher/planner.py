@@ -12,9 +12,9 @@ from launcher.hazard import ON_DEMAND_H, Hazard, Learned, assumed
 from launcher.kinds import Kind, supply_for
 from launcher.offers import Offer
 from launcher.plan import CONFIDENCE, DryRun, Plan, Rung, SlackCost, ZonePlan
-from launcher.policy.decide import work_hour_usd
 from launcher.policy.market import MOST_ZONES, mean_spell_h
 from launcher.policy.outlook import Problem, Restores, solve
+from launcher.policy.prices import work_hour_usd
 from launcher.remarks import Compared, Patient, advice, assumptions, reason
 from launcher.request import LaunchRequest
 from launcher.scenario import OnDemand, Scenario, Spot

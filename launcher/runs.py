@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.policy.decide import LONGEST_WAIT_H, ROUNDING_H, kept_h
 from launcher.policy.market import AGE_EDGES_H, BINS, UNSEEN_AGE_H, age_bin, mean_spell_h
+from launcher.policy.safety import kept_h
+from launcher.policy.settings import LONGEST_WAIT_H, ROUNDING_H
 from launcher.scenario import NEVER_H, Floats, Scenario, SpellLengths, Spot
 
 Array = NDArray[Any]

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.policy.decide import Settings
 from launcher.policy.market import AGE_EDGES_H, Chain, Rates
 from launcher.policy.outlook import Outlook
+from launcher.policy.settings import Settings
 
 Floats = NDArray[np.float64]
 NEVER_H = 1e9

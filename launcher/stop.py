@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 from checkpoints.clock import Clock, SystemClock
 from checkpoints.errors import NotusError
-from checkpoints.events import RUN_ENDS, Diary, read_events
+from checkpoints.event_kinds import Notice, RunEnd, Stopped
+from checkpoints.events import Diary, of_kind, read_events
 from checkpoints.head import read_head
 from checkpoints.requests import ask, withdraw
 from checkpoints.restore import verify_presence
@@ -74,10 +75,10 @@ def _save_and_end(store: Store, name: str, clock: Clock, *, sure: bool) -> bool:
     start = clock.now()
     while clock.now() - start < timedelta(seconds=PATIENCE_S if sure else ANSWER_S):
         news = [event for event in read_events(store) if event.id not in before]
-        if ends := [event for event in news if event.kind in RUN_ENDS]:
-            say(f"run {name}: {ends[-1].kind} at step {ends[-1].data.get('step', 0)}")
+        if ends := [end for _, end in of_kind(news, RunEnd)]:
+            say(f"run {name}: {ends[-1].kind} at step {ends[-1].step}")
             return True
-        sure = sure or read_heartbeat(store) != beat or any(event.kind == "notice" for event in news)
+        sure = sure or read_heartbeat(store) != beat or bool(of_kind(news, Notice))
         clock.sleep(POLL_S)
     if not sure:
         return False
@@ -100,7 +101,7 @@ def _end_job(store: Store, name: str) -> None:
             "run this again where the run was launched, or watch: notus-launch status",
         )
     saved = read_status(store, name, datetime.now(UTC)).saved_step
-    Diary(store, 0).write("stopped", step=saved or 0, reason="by the user")
+    Diary(store, 0).write(Stopped(step=saved or 0, reason="by the user"))
     withdraw(store)
 
 

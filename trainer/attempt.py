@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 
 from checkpoints.errors import Fenced, NotusError
+from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Finished, Stopped
+from checkpoints.event_kinds import Notice as NoticeEvent
 from checkpoints.events import Diary
 from checkpoints.head import LEASE_S, Lease, Writer, read_head
 from checkpoints.journal import Journal
@@ -93,7 +95,7 @@ class Supervisor:
         memory.remove_dead(keep=self._predecessor)
         self._scratch.write_head(head)
         self._diary = Diary(self._store, head.epoch)
-        self._diary.write("attempt_started", host=writer.host, processes=self._processes, recipe=self._recipe.name)
+        self._diary.write(AttemptStarted(host=writer.host, processes=self._processes, recipe=self._recipe.name))
         self._journal = Journal(self._store, f"logs/a{head.epoch:04d}", self._scratch.log)
         self._tensorboard = TensorBoardMirror(self._store, self._scratch.tensorboard)
         outcome = Outcome(kind="failed", message="the attempt ended without an outcome")
@@ -161,12 +163,8 @@ class Supervisor:
                 next_beat = self._next_renewal = now + HEARTBEAT_S
             if deadline == float("inf") and (stop := read_stop(self._scratch.stop)) is not None:
                 deadline = now + STOP_GRACE_S
-                self._diary.try_write(
-                    "notice",
-                    source=stop.source,
-                    deadline=stop.deadline.isoformat() if stop.deadline else None,
-                    step=self._scratch.read_progress().step,
-                )
+                step = self._scratch.read_progress().step
+                self._diary.try_write(NoticeEvent(source=stop.source, deadline=stop.deadline, step=step))
                 if self._scratch.read_progress().phase in BEFORE_TRAINING:
                     # Nothing to save yet; the ranks would hear of it only after minutes of tokenising or loading.
                     return Outcome(kind="preempted", step=self._resumed_step())
@@ -235,11 +233,12 @@ class Supervisor:
         step = max(outcome.step, self._scratch.read_progress().step)
         self._best_effort("the log", lambda: self._journal.sync(whole=True))
         self._best_effort("TensorBoard's files", self._tensorboard.sync)
-        self._diary.try_write("attempt_ended", outcome=outcome.kind, step=step, message=outcome.message)
+        self._diary.try_write(AttemptEnded(outcome=outcome.kind, step=step, message=outcome.message))
         if outcome.kind == "finished":
-            self._diary.try_write("finished", step=outcome.step)
+            self._diary.try_write(Finished(step=outcome.step))
         if outcome.kind == "stopped":
-            self._diary.try_write("stopped", step=outcome.step, reason=outcome.message)
+            limit = self._request.limit if self._request is not None else None
+            self._diary.try_write(Stopped(step=outcome.step, reason=outcome.message, limit=limit))
         if outcome.kind in ("finished", "stopped"):
             self._best_effort("the request to stop", lambda: withdraw(self._store))
         if outcome.kind != "fenced":

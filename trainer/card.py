@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.events import Event, read_events
+from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Notice, PlaceRecord
+from checkpoints.events import Event, of_kind, read_events
 from checkpoints.machines import machines_of, told_by
 from checkpoints.run import RunRecord, read_run
 from checkpoints.store import Store
@@ -112,7 +113,7 @@ def _last_part(name: str) -> str:
 
 def history(events: Sequence[Event], *, running: int | None = None) -> str:
     """How often it was preempted, on what it ran, what that cost: two sentences."""
-    started = sorted({event.attempt for event in events if event.kind == "attempt_started"})
+    started = sorted({event.attempt for event, _ in of_kind(events, AttemptStarted)})
     preempted = sum(_was_preempted(attempt, events) for attempt in started if attempt != running)
     trained = f"Trained in {len(started)} {'attempt' if len(started) == 1 else 'attempts'} ({preempted} preempted)"
     machines = machines_of(events)
@@ -126,13 +127,12 @@ def history(events: Sequence[Event], *, running: int | None = None) -> str:
 def _was_preempted(attempt: int, events: Sequence[Event]) -> bool:
     """As the receipt says it. A machine that is taken away without a word leaves an attempt without an end."""
     mine = [event for event in events if event.attempt == attempt]
-    outcomes = [event.data.get("outcome") for event in mine if event.kind == "attempt_ended"]
+    outcomes = [ended.outcome for _, ended in of_kind(mine, AttemptEnded)]
     if not outcomes:
         return True
-    return (
-        outcomes[-1] == "preempted" and told_by([e.data["source"] for e in mine if e.kind == "notice"]) == "preempted"
-    )
+    sources = [notice.source for _, notice in of_kind(mine, Notice)]
+    return outcomes[-1] == "preempted" and told_by(sources) == "preempted"
 
 
-def _kind(place: Mapping[str, Any]) -> str:
-    return f"{place['cloud']} {'spot' if place['spot'] else 'on demand'} {place['gpus']}"
+def _kind(place: PlaceRecord) -> str:
+    return f"{place.cloud} {'spot' if place.spot else 'on demand'} {place.gpus}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from checkpoints.errors import NotusError
+from checkpoints.event_kinds import Resumed
 from checkpoints.events import Diary
 from checkpoints.head import Commit, Head, Retention, read_head
 from checkpoints.saver import Saver
@@ -115,9 +116,10 @@ class Checkpointing:
             for reason in not_exact:
                 logger.warning("not exact from here on: %s", reason)
             waited_s = round(time.monotonic() - started, 3)
-            Diary(self._store, self._head.epoch).write(
-                "resumed", step=manifest.step, size_bytes=manifest.size_bytes, waited_s=waited_s, not_exact=not_exact
+            resumed = Resumed(
+                step=manifest.step, size_bytes=manifest.size_bytes, waited_s=waited_s, not_exact=tuple(not_exact)
             )
+            Diary(self._store, self._head.epoch).write(resumed)
         folder = self._scratch.work / f"resume-r{dist.get_rank()}"
         return str(states.stage(trees, self._engine, folder))
 

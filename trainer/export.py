@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from checkpoints.errors import NotusError
+from checkpoints.event_kinds import Exported
 from checkpoints.events import Diary
 from checkpoints.files import hash_file
 from checkpoints.names import check_key
@@ -49,7 +50,7 @@ def export_model(
                 for path in sorted(folder.iterdir())
                 if path.is_file() and path.name != PICKLED
             }
-            diary.write("exported", files=files, base=dict(base))
+            diary.write(Exported(files=files, base=dict(base)))
             logger.info("exported %d files to %s/%s", len(files), store.url, FINAL)
         except NotusError as caught:
             error = caught

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from checkpoints.errors import NotusError
-from checkpoints.events import Event, read_events
+from checkpoints.event_kinds import Evaluated
+from checkpoints.events import Event, of_kind, read_events
 from checkpoints.run import StepMetrics, read_metrics
 from checkpoints.store import Store
 
@@ -56,7 +57,7 @@ class History:
 def past_rows(metrics: Iterable[StepMetrics], events: Iterable[Event], step: int, *, evaluation_due: bool) -> list[Row]:
     """See `History.rows`. Of a step that was done again, the last attempt's row counts."""
     rows = [Row(line.step, False, line.values[LOGGED]) for line in metrics if LOGGED in line.values]
-    rows += [Row(e.data["step"], True, numbers(e.data["metrics"])) for e in events if e.kind == "evaluated"]
+    rows += [Row(found.step, True, numbers(found.metrics)) for _, found in of_kind(events, Evaluated)]
     kept = {(row.step, row.evaluation): row for row in rows if row.step <= step}
     if evaluation_due:
         kept.pop((step, True), None)

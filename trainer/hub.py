@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from checkpoints.errors import UserError
+from checkpoints.event_kinds import Pushed
 from checkpoints.events import Diary
 from trainer.errors import TrainingFailed
 from trainer.folders import MARK
@@ -42,7 +43,7 @@ def push_model(hub: Hub, folder: Path, diary: Diary) -> bool:
     except TrainingFailed as error:
         logger.warning("%s (the model is in the bucket, in final/)", error.message)
         return False
-    diary.write("pushed", repo=hub.repo, commit=commit)
+    diary.write(Pushed(repo=hub.repo, commit=commit))
     logger.info("pushed to %s", hub.repo)
     return True
 

@@ -11,6 +11,7 @@ import time
 from typing import NamedTuple
 
 from checkpoints.errors import Fenced, NotusError, StoreError, UserError
+from checkpoints.event_kinds import DamageFound
 from checkpoints.events import Diary
 from checkpoints.head import Head, Lease, Score
 from checkpoints.restore import Restored, newest_good
@@ -57,7 +58,7 @@ class Keeper:
         if self._setup.rank == 0:
             diary = Diary(self._store, self._head.epoch)
             for commit, fault in damaged:
-                diary.write("damaged", step=commit.step, manifest=commit.manifest, fault=fault)
+                diary.write(DamageFound(step=commit.step, manifest=commit.manifest, fault=fault))
             if damaged:
                 Lease.adopt(self._store, self._head.writer.id, self._head.epoch).discard([c for c, _ in damaged])
         if shard is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from checkpoints.errors import NotusError
+from checkpoints.event_kinds import Failed
 from checkpoints.events import Diary
 from checkpoints.run import open_run
 from checkpoints.terminal import show_error
@@ -117,7 +118,7 @@ def note_failure(error: NotusError, environment: Mapping[str, str]) -> None:
         return
     try:
         diary = Diary(open_run(bucket, run, environment), 0)
-        diary.write("failed", message=error.message, hint=error.hint, exit_code=error.exit_code)
+        diary.write(Failed(message=error.message, hint=error.hint, exit_code=error.exit_code))
     except Exception as trouble:  # a bucket's client raises what it likes, and the first error is the one to show
         sys.stderr.write(f"notus-train: could not note that in {bucket}: {trouble}\n")
 

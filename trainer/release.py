@@ -11,7 +11,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from checkpoints.errors import CorruptCheckpoint, UserError
-from checkpoints.events import Event, read_events
+from checkpoints.event_kinds import Exported
+from checkpoints.events import Event, of_kind, read_events
 from checkpoints.files import fetch_file
 from checkpoints.names import check_key, check_run_name
 from checkpoints.run import RunRecord, open_run, read_run
@@ -75,16 +76,16 @@ def read_finished(store: Store, run: str, *, merge: bool) -> Finished:
     """What a run tells of its model. Raises `UserError` where there is none, or nothing to merge."""
     record = read_run(store)
     events = read_events(store)
-    exported = [event for event in events if event.kind == "exported"]
+    exported = [payload for _, payload in of_kind(events, Exported)]
     if record is None or not exported:
         raise UserError(
             f"run {run} in {store.url} has no finished model",
             "let it finish first, or take a checkpoint: notus-ckpt export",
         )
-    told = exported[-1].data
-    if merge and ADAPTER not in told["files"]:
+    model = exported[-1]
+    if merge and ADAPTER not in model.files:
         raise UserError(f"run {run} trained all weights: there are no adapters to merge", "leave out --merge")
-    return Finished(record, events, told["files"], told.get("base"))
+    return Finished(record, events, model.files, model.base)
 
 
 def release(store: Store, finished: Finished, folder: Path, *, merge: bool) -> None:

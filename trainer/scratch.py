@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from checkpoints.causes import AttemptOutcome
 from checkpoints.head import Head
 from checkpoints.manifest import parse
 
@@ -53,7 +54,7 @@ class Outcome(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["finished", "preempted", "stopped", "failed", "user_error", "fenced"]
+    kind: AttemptOutcome
     step: int = 0
     message: str = ""
     hint: str = ""

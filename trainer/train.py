@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, TrainerState
 from trl import DPOConfig
 
 from checkpoints.errors import NotusError, UserError
+from checkpoints.event_kinds import Evaluated, Training
 from checkpoints.events import Diary
 from checkpoints.head import Head
 from checkpoints.store import Store
@@ -310,8 +311,8 @@ class Attempt:
             self.checkpointing.release_restored()
             self.checkpointing.prepare(evaluation_due=self.rhythm.evaluation_due)
             if dist.get_rank() == 0:
-                progress = {"step": state.global_step, "total_steps": state.max_steps}
-                self.diary.try_write("training", **progress, links=tracker_links())
+                links = tuple(tracker_links())
+                self.diary.try_write(Training(step=state.global_step, total_steps=state.max_steps, links=links))
                 self.ops.publish()
         self._announce("training")
 
@@ -335,7 +336,7 @@ class Attempt:
     def _note_evaluation(self, row: Row) -> None:
         """In the diary before the trackers have it."""
         try:
-            self.diary.write("evaluated", step=row.step, metrics=row.values)
+            self.diary.write(Evaluated(step=row.step, metrics=row.values))
         except NotusError as error:
             logger.warning("the evaluation of step %d is not noted: %s", row.step, error.message)
         else:

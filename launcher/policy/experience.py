@@ -15,6 +15,7 @@ from functools import reduce
 
 from pydantic import BaseModel, ConfigDict
 
+from checkpoints.event_kinds import MachineUp, NoCapacity
 from checkpoints.events import Event
 from launcher.policy.history import hours_of, machines, place_of
 from launcher.policy.market import (
@@ -158,18 +159,18 @@ def _stock_outs(events: Sequence[Event]) -> list[tuple[Kind, float, bool]]:
     refused: dict[Kind, tuple[datetime, datetime]] = {}
     found = []
     for event in events:
-        if event.kind == "no_capacity":
-            for kind in {kind_of(place) for place in map(place_of, event.data["places"]) if place.spot}:
-                refused[kind] = (refused.get(kind, (event.time, event.time))[0], event.time)
-        elif event.kind == "machine_up":
-            place = place_of(event.data["place"])
-            came = kind_of(place) if place.spot else None
-            if came in refused and refused[came][0] >= datetime.fromisoformat(event.data["since"]):
-                del refused[came]
-            for kind, (first, last) in refused.items():
-                # Of the others the end was not seen: they were out at least until they last said no.
-                found.append((kind, hours_of((event.time if kind == came else last) - first), kind == came))
-            refused = {}
+        match event.payload:
+            case NoCapacity(places=places):
+                for kind in {kind_of(place) for place in map(place_of, places) if place.spot}:
+                    refused[kind] = (refused.get(kind, (event.time, event.time))[0], event.time)
+            case MachineUp(place=record, since=since):
+                came = kind_of(place_of(record)) if record.spot else None
+                if came in refused and refused[came][0] >= since:
+                    del refused[came]
+                for kind, (first, last) in refused.items():
+                    # Of the others the end was not seen: they were out at least until they last said no.
+                    found.append((kind, hours_of((event.time if kind == came else last) - first), kind == came))
+                refused = {}
     return [*found, *((kind, hours_of(last - first), False) for kind, (first, last) in refused.items())]
 
 

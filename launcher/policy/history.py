@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from checkpoints.events import Event
-from checkpoints.machines import machines_of, told_by
+from checkpoints.causes import GoneCause
+from checkpoints.event_kinds import AttemptEnded, AttemptStarted, MachineUp, Notice, PlaceRecord, Saved, Training
+from checkpoints.events import Event, of_kind
+from checkpoints.machines import Ended, billed_usd, machines_of, told_by
 from checkpoints.run import Heartbeat
 from launcher.policy.model import Place
 
@@ -28,22 +30,40 @@ class MachineSpell(NamedTuple):
     place: Place
     since: datetime
     until: datetime | None
-    ended: str | None
+    ended: Ended | None
+    job_status: str = ""
+    """SkyPilot's final status of the job that it was closed with."""
+    after_attempt: int | None = None
+    """Attempts on it have higher numbers; None in a diary of an earlier version."""
+    reserve: bool = False
+    """The budget could pay the way to the end on demand besides, when it was asked for."""
+    prices: tuple[tuple[datetime, float], ...] = ()
+    """Dollars per hour from a moment on, where its price has changed since."""
+    start_h: float | None = None
+    """From its request to the first new step on it, as the strategy saw it."""
+
+    def hours(self, now: datetime) -> float:
+        """Billed until its end, or until `now`."""
+        return hours_of((self.until or now) - self.since)
+
+    def usd(self, now: datetime) -> float:
+        """Until its end, or until `now`."""
+        return billed_usd(self.since, self.until or now, self.place.price_usd_per_hour, self.prices)
 
 
-def place_data(place: Place) -> dict[str, Any]:
-    """A place as an event tells it."""
-    return asdict(place)
+def place_data(place: Place) -> PlaceRecord:
+    """A place as an event records it."""
+    return PlaceRecord(**asdict(place))
 
 
-def place_of(data: dict[str, Any]) -> Place:
-    """Back from an event."""
-    return Place(**{name: data[name] for name in Place.__dataclass_fields__ if name in data})
+def place_of(record: PlaceRecord) -> Place:
+    """The place that an event names."""
+    return Place(**{name: getattr(record, name) for name in Place.__dataclass_fields__})
 
 
 def machines(events: Sequence[Event]) -> list[MachineSpell]:
     """The machines of the run, oldest first. The end of the run ends its machine too."""
-    return [MachineSpell(place_of(place), since, until, ended) for place, since, until, ended in machines_of(events)]
+    return [MachineSpell(place_of(machine.place), *machine[1:]) for machine in machines_of(events)]
 
 
 def machine_now(spells: Sequence[MachineSpell]) -> MachineSpell | None:
@@ -54,51 +74,100 @@ def machine_now(spells: Sequence[MachineSpell]) -> MachineSpell | None:
 def began_since(events: Sequence[Event], moment: datetime) -> bool:
     """Has the run got a machine or begun an attempt since then? Machines' clocks differ, and this one's too."""
     later = moment + timedelta(seconds=CLOCKS_DIFFER_S)
-    return any(event.kind in ("machine_up", "attempt_started") and event.time > later for event in events)
+    return any(isinstance(event.payload, MachineUp | AttemptStarted) and event.time > later for event in events)
 
 
 def spent_usd(spells: Sequence[MachineSpell], now: datetime) -> float:
     """What all machines have cost until now; each but the first restored a checkpoint, as far as is known."""
-    hours_usd = sum(hours_of((spell.until or now) - spell.since) * spell.place.price_usd_per_hour for spell in spells)
-    return hours_usd + sum(spell.place.restore_usd for spell in spells[1:])
+    return sum(spell.usd(now) for spell in spells) + sum(spell.place.restore_usd for spell in spells[1:])
 
 
-def why_gone(events: Sequence[Event], since: datetime) -> str:
-    """Why the machine that was there `since` then is gone: `preempted`, `moved`, `stopped` (a signal) or `crashed`.
+def newest_attempt(events: Sequence[Event]) -> int:
+    """The highest number of an attempt that the diary knows; 0 = none has begun."""
+    return max((event.attempt for event in events), default=0)
 
-    Without a word of the attempt it was taken away.
+
+def on_machine(events: Sequence[Event], spells: Sequence[MachineSpell], number: int) -> list[Event]:
+    """The events of the attempts on the machine with this number in `spells`.
+
+    By the attempts' numbers, because the machine's clock is not the strategy's; by time in a diary of an earlier
+    version.
     """
-    since_up = [event for event in events if event.time >= since]
-    ended = [event for event in since_up if event.kind == "attempt_ended"]
+    spell = spells[number]
+    following = spells[number + 1] if number + 1 < len(spells) else None
+    if spell.after_attempt is not None:
+        last = following.after_attempt if following else None
+        return [
+            event for event in events if event.attempt > spell.after_attempt and (last is None or event.attempt <= last)
+        ]
+    until = following.since if following else None
+    return [
+        event
+        for event in events
+        if event.attempt > 0 and event.time >= spell.since and (until is None or event.time < until)
+    ]
+
+
+def why_gone(its_events: Sequence[Event], *, ran: bool = True) -> GoneCause:
+    """Why a machine is gone, from the events of its attempts: `preempted`, `moved`, `stopped` (a signal) or `crashed`.
+
+    Without a last word of the attempt it was taken away. `ran`: False if the job is known to have ended without one.
+    """
+    ended = [attempt for _, attempt in of_kind(its_events, AttemptEnded)]
     if not ended:
-        return "preempted"
-    if ended[-1].data.get("outcome") != "preempted":
+        return "preempted" if ran else "never_ran"
+    if ended[-1].outcome != "preempted":
         return "crashed"
-    return told_by([event.data["source"] for event in since_up if event.kind == "notice"])
+    return told_by([notice.source for _, notice in of_kind(its_events, Notice)])
 
 
-def work_left_h(events: Sequence[Event], heartbeat: Heartbeat | None, hours: float, now: datetime) -> float:
-    """Hours of training left after what is safely done: measured where the run has a speed, else the assumed share."""
-    total = max((event.data.get("total_steps", 0) for event in events if event.kind == "training"), default=0)
+class Work(NamedTuple):
+    """What is left of the training."""
+
+    left_h: float
+    """After the last step that is done: committed, or by the heartbeat of the machine that is up."""
+    unsaved_h: float
+    """Done since the last commit on the machine that is up: a preemption loses it. Not in `left_h`."""
+    measured: bool
+    """By this run's own speed, and not by the assumed hours."""
+
+
+def work_of(events: Sequence[Event], heartbeat: Heartbeat | None, hours: float) -> Work:
+    """The work left: at the run's own speed where it is known, else as its share of the assumed hours.
+
+    `heartbeat` is that of an attempt on the machine that is up; None without a machine: steps that were not committed
+    went with it.
+    """
+    total = max((training.total_steps for _, training in of_kind(events, Training)), default=0)
     if heartbeat is not None:
         total = max(total, heartbeat.total_steps)
     if not total:
-        return hours
-    done = max((event.data["step"] for event in events if event.kind == "saved"), default=0)
-    alive = heartbeat is not None and (now - heartbeat.time).total_seconds() < 60
-    if heartbeat is not None and alive:
-        done = max(done, heartbeat.step)
-    per_step = _hours_per_step(events)
-    return max(0, total - done) * (per_step if per_step is not None else hours / total)
+        return Work(hours, 0.0, measured=False)
+    committed = committed_step(events)
+    done = max(committed, heartbeat.step) if heartbeat is not None else committed
+    per_step = hours_per_step(events)
+    hours_each = per_step if per_step is not None else hours / total
+    return Work(max(0, total - done) * hours_each, (done - committed) * hours_each, measured=per_step is not None)
 
 
-def _hours_per_step(events: Sequence[Event]) -> float | None:
-    """Of the newest attempt that trained long enough: from its first step to its last save."""
-    for first in reversed([event for event in events if event.kind == "training"]):
-        saves = [event for event in events if event.kind == "saved" and event.attempt == first.attempt]
-        steps = int(saves[-1].data["step"]) - int(first.data["step"]) if saves else 0
-        if steps >= MIN_MEASURED_STEPS:
-            return hours_of(saves[-1].time - first.time) / steps
+def work_left_h(events: Sequence[Event], heartbeat: Heartbeat | None, hours: float) -> float:
+    """Hours of training left, see `work_of`."""
+    return work_of(events, heartbeat, hours).left_h
+
+
+def committed_step(events: Sequence[Event]) -> int:
+    """The last step that is safe."""
+    return max((saved.step for _, saved in of_kind(events, Saved)), default=0)
+
+
+def hours_per_step(events: Sequence[Event]) -> float | None:
+    """Of the newest attempt that trained long enough: from its first step to its last save, both by its own clock."""
+    all_saves = of_kind(events, Saved)
+    for began, first in reversed(of_kind(events, Training)):
+        saves = [(event.time, saved.step) for event, saved in all_saves if event.attempt == began.attempt]
+        if saves and saves[-1][1] - first.step >= MIN_MEASURED_STEPS:
+            time, step = saves[-1]
+            return hours_of(time - began.time) / (step - first.step)
     return None
 
 

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from urllib.parse import quote, unquote
 
 from checkpoints.errors import UserError
-from launcher.policy.decide import Settings
 from launcher.policy.market import Met
 from launcher.policy.model import Place
+from launcher.policy.settings import Settings
 from launcher.policy.zones import MarketMet
 from trainer.recipe import load_recipe
 
@@ -30,7 +30,9 @@ class Limits:
     """For a checkpoint's way to a machine outside of `bucket_cloud`."""
     bucket_cloud: str = ""
     store_usd_per_h: float = 0.0
-    """For keeping checkpoints, and requests."""
+    """For keeping checkpoints, and requests, while the run has a machine."""
+    keep_usd_per_h: float = 0.0
+    """For keeping checkpoints in a pause."""
     settings: Settings = field(default_factory=Settings)
     met: Mapping[tuple[str, str], MarketMet] = field(default_factory=dict)
     """What earlier runs have met of spot markets, by cloud and GPUs: the policy starts from it."""
@@ -45,6 +47,7 @@ class Limits:
             "NOTUS_RESTORE_USD": f"{self.restore_usd:.2f}" if self.restore_usd else "",
             "NOTUS_BUCKET_CLOUD": self.bucket_cloud if self.restore_usd else "",
             "NOTUS_STORE_USD_H": f"{self.store_usd_per_h:.3g}" if self.store_usd_per_h else "",
+            "NOTUS_KEEP_USD_H": f"{self.keep_usd_per_h:.3g}" if self.keep_usd_per_h else "",
             "NOTUS_MET": _met_text(self.met),
         }
         return {
@@ -74,6 +77,7 @@ def limits_of(environment: Mapping[str, str]) -> Limits:
             restore_usd=float(environment.get("NOTUS_RESTORE_USD") or 0),
             bucket_cloud=environment.get("NOTUS_BUCKET_CLOUD", ""),
             store_usd_per_h=float(environment.get("NOTUS_STORE_USD_H") or 0),
+            keep_usd_per_h=float(environment.get("NOTUS_KEEP_USD_H") or 0),
             met=_met_of(environment.get("NOTUS_MET", "")),
             settings=Settings(
                 return_h=hours("NOTUS_RETURN_MIN", defaults.return_h),

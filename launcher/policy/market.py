@@ -95,6 +95,12 @@ def mean_spell_h(rates: Rates) -> float:
     return mean
 
 
+def survival(rates: Rates, age_h: float) -> float:
+    """Share of the spells that are longer than that."""
+    widths = (max(0.0, min(age_h, end) - begin) for begin, end in AGE_BINS_H)
+    return math.exp(-math.fsum(rate * width for rate, width in zip(rates, widths, strict=True)))
+
+
 def churned(log_churn: float, places: int) -> Chain:
     """The shipped tables, faster or slower by a churn (its logarithm), in steps of 20 %."""
     return _chain_at(round(min(max(log_churn, -MOST_CHURN), MOST_CHURN) / CHURN_STEP), places > 1)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import NamedTuple
 
+from checkpoints.causes import LaunchCause, Limit, MoveCause, WaitCause
 from launcher.policy.market import PRIOR_UP, SpotMarket, mean_spell_h
 
 USUAL_HAZARD_PER_H = 1 / mean_spell_h(PRIOR_UP)
+CLOSING_H = 6 / 60
+"""Until it is measured: a look, and five minutes for a save and the teardown."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,16 @@ class Place:
         return f"{'spot' if self.spot else 'on-demand'} {self.gpus} in {self.where}"
 
 
+class Paid(NamedTuple):
+    """What machines cost in hours, and what they brought in hours of committed work."""
+
+    hours: float = 0.0
+    worked_h: float = 0.0
+
+
+NOTHING_PAID = Paid()
+
+
 @dataclass(frozen=True)
 class Known:
     """A place, and what this run has seen there."""
@@ -46,6 +59,13 @@ class Known:
     preempted_h_ago: float | None = None
     refused_h_ago: float | None = None
     """Since the last time that it had no capacity or no quota."""
+    out_h: float | None = None
+    """Since the first refusal of a row that no machine has ended; None = it has not refused since the last machine."""
+    rest_h: float = 0.0
+    """Set aside for that long: its last machines brought no new committed step (progress.py). Infinite = until another
+    place has brought one."""
+    paid: Paid = NOTHING_PAID
+    """The machines of this run here that have ended."""
     up_h: float | None = None
     """For how long it has had machines, where somebody can see that."""
     churn: float = 1.0
@@ -64,6 +84,26 @@ class Running:
     """Of its start: until it does new work."""
     trained: bool = True
     """Has it done a step? Until then a move would only waste its start."""
+    stuck_h: float = 0.0
+    """Since the last sign of progress: a new step, or another phase of its start."""
+    uncommitted_h: float = 0.0
+    """Since the last committed step, or its start."""
+    reserve: bool = False
+    """When it was asked for, the budget could pay the way to the end on demand besides."""
+
+
+class Effort(NamedTuple):
+    """Machines in a row, and their dollars, since the last new committed step."""
+
+    machines: int = 0
+    usd: float = 0.0
+    stuck: int = 0
+    """Of them, those that were given up because they made no progress."""
+    exhausted: str = ""
+    """Why no further machine may be paid for this; empty = it may."""
+
+
+NO_EFFORT = Effort()
 
 
 @dataclass(frozen=True)
@@ -87,6 +127,16 @@ class Observation:
     moves_in_vain: int = 0
     """Times that the run left an on-demand machine for spot and found none, or a dear spot machine and found none on
     demand, since a machine last came some other way."""
+    unsaved_h: float = 0.0
+    """Work that the running machine has done since its last commit: what a preemption now would lose. Not part of
+    `work_left_h`."""
+    measured: bool = True
+    """Is the work left measured by this run's own speed, and not taken from the plan?"""
+    closing_h: float = CLOSING_H
+    """From the decision to give a machine back until it is gone: a look, a save and the teardown."""
+    effort: Effort = NO_EFFORT
+    without_machine_h: float | None = None
+    """Since the first of the refusals in a row."""
     hazard_per_h: float = USUAL_HAZARD_PER_H
     """Of a spot machine, on average: what its restarts are counted by where prices are compared, and a place has no
     hazard of its own."""
@@ -99,7 +149,9 @@ class Launch:
     """Ask these places for a machine, in this order."""
 
     places: tuple[Place, ...]
+    cause: LaunchCause
     reason: str
+    """For people, as in the other actions: what is done about an action depends on its cause only."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +159,7 @@ class Wait:
     """Ask again after so many hours."""
 
     hours: float
+    cause: WaitCause
     reason: str
 
 
@@ -119,16 +172,17 @@ class Stay:
 class Move:
     """Have the trainer save, give the machine back, and decide anew."""
 
+    cause: MoveCause
     reason: str
     urgent: bool = False
-    """The deadline wants it: also from a trainer that doesn't obey."""
+    """Also from a trainer that doesn't obey: the deadline or the budget wants it, or the machine makes no progress."""
 
 
 @dataclass(frozen=True)
 class GiveUp:
     """End the run, its state saved: going on would break a limit."""
 
-    limit: Literal["budget", "places"]
+    limit: Limit
     reason: str
 
 

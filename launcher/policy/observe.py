@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
+from typing import NamedTuple
 
-from checkpoints.events import Event
+from checkpoints.event_kinds import MachineUp, NoCapacity, Planned, Saved
+from checkpoints.event_order import of_newest_launch
+from checkpoints.events import Event, of_kind
 from checkpoints.run import Heartbeat
 from launcher.hazard import ON_DEMAND_H, assumed
 from launcher.policy.experience import MarketCounts, counts_of, kind_of, tuned_chain, world_of
-from launcher.policy.history import MachineSpell, hours_of, machine_now, machines, place_of, spent_usd, work_left_h
+from launcher.policy.history import (
+    MachineSpell,
+    hours_of,
+    machine_now,
+    on_machine,
+    place_of,
+    spent_usd,
+    work_of,
+)
 from launcher.policy.limits import Limits
-from launcher.policy.market import UNSEEN_AGE_H, Chain, SpotMarket, mean_spell_h
+from launcher.policy.machine_work import MachineWork, Streaks, machine_works, paid_at, restart_h, step_hours
+from launcher.policy.market import MOST_CHURN, UNSEEN_AGE_H, Chain, SpotMarket, mean_spell_h, world
 from launcher.policy.model import Known, Observation, Place, Running
 from launcher.policy.zones import MarketMet
+
+NEWEST_SAVES = 5
+SAVE_H, LEAST_SAVE_H, MOST_SAVE_H = 4 / 60, 0.5 / 60, 15 / 60
+"""Of a save that ends an attempt: before one was measured, and the bounds of one and a half times the slowest."""
+TEARDOWN_H = 1 / 60
+
+
+class Signs(NamedTuple):
+    """Of life on the machine that is up, by the strategy's own clock."""
+
+    stuck_h: float = 0.0
+    """Since a new step, or another phase of its start."""
+    uncommitted_h: float = 0.0
+    """Since the last new committed step, or the first step."""
 
 
 def observe(
@@ -23,30 +51,125 @@ def observe(
     places: Sequence[Place],
     limits: Limits,
     now: datetime,
+    signs: Signs | None = None,
 ) -> Observation:
-    """What the policy may know at `now`."""
-    spells = machines(events)
+    """What the policy may know at `now`. `signs`: of life on the machine that is up, as the caller has seen them."""
+    works = machine_works(events)
+    spells = [work.spell for work in works]
     current = machine_now(spells)
-    refused = _refused_at(events)
-    spent = spent_usd(spells, now) + (hours_of(now - spells[0].since) * limits.store_usd_per_h if spells else 0.0)
-    left = None if limits.budget_usd is None else limits.budget_usd - spent
-    spot = [place for place in places if place.spot]
-    learned = _churns(events, spot, limits, now, zones=len(spot))
-    hazards = {place: 1 / _life_h(learned, [place], limits) for place in spot}
+    on_it = _beat_of(heartbeat, events, spells) if current else None
+    work = work_of(events, on_it, limits.hours)
+    restart = restart_h(works, limits.restart_h, now)
+    streaks = Streaks(_of_this_launch(works, events), places, now)
     return Observation(
-        places=tuple(_known(place, spells, refused.get(place), hazards.get(place), now) for place in places),
-        work_left_h=work_left_h(events, heartbeat, limits.hours, now),
-        restart_h=limits.restart_h,
-        running=_running(current, events, now) if current else None,
+        places=_all_known(events, works, places, limits, streaks, now),
+        work_left_h=work.left_h,
+        restart_h=restart,
+        running=_running(works[-1], restart, signs, now) if current else None,
         deadline_h=None if limits.deadline is None else hours_of(limits.deadline - now),
-        budget_left_usd=left,
+        budget_left_usd=None if limits.budget_usd is None else limits.budget_usd - paid_usd(spells, limits, now),
         restores=bool(spells),
         store_usd_per_h=limits.store_usd_per_h,
         refusals_in_a_row=_refusals(events),
         moves_in_vain=_moves_in_vain(spells),
-        hazard_per_h=1 / _life_h(learned, spot, limits),
+        unsaved_h=work.unsaved_h,
+        measured=work.measured,
+        closing_h=_closing_h(events, limits, trained=not current or works[-1].trained),
+        effort=streaks.effort(),
+        without_machine_h=None if current else _without_machine_h(events, now),
+        hazard_per_h=_mean_hazard(events, places, limits, now),
         market=None if current or limits.deadline is None else _market(events, places, limits, now),
     )
+
+
+def paid_usd(spells: Sequence[MachineSpell], limits: Limits, now: datetime) -> float:
+    """What counts against the budget: machines, restores, and the store, which keeps checkpoints in a pause too."""
+    if not spells:
+        return 0.0
+    machine_h = sum(spell.hours(now) for spell in spells)
+    pause_h = max(0.0, hours_of(now - spells[0].since) - machine_h)
+    return spent_usd(spells, now) + machine_h * limits.store_usd_per_h + pause_h * limits.keep_usd_per_h
+
+
+def _of_this_launch(works: Sequence[MachineWork], events: Sequence[Event]) -> list[MachineWork]:
+    since = min(
+        (event.time for event in of_newest_launch(events) if isinstance(event.payload, MachineUp)), default=None
+    )
+    return [work for work in works if since is not None and (work.spell.until is None or work.spell.until >= since)]
+
+
+def _beat_of(heartbeat: Heartbeat | None, events: Sequence[Event], spells: Sequence[MachineSpell]) -> Heartbeat | None:
+    """The heartbeat, if it is of an attempt on the newest machine: a zombie's steps are not done steps."""
+    if heartbeat is None:
+        return None
+    after = spells[-1].after_attempt
+    if after is not None:
+        return heartbeat if heartbeat.attempt > after else None
+    attempts = {event.attempt for event in on_machine(events, spells, len(spells) - 1)}
+    return heartbeat if heartbeat.attempt in attempts else None
+
+
+def _closing_h(events: Sequence[Event], limits: Limits, *, trained: bool) -> float:
+    """A look, a save as slow as the newest ones, and the teardown; a set-up has nothing to save."""
+    newest = [saved.upload_s + saved.commit_s for _, saved in of_kind(events, Saved)][-NEWEST_SAVES:]
+    save_h = SAVE_H if not newest else min(MOST_SAVE_H, LEAST_SAVE_H + 1.5 * max(newest) / 3600)
+    return limits.settings.check_h + (save_h if trained else 0.0) + TEARDOWN_H
+
+
+def _without_machine_h(events: Sequence[Event], now: datetime) -> float:
+    """Since the first refusal of a row that no machine has ended."""
+    since: datetime | None = None
+    for event in events:
+        match event.payload:
+            case MachineUp() | Planned():
+                since = None
+            case NoCapacity():
+                since = since or event.time
+    return hours_of(now - since) if since else 0.0
+
+
+def _mean_hazard(events: Sequence[Event], places: Sequence[Place], limits: Limits, now: datetime) -> float:
+    spot = [place for place in places if place.spot]
+    return 1 / _life_h(_churns(events, spot, limits, now, zones=len(spot)), spot, limits)
+
+
+def _all_known(
+    events: Sequence[Event],
+    works: Sequence[MachineWork],
+    places: Sequence[Place],
+    limits: Limits,
+    streaks: Streaks,
+    now: datetime,
+) -> tuple[Known, ...]:
+    spot = [place for place in places if place.spot]
+    learned = _churns(events, spot, limits, now, zones=len(spot))
+    refused, out = _refused_at(events), _out_since(events)
+    paid = paid_at(works, step_hours(events, limits.hours), now)
+    return tuple(
+        Known(
+            place,
+            preempted_h_ago=_ago(_taken_at(works, place), now),
+            refused_h_ago=_ago([refused.get(place)], now),
+            out_h=_ago([out.get(place)], now),
+            rest_h=streaks.rest_h(place),
+            paid=paid(place),
+            hazard_per_h=_hazard_at(learned[place], limits) if place.spot else None,
+        )
+        for place in places
+    )
+
+
+def _taken_at(works: Sequence[MachineWork], place: Place) -> list[datetime | None]:
+    return [work.spell.until for work in works if work.spell.place == place and work.spell.ended == "preempted"]
+
+
+def _hazard_at(churn: float, limits: Limits) -> float:
+    """Preemptions per hour of a machine there. What was met is believed without a bound upward: a zone may be rougher
+    than any table."""
+    if limits.hazard_h is not None:
+        return 1 / limits.hazard_h
+    bounded = max(churn, math.exp(-MOST_CHURN))
+    return 1 / mean_spell_h(world(bounded, 1).machine_ends)
 
 
 def hours_to_preemption(
@@ -66,23 +189,36 @@ def _life_h(learned: Mapping[Place, float], spot: Sequence[Place], limits: Limit
     return mean_spell_h(world_of((learned[place] for place in spot), 1).machine_ends)
 
 
-def _running(current: MachineSpell, events: Sequence[Event], now: datetime) -> Running:
-    trained = any(event.kind == "training" and event.time >= current.since for event in events)
-    return Running(current.place, hours_of(now - current.since), trained=trained)
+def _running(current: MachineWork, restart: float, signs: Signs | None, now: datetime) -> Running:
+    age_h = hours_of(now - current.spell.since)
+    place, prices = current.spell.place, current.spell.prices
+    return Running(
+        replace(place, price_usd_per_hour=prices[-1][1]) if prices else place,
+        age_h,
+        restart_left_h=0.0 if current.trained else max(0.0, restart - age_h),
+        trained=current.trained,
+        stuck_h=signs.stuck_h if signs else 0.0,
+        uncommitted_h=signs.uncommitted_h if signs else 0.0,
+        reserve=current.spell.reserve,
+    )
 
 
-def _known(
-    place: Place, spells: Sequence[MachineSpell], refused: datetime | None, hazard_per_h: float | None, now: datetime
-) -> Known:
-    taken = [spell.until for spell in spells if spell.place == place and spell.ended == "preempted"]
-    return Known(place, _ago(taken, now), _ago([refused], now), hazard_per_h=hazard_per_h)
+def _out_since(events: Sequence[Event]) -> dict[Place, datetime]:
+    """When each place first refused in a row that no machine has ended."""
+    since: dict[Place, datetime] = {}
+    for event in events:
+        match event.payload:
+            case MachineUp():
+                since.clear()
+            case NoCapacity(places=refused):
+                for place in refused:
+                    since.setdefault(place_of(place), event.time)
+    return since
 
 
 def _refused_at(events: Sequence[Event]) -> dict[Place, datetime]:
     """When each place last had nothing."""
-    return {
-        place_of(data): event.time for event in events if event.kind == "no_capacity" for data in event.data["places"]
-    }
+    return {place_of(place): event.time for event, refusal in of_kind(events, NoCapacity) for place in refusal.places}
 
 
 def _market(events: Sequence[Event], places: Sequence[Place], limits: Limits, now: datetime) -> SpotMarket | None:
@@ -91,13 +227,7 @@ def _market(events: Sequence[Event], places: Sequence[Place], limits: Limits, no
     if not spot or len(spot) == len(places):
         return None
     chain = _chain(events, spot, limits, now)
-    refused_since: dict[Place, datetime] = {}
-    for event in events:
-        if event.kind == "machine_up":
-            refused_since.clear()
-        elif event.kind == "no_capacity":
-            for data in event.data["places"]:
-                refused_since.setdefault(place_of(data), event.time)
+    refused_since = _out_since(events)
     if not all(place in refused_since for place in spot):
         return SpotMarket(chain, up=True, age_h=UNSEEN_AGE_H)
     return SpotMarket(chain, up=False, age_h=hours_of(now - max(refused_since[place] for place in spot)))
@@ -126,17 +256,18 @@ def _refusals(events: Sequence[Event]) -> int:
     """Rounds in which nobody that was asked had a machine, since the last one."""
     count = 0
     for event in events:
-        if event.kind == "machine_up":
-            count = 0
-        elif event.kind == "no_capacity":
-            count += 1
+        match event.payload:
+            case MachineUp():
+                count = 0
+            case NoCapacity():
+                count += 1
     return count
 
 
 def _moves_in_vain(spells: Sequence[MachineSpell]) -> int:
     count = 0
     for before, after in pairwise(spells):
-        if before.ended == "moved" and before.place.spot == after.place.spot:
+        if before.ended == "moved" and after.place.price_usd_per_hour >= before.place.price_usd_per_hour:
             count += 1
         elif after.place.spot:
             count = 0

@@ -70,6 +70,11 @@ class Outlook:
     """No machine: wait above. Between the two a spot machine is taken, if there is one."""
     keep: Array
     """On demand: stay at or below, give it back above."""
+    on_spot: Array
+    """Cost to the end of a machine on spot, in on-demand hours: [hours to the deadline in steps, slack in grid points
+    from `first_slack` on]."""
+    first_slack: int
+    step_h: float
 
     def at(self, threshold: Array, work_left_h: float, market: SpotMarket) -> float:
         """A threshold, between the grid points."""
@@ -77,6 +82,24 @@ class Outlook:
         low = min(int(where), len(threshold) - 2)
         column = threshold[:, age_bin(market.age_h) + (0 if market.up else BINS)]
         return float(column[low] + (where - low) * (column[low + 1] - column[low]))
+
+    def slack_cost(self, work_left_h: float, slack_h: float, lost_h: float) -> float:
+        """What a run on spot pays for so many hours less of slack, in on-demand hours; never negative.
+
+        Slack beyond the table's counts as its largest.
+        """
+        return max(0.0, self._cost(work_left_h, slack_h - lost_h) - self._cost(work_left_h, slack_h))
+
+    def _cost(self, work_left_h: float, slack_h: float) -> float:
+        most = self.on_spot.shape[1] - 1
+        row = min(max(slack_h / self.grid_h + self.first_slack, 0.0), float(most))
+        step = (work_left_h + (row - self.first_slack) * self.grid_h) / self.step_h
+        earlier = self.on_spot[min(max(int(step), 0), len(self.on_spot) - 1)]
+        later = self.on_spot[min(max(int(step) + 1, 0), len(self.on_spot) - 1)]
+        low = min(int(row), most - 1)
+        share, rest = row - low, step - int(step)
+        near = (1 - rest) * earlier + rest * later
+        return float((1 - share) * near[low] + share * near[low + 1])
 
 
 def step_of(deadline_h: float, tick_h: float) -> float:
@@ -114,10 +137,13 @@ class _Solver:
     def run(self) -> Outlook:
         late = np.maximum(0, self.zero - self.row)[:, None] * self.grid_h * (1 + LATE)
         spot, idle, on_demand = (np.repeat(late, count, axis=1) for count in (BINS, 2 * BINS, 2 * BINS))
+        values = [spot[:, AFTER_A_LOSS]]
         for step in range(1, math.ceil((self.work_rows + self.rows - self.zero) / self.m)):
             spot, idle, on_demand = self._back(step, spot, idle, on_demand)
+            values.append(spot[:, AFTER_A_LOSS])
         buy, wait, keep = (self._merged(found) for found in self.found)
-        return Outlook(self.grid_h, buy, wait, keep)
+        on_spot = np.stack(values).astype(np.float32)
+        return Outlook(self.grid_h, buy, wait, keep, on_spot, self.zero, self.p.step_h)
 
     def _back(self, step: int, spot: Array, idle: Array, on_demand: Array) -> tuple[Array, Array, Array]:
         """One step towards now; `step` of them are left to the deadline."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from launcher.policy.decide import Settings, decide
+from launcher.policy.decide import decide
 from launcher.policy.market import Prober
 from launcher.policy.model import Known, Launch, Move, Observation, Place, Running, Stay
+from launcher.policy.settings import Settings
 from launcher.policy.zones import against_market
 
 IDLE, ON_DEMAND = -1, -2

@@ -9,7 +9,24 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from checkpoints.events import RUN_ENDS, Event
+from checkpoints.event_kinds import (
+    AtStep,
+    AttemptEnded,
+    AttemptStarted,
+    Compared,
+    DamageFound,
+    Failed,
+    Finished,
+    Notice,
+    Planned,
+    Preempted,
+    Resumed,
+    RunEnd,
+    Saved,
+    Stopped,
+    Training,
+)
+from checkpoints.events import Event, of_kind
 from checkpoints.machines import told_by
 from checkpoints.run import StepMetrics
 from launcher.offers import Offer
@@ -97,7 +114,7 @@ def make_receipt(
     """Work out the receipt. `offers` are the ones to price the machine hours with; `now` ends a running attempt."""
     attempts = _attempts(events, now)
     kept = _kept_seconds(metrics, attempts)
-    saves = [event for event in events if event.kind == "saved"]
+    saves = of_kind(events, Saved)
     saving_s = sum(float(item.values.get("stalled_s", 0.0)) for item in metrics if item.rank == 0)
     wall_s = (attempts[-1].ended_at - attempts[0].started_at).total_seconds() if attempts else 0.0
     running_s = sum(attempt.seconds for attempt in attempts)
@@ -113,7 +130,7 @@ def make_receipt(
     )
     other_s = max(0.0, wall_s - useful_s - saving_s - startup_s - redone_s - waiting_s)
     later_startups_s = sum(attempt.startup_s for attempt in attempts[1:])
-    compared = [event.data for event in events if event.kind == "compared"]
+    compared = [comparison for _, comparison in of_kind(events, Compared)]
     hours = running_s / 3600
     paid = _machines(events, now)
     return Receipt(
@@ -146,9 +163,9 @@ def make_receipt(
             )
             for offer in (() if paid else offers)
         ),
-        damaged_checkpoints=sum(event.kind == "damaged" for event in events),
-        bit_exact=bool(compared[-1]["equal"]) if compared else None,
-        compared=compared[-1] if compared else {},
+        damaged_checkpoints=len(of_kind(events, DamageFound)),
+        bit_exact=compared[-1].equal if compared else None,
+        compared=compared[-1].wire() if compared else {},
     )
 
 
@@ -163,57 +180,20 @@ def _machines(events: Sequence[Event], now: datetime) -> tuple[MachineLine, ...]
                 price_usd_per_hour=price,
                 hours=hours,
                 cost_usd=hours * price,
-                ended=spell.ended or "running",
+                ended=spell.job_status or spell.ended or "running",
             )
         )
     return tuple(lines)
 
 
-def _how_ended(end: Event, notices: Sequence[str]) -> str:
-    """In the receipt's words."""
-    if end.kind == "preempted":
-        return "preempted"
-    outcome = str(end.data.get("outcome", "failed"))
-    if outcome != "preempted":
-        return outcome
-    return told_by(notices)
-
-
 def _attempts(events: Sequence[Event], now: datetime) -> list[AttemptLine]:
+    numbers = sorted({event.attempt for event, _ in of_kind(events, AttemptStarted)})
     lines: list[AttemptLine] = []
-    numbers = sorted({event.attempt for event in events if event.kind == "attempt_started"})
     for number in numbers:
-        mine = {event.kind: event for event in events if event.attempt == number}
-        started = mine["attempt_started"].time
-        last_seen = max(event.time for event in events if event.attempt == number)
-        end = mine.get("preempted") or mine.get("attempt_ended")
-        if end is None:  # it still runs, or its machine died and nobody was there to say so
-            ended_at, ended = (now, "running") if number == numbers[-1] else (last_seen, "preempted")
-        else:
-            ended_at = end.time
-            told = [event.data["source"] for event in events if event.kind == "notice" and event.attempt == number]
-            ended = _how_ended(end, told)
-        from_step = int(mine["resumed"].data["step"]) if "resumed" in mine else 0
-        steps = [
-            int(event.data["step"])
-            for event in events
-            if event.attempt == number and "step" in event.data and event.kind != "damaged"
-        ]
-        training = mine.get("training")
-        lines.append(
-            AttemptLine(
-                number=number,
-                started_at=started,
-                ended_at=ended_at,
-                ended=ended,
-                from_step=from_step,
-                not_exact=tuple(mine["resumed"].data.get("not_exact", ())) if "resumed" in mine else (),
-                trained="training" in mine,
-                to_step=max([from_step, *steps]),
-                redone_steps=0,
-                startup_s=((training.time if training else ended_at) - started).total_seconds(),
-            )
-        )
+        mine = [event for event in events if event.attempt == number]
+        # Without an event of its end it still runs, or its machine died before it could write one.
+        unended = (now, "running") if number == numbers[-1] else (max(event.time for event in mine), "preempted")
+        lines.append(_attempt(mine, number, _end(mine) or unended))
     for index, line in enumerate(lines):
         # An attempt that died before its first step says nothing about what it would have resumed from.
         successor = next((later for later in lines[index + 1 :] if later.trained), None)
@@ -221,6 +201,40 @@ def _attempts(events: Sequence[Event], now: datetime) -> list[AttemptLine]:
             redone = max(0, line.to_step - max(successor.from_step, line.from_step))
             lines[index] = line.model_copy(update={"redone_steps": redone})
     return lines
+
+
+def _attempt(mine: Sequence[Event], number: int, end: tuple[datetime, str]) -> AttemptLine:
+    """One attempt, from its own events and how it ended."""
+    started_at = of_kind(mine, AttemptStarted)[-1][0].time
+    ended_at, ended = end
+    resumed = [payload for _, payload in of_kind(mine, Resumed)][-1:]
+    trained = [event.time for event, _ in of_kind(mine, Training)][-1:]
+    from_step = resumed[0].step if resumed else 0
+    return AttemptLine(
+        number=number,
+        started_at=started_at,
+        ended_at=ended_at,
+        ended=ended,
+        from_step=from_step,
+        not_exact=resumed[0].not_exact if resumed else (),
+        trained=bool(trained),
+        to_step=max([from_step, *(payload.step for _, payload in of_kind(mine, AtStep))]),
+        redone_steps=0,
+        startup_s=((trained[0] if trained else ended_at) - started_at).total_seconds(),
+    )
+
+
+def _end(mine: Sequence[Event]) -> tuple[datetime, str] | None:
+    """When and how an attempt ended, in the receipt's words; None if no event tells."""
+    if killed := of_kind(mine, Preempted):
+        return killed[-1][0].time, "preempted"
+    ends = of_kind(mine, AttemptEnded)
+    if not ends:
+        return None
+    event, end = ends[-1]
+    if end.outcome != "preempted":
+        return event.time, end.outcome
+    return event.time, told_by([notice.source for _, notice in of_kind(mine, Notice)])
 
 
 def _kept_seconds(metrics: Sequence[StepMetrics], attempts: Sequence[AttemptLine]) -> dict[int, float]:
@@ -245,20 +259,22 @@ def _state(
 ) -> Literal["running", "finished", "stopped", "failed", "empty"]:
     if not attempts:
         return "failed" if _failure(events) else "empty"
-    ends = [event for event in events if event.kind in RUN_ENDS or event.kind == "attempt_started"]
-    match ends[-1].kind:
-        case "finished":
+    turns = [event.payload for event in events if isinstance(event.payload, RunEnd | AttemptStarted)]
+    match turns[-1]:
+        case Finished():
             return "finished"
-        case "failed":
+        case Failed():
             return "failed"
-        case "stopped":
+        case Stopped():
             return "stopped"
     return "running" if attempts[-1].ended in ("running", "preempted") else "stopped"
 
 
 def _failure(events: Sequence[Event]) -> str:
     """Its last word, where that is an error that no other attempt will mend; '' else."""
-    turns = [event for event in events if event.kind in (*RUN_ENDS, "planned", "attempt_started", "attempt_ended")]
-    if not turns or not (turns[-1].kind == "failed" or turns[-1].data.get("outcome") == "user_error"):
-        return ""
-    return str(turns[-1].data.get("message") or "no reason given")
+    turning = RunEnd | Planned | AttemptStarted | AttemptEnded
+    turns = [event.payload for event in events if isinstance(event.payload, turning)]
+    match turns[-1:]:
+        case [Failed(message=message) | AttemptEnded(outcome="user_error", message=message)]:
+            return message or "no reason given"
+    return ""

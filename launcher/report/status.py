@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from checkpoints.events import RUN_ENDS, Event, read_events
+from checkpoints.event_kinds import (
+    Alarm,
+    AttemptEnded,
+    AttemptStarted,
+    Decided,
+    Failed,
+    FalseRecovery,
+    Finished,
+    MachineGone,
+    MachineUp,
+    NoCapacity,
+    Payload,
+    Planned,
+    Preempted,
+    ReleaseFailed,
+    RunEnd,
+    Saved,
+    SetupFailed,
+    Training,
+)
+from checkpoints.events import RUN_ENDS, Event, of_kind, read_events
 from checkpoints.head import Head, read_head
 from checkpoints.run import Heartbeat, read_heartbeat, read_run
 from checkpoints.store import Store
@@ -20,11 +41,23 @@ ABANDONED_S = 1800.0
 SILENCE_S = 120.0
 """Without a heartbeat for so long, a running attempt is called silent: the machine may be gone."""
 
-_BETWEEN = {"planned": "waiting", "no_capacity": "waiting for a machine", "machine_up": "starting"}
-_STATE_EVENTS = frozenset({*RUN_ENDS, *_BETWEEN, "attempt_started", "preempted", "attempt_ended", "machine_gone"})
+_BETWEEN: Mapping[type[Payload], str] = {
+    Planned: "waiting",
+    NoCapacity: "waiting for a machine",
+    MachineUp: "starting",
+}
+_STATE_EVENTS: tuple[type[Payload], ...] = (*_BETWEEN, RunEnd, AttemptStarted, Preempted, AttemptEnded, MachineGone)
 
-_TROUBLE = frozenset({"no_capacity", "alarm", "false_recovery", "failed"})
-_NEWS = frozenset({*_TROUBLE, *RUN_ENDS, "machine_up", "training", "saved"})
+_TROUBLE = (NoCapacity, Alarm, FalseRecovery, SetupFailed, ReleaseFailed, Failed)
+_NEWS = (*_TROUBLE, RunEnd, MachineUp, Training, Saved)
+
+_STATE_OF_JOB = {
+    **dict.fromkeys(
+        ("failed", "failed_setup", "failed_prechecks", "failed_no_resource", "failed_controller"), "failed"
+    ),
+    "cancelled": "stopped",
+}
+"""By SkyPilot's final status of the job: there was nobody else to write the end."""
 
 OVER = frozenset({*RUN_ENDS, "damaged"})
 """States in which nothing more happens by itself."""
@@ -93,12 +126,12 @@ def derive_status(
     now: datetime,
 ) -> RunStatus:
     """Pure part of `read_status`."""
-    last = next((event for event in reversed(events) if event.kind in _STATE_EVENTS), None)
+    last = next((event for event in reversed(events) if isinstance(event.payload, _STATE_EVENTS)), None)
     silent_s = max(0.0, (now - heartbeat.time).total_seconds()) if heartbeat else None
     state = _state(last, heartbeat, silent_s, now)
     spells = machines(events)
     current = machine_now(spells)
-    attempts = [event.attempt for event in events if event.kind == "attempt_started"]
+    attempts = [event.attempt for event, _ in of_kind(events, AttemptStarted)]
     return RunStatus(
         run=name,
         recipe=recipe,
@@ -113,35 +146,36 @@ def derive_status(
         where=str(current.place) if current else None,
         cost_usd=spent_usd(spells, now),
         note=_note(events),
-        in_cloud=any(event.kind in ("planned", "decided", "machine_up") for event in events),
+        in_cloud=any(isinstance(event.payload, Planned | Decided | MachineUp) for event in events),
     )
 
 
 def _note(events: list[Event]) -> str | None:
     """The last news, unless it is that all is well."""
-    news = [event for event in events if event.kind in _NEWS]
-    return line_of(news[-1]) if news and news[-1].kind in _TROUBLE else None
+    news = [event for event in events if isinstance(event.payload, _NEWS)]
+    return line_of(news[-1]) if news and isinstance(news[-1].payload, _TROUBLE) else None
 
 
 def _state(last: Event | None, heartbeat: Heartbeat | None, silent_s: float | None, now: datetime) -> str:
     if last is None:
         return "waiting"
-    if last.kind in RUN_ENDS:
-        return last.kind
-    if last.kind in _BETWEEN:  # the strategy is looking for a machine
-        return _BETWEEN[last.kind]
-    if last.kind == "attempt_started":
-        if heartbeat is not None and heartbeat.attempt == last.attempt and silent_s is not None:
-            return "running" if silent_s < SILENCE_S else "silent"
-        return "starting" if (now - last.time).total_seconds() < SILENCE_S else "silent"
-    if last.kind == "attempt_ended" and last.data.get("outcome") == "user_error":
-        return "failed"  # never retried, whoever started it
-    if last.kind == "machine_gone" and last.data["why"].startswith(("failed", "cancelled")):
-        return "failed" if last.data["why"].startswith("failed") else "stopped"  # SkyPilot's last word on the job
+    match last.payload:
+        case RunEnd():
+            return last.kind
+        case Planned() | NoCapacity() | MachineUp() as between:  # the strategy is looking for a machine
+            return _BETWEEN[type(between)]
+        case AttemptStarted():
+            if heartbeat is not None and heartbeat.attempt == last.attempt and silent_s is not None:
+                return "running" if silent_s < SILENCE_S else "silent"
+            return "starting" if (now - last.time).total_seconds() < SILENCE_S else "silent"
+        case AttemptEnded(outcome="user_error"):
+            return "failed"  # never retried, whoever started it
+        case MachineGone(job_status=status) if status in _STATE_OF_JOB:
+            return _STATE_OF_JOB[status]
     # Another attempt is due. Nobody may be there to start it: after a while that is worth saying.
     return "recovering" if (now - last.time).total_seconds() < ABANDONED_S else "waiting for a launcher"
 
 
 def _last_step(events: list[Event]) -> int:
-    ended = [event for event in events if event.kind in ("attempt_ended", "finished")]
-    return int(ended[-1].data.get("step", 0)) if ended else 0
+    ended = [event.payload.step for event in events if isinstance(event.payload, AttemptEnded | Finished)]
+    return ended[-1] if ended else 0

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
+from checkpoints.event_kinds import (
+    Alarm,
+    AttemptEnded,
+    Decided,
+    Failed,
+    FalseRecovery,
+    MachineGone,
+    MachineUp,
+    NoCapacity,
+    Notice,
+    ReleaseFailed,
+    Resumed,
+    SetupFailed,
+    Stopped,
+    Training,
+)
 from checkpoints.events import Event
 from launcher.policy.history import place_of
 from launcher.policy.model import Place
@@ -22,47 +37,57 @@ WORDS = 120
 
 def line_of(event: Event) -> str | None:
     """An event in one line; None for what isn't worth one."""
-    data = event.data
-    match event.kind:
-        case "decided":
-            return f"{data['action']}: {data['reason']}" + (f"; first {data['first']}" if "first" in data else "")
-        case "machine_up":
-            place = place_of(data["place"])
-            return f"machine: {place}, ${place.price_usd_per_hour:.2f}/h"
-        case "machine_gone":
-            said = f": {data['said'][:WORDS]}" if data.get("said") else ""
-            return f"machine gone ({data['why']}): {place_of(data['place'])}{said}"
-        case "no_capacity":
-            return f"no machine in {len(data['places'])} places: {_refusals(data)}"
-        case "false_recovery":
+    match event.payload:
+        case Decided(action=action, reason=reason, first=first):
+            return f"{action}: {reason}" + (f"; first {first}" if first else "")
+        case MachineUp(place=record):
+            return f"machine: {place_of(record)}, ${record.price_usd_per_hour:.2f}/h"
+        case MachineGone() as gone:
+            where = f": {place_of(gone.place)}" if gone.place else ""
+            return f"machine gone ({gone.cause_or_status}){where}{_after_colon(gone.said[:WORDS])}"
+        case NoCapacity() as refusal:
+            return f"no machine in {len(refusal.places)} places: {_refusals(refusal)}"
+        case SetupFailed(message=message, command=command):
+            return f"the set-up failed{f' ({command})' if command else ''}: {message}"
+        case ReleaseFailed(place=record, message=message, tries=tries):
+            return f"{place_of(record)} could not be given back ({tries} tries) and is still billed: {message}"
+        case FalseRecovery():
             return "SkyPilot took the machine for dead, but it trains: nothing is restarted"
-        case "alarm":
-            return f"no new step for {data['stuck_s'] / 60:.0f} min (step {data['step']}, {data['phase']})"
-        case "resumed":
-            return f"attempt {event.attempt} goes on from step {data['step']}"
-        case "training":
-            links = "".join(f"; {link}" for link in data.get("links", ()))
-            return f"attempt {event.attempt}: first step done ({data['step']}/{data['total_steps']}){links}"
-        case "notice":
-            return f"attempt {event.attempt}: told to stop ({data['source']}); saving"
-        case "attempt_ended":
-            said = f": {data['message']}" if data.get("message") else ""
-            return f"attempt {event.attempt} ended at step {data['step']}: {data['outcome']}{said}"
-        case "failed":
-            hint = f" ({data['hint']})" if data.get("hint") else ""
-            return f"failed: {data.get('message', 'no reason given')}{hint}"
-        case "stopped":
-            return f"stopped: {data.get('reason') or 'on request'}; the state is saved"
+        case Alarm() as alarm:
+            return _alarm(alarm)
+        case Resumed(step=step):
+            return f"attempt {event.attempt} goes on from step {step}"
+        case Training(step=step, total_steps=total, links=links):
+            return f"attempt {event.attempt}: first step done ({step}/{total})" + "".join(f"; {link}" for link in links)
+        case Notice(source=source):
+            return f"attempt {event.attempt}: told to stop ({source}); saving"
+        case AttemptEnded(step=step, outcome=outcome, message=message):
+            return f"attempt {event.attempt} ended at step {step}: {outcome}{_after_colon(message)}"
+        case Failed(message=message, hint=hint):
+            return f"failed: {message or 'no reason given'}" + (f" ({hint})" if hint else "")
+        case Stopped(reason=reason):
+            return f"stopped: {reason or 'on request'}; the state is saved"
     return None
 
 
-def _refusals(data: dict[str, Any]) -> str:
+def _after_colon(words: str) -> str:
+    return f": {words}" if words else ""
+
+
+def _alarm(alarm: Alarm) -> str:
+    if alarm.about != "progress":
+        return f"alarm ({alarm.about}){_after_colon(alarm.message)}"
+    stuck = f"no new step for {alarm.stuck_s / 60:.0f} min (step {alarm.step}, {alarm.phase})"
+    return stuck + _after_colon(alarm.message)
+
+
+def _refusals(refusal: NoCapacity) -> str:
     """Which places said what, those with the same answer together, cheapest first."""
-    if "answers" not in data:  # of a run of an earlier version
-        return "; ".join(data["reasons"][:SHOWN]) or "no reason given"
+    if refusal.answers is None:  # of a run of an earlier version
+        return "; ".join(refusal.reasons[:SHOWN]) or "no reason given"
     groups: dict[str, list[Place]] = {}
-    for place, said in zip(data["places"], data["answers"], strict=True):
-        groups.setdefault(_in_short(said), []).append(place_of(place))
+    for place, answer in zip(refusal.places, refusal.answers, strict=True):
+        groups.setdefault(_in_short(answer), []).append(place_of(place))
     return "; ".join(f"{answer}: {_some(group)}" for answer, group in groups.items())
 
 

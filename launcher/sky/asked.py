@@ -18,7 +18,7 @@ resources in us-central1-a", be it sold out or over quota."""
 LONGEST = 300
 """Characters of a cloud's answer that are kept."""
 ASKING = "Provisioning on "
-"""Begins the cluster event that SkyPilot writes before each zone that it asks."""
+"""Begins the cluster event that SkyPilot writes before each zone that it asks; its events have no code, only text."""
 GIVEN = "Instances launched on "
 """Begins the event after a cloud gave a machine."""
 

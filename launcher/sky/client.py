@@ -124,7 +124,7 @@ def _call(act: Callable[[], T]) -> T:
         return act()
     except Exception as error:
         text = " ".join(str(error).split())[:600] or type(error).__name__
-        if "NOTUS" in text and "not a valid" in text:
+        if "NOTUS" in text and "not a valid" in text:  # SkyPilot's text: it raises a bare ValueError for it
             raise UnknownStrategy(
                 "SkyPilot's API server doesn't know the NOTUS strategy",
                 "run: notus-launch doctor --fix, then: sky api stop (running jobs survive it)",

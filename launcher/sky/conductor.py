@@ -1,6 +1,8 @@
 """Carries out what the policy says: asks for machines, notes in the run's diary what became of it, asks for moves.
 
-Knows SkyPilot only as `Hands`, so that tests conduct a fake one. Everything that it has to remember is in the diary.
+Knows SkyPilot only as `Hands`, so that tests conduct a fake one. Everything that it has to remember is in the diary;
+what it knows already is enough to keep the limits while the bucket is away. A machine is noted as gone only once
+SkyPilot has given it back and its cloud doesn't know it any more: until then it is billed.
 """
 
 from __future__ import annotations
@@ -8,25 +10,55 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal
 
+from checkpoints.causes import GoneCause
 from checkpoints.clock import Clock
 from checkpoints.errors import NotusError
-from checkpoints.events import RUN_ENDS, Diary, Event, read_events
+from checkpoints.event_kinds import (
+    AttemptEnded,
+    AttemptStarted,
+    Decided,
+    FalseRecovery,
+    MachineGone,
+    MachineUp,
+    NoCapacity,
+    Planned,
+    PriceChanged,
+    ReleaseFailed,
+    RunEnd,
+    Stopped,
+    UnderWay,
+)
+from checkpoints.event_order import end_of_run, of_newest_launch
+from checkpoints.events import Event, of_kind
 from checkpoints.head import read_head
-from checkpoints.requests import ask, read_request, withdraw
+from checkpoints.requests import Request, ask, read_request, withdraw
 from checkpoints.run import Heartbeat, read_heartbeat
 from checkpoints.store import Store
 from launcher.policy.decide import decide
-from launcher.policy.history import MachineSpell, machine_now, machines, place_data, why_gone
+from launcher.policy.history import (
+    MachineSpell,
+    hours_of,
+    machine_now,
+    machines,
+    newest_attempt,
+    on_machine,
+    place_data,
+    why_gone,
+)
 from launcher.policy.limits import Limits
+from launcher.policy.machine_work import machine_works
 from launcher.policy.model import Action, GiveUp, Launch, Move, Observation, Place, Wait
-from launcher.policy.observe import hours_to_preemption, observe
-from launcher.sky.asked import Answer
+from launcher.policy.observe import Signs, hours_to_preemption, observe, paid_usd
+from launcher.policy.safety import bears_a_start
+from launcher.sky.hands import Hands, Lost, Refused, Told, Up
+from launcher.sky.life_signs import LifeSigns
+from launcher.sky.run_diary import RunDiary
+
+__all__ = ["Conductor", "Hands", "LimitReached", "Lost", "Refused", "Told", "Up"]
 
 logger = logging.getLogger("sky.notus")
 """Below "sky", so that what we say is in the job's controller log."""
@@ -34,101 +66,51 @@ logger = logging.getLogger("sky.notus")
 BEAT_WAIT_S = 12.0
 """A live trainer's heartbeat comes every 5 s."""
 DEAF_S = 900.0
-"""After so long nobody will obey any more: a step, a save and its upload take a few minutes."""
+"""A trainer that was asked to stop by its user, or to move for a deadline, has obeyed by then, or never will."""
 DEAF_SHARE = 2 / 3
 """Of a restart's time: what a trainer may take where a deadline waits. Later, on demand could not meet it any more."""
 LOST_WAIT_S = 60.0
 """Before the next machine, where two in a row were gone before they ran the job."""
-NO_PROGRESS_S = 1200.0
-"""No new step for so long is worth an alarm: a step of a 7B model takes seconds, an evaluation minutes."""
+RELEASE_RETRY_S = (60.0, 600.0)
+"""Between tries to give a machine back, growing from the first to the second."""
+RELEASE_FOR_S = 24 * 3600.0
+"""After that long of failing tries the job ends, and says so: only a person can help."""
+SAME_PRICE = 0.001
 
 
 class LimitReached(NotusError):
-    """The run ends here, its state saved: the budget, or no place at all."""
+    """The run ends here, its state saved: a limit, or no place at all."""
 
     exit_code = 3
 
 
 @dataclass(frozen=True)
-class Up:
-    """A machine runs the job."""
+class Wish:
+    """What the trainer on a machine was asked to do, and since when (monotonic seconds)."""
 
-    place: Place
-    since: datetime
-    """When this place was asked for: its cloud bills from some seconds later on."""
-    submitted_at: float
-    """What SkyPilot wants back: the job's start, in seconds since 1970."""
-    refused: tuple[Answer, ...] = ()
-    """Places that were asked before it."""
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A machine came, and was gone before it ran the job."""
-
-    place: Place
-    since: datetime
-    refused: tuple[Answer, ...] = ()
-    said: str = ""
-    """What SkyPilot said of it."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """None of the places had a machine."""
-
-    refused: tuple[Answer, ...]
-
-
-class Hands(Protocol):
-    """What SkyPilot does for us."""
-
-    async def places(self) -> list[Place]:
-        """Every market of the task, with today's price."""
-
-    async def launch_in(
-        self, places: Sequence[Place], hours_to_preemption: float, dead_writer: str
-    ) -> Up | Lost | Refused:
-        """Ask for a machine, one place after the other, and start the job on it.
-
-        The trainer is told how long a machine in the first place lives on average, and the id of the writer whose
-        machine is terminated: its lease is not waited for.
-        """
-
-    async def release(self) -> None:
-        """Give the machine back; nothing happens if it is gone."""
-
-    async def cloud_says_gone(self) -> bool:
-        """Does the cloud say that the machine is terminated or stopped? Not if it doesn't answer."""
-
-    async def wait(self, seconds: float, reason: str) -> None:
-        """Sleep, showing why."""
-
-
-class Progress(NamedTuple):
-    """The last step that was new, and when."""
-
-    attempt: int
-    step: int
-    since: datetime
+    what: Literal["move", "stop"]
+    why: GoneCause
+    machine: MachineSpell
+    since_s: float
+    sent: bool = False
 
 
 class Conductor:
     """One run."""
 
-    def __init__(self, store: Store, limits: Limits, hands: Hands, clock: Clock) -> None:
+    def __init__(self, store: Store, limits: Limits, hands: Hands, clock: Clock, launch: int = 0) -> None:
         self._store = store
         self._limits = limits
         self._hands = hands
         self._clock = clock
-        self._diary = Diary(store, 0, clock)
-        self._progress: Progress | None = None
+        self._diary = RunDiary(store, clock, launch)
+        self._signs = LifeSigns(clock)
         self._dead_writer = ""
         self._places: list[Place] = []
-        self._read: dict[str, Event] = {}
-        self._unwritten: list[Event] = []
-        self._writing = threading.Lock()
-        self._noted_at = datetime.min.replace(tzinfo=UTC)
+        self._beat: Heartbeat | None = None
+        self._wish: Wish | None = None
+        self._told_to_stop: tuple[str, float] | None = None
+        """A user's stop that stands, and since when we know it."""
 
     # --- finding a machine ------------------------------------------------------------------------
 
@@ -138,147 +120,271 @@ class Conductor:
         What the diary says of an earlier job of this run is over with it. `notus-launch` has noted that, and plain
         `sky jobs launch` has not: a restart of the controller would then take an old end for this job's.
         """
-        if _last_turn(await self._events()) != "planned":
-            await self._note("planned", strategy="NOTUS")
+        if not _is_planned(await self._diary.read()):
+            await self._diary.note(Planned(strategy="NOTUS"))
         return await self.place()
 
     async def place(self) -> float:
-        """Find a machine for the job, for as long as it takes; returns the job's start. Raises `LimitReached`."""
+        """Find a machine for the job; returns the job's start. Raises `LimitReached`, or `NotusError` for the bucket."""
         lost = 0
         while True:
             await self._obey_a_stop()
-            action = await self._choose(replace(await self._observe(await self._events()), running=None))
+            events = await self._diary.read()
+            seen = await self._without_machine(events)
+            action = await self._choose(seen)
             if isinstance(action, GiveUp):
-                await self._note("stopped", reason=action.reason, limit=action.limit, step=0)
+                await self._diary.note(Stopped(reason=action.reason, limit=action.limit, step=0))
                 raise LimitReached(f"stopped, its state is saved: {action.reason}", _hint(action))
             if isinstance(action, Wait):
                 await self._hands.wait(action.hours * 3600, action.reason)
                 continue
             assert isinstance(action, Launch), action
-            await self._note("decided", action="launch", reason=action.reason, first=str(action.places[0]))
-            life_h = self._expected_life_h(action.places[0])
-            answer = await self._hands.launch_in(action.places, life_h, self._dead_writer)
-            if answer.refused:
-                await self._note_refused(answer.refused)
+            answer = await self._ask_for(action, events)
             if isinstance(answer, Refused):
                 continue
-            place = self._limits.priced(answer.place)
-            await self._note("machine_up", place=place_data(place), since=answer.since.isoformat())
+            up = MachineUp(
+                place=place_data(self._limits.priced(answer.place)),
+                since=answer.since,
+                after_attempt=newest_attempt(events),
+                reserve=seen.budget_left_usd is not None and bears_a_start(seen, answer.place, seen.places),
+            )
+            await self._diary.note(up)
             if isinstance(answer, Up):
                 return answer.submitted_at
-            await self._note("machine_gone", why="preempted", place=place_data(answer.place), said=answer.said)
+            await self._give_back_surely("preempted" if answer.taken else "never_ran", said=answer.said)
             lost += 1
             if lost > 1:  # not bad luck any more: SkyPilot's own pause, so that a broken start isn't paid without end
                 await self._hands.wait(LOST_WAIT_S, f"{lost} machines were lost before they ran the job")
 
-    async def _note_refused(self, refused: Sequence[Answer]) -> None:
-        await self._note(
-            "no_capacity",
-            places=[place_data(answer.place) for answer in refused],
-            answers=[answer.said for answer in refused],
-            reasons=list(dict.fromkeys(answer.said for answer in refused if answer.said)),
+    async def _without_machine(self, events: list[Event]) -> Observation:
+        """What is seen when the run has no machine, whatever the diary says: steps that were not committed are lost."""
+        seen = await self._observe(events, Signs())
+        left_h = seen.work_left_h + seen.unsaved_h
+        return replace(seen, running=None, work_left_h=left_h, unsaved_h=0.0)
+
+    async def _ask_for(self, action: Launch, events: list[Event]) -> Up | Lost | Refused:
+        first = action.places[0]
+        decided = Decided(action="launch", cause=action.cause, reason=action.reason, first=str(first))
+        await self._diary.note(decided)
+        now = self._clock.now()
+        told = Told(
+            hours_to_preemption=hours_to_preemption(events, self._places, self._limits, now, first),
+            dead_writer=self._dead_writer,
+            spent_usd=paid_usd(machines(events), self._limits, now),
+            price_usd_per_hour=max(place.price_usd_per_hour for place in action.places),
         )
+        answer = await self._hands.launch_in(action.places, told)
+        if answer.refused:
+            noted = NoCapacity(
+                places=tuple(place_data(one.place) for one in answer.refused),
+                answers=tuple(one.said for one in answer.refused),
+                reasons=tuple(dict.fromkeys(one.said for one in answer.refused if one.said)),
+            )
+            await self._diary.note(noted)
+        return answer
 
     async def recover(self) -> float:
         """After the job's end with exit code 75, or after SkyPilot has lost the machine. Raises `LimitReached`."""
-        events = await self._events()
-        if _is_over(events):  # the controller slept through the job's end, and the machine went by itself
-            await self._hands.release()
-            raise LimitReached(f"nothing to recover: the run is {_last_turn(events)}", "launch it again to go on")
+        events = await self._diary.read()
+        if (end := end_of_run(events)) is not None:  # the controller slept through the job's end
+            await self._give_back_surely("closed")
+            raise LimitReached(f"nothing to recover: the run is {end.kind}", "launch it again to go on")
         spell = machine_now(machines(events))
         attempt = None
+        why: GoneCause = "unknown"
         if spell is not None:
-            if await self._is_alive(spell):
-                await self._note("false_recovery", place=place_data(spell.place))
+            gone = await self._hands.cloud_says_gone()
+            if not gone and await self._is_alive(events):
+                await self._diary.note(FalseRecovery(place=place_data(spell.place)))
                 return self._clock.now().timestamp()
-            events = await self._events()
-            attempt = _attempt_on(spell, events)
-            await self._note("machine_gone", why=why_gone(events, spell.since), place=place_data(spell.place))
-        await self._hands.release()
+            events = await self._diary.read()
+            attempt = _attempt_now(events)
+            why = self._why_gone(events, gone)
+        await self._give_back_surely(why)
         self._dead_writer = await asyncio.to_thread(self._writer_of, attempt)
         return await self.place()
 
-    async def close(self, why: str) -> None:
-        """The job is over: so is its machine, also where nobody has written that."""
-        if (spell := machine_now(machines(await self._events()))) is not None:
-            await self._note("machine_gone", why=why, place=place_data(spell.place))
+    def _why_gone(self, events: list[Event], gone: bool) -> GoneCause:
+        """A machine that its cloud still has, and on which no attempt has ended, did not run the job, or hangs."""
+        spells = machines(events)
+        its_events = on_machine(events, spells, len(spells) - 1)
+        ran = gone or bool(of_kind(its_events, AttemptStarted))
+        why = why_gone(its_events, ran=ran)
+        wished = [decided for _, decided in of_kind(_since_machine(events), Decided) if decided.action == "move"]
+        return "no_progress" if why == "moved" and wished and wished[-1].cause == "progress" else why
 
-    async def _obey_a_stop(self) -> None:
-        """A stop that nobody has seen yet ends the run before another machine is paid. Raises `LimitReached`."""
-        request = await asyncio.to_thread(read_request, self._store)
-        if request is None or request.action != "stop":
-            return
-        await self._note("stopped", reason=request.reason, step=0)
-        await asyncio.to_thread(withdraw, self._store)
-        raise LimitReached(f"stopped: {request.reason}", "launch the same --name again to go on")
+    # --- giving a machine back --------------------------------------------------------------------
 
-    async def _is_alive(self, spell: MachineSpell) -> bool:
-        """SkyPilot takes a node for dead that it can't reach: a live trainer goes on beating in the bucket.
+    async def close(self, why: GoneCause, job_status: str = "") -> bool:
+        """The job is over, and so is its machine. False = it could not be given back; to be tried again."""
+        return await self._give_back(why, job_status=job_status)
 
-        One failed probe of a node that its cloud calls up is enough for SkyPilot (skypilot#10162). So its trainer's
-        word counts, and the cloud's only where it says that the machine is gone: one that lives on without its cloud's
-        knowledge is a zombie.
-        """
-        attempt = _attempt_on(spell, await self._events())
-        if attempt is None or await self._hands.cloud_says_gone():
+    async def _give_back_surely(self, why: GoneCause, said: str = "") -> None:
+        """Before anything else may happen. Raises `LimitReached` after a day of trying."""
+        pause_s, waited_s = RELEASE_RETRY_S[0], 0.0
+        while not await self._give_back(why, said=said):
+            if waited_s >= RELEASE_FOR_S:
+                raise LimitReached(
+                    "the machine could not be given back for a day: it is billed until somebody terminates it",
+                    "terminate it in the console of its cloud, or with `sky down`; then launch the same --name again",
+                )
+            await self._hands.wait(pause_s, "the machine could not be given back yet, and is billed")
+            waited_s += pause_s
+            pause_s = min(pause_s * 1.6, RELEASE_RETRY_S[1])
+
+    async def _give_back(self, why: GoneCause, *, said: str = "", job_status: str = "") -> bool:
+        """Release, verify, then note. What fails is noted too, with an alarm's weight, and billed on."""
+        spells = machines(self._diary.known())
+        spell = spells[-1] if spells else None
+        failed = ""
+        try:
+            await self._hands.release()
+            if not await self._hands.cloud_says_gone():
+                failed = "it was released, and its cloud still shows it, or does not answer"
+        except NotusError as error:
+            failed = error.message
+        except Exception as error:  # SkyPilot raises many kinds; whichever it is, the machine is billed on
+            logger.warning("notus: the machine could not be given back", exc_info=True)
+            failed = str(error) or type(error).__name__
+        if failed and spell is not None:
+            tries = 1 + len(of_kind(_since_machine(self._diary.known()), ReleaseFailed))
+            await self._diary.note(ReleaseFailed(place=place_data(spell.place), message=failed, tries=tries, why=why))
             return False
-        before = await asyncio.to_thread(self._heartbeat)
-        if before is None or before.attempt != attempt:
+        if failed:
+            logger.warning("notus: no machine is known, and releasing it failed: %s", failed)
             return False
-        if self._clock.now() - before.time > timedelta(seconds=10 * BEAT_WAIT_S):
-            return False
-        await asyncio.to_thread(self._clock.sleep, BEAT_WAIT_S)
-        after = await asyncio.to_thread(self._heartbeat)
-        return after is not None and after.attempt == attempt and after.time > before.time
+        if spell is not None and not _is_noted_as_gone(self._diary.known()):
+            gone = MachineGone(why=why, place=place_data(spell.place), said=said, job_status=job_status)
+            await self._diary.note(gone)
+        self._wish = None
+        return True
 
     # --- looking after it -------------------------------------------------------------------------
 
     async def look(self) -> bool:
-        """One look at the running job: ask it to move or stop where the policy wants it; False = the run is over."""
-        events = await self._events()
+        """One look at the running job: ask it to move or stop where the policy wants it; False = the run is over.
+
+        Decides from what is known where the bucket doesn't answer. Raises `NotusError` if nothing is known yet.
+        """
+        events = await self._diary.read_if_there()
         spell = machine_now(machines(events))
         if spell is None:
-            return not _is_over(events)
-        action = await self._choose(await self._observe(events))
-        await self._watch_progress(await asyncio.to_thread(self._heartbeat), spell)
+            return end_of_run(events) is None
+        if (failed := _release_due(events)) is not None:
+            await self._give_back(failed.why)
+            return True
+        trained = machine_works(events)[-1].trained
+        beat = await self._heartbeat(events)
+        await self._note_start(events, spell, trained=trained)
+        seen = await self._observe(events, self._signs.look(spell, beat, events, trained=trained))
+        await self._note_price(spell, seen)
+        if (alarm := self._signs.alarm()) is not None:
+            await self._diary.note(alarm)
+        action = await self._choose(seen)
         if isinstance(action, Move | GiveUp):
-            await self._ask(action)
+            await self._ask(action, spell, seen)
+        else:
+            await self._see_a_stop_through(spell)
         return True
 
-    async def _ask(self, action: Move | GiveUp) -> None:
-        """Leave the wish in the bucket; the trainer saves and ends. Said once to each attempt."""
-        head = await asyncio.to_thread(read_head, self._store)
-        epoch = head.epoch if head else 0
+    async def _note_start(self, events: list[Event], spell: MachineSpell, *, trained: bool) -> None:
+        """What a start takes is measured by our own clock."""
+        if trained and spell.start_h is None:
+            await self._diary.note(UnderWay(hours=round(hours_of(self._clock.now() - spell.since), 4)))
+
+    async def _note_price(self, spell: MachineSpell, seen: Observation) -> None:
+        assert seen.running is not None
+        billed = seen.running.place.price_usd_per_hour
+        listed = next((known.place for known in seen.places if known.place == spell.place), None)
+        if listed is not None and abs(listed.price_usd_per_hour - billed) > SAME_PRICE * billed:
+            await self._diary.note(PriceChanged(place=place_data(listed)))
+
+    async def _ask(self, action: Move | GiveUp, spell: MachineSpell, seen: Observation) -> None:
+        """Leave the wish in the bucket; the trainer saves and ends. Said once to each machine.
+
+        Money, a deadline and a hang go before unsaved steps: a trainer that doesn't obey in time, or that can't be
+        asked, loses its machine. SkyPilot finds it gone, and calls `recover`.
+        """
         what: Literal["move", "stop"] = "move" if isinstance(action, Move) else "stop"
-        standing = await asyncio.to_thread(read_request, self._store)
-        if standing is not None and standing.action == what and standing.is_for(epoch):
-            waited_s = (self._clock.now() - standing.time).total_seconds()
-            if waited_s > self._patience_s(action):
-                # Nobody obeys: a set-up that hangs, or a dead supervisor. Money, and a deadline, go before the unsaved
-                # steps. SkyPilot finds the machine gone, and calls `recover`.
-                await self.close("budget" if what == "stop" else "hung")
-                await self._hands.release()
+        if self._wish is None or (self._wish.what, self._wish.machine.since) != (what, spell.since):
+            self._wish = Wish(what, _why_taken(action), spell, self._clock.monotonic())
+            cause = action.limit if isinstance(action, GiveUp) else action.cause
+            if not _was_decided(self._diary.known(), what):  # by an earlier process
+                await self._diary.note(Decided(action=what, cause=cause, reason=action.reason))
+        if not self._wish.sent:
+            await self._send(action)
+        if self._clock.monotonic() - self._wish.since_s >= self._patience_s(action, seen):
+            await self._give_back(self._wish.why)
+
+    async def _send(self, action: Move | GiveUp) -> None:
+        assert self._wish is not None
+        try:
+            head = await asyncio.to_thread(read_head, self._store)
+            epoch = head.epoch if head else 0
+            limit = action.limit if isinstance(action, GiveUp) else None
+            what = self._wish.what
+            standing = await asyncio.to_thread(read_request, self._store)
+            if standing is None or standing.action != what or not standing.is_for(epoch):
+                await asyncio.to_thread(ask, self._store, what, epoch, action.reason, self._clock, limit)
+        except NotusError as error:
+            logger.warning("notus: the trainer can't be asked yet: %s", error.message)
             return
-        await self._note("decided", action=what, reason=action.reason)
-        await asyncio.to_thread(ask, self._store, what, epoch, action.reason, self._clock)
+        self._wish = replace(self._wish, sent=True)
 
-    def _patience_s(self, action: Move | GiveUp) -> float:
-        """For a trainer that was asked. A deadline has slack for one restart beyond the move's own."""
-        if isinstance(action, GiveUp):
-            return DEAF_S
-        return max(60.0, min(DEAF_S, DEAF_SHARE * self._limits.restart_h * 3600)) if action.urgent else math.inf
+    def _patience_s(self, action: Move | GiveUp, seen: Observation) -> float:
+        """For a trainer that was asked: a save. A set-up has nothing to save; a deadline has slack for one restart."""
+        assert seen.running is not None
+        if isinstance(action, Move) and not action.urgent:
+            return math.inf
+        if not seen.running.trained:
+            return 0.0
+        if isinstance(action, Move) and action.cause == "deadline":
+            return max(60.0, min(DEAF_S, DEAF_SHARE * seen.restart_h * 3600))
+        return max(60.0, (seen.closing_h - self._limits.settings.check_h) * 3600 - 60.0)
 
-    async def _watch_progress(self, beat: Heartbeat | None, spell: MachineSpell) -> None:
-        """No new step for long is an alarm, also where no attempt has begun: a set-up may hang."""
-        now = self._clock.now()
-        attempt, step = (beat.attempt, beat.step) if beat else (0, 0)
-        last = self._progress
-        if last is None or (attempt, step) != (last.attempt, last.step):
-            last = self._progress = Progress(attempt, step, now if beat else spell.since)
-        if (now - last.since).total_seconds() > NO_PROGRESS_S:
-            stuck_s = round((now - last.since).total_seconds())
-            await self._note("alarm", step=step, phase=beat.phase if beat else "set-up", stuck_s=stuck_s)
-            self._progress = last._replace(since=now)
+    async def _see_a_stop_through(self, spell: MachineSpell) -> None:
+        """A user's stop that the trainer doesn't obey ends the run all the same."""
+        request = await self._request()
+        if request is None or request.action != "stop":
+            self._told_to_stop = None
+            return
+        if self._told_to_stop is None or self._told_to_stop[0] != request.id:
+            self._told_to_stop = request.id, self._clock.monotonic()
+        if self._clock.monotonic() - self._told_to_stop[1] >= DEAF_S and await self._give_back("stopped"):
+            await self._end_as_asked(request)
+
+    async def _request(self) -> Request | None:
+        try:
+            return await asyncio.to_thread(read_request, self._store)
+        except NotusError:  # asked again at the next look
+            return None
+
+    async def _obey_a_stop(self) -> None:
+        """A stop that no attempt has seen ends the run before another machine is paid. Raises `LimitReached`."""
+        request = await asyncio.to_thread(read_request, self._store)
+        if request is None or request.action != "stop":
+            return
+        await self._end_as_asked(request)
+        raise LimitReached(f"stopped: {request.reason}", "launch the same --name again to go on")
+
+    async def _end_as_asked(self, request: Request) -> None:
+        await self._diary.note(Stopped(reason=request.reason, limit=request.limit, step=0))
+        await asyncio.to_thread(withdraw, self._store)
+
+    async def _is_alive(self, events: list[Event]) -> bool:
+        """SkyPilot takes a node for dead that it can't reach: a live trainer goes on beating in the bucket.
+
+        One failed probe of a node that its cloud calls up is enough for SkyPilot (skypilot#10162). So its trainer's
+        word counts, unless the cloud says that the machine is gone: one that lives on without its cloud's knowledge is
+        a zombie. Alive is what changes; no clock of another machine is compared with ours.
+        """
+        attempt = _attempt_now(events)
+        before = await asyncio.to_thread(read_heartbeat, self._store) if attempt is not None else None
+        if before is None or before.attempt != attempt:
+            return False
+        await asyncio.to_thread(self._clock.sleep, BEAT_WAIT_S)
+        after = await asyncio.to_thread(read_heartbeat, self._store)
+        return after is not None and after.attempt == attempt and after != before
 
     # --- what is known ----------------------------------------------------------------------------
 
@@ -289,81 +395,80 @@ class Conductor:
         logger.info("notus: %s", action)
         return action
 
-    async def _observe(self, events: list[Event]) -> Observation:
-        if not self._places:
-            self._places = [self._limits.priced(place) for place in await self._hands.places()]
-        beat = await asyncio.to_thread(self._heartbeat)
-        return observe(events, beat, self._places, self._limits, self._clock.now())
+    async def _observe(self, events: list[Event], signs: Signs) -> Observation:
+        self._places = [self._limits.priced(place) for place in await self._hands.places()]
+        beat = await self._heartbeat(events)
+        return observe(events, beat, self._places, self._limits, self._clock.now(), signs)
 
-    def _expected_life_h(self, place: Place) -> float:
-        return hours_to_preemption(self._known_events(), self._places, self._limits, self._clock.now(), place)
-
-    async def _events(self) -> list[Event]:
-        """The diary. Its objects never change, so each is read once."""
-        await asyncio.to_thread(self._write_down)
-        for event in await asyncio.to_thread(read_events, self._store, lambda key: key not in self._read):
-            self._read[event.key] = event
-        return self._known_events()
-
-    def _known_events(self) -> list[Event]:
-        """As of the last look."""
-        return sorted(self._read.values(), key=lambda event: (event.time, event.id))
+    async def _heartbeat(self, events: list[Event]) -> Heartbeat | None:
+        """The newest one that could be read, of an attempt on the machine that is up."""
+        try:
+            self._beat = await asyncio.to_thread(read_heartbeat, self._store)
+        except NotusError:
+            logger.debug("notus: no heartbeat could be read", exc_info=True)
+        spells = machines(events)
+        if self._beat is None or machine_now(spells) is None:
+            return None
+        after = spells[-1].after_attempt
+        return self._beat if after is None or self._beat.attempt > after else None
 
     def _writer_of(self, attempt: int | None) -> str:
-        """Who holds the run, if it is this attempt; '' where nobody says."""
+        """Who holds the run, if it is this attempt; '' if that can't be told."""
         try:
             head = read_head(self._store) if attempt is not None else None
         except NotusError:  # its successor then waits for the lease, as ever
             return ""
         return head.writer.id if head is not None and head.epoch == attempt else ""
 
-    def _heartbeat(self) -> Heartbeat | None:
-        return read_heartbeat(self._store)
 
-    async def _note(self, kind: Any, /, **data: Any) -> None:
-        """A machine that is up must not be lost, or asked for twice, because the diary could not be written.
-
-        What can't be written is known here all the same, and written later.
-        """
-        event = self._diary.compose(kind, **data)
-        if event.time <= self._noted_at:  # a machine that came and went at once: the order must stay
-            event = event.model_copy(update={"time": self._noted_at + timedelta(microseconds=1)})
-        self._noted_at = event.time
-        self._read[event.key] = event
-        self._unwritten.append(event)
-        try:
-            await asyncio.to_thread(self._write_down)
-        except NotusError as error:
-            logger.warning("notus: could not note %r yet: %s", kind, error.message)
-
-    def _write_down(self) -> None:
-        """Not on the event loop: it is every job's, and a bucket that is away takes minutes.
-
-        One thread at a time: the timer's look goes on while a machine is looked for, and each has a thread.
-        """
-        with self._writing:
-            while self._unwritten:
-                self._diary.append(self._unwritten[0])
-                self._unwritten.pop(0)
+def _attempt_now(events: Sequence[Event]) -> int | None:
+    """The attempt that the newest machine began, unless it has ended."""
+    spells = machines(events)
+    its_events = on_machine(events, spells, len(spells) - 1) if spells else []
+    begun = [event.attempt for event, _ in of_kind(its_events, AttemptStarted)]
+    ended = {event.attempt for event, _ in of_kind(events, AttemptEnded)}
+    return max(begun) if begun and max(begun) not in ended else None
 
 
-def _attempt_on(spell: MachineSpell, events: Sequence[Event]) -> int | None:
-    """The attempt that this machine began, unless it has ended."""
-    begun = [event.attempt for event in events if event.kind == "attempt_started" and event.time >= spell.since]
-    ended = {event.attempt for event in events if event.kind == "attempt_ended"}
-    return begun[-1] if begun and begun[-1] not in ended else None
+def _since_machine(events: Sequence[Event]) -> list[Event]:
+    """The events after the newest machine came."""
+    ups = [place for place, event in enumerate(events) if isinstance(event.payload, MachineUp)]
+    return list(events[ups[-1] + 1 :]) if ups else list(events)
 
 
-def _is_over(events: Sequence[Event]) -> bool:
-    return _last_turn(events) in RUN_ENDS
+def _is_noted_as_gone(events: Sequence[Event]) -> bool:
+    return bool(of_kind(_since_machine(events), MachineGone))
 
 
-def _last_turn(events: Sequence[Event]) -> str:
-    turns = [event.kind for event in events if event.kind in (*RUN_ENDS, "planned", "machine_up", "attempt_started")]
-    return turns[-1] if turns else ""
+def _release_due(events: Sequence[Event]) -> ReleaseFailed | None:
+    """A machine that is still up although it was to be given back."""
+    failed = [failure for _, failure in of_kind(_since_machine(events), ReleaseFailed)]
+    return failed[-1] if failed and not _is_noted_as_gone(events) else None
+
+
+def _was_decided(events: Sequence[Event], what: str) -> bool:
+    """Was the last wish to this machine the same?"""
+    wishes = [decided.action for _, decided in of_kind(_since_machine(events), Decided)]
+    return bool(wishes) and wishes[-1] == what
+
+
+def _is_planned(events: Sequence[Event]) -> bool:
+    """Does the newest launch begin with a plan, and has nothing happened since?"""
+    turns = [e.payload for e in of_newest_launch(events) if isinstance(e.payload, RunEnd | Planned | MachineUp)]
+    return bool(turns) and isinstance(turns[-1], Planned)
+
+
+def _why_taken(action: Move | GiveUp) -> GoneCause:
+    """What is noted of a machine whose trainer did not obey."""
+    if isinstance(action, GiveUp):
+        return "budget"
+    return "no_progress" if action.cause == "progress" else "hung"
 
 
 def _hint(action: GiveUp) -> str:
-    if action.limit == "budget":
-        return "raise --budget and launch the same --name again: it goes on where it was"
+    match action.limit:
+        case "budget":
+            return "raise --budget and launch the same --name again: it goes on where it was"
+        case "progress":
+            return "see why with `notus-launch logs` and `status`; launch the same --name again to go on"
     return "add a --cloud or other --gpus"

@@ -168,7 +168,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                 status = await asyncio.to_thread(state.get_status, self.job_id)
                 conductor = await asyncio.to_thread(self._conductor)
                 if status is None or status.is_terminal():
-                    await conductor.close(status.value.lower() if status else "unknown")
+                    await conductor.close("closed" if status else "unknown", status.value.lower() if status else "")
                     return
                 await conductor.look()
             except NotusError as error:  # the bucket doesn't answer: the next look may be luckier

@@ -7,7 +7,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from checkpoints.causes import AttemptOutcome
 from checkpoints.clock import FakeClock
+from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Notice, Training
 from checkpoints.events import Diary, Event, read_events
 from checkpoints.head import Lease, Writer
 from checkpoints.object_store import ObjectStore
@@ -15,7 +17,7 @@ from checkpoints.run import HEARTBEAT_KEY, Heartbeat
 from launcher.policy.limits import Limits
 from launcher.policy.model import Place
 from launcher.sky.asked import Answer
-from launcher.sky.conductor import Conductor, Lost, Refused, Up
+from launcher.sky.conductor import Conductor, Lost, Refused, Told, Up
 
 SPOT_A = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
 SPOT_B = Place("gcp", "us", "us-b", "A100:8", True, 11.0)
@@ -29,24 +31,30 @@ class FakeSky:
         self.clock = clock
         self.stock = stock
         self.asked: list[tuple[Place, ...]] = []
-        self.lives_h: list[float] = []
-        self.dead_writers: list[str] = []
+        self.told: list[Told] = []
         self.waits: list[float] = []
         self.released = 0
         self.up = False
         self.after_wait: dict[Place, int] = {}
         self.lost = 0
         """Machines that will be gone before they run the job."""
+        self.taken = False
+        """By their cloud."""
+
+    @property
+    def lives_h(self) -> list[float]:
+        return [told.hours_to_preemption for told in self.told]
+
+    @property
+    def dead_writers(self) -> list[str]:
+        return [told.dead_writer for told in self.told]
 
     async def places(self) -> list[Place]:
         return list(self.stock)
 
-    async def launch_in(
-        self, places: Sequence[Place], hours_to_preemption: float, dead_writer: str
-    ) -> Up | Lost | Refused:
+    async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
         self.asked.append(tuple(places))
-        self.dead_writers.append(dead_writer)
-        self.lives_h.append(hours_to_preemption)
+        self.told.append(told)
         refused: tuple[Answer, ...] = ()
         for place in places:
             since = self.clock.now()
@@ -55,7 +63,7 @@ class FakeSky:
                 self.clock.sleep(90)
                 if self.lost:
                     self.lost -= 1
-                    return Lost(place, since, refused, "SkyPilot: connection reset")
+                    return Lost(place, since, refused, "SkyPilot: connection reset", taken=self.taken)
                 self.up = True
                 return Up(place, since, self.clock.now().timestamp(), refused)
             refused += (Answer(place, "ZONE_RESOURCE_POOL_EXHAUSTED"),)
@@ -101,18 +109,20 @@ class Run:
     def look(self) -> bool:
         return asyncio.run(self.conductor.look())
 
-    def train(self, attempt: int, *, minutes: float, ended: str | None = None, notice: str | None = None) -> None:
+    def train(
+        self, attempt: int, *, minutes: float, ended: AttemptOutcome | None = None, notice: str | None = None
+    ) -> None:
         """An attempt on the machine that is up."""
         diary = Diary(self.store, attempt, self.clock)
-        diary.write("attempt_started")
+        diary.write(AttemptStarted())
         Lease.claim(self.store, Writer(id=f"w{attempt}", host="h", pid=1, pid_scope="x"), clock=self.clock).release()
-        diary.write("training", step=1, total_steps=1000)
+        diary.write(Training(step=1, total_steps=1000))
         self.clock.sleep(minutes * 60)
         self.beat(attempt, 10)
         if notice:
-            diary.write("notice", source=notice)
+            diary.write(Notice(source=notice))
         if ended:
-            diary.write("attempt_ended", outcome=ended, step=10)
+            diary.write(AttemptEnded(outcome=ended, step=10))
 
     def beat(self, attempt: int, step: int) -> None:
         beat = Heartbeat(attempt=attempt, time=self.clock.now(), phase="training", step=step, total_steps=1000)

@@ -268,7 +268,10 @@ def registered(store: ObjectStore) -> None:
     [
         ("finished", {"step": 3}, 0),
         ("stopped", {"step": 3, "reason": "by the user"}, 75),
-        ("stopped", {"step": 3, "reason": "the budget is used up"}, 3),
+        ("stopped", {"step": 3, "reason": "by the user: the budget is used up"}, 75),
+        ("stopped", {"step": 3, "reason": "it can no longer be paid", "limit": "budget"}, 3),
+        ("stopped", {"step": 3, "reason": "107 machines and no new step", "limit": "progress"}, 3),
+        ("stopped", {"step": 3, "reason": "of a later version", "limit": "carbon"}, 3),
         ("attempt_ended", {"step": 0, "outcome": "user_error", "message": "no such column"}, 2),
         ("failed", {"message": "the driver shows 7 GPUs", "hint": "launch again", "exit_code": 2}, 2),
     ],

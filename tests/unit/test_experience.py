@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from checkpoints.event_kinds import MachineUp
 from checkpoints.events import Event
 from launcher import experience
 from launcher.policy.decide import decide
@@ -37,6 +38,15 @@ def life(place: Place, since: float, until: float, why: str = "preempted") -> li
         event("machine_up", since, place=place_data(place), since=at(since).isoformat()),
         event("machine_gone", until, place=place_data(place), why=why),
     ]
+
+
+def useful_life(place: Place, number: int, hours: float) -> list[Event]:
+    """As `life`, with a step that it has committed: else the policy bounds the effort."""
+    saved = Event(
+        time=at(number + hours / 2), id=f"s{number}", kind="saved", attempt=number + 1, data={"step": 10 + number}
+    )
+    up, gone = life(place, number, number + hours)
+    return [up, saved, gone]
 
 
 def refused(hours: float, *places: Place) -> Event:
@@ -79,7 +89,7 @@ def test_a_stock_out_is_the_markets_and_ends_with_its_next_machine() -> None:
 
 def test_a_zone_that_refuses_beside_one_that_has_a_machine_is_no_stock_out() -> None:
     refusal, (up, _) = refused(1.0, A, B), life(A, 1.001, 2.0)
-    same_search = up.model_copy(update={"data": {**up.data, "since": at(0.99).isoformat()}})
+    same_search = up.model_copy(update={"payload": MachineUp(**{**up.data, "since": at(0.99)})})
     assert counts_of([refusal, same_search], at(1.001))["gcp", "A100:8"].whole.down_ends == (0,) * 6
     out_before = counts_of([refused(0.5, A, B), refusal, same_search], at(1.001))["gcp", "A100:8"]
     assert sum(out_before.whole.down_ends) == 1
@@ -187,7 +197,7 @@ def test_the_policy_of_a_run_learns_from_the_run_itself() -> None:
 
 
 def test_the_policy_of_a_run_asks_the_calm_zone_before_the_rough_one() -> None:
-    rough = [x for n in range(20) for x in life(A, n, n + 0.4)]
+    rough = [x for n in range(20) for x in useful_life(A, n, 0.4)]
     before = {("gcp", "A100:8"): counts_of(rough, at(24))["gcp", "A100:8"].met()}
     for events, met in ((rough, {}), ([], before)):
         for deadline in (None, at(72)):
@@ -213,4 +223,4 @@ def test_a_cheap_zone_is_not_worth_its_preemptions() -> None:
         return action.places[0]
 
     assert first([]) == A
-    assert first([x for n in range(20) for x in life(A, n, n + 0.4)]) == B
+    assert first([x for n in range(20) for x in useful_life(A, n, 0.4)]) == B

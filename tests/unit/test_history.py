@@ -8,9 +8,19 @@ from typing import Any
 
 import pytest
 
+from checkpoints.event_kinds import PlaceRecord
 from checkpoints.events import Event
 from checkpoints.run import Heartbeat
-from launcher.policy.history import machines, place_data, place_of, spent_usd, why_gone, work_left_h
+from launcher.policy.history import (
+    machines,
+    on_machine,
+    place_data,
+    place_of,
+    spent_usd,
+    why_gone,
+    work_left_h,
+    work_of,
+)
 from launcher.policy.limits import Limits
 from launcher.policy.model import Observation, Place, Running
 from launcher.policy.observe import observe
@@ -51,7 +61,8 @@ def test_what_was_spent_is_the_sum_of_all_machines() -> None:
     assert spent_usd(machines(diary.events), at(120)) == pytest.approx(10.0 + 8.0)
     seen_now = diary.observe(120, budget_usd=100.0)
     assert seen_now.budget_left_usd == pytest.approx(82.0)
-    assert seen_now.running == Running(LAMBDA, 0.5, trained=False)
+    assert seen_now.running is not None
+    assert (seen_now.running.place, seen_now.running.age_h, seen_now.running.trained) == (LAMBDA, 0.5, False)
     diary.add("finished", 150, attempt=2, step=9)
     assert spent_usd(machines(diary.events), at(600)) == pytest.approx(10.0 + 16.0)
 
@@ -70,7 +81,7 @@ def test_restores_and_the_store_are_spent_too() -> None:
     now = diary.observe(240, **limits)
     assert now.restores
     assert now.budget_left_usd == pytest.approx(100 - (10 + 10 + 32) - 5 - 4 * 0.5)
-    old = {name: value for name, value in place_data(A).items() if name != "restore_usd"}
+    old = PlaceRecord.model_validate(place_data(A).model_dump(exclude={"restore_usd"}))
     assert place_of(old) == A, "an event of an earlier version"
 
 
@@ -79,7 +90,10 @@ def test_a_machine_has_trained_when_its_own_first_step_is_done() -> None:
     diary.up(A, 0)
     diary.add("training", 10, attempt=1, step=1, total_steps=100)
     diary.up(LAMBDA, 60)
-    assert diary.observe(90).running == Running(LAMBDA, 0.5, trained=False)
+    running = diary.observe(90).running
+    assert running is not None
+    assert not running.trained
+    assert running.restart_left_h < 0.1, "it is older than a start is assumed to take"
     diary.add("training", 91, attempt=2, step=11, total_steps=100)
     assert diary.observe(120).running == Running(LAMBDA, 1.0, trained=True)
 
@@ -152,19 +166,38 @@ def test_why_a_machine_is_gone(notice: str | None, outcome: str | None, why: str
         diary.add("notice", 30, attempt=2, source=notice)
     if outcome:
         diary.add("attempt_ended", 31, attempt=2, outcome=outcome, step=5)
-    assert why_gone(diary.events, machines(diary.events)[-1].since) == why
+    assert why_gone(on_machine(diary.events, machines(diary.events), 0)) == why
 
 
 def test_work_left_is_assumed_first_and_measured_later() -> None:
     diary = Diary()
-    assert work_left_h(diary.events, None, 8.0, at(0)) == 8.0
+    assert work_left_h(diary.events, None, 8.0) == 8.0
     diary.add("training", 10, attempt=1, step=1, total_steps=101)
-    assert work_left_h(diary.events, None, 8.0, at(11)) == pytest.approx(8.0)
+    assert work_left_h(diary.events, None, 8.0) == pytest.approx(8.0)
     diary.add("saved", 30, attempt=1, step=21)  # 20 steps in 20 minutes
-    assert work_left_h(diary.events, None, 8.0, at(31)) == pytest.approx(80 / 60)
+    assert work_left_h(diary.events, None, 8.0) == pytest.approx(80 / 60)
     beat = Heartbeat(attempt=1, time=at(36), phase="training", step=27, total_steps=101)
-    assert work_left_h(diary.events, beat, 8.0, at(36)) == pytest.approx(74 / 60), "a live attempt counts"
-    assert work_left_h(diary.events, beat, 8.0, at(60)) == pytest.approx(80 / 60), "a dead one has lost it"
+    work = work_of(diary.events, beat, 8.0)
+    assert work.left_h == pytest.approx(74 / 60), "what the machine that is up has done counts"
+    assert work.unsaved_h == pytest.approx(6 / 60), "and is lost with it"
+    assert work.measured
+
+
+def test_steps_that_were_not_saved_are_not_done_in_the_first_minute_after_a_loss() -> None:
+    diary = Diary()
+    diary.up(A, 0)
+    diary.add("attempt_started", 5, attempt=1)
+    diary.add("training", 10, attempt=1, step=1, total_steps=101)
+    diary.add("saved", 30, attempt=1, step=21)
+    beat = Heartbeat(attempt=1, time=at(36), phase="training", step=27, total_steps=101)
+    there = observe(diary.events, beat, ALL, Limits(hours=8.0), at(36))
+    assert (there.work_left_h, there.unsaved_h) == (pytest.approx(74 / 60), pytest.approx(6 / 60))
+    diary.gone(A, 36.1, "preempted")
+    lost = observe(diary.events, beat, ALL, Limits(hours=8.0), at(36.2))
+    assert (lost.work_left_h, lost.unsaved_h) == (pytest.approx(80 / 60), 0.0)
+    diary.up(B, 37)
+    zombie = observe(diary.events, beat, ALL, Limits(hours=8.0), at(45))
+    assert (zombie.work_left_h, zombie.unsaved_h) == (pytest.approx(80 / 60), 0.0), "nor on the next machine"
 
 
 def test_the_deadline_is_what_is_left_of_it() -> None:

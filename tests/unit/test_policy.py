@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints.events import Event
-from launcher.policy.decide import FIRST_WAIT_H, LONGEST_WAIT_H, decide
+from launcher.policy.decide import decide
 from launcher.policy.history import place_data
 from launcher.policy.limits import Limits
 from launcher.policy.market import Chain, SpotMarket, churned
 from launcher.policy.model import GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
 from launcher.policy.observe import observe
+from launcher.policy.settings import FIRST_WAIT_H, LONGEST_WAIT_H
 from tests.unit.places import ALL, LAMBDA, ON_DEMAND, A, B, C, place
 
 START = datetime(2026, 11, 24, 20, tzinfo=UTC)

@@ -13,9 +13,10 @@ from checkpoints.upload import CHUNK_BYTES as UPLOADED_CHUNK_BYTES
 from launcher.estimate import Surroundings, estimate, save_plan
 from launcher.fees import CHUNK_BYTES, GCS, R2, S3, bucket_for, fees
 from launcher.hazard import assumed, median_spell_h
-from launcher.policy.decide import Settings, outlook_for
 from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, Rates, churned, mean_spell_h
 from launcher.policy.outlook import Restores
+from launcher.policy.settings import Settings
+from launcher.policy.slack import outlook_for
 from launcher.runs import Runs, simulate
 from launcher.scenario import OnDemand, Scenario, SpellLengths, Spot
 from tests.unit.world import ON_DEMAND, SPOT, Told, World

@@ -8,9 +8,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from launcher.policy.decide import Settings, decide
+from launcher.policy.decide import decide
 from launcher.policy.market import UNSEEN_AGE_H, Chain, Rates, SpotMarket, age_bin, mean_spell_h
 from launcher.policy.model import Known, Launch, Move, Observation, Place, Running, Wait
+from launcher.policy.settings import Settings
 
 SPOT = Place("world", "r", "a", "A100:8", spot=True, price_usd_per_hour=11.0)
 ON_DEMAND = Place("world", "r", "b", "A100:8", spot=False, price_usd_per_hour=16.0)

@@ -21,7 +21,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from checkpoints.events import read_events
+from checkpoints.event_kinds import Compared, Evaluated, Preempted
+from checkpoints.events import of_kind, read_events
 from checkpoints.run import open_run, read_metrics
 
 HERE = Path(__file__).parent
@@ -63,9 +64,9 @@ def history(method: str, bucket: Path) -> dict[str, Any]:
     return {
         "run": steps_of(run),
         "twin": steps_of(twin),
-        "compared": next(event.data for event in reversed(events) if event.kind == "compared"),
-        "kills": [event.data["step"] for event in events if event.kind == "preempted"],
-        "evaluations": {event.data["step"]: event.data["metrics"] for event in events if event.kind == "evaluated"},
+        "compared": of_kind(events, Compared)[-1][1].wire(),
+        "kills": [preempted.step for _, preempted in of_kind(events, Preempted)],
+        "evaluations": {found.step: found.metrics for _, found in of_kind(events, Evaluated)},
     }
 
 

@@ -1,0 +1,167 @@
+"""What each machine of a run brought: its start, its committed work, and effort without progress. Pure.
+
+Two rules stand beside every price, because none is right where a market or a set-up behaves as no table says:
+
+- Machines in a row that bring no new committed step set their kind of place aside: a spot kind after four, on demand
+  after three, a single zone after two if its kind has others. A spot kind may be tried again after half an hour, twice
+  as long after each further one.
+- After twelve such machines in a row, or the price of four hours on demand, or if on demand is set aside too, the run
+  ends.
+
+One spot machine in three dies before it has committed anything where the tables are right, so four in a row are bad
+luck in one case of eighty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from checkpoints.event_kinds import Saved, Training
+from checkpoints.events import Event, of_kind
+from launcher.policy.history import MachineSpell, hours_of, hours_per_step, machines, on_machine
+from launcher.policy.model import Effort, Paid, Place
+
+SPOT_IN_A_ROW, ON_DEMAND_IN_A_ROW, ZONE_IN_A_ROW = 4, 3, 2
+"""Machines without a new committed step, until their kind (or zone) is set aside."""
+FIRST_REST_H = 0.5
+"""Of a spot kind that was set aside; doubled for each further machine that brings nothing."""
+MOST_IN_A_ROW = 12
+MOST_HOURS = 4.0
+"""On demand, in dollars, without a new committed step."""
+NEWEST_STARTS = 3
+"""Starts that the slowest is taken of: what is slow once may be slow again."""
+START_STEP = 1.15
+"""Measured starts are rounded up in such steps, so that the policy's tables are shared."""
+NO_FAULT_OF_ITS_PLACE = frozenset({"no_progress", "hung"})
+"""Ends of machines whose hours say nothing of how long a start takes."""
+
+
+class MachineWork(NamedTuple):
+    """A machine, and what came of it."""
+
+    spell: MachineSpell
+    trained: bool
+    new_steps: int
+    """Committed on it, beyond what was committed before."""
+    start_h: float | None
+    """From its request to its first new step."""
+
+
+def machine_works(events: Sequence[Event]) -> list[MachineWork]:
+    """Each machine of the run, oldest first."""
+    spells = machines(events)
+    works: list[MachineWork] = []
+    before = 0
+    for number, spell in enumerate(spells):
+        its_events = on_machine(events, spells, number)
+        committed = max((saved.step for _, saved in of_kind(its_events, Saved)), default=0)
+        first = next((event.time for event, _ in of_kind(its_events, Training)), None)
+        works.append(MachineWork(spell, first is not None, max(0, committed - before), _start_h(spell, first)))
+        before = max(before, committed)
+    return works
+
+
+def _start_h(spell: MachineSpell, first_step: datetime | None) -> float | None:
+    """As the strategy saw it; else by the machine's own clock, if that can be."""
+    if spell.start_h is not None or first_step is None:
+        return spell.start_h
+    hours = hours_of(first_step - spell.since)
+    return hours if hours > 0 and (spell.until is None or first_step <= spell.until) else None
+
+
+def restart_h(works: Sequence[MachineWork], assumed_h: float, now: datetime) -> float:
+    """Hours from the request of a machine to its first new step: measured, else assumed.
+
+    Slower than assumed is believed at once, and for as long as one of the newest starts was so slow; faster little by
+    little. A machine that has not trained after some time says that a start takes at least that long.
+    """
+    starts = [work.start_h for work in works if work.start_h is not None]
+    slowest = max(starts[-NEWEST_STARTS:], default=0.0)
+    estimate = assumed_h
+    if starts:
+        newest = starts[-5:]
+        estimate = max(slowest, (assumed_h + math.fsum(newest)) / (1 + len(newest)))
+    for work in works[-NEWEST_STARTS:]:
+        if not work.trained and work.spell.ended not in NO_FAULT_OF_ITS_PLACE:
+            estimate = max(estimate, work.spell.hours(now))
+    steps = math.ceil(math.log(estimate / assumed_h) / math.log(START_STEP) - 1e-9) if assumed_h > 0 else 0
+    return assumed_h * START_STEP**steps if assumed_h > 0 else estimate
+
+
+def paid_at(works: Sequence[MachineWork], hours_each: float, now: datetime) -> Callable[[Place], Paid]:
+    """Of each place, its ended machines' hours, and those of the work that they committed."""
+    found: dict[Place, Paid] = {}
+    for work in works:
+        if work.spell.until is not None:
+            hours, worked_h = found.get(work.spell.place, Paid())
+            found[work.spell.place] = Paid(hours + work.spell.hours(now), worked_h + work.new_steps * hours_each)
+    return lambda place: found.get(place, Paid())
+
+
+def step_hours(events: Sequence[Event], assumed_h: float) -> float:
+    """Hours of one step: measured, else the assumed hours' share; 0 before the run knows its steps."""
+    measured = hours_per_step(events)
+    total = max((training.total_steps for _, training in of_kind(events, Training)), default=0)
+    return measured if measured is not None else assumed_h / total if total else 0.0
+
+
+class Streaks:
+    """Machines of the newest launch that brought no new committed step: in a row, by kind, and by zone.
+
+    A new launch is the user's wish to try again, so only its own machines are passed here.
+    """
+
+    def __init__(self, works: Sequence[MachineWork], places: Sequence[Place], now: datetime) -> None:
+        self._ended = [work for work in works if work.spell.until is not None]
+        self._places, self._now = places, now
+
+    def effort(self) -> Effort:
+        """Since the last new committed step, and why no further machine may be paid for it."""
+        row = _trailing(self._ended)
+        usd = math.fsum(work.spell.usd(self._now) for work in row)
+        effort = Effort(len(row), usd, stuck=sum(work.spell.ended == "no_progress" for work in row))
+        told = f"{len(row)} machines in a row, for ${usd:.2f}, brought no new committed step"
+        if len(row) >= MOST_IN_A_ROW or (len(row) > 1 and usd >= self._most_usd()):
+            return effort._replace(exhausted=told)
+        on_demand = [place for place in self._places if not place.spot]
+        if on_demand and all(math.isinf(self.rest_h(place)) for place in on_demand):
+            return effort._replace(exhausted=f"{told}, on demand neither")
+        return effort
+
+    def _most_usd(self) -> float:
+        on_demand = [place.price_usd_per_hour for place in self._places if not place.spot]
+        return MOST_HOURS * (min(on_demand) if on_demand else max(place.price_usd_per_hour for place in self._places))
+
+    def rest_h(self, place: Place) -> float:
+        """For how long a place is set aside from now on."""
+        kind = [work for work in self._ended if _kind(work.spell.place) == _kind(place)]
+        if not place.spot:
+            since_commit = [work for work in _trailing(self._ended) if _kind(work.spell.place) == _kind(place)]
+            return math.inf if len(since_commit) >= ON_DEMAND_IN_A_ROW else 0.0
+        rest_h = self._rest_of(kind, SPOT_IN_A_ROW)
+        if sum(_kind(other) == _kind(place) for other in self._places) > 1:
+            rest_h = max(rest_h, self._rest_of([work for work in kind if work.spell.place == place], ZONE_IN_A_ROW))
+        return rest_h
+
+    def _rest_of(self, works: Sequence[MachineWork], most: int) -> float:
+        row = _trailing(works)
+        if len(row) < most or row[-1].spell.until is None:
+            return 0.0
+        return max(0.0, FIRST_REST_H * 2.0 ** (len(row) - most) - hours_of(self._now - row[-1].spell.until))
+
+
+def _trailing(works: Sequence[MachineWork]) -> list[MachineWork]:
+    """Those since the last one that committed a new step."""
+    row: list[MachineWork] = []
+    for work in reversed(works):
+        if work.new_steps:
+            break
+        row.append(work)
+    return row[::-1]
+
+
+def _kind(place: Place) -> tuple[str, str, bool]:
+    return place.cloud, place.gpus, place.spot

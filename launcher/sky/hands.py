@@ -1,0 +1,77 @@
+"""What SkyPilot does for the conductor, as a protocol: tests conduct a fake one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from launcher.policy.model import Place
+from launcher.sky.asked import Answer
+
+
+@dataclass(frozen=True)
+class Up:
+    """A machine runs the job."""
+
+    place: Place
+    since: datetime
+    """When this place was asked for: its cloud bills from some seconds later on."""
+    submitted_at: float
+    """What SkyPilot wants back: the job's start, in seconds since 1970."""
+    refused: tuple[Answer, ...] = ()
+    """Places that were asked before it."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A machine came, and did not run the job: it was gone before, or its set-up failed or took too long."""
+
+    place: Place
+    since: datetime
+    refused: tuple[Answer, ...] = ()
+    said: str = ""
+    """SkyPilot's words."""
+    taken: bool = False
+    """Its cloud took it away: then it counts as a preemption."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """None of the places had a machine."""
+
+    refused: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the trainer on the next machine is told, in its environment."""
+
+    hours_to_preemption: float
+    """Mean life of a machine in the place that is asked first: its save interval follows from it."""
+    dead_writer: str = ""
+    """The id of the writer whose machine is terminated: its lease is not waited for."""
+    spent_usd: float = 0.0
+    """What the run has cost when the machine is asked for."""
+    price_usd_per_hour: float = 0.0
+    """Of the dearest place that is asked."""
+
+
+class Hands(Protocol):
+    """What SkyPilot does for us."""
+
+    async def places(self) -> list[Place]:
+        """Every market of the task, with today's price."""
+
+    async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
+        """Ask for a machine, one place after the other, and start the job on it. Bounded in time."""
+
+    async def release(self) -> None:
+        """Give the machine back; nothing happens if it is gone. Raises what SkyPilot raises if that fails."""
+
+    async def cloud_says_gone(self) -> bool:
+        """Does the cloud report the machine as terminated or stopped? False if it does not answer."""
+
+    async def wait(self, seconds: float, reason: str) -> None:
+        """Sleep, showing why."""

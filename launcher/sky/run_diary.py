@@ -1,0 +1,76 @@
+"""The strategy's view of a run's diary: each event is read once, and nothing noted is lost while the bucket is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from datetime import UTC, datetime, timedelta
+
+from checkpoints.clock import Clock
+from checkpoints.errors import NotusError
+from checkpoints.event_kinds import Payload
+from checkpoints.event_order import in_order
+from checkpoints.events import Diary, Event, read_events
+from checkpoints.store import Store
+
+logger = logging.getLogger("sky.notus")
+
+
+class RunDiary:
+    """The diary of one run, for its strategy."""
+
+    def __init__(self, store: Store, clock: Clock, launch: int = 0) -> None:
+        self._store = store
+        self._diary = Diary(store, 0, clock, launch)
+        self._known: dict[str, Event] = {}
+        self._unwritten: list[Event] = []
+        self._writing = threading.Lock()
+        self._noted_at = datetime.min.replace(tzinfo=UTC)
+        self._was_read = False
+
+    async def read(self) -> list[Event]:
+        """All events. Raises `NotusError` if the bucket doesn't answer."""
+        await asyncio.to_thread(self._write_down)
+        for event in await asyncio.to_thread(read_events, self._store, lambda key: key not in self._known):
+            self._known[event.key] = event
+        self._was_read = True
+        return self.known()
+
+    async def read_if_there(self) -> list[Event]:
+        """All events; those of the last look if the bucket doesn't answer. Raises `NotusError` if there was none."""
+        try:
+            return await self.read()
+        except NotusError as error:
+            if not self._was_read:
+                raise
+            logger.warning("notus: the bucket does not answer, so what is known decides: %s", error.message)
+            return self.known()
+
+    def known(self) -> list[Event]:
+        """As of the last look, and what was noted since."""
+        return in_order(self._known.values())
+
+    async def note(self, payload: Payload) -> None:
+        """Note what has happened. What can't be written now is known here anyway, and written later: a machine that is
+        up must not be lost, or asked for twice, because the diary could not be written."""
+        event = self._diary.compose(payload)
+        if event.time <= self._noted_at:  # a machine that came and went at once: the order must stay
+            event = event.model_copy(update={"time": self._noted_at + timedelta(microseconds=1)})
+        self._noted_at = event.time
+        self._known[event.key] = event
+        self._unwritten.append(event)
+        try:
+            await asyncio.to_thread(self._write_down)
+        except NotusError as error:
+            logger.warning("notus: could not note %r yet: %s", event.kind, error.message)
+
+    def _write_down(self) -> None:
+        """Not on the event loop: it is every job's, and a bucket that is away takes minutes.
+
+        One thread at a time: the timer's look goes on while a machine is looked for, and each has a thread.
+        """
+        with self._writing:
+            while self._unwritten:
+                self._diary.append(self._unwritten[0])
+                self._unwritten.pop(0)
