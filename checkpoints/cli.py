@@ -37,6 +37,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 all is well; 1 a checkpoint is damaged; 2 your error.",
 )
 
+STEP_DIGITS = 12
+"""No run has that many steps; Python refuses to read a number of thousands of digits."""
+
 UrlArgument = Annotated[str, typer.Argument(help="The run's folder in the bucket.")]
 FolderArgument = Annotated[Path, typer.Argument(help="Local folder, created.")]
 StepOption = Annotated[
@@ -273,8 +276,8 @@ def _choose(head: Head, wanted: str | None) -> Commit:
         if best is None:
             raise UserError("no checkpoint has a score", "set saves.keep_best in the recipe: it needs evaluations")
         return best
-    if not wanted.isdecimal():
-        raise UserError(f"--step {wanted!r} is not a step", "give a number, or best")
+    if not wanted.isdecimal() or len(wanted) > STEP_DIGITS:
+        raise UserError(f"--step {wanted[:40]!r} is not a step", "give a number, or best")
     step = int(wanted)
     steps = [commit.step for commit in head.commits]
     if step in steps:
@@ -336,7 +339,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

@@ -4,6 +4,7 @@
     +-- UserError                         exit code 2: the user can fix it; never retried
     |   +-- InvalidName                   a run, key or file name that could leave its folder
     |   +-- BucketUnusable                no such bucket, no right to write, disk full
+    |   |   +-- AccessDenied              the credentials are refused; during a run that may pass, see `claimed`
     |   +-- RunHeld                       another launcher or machine holds the run's lease
     |   +-- NotExact                      the checkpoint belongs to a run with another fingerprint
     +-- StoreError                        the store answered with something that we can't go on from
@@ -44,6 +45,10 @@ class InvalidName(UserError):
 
 class BucketUnusable(UserError):
     """The bucket can't be read or written as it is."""
+
+
+class AccessDenied(BucketUnusable):
+    """The store refuses the credentials, or there are none."""
 
 
 class RunHeld(UserError):

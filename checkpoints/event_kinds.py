@@ -199,6 +199,8 @@ class SetupFailed(Payload):
     message: str
     command: str = ""
     """The command that failed."""
+    after: NonNegativeInt | None = None
+    """The newest attempt before it: the machines' clocks don't order launches."""
 
 
 class ReleaseFailed(Payload):
@@ -263,6 +265,8 @@ class AttemptStarted(Payload):
     host: str = ""
     processes: int = 0
     recipe: str = ""
+    inputs: str = ""
+    """A hash of recipe, local data and code, see `trainer.inputs`."""
 
 
 class Claimed(Payload):

@@ -24,7 +24,15 @@ from obstore.exceptions import (
 )
 from obstore.store import GCSStore, MemoryStore, S3Store
 
-from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, StoreError, UserError
+from checkpoints.errors import (
+    AccessDenied,
+    AlreadyExists,
+    BucketUnusable,
+    Conflict,
+    ObjectMissing,
+    StoreError,
+    UserError,
+)
 from checkpoints.gcs_access import MachineAccess, credentials
 from checkpoints.signed_reader import Request, SignedReader
 from checkpoints.store import Buffer, Entry, Seen, Stored, ignore
@@ -204,7 +212,7 @@ class ObjectStore:
                 ) from error
             raise ObjectMissing(f"{where} does not exist") from error
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-            raise BucketUnusable(f"{self._url} refuses access: {_first_line(error)}", _CREDENTIALS_HINT) from error
+            raise AccessDenied(f"{self._url} refuses access: {_first_line(error)}", _CREDENTIALS_HINT) from error
         except (BaseError, OSError) as error:
             raise _Transient(f"{where}: {_first_line(error)}") from error
 
@@ -267,7 +275,7 @@ def _s3_stores(bucket: str, prefix: str, environment: Mapping[str, str]) -> tupl
         aws_session_token=environment.get("AWS_SESSION_TOKEN"),
     )
     if session.get_credentials() is None:
-        raise BucketUnusable(f"no credentials for s3://{bucket}", _CREDENTIALS_HINT)
+        raise AccessDenied(f"no credentials for s3://{bucket}", _CREDENTIALS_HINT)
     # Signing the payload costs a SHA-256 of every byte: 0.67 instead of 0.21 CPU-s/GB. TLS protects the bytes on the
     # way, and every chunk has its CRC32C. AWS, R2 and MinIO take unsigned payloads.
     config: dict[str, Any] = {"unsigned_payload": True}

@@ -20,6 +20,7 @@ from checkpoints.upload import put_once
 
 RUN_KEY = "run.json"
 HEARTBEAT_KEY = "heartbeat.json"
+CONTROLLER_KEY = "controller.json"
 
 
 class RunRecord(Record):
@@ -43,6 +44,14 @@ class Heartbeat(Record):
     step: int = 0
     total_steps: int = 0
     loss: float | None = None
+
+
+class ControllerBeat(Record):
+    """controller.json: overwritten at each look of the controller at the run, so that the machine knows it is there."""
+
+    version: Literal[1] = 1
+    time: datetime = Field(description="by the controller's clock; a machine only looks whether it changes")
+    launch: int = Field(default=0, ge=0, description="how many machines the run has asked for")
 
 
 def open_run(bucket_url: str, name: str, environment: Mapping[str, str] | None = None) -> Store:
@@ -75,6 +84,16 @@ def read_run(store: Store) -> RunRecord | None:
 def read_heartbeat(store: Store) -> Heartbeat | None:
     """The newest heartbeat, or None."""
     return read_if_there(store, HEARTBEAT_KEY, Heartbeat)
+
+
+def read_controller_beat(store: Store) -> ControllerBeat | None:
+    """The controller's newest sign of life, or None."""
+    return read_if_there(store, CONTROLLER_KEY, ControllerBeat)
+
+
+def write_controller_beat(store: Store, time: datetime, launch: int = 0) -> None:
+    """The controller looks after the run."""
+    store.put(CONTROLLER_KEY, ControllerBeat(time=time, launch=launch).to_json())
 
 
 def list_runs(bucket_url: str) -> list[str]:

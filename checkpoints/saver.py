@@ -209,6 +209,11 @@ class Saver:
         sent = self._uploader.sent
         return sent.sent_bytes if self._in_flight is not None and sent.number == self._in_flight.number else 0
 
+    @property
+    def save_s(self) -> float | None:
+        """A whole save takes, from its start to its last byte in the store; None before the first one is done."""
+        return None if self.costs is None else self.costs.stall_s + self.costs.copy_s + self.costs.upload_s
+
     def take_stall_s(self) -> float:
         """Seconds that training stood still for saving since the last call."""
         stall_s, self._stall_s = self._stall_s, 0.0

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
+from checkpoints.environment import user_path
 from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, UserError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -102,7 +103,7 @@ def open_store(url: str, prefix: str = "", environment: Mapping[str, str] | None
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
-        scheme, rest = "file", str(Path(url).expanduser().absolute())
+        scheme, rest = "file", str(user_path(url).absolute())
     if scheme == "file":
         from checkpoints.folder_store import FolderStore
 

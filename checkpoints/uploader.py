@@ -26,13 +26,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from checkpoints.claimed import open_claimed_run
 from checkpoints.errors import Fenced, NotusError, StoreError, UserError
 from checkpoints.event_kinds import Saved
 from checkpoints.events import Diary
 from checkpoints.head import Lease, Retention
+from checkpoints.interpreter import module
 from checkpoints.manifest import Manifest
 from checkpoints.retention import collect, collect_orphans
-from checkpoints.run import open_run, write_metrics
+from checkpoints.run import write_metrics
 from checkpoints.shm import open_shared
 from checkpoints.snapshot import Snapshot, TensorSpec
 from checkpoints.store import Store
@@ -123,7 +125,7 @@ class UploaderClient:
         self.sent = Sent(number=0, sent_bytes=0)
         """The last word on the job in flight."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "checkpoints.uploader"],
+            module("checkpoints.uploader"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # a signal to the rank's group is not for the uploader
@@ -371,7 +373,7 @@ def main() -> None:
     setup = Setup.model_validate_json(sys.stdin.buffer.readline())
     inbox = Inbox(sys.stdin.buffer, setup.drain_s)
     inbox.start()
-    uploader = Uploader(setup, open_run(setup.bucket, setup.run), inbox, _say)
+    uploader = Uploader(setup, open_claimed_run(setup.bucket, setup.run), inbox, _say)
     for done in uploader.run():
         _say(done)
 

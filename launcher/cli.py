@@ -5,7 +5,6 @@ Heavy modules are imported inside the commands, so that `--help` and a mistyped 
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 
 import typer
@@ -57,10 +56,12 @@ def launch(
 
     Without a subcommand: launch. The same --name goes on where that run was.
     """
-    if ctx.invoked_subcommand is not None:
-        return
     from checkpoints.names import check_run_name
     from launcher import request as asked
+
+    if ctx.invoked_subcommand is not None:
+        asked.refuse_before_subcommand(o.given_on_command_line(ctx), ctx.invoked_subcommand, o.of_subcommand(ctx))
+        return
 
     asked.check_output(output)
     market = asked.choose_market(spot=spot, on_demand=on_demand, auto=auto)
@@ -74,7 +75,7 @@ def launch(
         deadline_h=asked.parse_deadline(deadline, datetime.now(UTC)) if deadline is not None else None,
         budget_usd=budget,
         hours=hours,
-        hazard_h=asked.parse_span(hazard, "--hazard") if hazard is not None else None,
+        hazard_h=asked.parse_hazard(hazard) if hazard is not None else None,
         trust_prices=trust_prices,
         bucket=bucket,
         name=check_run_name(name) if name else None,
@@ -107,7 +108,9 @@ def status(
     Reads the bucket; for one cloud run also asks SkyPilot, where its server runs.
     """
     from launcher import look
+    from launcher.find import check_default_bucket
 
+    check_default_bucket(bucket, run)
     look.show_status(bucket, [run] if run else None, output)
 
 
@@ -129,7 +132,9 @@ def logs(
 ) -> None:
     """What the ranks printed, of all attempts or one. Reads the bucket only."""
     from launcher import look
+    from launcher.find import check_default_bucket
 
+    check_default_bucket(bucket, run)
     look.print_logs(bucket, run, attempt, follow=follow)
 
 
@@ -142,7 +147,9 @@ def report(
 ) -> None:
     """The receipt of a run: attempts, steps redone, time lost, goodput, cost."""
     from launcher import look
+    from launcher.find import check_default_bucket
 
+    check_default_bucket(bucket, run)
     look.show_report(bucket, run, output)
 
 
@@ -155,7 +162,9 @@ def stop(
 ) -> None:
     """Save, verify the checkpoint, end the run and give its machine back. The same --name goes on later."""
     from launcher import stop as story
+    from launcher.find import check_default_bucket
 
+    check_default_bucket(bucket, run)
     raise typer.Exit(story.stop_run(bucket, run, at_once=now))
 
 
@@ -221,8 +230,6 @@ def doctor(
 
 def main() -> None:
     """Entry point."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)
     run_app(app, "notus-launch")
 
 

@@ -7,23 +7,23 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
 import typer
 
 from checkpoints.clock import SystemClock
+from checkpoints.environment import user_home
 from checkpoints.event_kinds import Planned, Stopped
 from checkpoints.events import Diary, read_events
 from checkpoints.names import check_run_name
 from checkpoints.requests import withdraw
 from checkpoints.run import open_run, read_heartbeat, register_run
 from checkpoints.store import Store, probe
-from launcher.dry_run import limits_of_plan, planner_for, rungs_of, strategy_here
+from launcher.dry_run import limits_of_plan, planner_for, price_warnings, rungs_of, strategy_here
 from launcher.errors import RequestError
 from launcher.follow import follow
 from launcher.launch import new_name, read_receipt, say, show_receipt
-from launcher.options import home
+from launcher.options import home, writable
 from launcher.plan import Plan, Rung, require_plan
 from launcher.policy.history import began_since
 from launcher.policy.limits import Limits
@@ -31,7 +31,7 @@ from launcher.report.status import ABANDONED_S, OVER, RunStatus, read_status
 from launcher.request import LaunchRequest, check_cloud_bucket
 from launcher.sky import client
 from launcher.sky.client import Job
-from launcher.sky.doctor import find_controller
+from launcher.sky.controller import ASLEEP, KEEP_AWAKE, find_controller, sleeps_with_this_machine
 from launcher.sky.render import NOTUS, task_config
 from launcher.sky.secrets import collect
 from launcher.sky.sent import gather
@@ -62,11 +62,14 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     check_local(recipe.dataset)
     result = planner_for(request, recipe).compare()
     plan = require_plan(result, request)
+    for warning in price_warnings(request):
+        say(f"warning: {warning}")
     name = check_run_name(request.name or new_name(recipe))
     bucket = check_cloud_bucket(request.bucket)
     if strategy_here() != NOTUS:
         _say_what_is_missing(request)
     _check_controller()
+    writable(home() / "sent")
     rungs = rungs_of(request, plan, result)
     secrets = collect(recipe, bucket, rungs, os.environ)
     store = open_run(bucket, name)
@@ -168,7 +171,9 @@ def _say_what_is_missing(request: LaunchRequest) -> None:
 
 def _check_controller() -> None:
     """A VM for the controller costs, and without our plugin on it a job of ours fails. Raises `RequestError`."""
-    found = find_controller(Path.home(), os.environ)
+    found = find_controller(user_home(), os.environ)
+    if sleeps_with_this_machine(user_home(), os.environ):
+        say(f"{ASLEEP}; {KEEP_AWAKE}")
     if found.state != "missing":
         return
     if strategy_here() == NOTUS:

@@ -8,23 +8,24 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from rich.console import Console
 
+from checkpoints.environment import user_home
 from launcher.explain import Explanation, explain
 from launcher.hazard import Learned
 from launcher.kinds import wanted_gpus
-from launcher.offers import find_catalog, load_offers
+from launcher.named_places import named_places
+from launcher.offers import Offer, find_catalog, load_offers
 from launcher.options import experience_path
 from launcher.plan import DryRun, Plan, Rung, ladder, nearest, require_plan
 from launcher.planner import Planner
 from launcher.policy.limits import Limits
 from launcher.report.plans import show_dry_run
 from launcher.request import CLOUDS, LaunchRequest, check_cloud_bucket
-from launcher.sky.doctor import plugin_is_configured
+from launcher.sky.controller import plugin_is_configured
 from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
 from trainer.recipe import Recipe, builtin_names, load_recipe
 
@@ -41,7 +42,7 @@ def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -
         check_cloud_bucket(request.bucket)
     recipe = load_recipe(request.recipe)
     planner = planner_for(request, recipe)
-    result = planner.compare()
+    result = planner.compare().model_copy(update={"warnings": price_warnings(request)})
     if strategy_here() != NOTUS:
         result = result.model_copy(update={"advice": (WITHOUT_PLUGIN, *result.advice)})
     task = shown_task(request, recipe, result)
@@ -59,9 +60,14 @@ def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -
 
 def planner_for(request: LaunchRequest, recipe: Recipe) -> Planner:
     """A planner over the offers of a request."""
-    catalog = find_catalog()
-    offers = load_offers(catalog, wanted_gpus(request, recipe), request.clouds or tuple(CLOUDS))
-    return Planner(request, recipe, offers, catalog.source, _learned())
+    catalog, clouds = find_catalog(), request.clouds or tuple(CLOUDS)
+    offers = load_offers(catalog, wanted_gpus(request, recipe), clouds)
+    return Planner(request, recipe, offers, catalog.described(clouds, datetime.now(UTC)), _learned(offers))
+
+
+def price_warnings(request: LaunchRequest) -> tuple[str, ...]:
+    """Which price lists of a request are too old to rely on."""
+    return tuple(find_catalog().warnings(request.clouds or tuple(CLOUDS), datetime.now(UTC)))
 
 
 def explanation(planner: Planner, result: DryRun) -> Explanation | None:
@@ -92,19 +98,25 @@ def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
     )
 
 
-def _learned(without: str = "") -> Mapping[tuple[str, str], Learned]:
-    """What the user's runs have met, if they have met anything: reading it needs the events' modules."""
+def _learned(offers: Sequence[Offer] = (), without: str = "") -> Mapping[tuple[str, str], Learned]:
+    """What the user's runs have met, if they have met anything: reading it needs the events' modules.
+
+    `offers` are those of the plan, which may know AWS's zones by id only.
+    """
     if not experience_path().exists():
         return {}
     from launcher.experience import learned
 
-    return learned(without)
+    return learned(without, names=find_catalog().zone_names, offers=offers)
 
 
 def rungs_of(request: LaunchRequest, plan: Plan, result: DryRun) -> tuple[Rung, ...]:
-    """The places to try, for this plan."""
+    """The places to try, for this plan: none whose price looks wrong, unless the user trusts it."""
     within = [other for other in result.plans if other.within_limits]
-    return ladder(plan, within, mixed=len(request.gpus) > 1)
+    rungs = ladder(plan, within, mixed=len(request.gpus) > 1)
+    return named_places(
+        rungs, result.offers, trust_prices=request.trust_prices, strategy_checks=strategy_here() == NOTUS
+    )
 
 
 def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
@@ -120,10 +132,11 @@ def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
         restore_usd=plan.restore_usd,
         bucket_cloud=plan.bucket_cloud or "",
         store_usd_per_h=plan.storage_usd / plan.expected_finish_h,
+        trust_prices=request.trust_prices,
         met={kind: known.met for kind, known in learned.items() if kind in markets},
     )
 
 
 def strategy_here() -> str:
     """Ours, where SkyPilot knows the plugin."""
-    return NOTUS if plugin_is_configured(Path.home(), os.environ) else SKYPILOTS_OWN
+    return NOTUS if plugin_is_configured(user_home(), os.environ) else SKYPILOTS_OWN

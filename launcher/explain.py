@@ -96,6 +96,8 @@ def _zones(plan: Plan) -> list[str]:
 def _basis(zone: ZonePlan) -> str:
     if zone.basis == "own spells":
         return f"from {counted(zone.own_spells, 'own spell')}"
+    if zone.basis == "region":
+        return f"from {counted(zone.own_spells, 'own spell')} in its region"
     return {"market": "from own spells in its market", "assumed": "assumed", "--hazard": "by --hazard"}[zone.basis]
 
 

@@ -35,8 +35,9 @@ ON_DEMAND_H = 720.0
 """Mean life of an on-demand machine. Assumed: one that nobody takes away still breaks now and then."""
 
 
-Basis = Literal["assumed", "--hazard", "market", "own spells"]
-"""What a zone's rate comes from: the shipped table, the user's word, spells elsewhere in its market, its own spells."""
+Basis = Literal["assumed", "--hazard", "market", "region", "own spells"]
+"""What a zone's rate comes from: the shipped table, the user's word, spells elsewhere in its market or in its region,
+its own spells."""
 
 
 class ZoneLife(NamedTuple):
@@ -45,7 +46,7 @@ class ZoneLife(NamedTuple):
     mean_h: float
     basis: Basis
     own_spells: int = 0
-    """Machines of the user's there: what tells the zone from its market."""
+    """Machines of the user's there, or in its region: what tells the zone from its market."""
 
 
 class Hazard(BaseModel):

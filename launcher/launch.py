@@ -11,19 +11,20 @@ from rich.console import Console
 
 from checkpoints.errors import NotusError
 from checkpoints.event_kinds import Compared
-from checkpoints.events import Diary, read_events
+from checkpoints.events import Diary, of_kind, read_events
 from checkpoints.names import check_run_name
 from checkpoints.requests import withdraw
-from checkpoints.run import open_run, read_metrics, register_run
+from checkpoints.run import open_run, read_metrics, read_run, register_run
 from checkpoints.store import Store, probe
 from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.experience import remember
 from launcher.local import LocalBackend, LocalRun, committed_step
 from launcher.offers import Offer, cheapest_by_kind, find_catalog, load_offers
-from launcher.options import default_bucket, home
+from launcher.options import default_folder, home, writable
 from launcher.report.exact import compare_runs
 from launcher.report.receipt import Receipt, make_receipt
 from launcher.report.render import receipt_panel
+from launcher.report.status import read_status
 from launcher.request import LaunchRequest, parse_gpus
 from launcher.watch import watcher
 from trainer.main import default_processes, new_record
@@ -45,8 +46,14 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     """Run on this machine; on request preempt it, and compare it with an uninterrupted twin."""
     recipe = load_recipe(request.recipe)
     check_local(recipe.dataset)
-    bucket = request.bucket or default_bucket()
+    bucket = request.bucket or f"file://{writable(default_folder())}"
+    writable(home() / "scratch")
     name = check_run_name(request.name or new_name(recipe))
+    store = open_run(bucket, name)
+    if _is_done(store, name, recipe, compare=options.compare):
+        say(f"run {name} is done already")
+        show_receipt(read_receipt(store, name, recipe), output)
+        return 0
     run = LocalRun(
         run=name,
         recipe=request.recipe,
@@ -55,7 +62,6 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
         preemptions=options.preemptions,
         seed=secrets.randbelow(10**6) if options.seed is None else options.seed,
     )
-    store = open_run(bucket, name)
     probe(store)
     say(f"run {name} in {store.url}")
     if run.preemptions:
@@ -74,6 +80,14 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     show_receipt(read_receipt(store, name, recipe), output)
     say(f"the model is in {store.url}/final")
     return 0
+
+
+def _is_done(store: Store, name: str, recipe: Recipe, *, compare: bool) -> bool:
+    """Is nothing left to do? Raises `UserError` for a finished run of another recipe."""
+    if read_run(store) is None or read_status(store, name, datetime.now(UTC)).state != "finished":
+        return False
+    register_run(store, new_record(name, recipe))
+    return not compare or bool(of_kind(read_events(store), Compared))
 
 
 def _run(run: LocalRun, recipe: Recipe, store: Store, *, label: str) -> Outcome:

@@ -13,7 +13,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,21 +24,24 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from checkpoints.clock import SystemClock
 from checkpoints.errors import NotusError, UserError
-from checkpoints.event_kinds import Failed, Preempted, Stopped
-from checkpoints.events import Diary
+from checkpoints.event_kinds import AttemptEnded, Failed, Preempted, Stopped
+from checkpoints.events import Diary, read_events
 from checkpoints.head import Head, next_claim, read_head
+from checkpoints.interpreter import module
 from checkpoints.journal import Journal
 from checkpoints.shm import RunMemory
 from checkpoints.store import Store
 from launcher.errors import RunFailed
-from trainer.attempt import pid_scope
+from launcher.presence import dead_holder, looked_after
+from trainer.failed_start import gave_up_because, note_failed_start
 from trainer.processes import adopt_orphans, die_with_parent, kill_descendants
+from trainer.restarts import MAX_FAILED_STARTS, gives_up
 from trainer.scratch import Outcome, Progress, Scratch
 from trainer.stop import request_stop
 
 POLL_S = 0.02
-MAX_FRUITLESS_FAILURES = 3
-"""A crash is tried again, but not for ever: after so many attempts in a row that committed nothing, we give up."""
+MAX_FRUITLESS_FAILURES = MAX_FAILED_STARTS
+"""The same rule as on a VM."""
 
 
 class LocalRun(BaseModel):
@@ -77,16 +79,6 @@ def preemption_points(count: int, seed: int) -> list[float]:
     return [(index + generator.uniform(0.1, 0.9)) / count for index in range(count)]
 
 
-def dead_holder(head: Head | None) -> str:
-    """The id of HEAD's writer if it was a process of this machine that no longer lives; else ''.
-
-    Only a process of this boot and pid namespace can be judged; for any other holder the lease decides.
-    """
-    if head is None or not head.writer.pid_scope or head.writer.pid_scope != pid_scope():
-        return ""
-    return "" if psutil.pid_exists(head.writer.pid) else head.writer.id
-
-
 class LocalBackend:
     """Runs one run to its end."""
 
@@ -111,10 +103,8 @@ class LocalBackend:
         gone = dead_holder(head)
         if head is not None and not gone:
             self._refuse_if_held(head)
-        fruitless = 0
-        with self._signals(), self._no_orphans():
+        with self._signals(), self._no_orphans(), looked_after(self._store):
             while True:
-                before = committed_step(self._store)
                 scratch = Scratch(self._scratch_root / f"attempt-{time.time_ns()}")
                 outcome = self._attempt(scratch, gone)
                 claimed = scratch.read_head()
@@ -123,8 +113,7 @@ class LocalBackend:
                 if outcome is not None and self._is_final(outcome):
                     self._clean(scratch)
                     return outcome
-                fruitless = 0 if outcome is None or committed_step(self._store) > before else fruitless + 1
-                if fruitless >= MAX_FRUITLESS_FAILURES:
+                if outcome is not None and outcome.gave_up:
                     raise self._give_up(scratch, outcome)
                 self._clean(scratch)
 
@@ -159,9 +148,7 @@ class LocalBackend:
         if preempted_at is not None and not self._stop_signals:
             self._record_preemption(scratch, announced, preempted_at)
             return None
-        outcome = scratch.read_result() or Outcome(
-            kind="failed", step=scratch.read_progress().step, message="the attempt was killed from outside"
-        )
+        outcome = self._judged(scratch, scratch.read_result())
         self._watcher.attempt_ended(outcome)
         return outcome
 
@@ -181,7 +168,7 @@ class LocalBackend:
 
     def _command(self, scratch: Scratch, gone: str) -> list[str]:
         run = self._run
-        command = [sys.executable, "-m", "trainer.main", run.recipe, "--run", run.run, "--bucket", run.bucket]
+        command = [*module("trainer.main"), run.recipe, "--run", run.run, "--bucket", run.bucket]
         command += ["--processes", str(run.processes), "--scratch", str(scratch.folder), "--predecessor-gone", gone]
         command.append("--no-wait")
         return command
@@ -209,11 +196,30 @@ class LocalBackend:
             return True
         return False
 
-    def _give_up(self, scratch: Scratch, outcome: Outcome | None) -> RunFailed:
-        message = outcome.message if outcome else "the attempts ended without a word"
-        self._diary().try_write(Failed(message=message))
+    def _judged(self, scratch: Scratch, result: Outcome | None) -> Outcome:
+        """How the attempt ended. Failures that it could not note and count itself are noted and counted here."""
+        claimed = scratch.read_head()
+        killed = Outcome(
+            kind="failed", step=scratch.read_progress().step, message="the attempt was killed from outside"
+        )
+        outcome = result or killed
+        if outcome.kind != "failed" or (claimed and result) or self._stop_signals:
+            return outcome
+        try:
+            if claimed is None:
+                gave_up = not note_failed_start(self._store, outcome.message, "notus-train")
+            else:
+                diary = Diary(self._store, claimed.epoch)
+                diary.write(AttemptEnded(outcome=outcome.kind, step=outcome.step, message=outcome.message))
+                if gave_up := gives_up(read_events(self._store)):
+                    diary.write(Failed(message=gave_up_because(outcome.message), exit_code=RunFailed.exit_code))
+        except NotusError as error:  # without the diary nobody knows how often it was tried
+            return outcome.model_copy(update={"gave_up": True, "message": f"{outcome.message}; {error.message}"})
+        return outcome.model_copy(update={"gave_up": gave_up})
+
+    def _give_up(self, scratch: Scratch, outcome: Outcome) -> RunFailed:
         return RunFailed(
-            f"gave up after {MAX_FRUITLESS_FAILURES} attempts without progress: {message}",
+            gave_up_because(outcome.message),
             f"log: notus-launch logs {self._run.run}   (local copy: {scratch.log})",
         )
 

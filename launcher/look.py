@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 from rich.console import Console
 
 from checkpoints.clock import Clock, SystemClock
+from checkpoints.environment import user_home
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.journal import read_journal
 from checkpoints.run import list_runs, open_run, read_run
@@ -76,9 +76,9 @@ def show_report(bucket: str | None, name: str, output: str) -> None:
 def show_doctor(*, fix: bool, output: str) -> int:
     """Print what a cloud launch needs, after writing what can be written; returns the exit code."""
     check_output(output)
-    for line in doctor.fix(Path.home(), os.environ) if fix else []:
+    for line in doctor.fix(user_home(), os.environ) if fix else []:
         sys.stderr.write(f"notus-launch: {line}\n")
-    found = doctor.examine(Path.home(), os.environ)
+    found = doctor.examine(user_home(), os.environ)
     if output == "json":
         sys.stdout.write(json.dumps([finding._asdict() for finding in found], indent=2) + "\n")
     else:

@@ -8,6 +8,10 @@ from typing import Annotated
 
 import typer
 
+from checkpoints.environment import user_path
+from checkpoints.errors import UserError
+from launcher.bounds import MAX_HOURS, MAX_PROCESSES, MAX_SEED, MAX_USD, MIN_HOURS, MIN_USD
+
 RecipeOption = Annotated[str, typer.Option("--recipe", help="Recipe name, or the path of a .yaml file.")]
 CloudOption = Annotated[
     list[str] | None,
@@ -18,7 +22,7 @@ SpotOption = Annotated[bool, typer.Option("--spot", help="Spot machines only.")]
 OnDemandOption = Annotated[bool, typer.Option("--on-demand", help="On-demand machines only.")]
 AutoOption = Annotated[bool, typer.Option("--auto", help="Both, by expected cost (the default).")]
 DeadlineOption = Annotated[str | None, typer.Option(help="24h, 90m, 1d or an ISO time.")]
-BudgetOption = Annotated[float | None, typer.Option(help="US dollars for the whole run.", min=0.01)]
+BudgetOption = Annotated[float | None, typer.Option(help="US dollars for the whole run.", min=MIN_USD, max=MAX_USD)]
 BucketOption = Annotated[
     str | None,
     typer.Option(
@@ -33,7 +37,8 @@ HoursOption = Annotated[
     typer.Option(
         help="Hours of work, instead of the recipe's figure: on the node of --gpus where one is named, else on the "
         "GPUs that the recipe was made for.",
-        min=0.001,
+        min=MIN_HOURS,
+        max=MAX_HOURS,
     ),
 ]
 HazardOption = Annotated[
@@ -71,9 +76,11 @@ CompareOption = Annotated[
         help="Local only: also make the uninterrupted run and compare bit for bit. Default: with --preempt.",
     ),
 ]
-SeedOption = Annotated[int | None, typer.Option(help="Local only: seed of the random steps of --preempt.")]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Local only: seed of the random steps of --preempt.", min=0, max=MAX_SEED)
+]
 ProcessesOption = Annotated[
-    int | None, typer.Option(help="Local only: ranks. Default: one a GPU, else the recipe's.", min=1)
+    int | None, typer.Option(help="Local only: ranks. Default: one a GPU, else the recipe's.", min=1, max=MAX_PROCESSES)
 ]
 PricesArgument = Annotated[str, typer.Argument(help="show, refresh or diff.")]
 TraceOption = Annotated[list[Path], typer.Option("--trace", help="JSON file of availability. Repeatable.")]
@@ -81,18 +88,54 @@ SimulatedHoursOption = Annotated[float, typer.Option("--hours", help="Hours of w
 RestartOption = Annotated[float, typer.Option(help="Minutes from a new machine to its first step.", min=0, max=600)]
 PriceOption = Annotated[float, typer.Option(help="Price of spot as a share of on demand.", min=0.01, max=1)]
 PlotOption = Annotated[Path | None, typer.Option("--plot", help="Also draw it to this .png or .svg file.")]
-StartOption = Annotated[float, typer.Option(help="Hours into the trace; 72 h before it are known.", min=0)]
+StartOption = Annotated[
+    float,
+    typer.Option(help="Hours into the trace; 72 h before it are known.", min=0, max=1e6),
+]
 OutputOption = Annotated[str, typer.Option("--output", "-o", help="text or json.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log on stderr.")]
 RunArgument = Annotated[str, typer.Argument(help="Name of the run.")]
 OptionalRunArgument = Annotated[str | None, typer.Argument(help="Name of the run. Default: all.")]
-AttemptOption = Annotated[int | None, typer.Option("--attempt", help="Only this attempt.", min=1)]
+AttemptOption = Annotated[int | None, typer.Option("--attempt", help="Only this attempt.", min=1, max=10**6)]
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")]
+
+
+def given_on_command_line(ctx: typer.Context) -> list[str]:
+    """The options of this command that were written there, by their long names; --debug is looked for everywhere."""
+    given = [
+        parameter
+        for parameter in ctx.command.params
+        if parameter.name not in (None, "debug") and _source(ctx, str(parameter.name)) == "COMMANDLINE"
+    ]
+    return [max(parameter.opts, key=len) for parameter in given]
+
+
+def of_subcommand(ctx: typer.Context) -> frozenset[str]:
+    """The long names of the options of the subcommand that is about to run."""
+    subcommand = getattr(ctx.command, "commands", {}).get(ctx.invoked_subcommand)
+    return frozenset(max(one.opts, key=len) for one in subcommand.params) if subcommand else frozenset()
+
+
+def _source(ctx: typer.Context, name: str) -> str:
+    source = ctx.get_parameter_source(name)
+    return source.name if source is not None else ""
 
 
 def home() -> Path:
     """Our folder in the user's home: the default bucket and scratch space. NOTUS_HOME moves it."""
-    return Path(os.environ.get("NOTUS_HOME") or "~/.notus").expanduser()
+    return user_path(os.environ.get("NOTUS_HOME") or "~/.notus").absolute()
+
+
+def writable(folder: Path) -> Path:
+    """A folder below `home()`, made if it isn't there. Raises `UserError` naming NOTUS_HOME if it can't be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else "no permission to write, or a read-only file system"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise UserError(f"{folder} can't be used: {reason}", "set NOTUS_HOME to a folder that can be written")
+    return folder
 
 
 def experience_path() -> Path:
@@ -100,8 +143,11 @@ def experience_path() -> Path:
     return home() / "experience.json"
 
 
+def default_folder() -> Path:
+    """The folder of the embedded default bucket. It may not be there yet."""
+    return home() / "bucket"
+
+
 def default_bucket() -> str:
-    """The embedded default: a folder, created on first use."""
-    bucket = home() / "bucket"
-    bucket.mkdir(parents=True, exist_ok=True)
-    return f"file://{bucket}"
+    """The embedded default bucket: `writable(default_folder())` makes it."""
+    return f"file://{default_folder()}"

@@ -11,6 +11,7 @@ from launcher.errors import NothingFits
 from launcher.estimate import Estimate
 from launcher.hazard import Basis
 from launcher.offers import Offer
+from launcher.price_lists import REFRESH
 from launcher.request import LaunchRequest
 
 CONFIDENCE = 0.95
@@ -28,6 +29,9 @@ class Rung(BaseModel):
     spot: bool
     host_gib: int | None = None
     """The least memory of the host, where the cloud also has nodes of this kind that are too small."""
+    region: str | None = None
+    """Where only some places of the cloud are meant, see named_places.py."""
+    zone: str | None = None
 
 
 class ZonePlan(BaseModel):
@@ -92,6 +96,8 @@ class DryRun(BaseModel):
     plans: tuple[Plan, ...]
     recommended: str | None
     reason: str
+    warnings: tuple[str, ...] = ()
+    """About the prices that everything else rests on."""
     advice: tuple[str, ...] = ()
     assumptions: tuple[str, ...]
 
@@ -134,11 +140,19 @@ def require_plan(result: DryRun, request: LaunchRequest) -> Plan:
         why = dict.fromkeys(f"{offer.gpus}: {offer.misfit}" for offer in result.offers)
         raise NothingFits(f"the recipe fits no offer ({'; '.join(why)})", "name other --gpus, or another recipe")
     if not result.plans:
-        raise NothingFits(
-            "no trusted offer fits the request",
-            "widen --cloud or --gpus; `--dry-run` shows flagged prices too, and --trust-prices takes them",
-        )
+        raise NothingFits("no trusted offer fits the request", _to_trust(result.offers, request))
     raise NothingFits(*unkept(result.plans, request))
+
+
+def _to_trust(offers: Sequence[Offer], request: LaunchRequest) -> str:
+    """What to do where offers fit and none is used: --trust-prices, if it would take one of them."""
+    asked = {"auto": (True, False), "spot": (True,), "on-demand": (False,)}[request.market]
+    fitting = [offer for offer in offers if offer.fits and offer.spot in asked]
+    if any(not offer.usable() and offer.usable(trust_prices=True) for offer in fitting) and not request.trust_prices:
+        return "widen --cloud or --gpus; `--dry-run` shows flagged prices too, and --trust-prices takes those above 0"
+    if fitting and not any(offer.usable(trust_prices=True) for offer in fitting):
+        return f"a price of 0 or less is never taken: fix the price list (`{REFRESH}`), or widen --cloud or --gpus"
+    return "widen --cloud or --gpus"
 
 
 def limits_named(request: LaunchRequest) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
@@ -46,7 +47,7 @@ def prices(action: str, request: LaunchRequest, output: str) -> int:
     if action not in ACTIONS:
         raise RequestError(f"prices {action!r} is not known", f"use one of: {', '.join(ACTIONS)}")
     if action == "show":
-        _show(_sold(find_catalog(), request), find_catalog().source, output)
+        _show_offers(find_catalog(), request, output)
     elif action == "diff":
         changes = compare(_offers(shipped_catalog(), request), _offers(find_catalog(), request))
         _show_changes(changes, f"{shipped_catalog().source} -> {find_catalog().source}", output)
@@ -95,14 +96,23 @@ def _offers(catalog: Catalog, request: LaunchRequest) -> list[Offer]:
         return []
 
 
-def _show(offers: Sequence[Offer], source: str, output: str) -> None:
+def _show_offers(catalog: Catalog, request: LaunchRequest, output: str) -> None:
+    """With how old the lists are."""
+    offers = _sold(catalog, request)
+    clouds, now = request.clouds or tuple(CLOUDS), datetime.now(UTC)
+    _show(offers, catalog.described(clouds, now), catalog.warnings(clouds, now), output)
+
+
+def _show(offers: Sequence[Offer], source: str, warnings: Sequence[str], output: str) -> None:
     if output == "json":
-        told = {"source": source, "offers": [offer.model_dump(mode="json") for offer in offers]}
+        told = {"source": source, "warnings": warnings, "offers": [offer.model_dump(mode="json") for offer in offers]}
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
         return
     console = Console()
     console.print(offers_table(offers, SHOWN))
     console.print(f"\n{source}; {_doubts(offers)}", soft_wrap=True, highlight=False)
+    for warning in warnings:
+        console.print(f"warning: {warning}", soft_wrap=True, highlight=False)
 
 
 def _doubts(offers: Sequence[Offer]) -> str:

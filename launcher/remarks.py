@@ -121,7 +121,7 @@ def _free_egress(best: Plan, plans: Sequence[Plan], bucket: Bucket) -> str:
 
 
 def _hours(compared: Compared) -> str:
-    kinds = {parse_gpus(offer.gpus).name for offer in compared.offers}
+    kinds = {parse_gpus(gpus).name for gpus in {offer.gpus for offer in compared.offers}}
     derived = [text for kind, text in DERIVED.items() if kind in kinds]
     return (
         f"{compared.work_h:g} h of work ({_whose_hours(compared)}); {'; '.join([SOURCE, *derived])}; "

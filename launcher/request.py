@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from launcher.bounds import MAX_HAZARD_H, MAX_HOURS, MIN_HAZARD_H
 from launcher.errors import RequestError
 from trainer.gpus import GPU_MEMORY_GIB
 
@@ -78,9 +80,9 @@ class LaunchRequest(BaseModel):
 
 def parse_gpus(text: str) -> Gpus:
     """`A100:8` -> Gpus; raises `RequestError`. Whether somebody sells such a GPU is for the price lists to say."""
-    match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?::([0-9]+))?", text)
-    if not match or match[2] == "0":
-        raise RequestError(f"{text!r} is not a GPU request", "write KIND:COUNT, for example A100:8")
+    match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?::([1-9][0-9]{0,2}))?", text)
+    if not match:
+        raise RequestError(f"{text[:80]!r} is not a GPU request", "write KIND:COUNT, for example A100:8")
     names = {name.lower(): name for name in GPU_MEMORY_GIB}
     return Gpus(names.get(match[1].lower(), match[1]), int(match[2] or 8))
 
@@ -99,11 +101,13 @@ def parse_clouds(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def parse_span(text: str, option: str) -> float:
-    """`24h`, `90m` or `1d` -> hours, more than 0; raises `RequestError`."""
+def parse_hazard(text: str) -> float:
+    """Mean time between preemptions, `6h` or `90m` -> hours; raises `RequestError`."""
     hours = _span(text)
     if not hours:
-        raise RequestError(f"{option} {text!r} is not a duration", "write 24h, 90m or 1d")
+        raise RequestError(f"--hazard {text[:80]!r} is not a duration", "write 24h, 90m or 1d")
+    if not MIN_HAZARD_H <= hours <= MAX_HAZARD_H:
+        raise RequestError(f"--hazard {text[:80]!r} is out of range", "give a time from 1m to 3660d")
     return hours
 
 
@@ -113,20 +117,36 @@ def _span(text: str) -> float | None:
 
 
 def parse_deadline(text: str, now: datetime) -> float:
-    """`24h`, `90m`, `1d` or an ISO time -> hours from now; raises `RequestError`."""
-    if (hours := _span(text)) is not None:
-        return hours
+    """`24h`, `90m`, `1d` or an ISO time -> hours from now, above 0 and at most a year; raises `RequestError`."""
+    hours = _span(text)
+    if hours is None:
+        hours = _until(text, now)
+    if hours <= 0:
+        raise RequestError(f"the deadline {text[:80]} has passed", "choose a later one")
+    if hours > MAX_HOURS:
+        raise RequestError(
+            f"the deadline {text[:80]} is more than a year away", "give one within 366 days, or leave it out"
+        )
+    return hours
+
+
+def _until(text: str, now: datetime) -> float:
+    """Hours from now to an ISO time, negative for the past; raises `RequestError`."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise RequestError(
-            f"{text!r} is not a deadline", "write a duration (24h, 90m, 1d) or a time (2026-11-25T08:00)"
+            f"{text[:80]!r} is not a deadline", "write a duration (24h, 90m, 1d) or a time (2026-11-25T08:00)"
         ) from None
-    moment = moment.astimezone() if moment.tzinfo is None else moment
-    hours = (moment.astimezone(UTC) - now) / timedelta(hours=1)
-    if hours <= 0:
-        raise RequestError(f"the deadline {text} has passed", "choose a later one")
-    return hours
+    try:
+        moment = moment.astimezone() if moment.tzinfo is None else moment
+        return (moment.astimezone(UTC) - now) / timedelta(hours=1)
+    except (
+        ValueError,
+        OverflowError,
+        OSError,
+    ):  # near the first and the last year a time zone leads out of the calendar
+        return math.inf if moment.year > now.year else -math.inf
 
 
 def check_cloud_bucket(bucket: str | None) -> str:
@@ -156,6 +176,23 @@ def choose_market(*, spot: bool, on_demand: bool, auto: bool) -> Market:
     if spot + on_demand + auto > 1:
         raise RequestError("--spot, --on-demand and --auto exclude each other", "give one of them, or none for --auto")
     return "spot" if spot else "on-demand" if on_demand else "auto"
+
+
+def refuse_before_subcommand(given: Sequence[str], subcommand: str, known: Collection[str]) -> None:
+    """Options of the launch that stand before a subcommand, which would not see them. Raises `RequestError`.
+
+    `stop` would end a run of the default bucket where `--bucket` names another.
+    """
+    if not given:
+        return
+    usable = [name for name in given if name in known]
+    useless = [name for name in given if name not in known]
+    hints = [f"write {', '.join(usable)} after it: notus-launch {subcommand} ... {usable[0]} ..."] if usable else []
+    hints += [f"leave out {', '.join(useless)}: `notus-launch {subcommand}` has no such option"] if useless else []
+    raise RequestError(
+        f"{', '.join(given)} before {subcommand!r} would have no effect: options of a launch don't reach a subcommand",
+        "; ".join(hints),
+    )
 
 
 def refuse_cloud_options(request: LaunchRequest, *, dry_run: bool, explain: bool = False) -> None:

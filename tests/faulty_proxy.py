@@ -29,6 +29,10 @@ FAULTS = {
 """What can go wrong with which request. `cut` is the body: of a PUT on its way to the server, of a GET on its way back."""
 
 
+ANSWERS = {**_REFUSALS, "403": "AccessDenied"}
+"""Faults that are an answer of their own, without asking the server. A 403 is no matter of chance."""
+
+
 class Deed(NamedTuple):
     """What was done to a request."""
 
@@ -84,9 +88,9 @@ class _Handler(QuietHandler):
             self.rfile.read(size_bytes // 2)
             return self._reset(request, fault)
         body = self.rfile.read(size_bytes)
-        if fault in _REFUSALS:
+        if fault in ANSWERS:
             self.server.count(request, fault)
-            return self._answer(int(fault), [], f"<Error><Code>{_REFUSALS[fault]}</Code></Error>".encode())
+            return self._answer(int(fault), [], f"<Error><Code>{ANSWERS[fault]}</Code></Error>".encode())
         if fault == "reset before":
             return self._reset(request, fault)
         if fault == "stall":

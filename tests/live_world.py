@@ -6,9 +6,11 @@ confirms its end. The conductor sees what a real one sees: the diary, heartbeats
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -499,13 +501,16 @@ class LiveWorld:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the conductor's log lines."""
-    import logging
+def alone() -> Iterator[None]:
+    """Without threads, which would only wait for each other here, and without the conductor's log lines."""
+
+    async def at_once(act: Callable[..., object], *args: object) -> object:
+        return act(*args)
 
     logger = logging.getLogger("sky.notus")
+    threaded, asyncio.to_thread = asyncio.to_thread, at_once  # type: ignore[assignment]
     was, logger.disabled = logger.disabled, True
     try:
         yield
     finally:
-        logger.disabled = was
+        asyncio.to_thread, logger.disabled = threaded, was

@@ -5,6 +5,7 @@ Imports no torch: the supervisor stays responsive while the ranks compute, and r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -15,36 +16,57 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 
-from checkpoints.errors import Fenced, NotusError
-from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Finished, Stopped
+from checkpoints.claimed import ClaimedStore
+from checkpoints.clock import SystemClock
+from checkpoints.errors import NotusError
+from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Failed, Finished, Payload, Stopped
 from checkpoints.event_kinds import Notice as NoticeEvent
-from checkpoints.events import Diary
+from checkpoints.events import Diary, read_events
 from checkpoints.head import LEASE_S, Lease, Writer, read_head
+from checkpoints.interpreter import module
 from checkpoints.journal import Journal
-from checkpoints.requests import Request, read_request, withdraw
-from checkpoints.run import HEARTBEAT_KEY, Heartbeat
+from checkpoints.requests import withdraw
 from checkpoints.shm import RunMemory
 from checkpoints.store import Store
 from checkpoints.uploader import DRAIN_S
+from trainer.dead_mans_switch import (
+    BUCKET_AWAY_S,
+    HANG_S,
+    DeadMansSwitch,
+    Verdict,
+    machine_age_s,
+    save_limit_s,
+)
+from trainer.errors import EXIT_FAILED
+from trainer.failed_start import conducted, gave_up_because
+from trainer.inputs import inputs_digest
 from trainer.notice import AwsMetadata, FileNotice, GcpMetadata, Notice, NoticePoller, NoticeSource
 from trainer.processes import adopt_orphans, any_descendant, die_with_parent, kill_descendants
 from trainer.recipe import Recipe
-from trainer.scratch import BEFORE_TRAINING, Outcome, Scratch
+from trainer.restarts import gives_up, passed_before
+from trainer.scratch import BEFORE_TRAINING, Outcome, Progress, Scratch
 from trainer.stop import read_stop, request_stop
 from trainer.tracking import TensorBoardMirror
+from trainer.upkeep import TICK_S, Upkeep
 
 logger = logging.getLogger(__name__)
 
 PREDECESSOR_GONE = "NOTUS_PREDECESSOR_GONE"
 """Environment: the id of a writer that is known to be dead, from whoever saw its machine terminated."""
-TICK_S = 0.5
-HEARTBEAT_S = 5.0
 STOP_GRACE_S = 600.0
 """How long an attempt may take to save and end after a stop; a step of a 7B model and its save take far less."""
+HUNG_S = 1200.0
+HUNG_GRACE_S = 60.0
+"""The same for ranks that have done no step and begun no phase for `HUNG_S`: they hang in a collective or a kernel, and
+don't look whether they are asked to stop."""
+FINISH_S = 180.0
+"""For the last words of an attempt; one request to a bucket that is away may take two minutes more."""
+KILL_S = 60.0
+"""A killed process may take this long to be gone: the kernel closes its files first."""
 
 
 def pid_scope() -> str:
@@ -77,7 +99,11 @@ class Supervisor:
         self._store = store
         self._scratch = scratch
         self._processes = processes
-        self._request: Request | None = None
+        self._verdict: Verdict = ""
+        self._kill_at = float("inf")
+        """Until then the ranks may obey a stop."""
+        self._inputs = inputs_digest(recipe)
+        self._switch = DeadMansSwitch(os.environ, age_s=machine_age_s(), now_s=time.monotonic())
 
     def run(self, *, gone: str = "", wait_s: float = 0.0) -> Outcome:
         """Run the attempt to its end and return how it ended.
@@ -88,28 +114,46 @@ class Supervisor:
         self._scratch.folder.mkdir(parents=True, exist_ok=True)
         writer = Writer(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), pid_scope=pid_scope())
         before = read_head(self._store)
-        self._lease = Lease.claim(self._store, writer, gone=gone, wait_s=wait_s)
-        head = self._lease.head
+        head = Lease.claim(self._store, writer, gone=gone, wait_s=wait_s).head
+        self._store = ClaimedStore(self._store)
+        self._lease = Lease(self._store, head, SystemClock(), LEASE_S)
         self._predecessor = before.writer.id if before else ""
         memory = RunMemory(self._store.url)
         memory.remove_dead(keep=self._predecessor)
         self._scratch.write_head(head)
         self._diary = Diary(self._store, head.epoch)
-        self._diary.write(AttemptStarted(host=writer.host, processes=self._processes, recipe=self._recipe.name))
+        self._diary.write(
+            AttemptStarted(host=writer.host, processes=self._processes, recipe=self._recipe.name, inputs=self._inputs)
+        )
         self._journal = Journal(self._store, f"logs/a{head.epoch:04d}", self._scratch.log)
         self._tensorboard = TensorBoardMirror(self._store, self._scratch.tensorboard)
+        self._upkeep = Upkeep(
+            self._store,
+            self._lease,
+            self._diary,
+            self._scratch,
+            mirrors=(self._journal.sync, self._tensorboard.sync),
+            controller=self._switch.controller,
+        )
         outcome = Outcome(kind="failed", message="the attempt ended without an outcome")
         try:
             stopped = Outcome(kind="preempted", step=self._resumed_step())
-            outcome = stopped if self._must_stop() else self._supervise()
-            outcome = outcome.model_copy(update={"progressed": self._has_committed()})
-            if outcome.kind == "preempted" and self._request is not None and self._request.action == "stop":
-                outcome = outcome.model_copy(update={"kind": "stopped", "message": self._request.reason})
+            outcome = self._judge(stopped if self._asked_already() else self._supervise())
+        except Exception as error:  # a full disk, no memory for a process: of this machine, so it is no end of the run
+            logger.exception("the supervisor failed")
+            outcome = self._judge(Outcome(kind="failed", message=f"{type(error).__name__}: {error}"))
         finally:
             if not (outcome.kind == "failed" and outcome.progressed):  # else the next attempt may restore from it
                 memory.forget(writer.id)
-            self._finish(outcome)
+            outcome = self._finish(outcome)
         return outcome
+
+    def _asked_already(self) -> bool:
+        try:
+            return self._upkeep.hear_request()
+        except NotusError as error:
+            logger.warning("the bucket does not answer: %s", error.message)
+            return False
 
     def _supervise(self) -> Outcome:
         signal.signal(signal.SIGTERM, self._on_signal)
@@ -127,75 +171,69 @@ class Supervisor:
         decided = None
         poller = NoticePoller(notice_sources(os.environ, self._scratch.folder), self._on_notice)
         poller.start()
+        self._upkeep.start()
         try:
             decided = self._watch(process)
         finally:
             poller.stop()
             process.kill()
-            process.wait()  # before the others are reaped, or its exit code would be lost to them
-            if decided is None:
-                decided = self._drain_uploaders()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(KILL_S)  # before the others are reaped, or its exit code would be lost to them
+            if decided is None or decided.kind == "failed":
+                decided = self._drain_uploaders() or decided
             kill_descendants()
         return decided or self._outcome(process.returncode)
 
     def _watch(self, process: subprocess.Popen[bytes]) -> Outcome | None:
-        """Wait for the ranks; beat, renew and mirror meanwhile.
+        """Wait for the ranks, and for what ends them. Nothing here waits for the bucket.
 
-        Returns an outcome only if it isn't for the ranks to say: we were fenced, or stopped before the first step.
+        Returns an outcome only if it isn't for the ranks to say: we were fenced, stopped before the first step, or they
+        hang.
         """
-        next_beat = self._next_renewal = time.monotonic()
-        deadline = float("inf")
+        told = False
         while process.poll() is None:
             now = time.monotonic()
-            try:
-                self._keep_lease()
-                if now >= next_beat:
-                    self._beat()
-                    self._must_stop()
-                    self._journal.sync()
-                    self._tensorboard.sync()
-                    next_beat = now + HEARTBEAT_S
-            except Fenced as error:
+            if (error := self._upkeep.fenced) is not None:
                 return Outcome(kind="fenced", message=error.message, hint=error.hint)
-            except NotusError as error:
-                # The store may be back before the lease runs out; a save that fails for good ends the ranks.
-                logger.warning("the bucket does not answer: %s", error.message)
-                next_beat = self._next_renewal = now + HEARTBEAT_S
-            if deadline == float("inf") and (stop := read_stop(self._scratch.stop)) is not None:
-                deadline = now + STOP_GRACE_S
-                step = self._scratch.read_progress().step
-                self._diary.try_write(NoticeEvent(source=stop.source, deadline=stop.deadline, step=step))
-                if self._scratch.read_progress().phase in BEFORE_TRAINING:
+            progress = self._scratch.read_progress()
+            stuck_s = self._switch.stuck_s(progress, now)
+            if (hopeless := self._keep_limits(progress, now)) is not None:
+                return hopeless
+            if not told and (stop := read_stop(self._scratch.stop)) is not None:
+                told = True
+                self._kill_at = min(self._kill_at, now + (HUNG_GRACE_S if stuck_s > HUNG_S else STOP_GRACE_S))
+                self._upkeep.note(NoticeEvent(source=stop.source, deadline=stop.deadline, step=progress.step))
+                if progress.phase in BEFORE_TRAINING:
                     # Nothing to save yet; the ranks would hear of it only after minutes of tokenising or loading.
                     return Outcome(kind="preempted", step=self._resumed_step())
-            if now > deadline:
-                logger.error("the ranks did not stop within %.0f s: killing them", STOP_GRACE_S)
+            if now > self._kill_at:
+                logger.error("the ranks did not stop in time: killing them")
                 return None
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(TICK_S)
-            except subprocess.TimeoutExpired:
-                continue
         return None
 
-    def _must_stop(self) -> bool:
-        """Has somebody asked this attempt, through the bucket, to save and end? The ranks hear of it as of a notice."""
-        request = read_request(self._store)
-        if request is None or not request.is_for(self._lease.head.epoch):
-            return False
-        self._request = request
-        request_stop(self._scratch.stop, request.action)
-        return True
+    def _keep_limits(self, progress: Progress, now: float) -> Outcome | None:
+        """The dead man's switch. The budget asks the ranks to save; an outcome means that they can't."""
+        if self._verdict:
+            return None
+        self._verdict = self._switch.verdict(progress, away_s=self._upkeep.away_s(now), now_s=now)
+        if self._verdict == "budget":
+            logger.warning("this machine has reached the run's budget: saving and stopping")
+            seconds = save_limit_s(progress.save_s)
+            self._kill_at = min(self._kill_at, now + seconds)
+            request_stop(self._scratch.stop, "budget", datetime.now(UTC) + timedelta(seconds=seconds))
+        elif self._verdict:
+            told = {
+                "hung": f"no new step for {HANG_S / 60:.0f} min ({progress.phase}), and no controller looks after it",
+                "bucket away": f"the bucket has not answered for {BUCKET_AWAY_S / 60:.0f} min",
+            }
+            return Outcome(kind="failed", step=progress.step, message=told[self._verdict])
+        return None
 
     def _resumed_step(self) -> int:
         commits = self._lease.head.commits
         return commits[0].step if commits else 0
-
-    def _has_committed(self) -> bool:
-        try:
-            head = read_head(self._store)
-        except NotusError:
-            return False
-        return bool(head and head.commits and head.commits[0].epoch == self._lease.head.epoch)
 
     def _drain_uploaders(self) -> Outcome | None:
         """Ranks that died may have left a whole snapshot behind: their uploaders finish and commit it.
@@ -204,23 +242,12 @@ class Supervisor:
         """
         deadline = time.monotonic() + DRAIN_S
         while time.monotonic() < deadline and any_descendant("checkpoints.uploader"):
-            try:
-                self._keep_lease()
-            except Fenced as error:
+            if (error := self._upkeep.fenced) is not None:
                 return Outcome(kind="fenced", message=error.message, hint=error.hint)
-            except NotusError as error:  # the store may be back before the lease runs out
-                logger.warning("the bucket does not answer: %s", error.message)
-                self._next_renewal = time.monotonic() + HEARTBEAT_S
             time.sleep(TICK_S / 5)
         return None
 
-    def _keep_lease(self) -> None:
-        now = time.monotonic()
-        if now >= self._next_renewal:
-            self._lease.renew()
-            self._next_renewal = now + LEASE_S / 3
-
-    def _outcome(self, returncode: int) -> Outcome:
+    def _outcome(self, returncode: int | None) -> Outcome:
         return combine_outcomes(
             self._scratch.read_outcomes(),
             processes=self._processes,
@@ -228,32 +255,81 @@ class Supervisor:
             returncode=returncode,
         )
 
-    def _finish(self, outcome: Outcome) -> None:
-        """Leave everything in the bucket that a successor or a person wants; each part on its own."""
+    # --- how it ended -----------------------------------------------------------------------------
+
+    def _judge(self, outcome: Outcome) -> Outcome:
+        """What the ranks said, and what it means for the run."""
+        outcome = outcome.model_copy(update={"progressed": self._has_committed()})
+        request = self._upkeep.request
+        if self._verdict == "budget" and outcome.kind in ("preempted", "failed"):
+            message = "the budget is reached on this machine"
+            return outcome.model_copy(update={"kind": "stopped", "limit": "budget", "message": message})
+        if outcome.kind in ("preempted", "failed") and request is not None and request.action == "stop":
+            told = {"kind": "stopped", "message": request.reason, "limit": request.limit}
+            return outcome.model_copy(update=told)
+        if outcome.kind == "user_error" and self._passed_before():
+            message = f"{outcome.message} (an earlier attempt with the same input got past this)"
+            return outcome.model_copy(update={"kind": "failed", "message": message})
+        return outcome
+
+    def _has_committed(self) -> bool:
+        try:
+            head = read_head(self._store)
+        except Exception:
+            head = self._lease.head  # as of the last renewal
+        return bool(head and head.commits and head.commits[0].epoch == self._lease.head.epoch)
+
+    def _passed_before(self) -> bool:
+        progress = self._scratch.read_progress()
+        try:
+            events = read_events(self._store)
+        except Exception as error:
+            logger.warning("the diary can't be read: %s", error)
+            return False
+        epoch = self._lease.head.epoch
+        return passed_before(events, self._inputs, attempt=epoch, phase=progress.phase, step=progress.step)
+
+    def _finish(self, outcome: Outcome) -> Outcome:
+        """Leave everything in the bucket that a successor or a person wants; each part on its own, while time lasts."""
         step = max(outcome.step, self._scratch.read_progress().step)
-        self._best_effort("the log", lambda: self._journal.sync(whole=True))
-        self._best_effort("TensorBoard's files", self._tensorboard.sync)
-        self._diary.try_write(AttemptEnded(outcome=outcome.kind, step=step, message=outcome.message))
+        lease_is_free = self._upkeep.stop()
+        self._finish_by = time.monotonic() + FINISH_S
+        if lease_is_free:
+            self._best_effort("the notices", self._upkeep.write_notes)
+            self._best_effort("the log", lambda: self._journal.sync(whole=True))
+            self._best_effort("TensorBoard's files", self._tensorboard.sync)
+        self._note(AttemptEnded(outcome=outcome.kind, step=step, message=outcome.message))
         if outcome.kind == "finished":
-            self._diary.try_write(Finished(step=outcome.step))
+            self._note(Finished(step=outcome.step))
         if outcome.kind == "stopped":
-            limit = self._request.limit if self._request is not None else None
-            self._diary.try_write(Stopped(step=outcome.step, reason=outcome.message, limit=limit))
+            self._note(Stopped(step=step, reason=outcome.message, limit=outcome.limit))
+        if outcome.kind == "failed" and not outcome.progressed and self._gives_up():
+            outcome = outcome.model_copy(update={"gave_up": True})
+            self._note(Failed(message=gave_up_because(outcome.message), exit_code=EXIT_FAILED))
         if outcome.kind in ("finished", "stopped"):
             self._best_effort("the request to stop", lambda: withdraw(self._store))
-        if outcome.kind != "fenced":
+        if outcome.kind != "fenced" and lease_is_free:
             self._best_effort("the lease", self._lease.release)
+        return outcome
 
-    def _best_effort(self, what: str, act: Callable[[], None]) -> None:
+    def _note(self, payload: Payload) -> None:
+        self._best_effort(f"{payload.kind!r}", lambda: self._diary.write(payload))
+
+    def _gives_up(self) -> bool:
+        try:
+            return gives_up(read_events(self._store))
+        except Exception as error:  # a bucket's client raises what it likes
+            logger.warning("the diary can't be read: %s", error)
+            return not conducted(os.environ)
+
+    def _best_effort(self, what: str, act: Callable[[], object]) -> None:
+        if time.monotonic() > self._finish_by:  # the machine is paid, and the bucket isn't there
+            logger.warning("no time for %s", what)
+            return
         try:
             act()
-        except NotusError as error:
-            logger.warning("could not leave %s in the bucket: %s", what, error.message)
-
-    def _beat(self) -> None:
-        progress = self._scratch.read_progress()
-        heartbeat = Heartbeat(attempt=self._lease.head.epoch, time=datetime.now(UTC), **progress.model_dump())
-        self._store.put(HEARTBEAT_KEY, heartbeat.to_json())
+        except Exception as error:  # a bucket's client raises what it likes, and the other parts count too
+            logger.warning("could not leave %s in the bucket: %s", what, error)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         request_stop(self._scratch.stop, signal.Signals(signum).name)
@@ -264,14 +340,12 @@ class Supervisor:
 
     def _command(self) -> list[str]:
         return [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
+            *module("torch.distributed.run"),
             f"--nproc-per-node={self._processes}",
             "--standalone",
             "--max-restarts=0",
-            "-m",
-            "trainer.worker",
+            "--no-python",  # torchrun's own way to a module puts the current folder first
+            *module("trainer.worker"),
         ]
 
     def _environment(self) -> dict[str, str]:
@@ -286,7 +360,7 @@ class Supervisor:
         )
 
 
-def combine_outcomes(outcomes: Mapping[int, Outcome], *, processes: int, step: int, returncode: int) -> Outcome:
+def combine_outcomes(outcomes: Mapping[int, Outcome], *, processes: int, step: int, returncode: int | None) -> Outcome:
     """The attempt's outcome from those of its ranks, by rank: the worst that one of them said.
 
     A rank that died without a word is named first: the others' errors are then mostly that it is gone.

@@ -23,7 +23,7 @@ from trainer.collective import from_rank_0
 from trainer.determinism import not_reproducible
 from trainer.device_copy import copy_scope, pinning
 from trainer.fingerprint import check_fingerprint
-from trainer.interval import ASSUMED_HOURS_TO_PREEMPTION, HOURS_TO_PREEMPTION, auto_interval_minutes
+from trainer.interval import auto_interval_minutes, hours_to_preemption
 from trainer.keeper import Keeper
 from trainer.prefetch import Prefetch
 from trainer.recipe import Recipe
@@ -173,9 +173,10 @@ class Checkpointing:
         costs = self.keeper.saver.costs
         if costs is None:
             return FIRST_SAVE_MINUTES  # soon: it is also the measurement
-        hours = float(os.environ.get(HOURS_TO_PREEMPTION) or ASSUMED_HOURS_TO_PREEMPTION)
         return auto_interval_minutes(
-            stall_s=costs.stall_s, upload_s=costs.upload_s, mean_time_to_preemption_s=hours * 3600
+            stall_s=costs.stall_s,
+            upload_s=costs.upload_s,
+            mean_time_to_preemption_s=hours_to_preemption(os.environ) * 3600,
         )
 
     def commits(self) -> Sequence[Commit]:

@@ -5,6 +5,7 @@ NotusError
 |   +-- RecipeError          a wrong key, type or value in a recipe: file, line, key, nearest valid key
 |   +-- DataError            a data set that can't be trained on
 |   +-- HardwareError        the machine lacks what the recipe needs
+|   |   +-- MachineFault     this one machine does: another one of its kind may not
 +-- TrainingFailed           a rank crashed, or the Hub did not answer: the next attempt may not see it
 Preempted                    not an error: the state is saved, exit code 75
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from checkpoints.errors import NotusError, UserError
 
+EXIT_FAILED = 1
 EXIT_PREEMPTED = 75
 EXIT_STOPPED = 76
 """Saved and ended because somebody, or a limit, said so: nobody may start it again by itself, so it isn't 75."""
@@ -28,6 +30,10 @@ class DataError(UserError):
 
 class HardwareError(UserError):
     """The recipe needs other hardware than this machine has."""
+
+
+class MachineFault(HardwareError):
+    """This machine isn't what was rented: a broken GPU or driver, a full disk. Another one of its kind may be."""
 
 
 class TrainingFailed(NotusError):

@@ -6,8 +6,9 @@ machine puts what it has compiled into the bucket:
 
     cache/wheels/KEY/flash_attn-...whl
 
-The key names all that the wheel depends on. It is code: see `signed_files` for whose is taken. Whatever fails here, the
-trainer then takes torch's own attention and says so.
+A compiler gets `COMPILE_S`; where that isn't enough, a note beside the wheel keeps the next machines from paying for
+the same try. The key names all that the wheel depends on. It is code: see `signed_files` for whose is taken. Whatever
+fails here, the trainer then takes torch's own attention and says so.
 """
 
 from __future__ import annotations
@@ -23,16 +24,23 @@ from importlib.metadata import distributions, requires, version
 from pathlib import Path
 
 from checkpoints.errors import NotusError
+from checkpoints.interpreter import module
 from checkpoints.run import open_run
 from checkpoints.store import Store
+from trainer.processes import kill_descendants
 from trainer.recipe import load_recipe
 from trainer.signed_files import SignedFiles, signing_key
 
 FOLDER = "cache/wheels"
 PACKAGE = "flash-attn"
 
+COMPILE_S = 1200.0
+"""The nodes that train a 7B model have a hundred cores and compile in some minutes."""
+INSTALL_S = 300.0
+TOO_SLOW = "too-slow"
+
 Pip = Callable[[Sequence[str]], None]
-"""`pip ARGUMENTS...`; raises `CalledProcessError`."""
+"""`pip ARGUMENTS...`; raises `CalledProcessError`, and `TimeoutExpired` where it takes too long."""
 
 
 def main() -> int:
@@ -40,27 +48,35 @@ def main() -> int:
     try:
         if load_recipe(sys.argv[1]).hardware.gpus is not None:
             install(run_pip, sys.argv[2] if sys.argv[2:] else None, os.environ)
-    except (subprocess.CalledProcessError, NotusError, OSError) as error:
+    except (subprocess.SubprocessError, NotusError, OSError) as error:
         say(f"flash-attn is not available ({error}), using torch's own attention")
     return 0
 
 
 def install(pip: Pip, constraints: str | None, environment: Mapping[str, str]) -> None:
-    """Raises `CalledProcessError` where it can't be compiled or installed; a bucket that fails is none."""
+    """Raises `SubprocessError` where it can't be compiled or installed; a bucket that fails is none."""
     files = cache_of(environment, constraints)
     limits = ["-c", constraints] if constraints else []
     with tempfile.TemporaryDirectory(prefix="notus-wheel-") as folder:
         if files is not None and (wheel := fetched(files, Path(folder) / "fetched")):
             try:
                 pip(["install", *limits, str(wheel)])
-            except subprocess.CalledProcessError:
+            except subprocess.SubprocessError:
                 say("the flash-attn of the bucket can't be installed: compiling it")
             else:
                 say("flash-attn comes from the bucket")
                 return
+        if files is not None and too_slow(files):
+            say("compiling flash-attn has taken an earlier machine too long: using torch's own attention")
+            return
         built = Path(folder) / "built"
-        say("no flash-attn in the bucket: looking for a wheel, or compiling it (20 minutes to hours)")
-        pip(["wheel", *limits, "--no-build-isolation", "--no-deps", "-w", str(built), requirement()])
+        say(f"no flash-attn in the bucket: looking for a wheel, or compiling it (at most {COMPILE_S / 60:.0f} minutes)")
+        try:
+            pip(["wheel", *limits, "--no-build-isolation", "--no-deps", "-w", str(built), requirement()])
+        except subprocess.TimeoutExpired:
+            if files is not None:
+                remember_too_slow(files)
+            raise
         wheel = next(built.glob("*.whl"))
         pip(["install", *limits, str(wheel)])
         if files is not None:
@@ -87,6 +103,23 @@ def fetched(files: SignedFiles, folder: Path) -> Path | None:
     except (NotusError, OSError) as error:
         say(f"the flash-attn of the bucket can't be used: {error}")
         return None
+
+
+def too_slow(files: SignedFiles) -> bool:
+    """Has an earlier machine of the run tried for as long as it may?"""
+    try:
+        return files.marked(TOO_SLOW)
+    except NotusError as error:
+        say(f"the bucket doesn't tell whether flash-attn compiles: {error}")
+        return False
+
+
+def remember_too_slow(files: SignedFiles) -> None:
+    """For the next machine."""
+    try:
+        files.mark(TOO_SLOW)
+    except NotusError as error:
+        say(f"the next machine will try again: {error}")
 
 
 def keep(files: SignedFiles, wheel: Path) -> None:
@@ -119,8 +152,17 @@ def requirement() -> str:
 
 
 def run_pip(arguments: Sequence[str]) -> None:
-    """The pip of this environment, its output shown."""
-    subprocess.run([sys.executable, "-m", "pip", *arguments], check=True)
+    """The pip of this environment, its output shown. Out of time, its compilers end with it."""
+    command = [*module("pip"), *arguments]
+    with subprocess.Popen(command) as process:
+        try:
+            code = process.wait(COMPILE_S if arguments[0] == "wheel" else INSTALL_S)
+        except BaseException:
+            kill_descendants(process.pid)
+            process.kill()
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def say(text: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+
+from checkpoints.environment import number_of
 
 HOURS_TO_PREEMPTION = "NOTUS_HOURS_TO_PREEMPTION"
 """In the environment: mean life of this machine. The NOTUS strategy sets it at each launch."""
@@ -11,6 +14,11 @@ ASSUMED_HOURS_TO_PREEMPTION = 6.0
 
 MIN_MINUTES = 0.5
 MAX_MINUTES = 60.0
+
+
+def hours_to_preemption(environment: Mapping[str, str]) -> float:
+    """Mean life of this machine; raises `UserError` where the environment says something impossible."""
+    return number_of(environment, HOURS_TO_PREEMPTION, ASSUMED_HOURS_TO_PREEMPTION, at_least=1e-3, at_most=1e9)
 
 
 def best_interval_s(*, stall_s: float, mean_time_to_preemption_s: float) -> float:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import runpy
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,21 +17,33 @@ from typing import Annotated
 import stamina
 import typer
 
-from checkpoints.errors import NotusError, StoreError, UserError
+from checkpoints.causes import AttemptOutcome
+from checkpoints.errors import AccessDenied, NotusError, StoreError, UserError
+from checkpoints.events import read_events
 from checkpoints.head import LEASE_S, read_head
 from checkpoints.run import RunRecord, open_run, register_run
 from checkpoints.store import Store, probe
 from checkpoints.terminal import run_app, show_error
 from trainer.attempt import PREDECESSOR_GONE, Supervisor, gpus_here
 from trainer.batching import batch_of_run
-from trainer.errors import EXIT_PREEMPTED, EXIT_STOPPED, HardwareError
+from trainer.bounds import MAX_PROCESSES
+from trainer.dead_mans_switch import AUTODOWN_S, CLUSTER, SPENT, machine_age_s, machine_budget
+from trainer.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_STOPPED, HardwareError, MachineFault, TrainingFailed
+from trainer.failed_start import conducted, note_failed_start
 from trainer.fingerprint import saved_fingerprint
+from trainer.inputs import inputs_digest
+from trainer.interval import hours_to_preemption
+from trainer.nodes import check_nodes_here
 from trainer.pairs import check_local
 from trainer.recipe import Recipe, load_recipe
+from trainer.restarts import of_this_machine
 from trainer.scratch import Outcome, Scratch
 
+logger = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
+FLAGS = frozenset({"--debug", "--wait", "--no-wait", "--help"})
+"""The options that no value follows."""
 BUCKET_PATIENCE_S = 900.0
 """A VM has just been paid for, and exit code 1 would end the whole job: the bucket may be back in a minute."""
 
@@ -37,8 +51,8 @@ EXIT_CODES = {
     "finished": 0,
     "preempted": EXIT_PREEMPTED,
     "stopped": EXIT_STOPPED,
-    "failed": 1,
-    "fenced": 1,
+    "failed": EXIT_FAILED,
+    "fenced": EXIT_FAILED,
     "user_error": 2,
 }
 
@@ -51,7 +65,8 @@ def train(
         str, typer.Option(help="s3://..., gs://... or a folder: the run's memory.", envvar="NOTUS_BUCKET")
     ],
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Ranks. Default: one a GPU, else the recipe's cpu_processes.")
+        int | None,
+        typer.Option(min=1, max=MAX_PROCESSES, help="Ranks. Default: one a GPU, else the recipe's cpu_processes."),
     ] = None,
     scratch: Annotated[Path | None, typer.Option(help="Folder for this attempt. Default: a temporary one.")] = None,
     predecessor_gone: Annotated[
@@ -67,8 +82,9 @@ def train(
 ) -> None:
     """Run one attempt: resume from the newest good checkpoint, or start, and train until done or stopped.
 
-    Exit codes: 0 done; 1 failed; 2 your error; 75 start it again: preempted with the state saved, or crashed after a
-    save; 76 stopped by `notus-launch stop` or a limit, with the state saved: don't start it again by yourself.
+    Exit codes: 0 done; 1 gave up after three failed starts in a row; 2 your error; 75 start it again on another
+    machine: preempted with the state saved, or failed; 76 stopped by `notus-launch stop` or a limit, with the state
+    saved: don't start it again by yourself.
 
     `notus-train export --help`: the finished model as a folder, adapters merged, pushed to the Hub.
     """
@@ -78,34 +94,87 @@ def train(
             recipe, run, bucket, processes, folder, predecessor_gone, wait_s=2 * LEASE_S if wait else 0.0
         )
     except NotusError as error:
-        faulty = isinstance(error, UserError)
-        folder.write_result(Outcome(kind="user_error" if faulty else "failed", message=error.message, hint=error.hint))
-        raise
+        outcome = _refused(error)
+        folder.write_result(outcome)
+        if not wait:  # the launcher on this machine decides
+            raise
+        outcome = judge_refusal(error, outcome, recipe, run, bucket)
+    except Exception as error:  # a full disk, a library that misses a file: of this machine, as far as anyone knows
+        if not wait:
+            raise
+        logger.exception("the attempt could not begin")
+        failure = TrainingFailed(f"{type(error).__name__}: {error}")
+        outcome = judge_refusal(failure, _refused(failure), recipe, run, bucket)
     folder.write_result(outcome)
     _report(outcome, folder)
     raise typer.Exit(exit_code(outcome))
 
 
-def exit_code(outcome: Outcome) -> int:
-    """0 done, 75 = start me again, 2 the user's error, 1 failed.
+def _refused(error: NotusError) -> Outcome:
+    kind: AttemptOutcome = "user_error" if isinstance(error, UserError) else "failed"
+    return Outcome(kind=kind, message=error.message, hint=error.hint)
 
-    A crash after a save asks for another attempt: that one has less to do, so it can't go on for ever.
-    """
-    if outcome.kind == "failed" and outcome.progressed:
+
+def exit_code(outcome: Outcome) -> int:
+    """0 done, 75 = another machine, please, 2 the user's error, 1 gave up (`trainer.restarts`)."""
+    if outcome.kind == "failed" and not outcome.gave_up:
         return EXIT_PREEMPTED
     return EXIT_CODES[outcome.kind]
+
+
+def judge_refusal(error: NotusError, refused: Outcome, recipe: str, run: str, bucket: str) -> Outcome:
+    """What an error before the claim means for the run. Raises it, if every machine would meet it."""
+    inputs = _inputs(recipe)
+    try:
+        store = open_run(bucket, run)
+        again = of_this_machine(error, read_events(store), inputs)
+        if again:
+            again = note_failed_start(store, error.message, "notus-train")
+            return refused.model_copy(update={"kind": "failed", "gave_up": not again})
+    except Exception as trouble:  # a bucket's client raises what it likes, and the first error is the one to show
+        logger.info("could not read or note in %s what became of this run: %s", bucket, trouble)
+        if not isinstance(error, UserError) or isinstance(error, MachineFault) or _worked_before(error):
+            return refused.model_copy(update={"kind": "failed", "gave_up": not conducted(os.environ)})
+    raise error
+
+
+def _inputs(recipe: str) -> str:
+    """'' for a recipe that can't be read: nobody got past that."""
+    try:
+        return inputs_digest(load_recipe(recipe))
+    except NotusError:
+        return ""
+
+
+def _worked_before(error: BaseException) -> bool:
+    """Refused credentials that let earlier machines of this run in may be let in again. Known without the bucket."""
+    try:
+        spent_usd = float(os.environ.get(SPENT) or 0)
+    except ValueError:
+        return False
+    return isinstance(error, AccessDenied) and conducted(os.environ) and spent_usd > 0
+
+
+def _may_pass(error: Exception) -> bool:
+    """Worth waiting for on a machine that is paid, unless the wait would break the budget."""
+    budget = machine_budget(os.environ)
+    if budget is not None and budget.reached(machine_age_s(), AUTODOWN_S):
+        return False
+    return isinstance(error, StoreError) or _worked_before(error)
 
 
 def _attempt(
     recipe: str, run: str, bucket: str, processes: int | None, scratch: Scratch, gone: str, *, wait_s: float
 ) -> Outcome:
     """Check everything that can be checked without torch, then run the attempt."""
+    check_nodes_here(os.environ)
     settings = load_recipe(recipe)
     count = processes or default_processes(settings)
     check_local(settings.dataset)
     check_installed(settings)
+    hours_to_preemption(os.environ)  # refuses what the ranks would only stumble over at their first save
     store = open_run(bucket, run)
-    prepare = stamina.retry(on=StoreError, attempts=None if wait_s else 1, timeout=BUCKET_PATIENCE_S, wait_max=30)
+    prepare = stamina.retry(on=_may_pass, attempts=None if wait_s else 1, timeout=BUCKET_PATIENCE_S, wait_max=30)
     prepare(_prepare)(store, run, settings, count)
     supervisor = Supervisor(settings, recipe, run=run, bucket=bucket, store=store, scratch=scratch, processes=count)
     return supervisor.run(gone=gone, wait_s=wait_s)
@@ -129,12 +198,14 @@ def _prepare(store: Store, run: str, recipe: Recipe, processes: int) -> None:
 
 
 def default_processes(recipe: Recipe) -> int:
-    """One rank a GPU; without GPUs what the recipe allows. Raises `HardwareError` for a recipe that needs GPUs."""
+    """One rank a GPU; without GPUs what the recipe allows. Raises `HardwareError` for a recipe that needs GPUs, of
+    a rented machine `MachineFault`: it was rented with some."""
     gpus = gpus_here()
     if gpus:
         return gpus
     if recipe.hardware.gpus is not None:
-        raise HardwareError(
+        kind = MachineFault if CLUSTER in os.environ else HardwareError
+        raise kind(
             f"recipe {recipe.name!r} needs {recipe.hardware.gpus}, and this machine has no GPU",
             "launch it in a cloud: notus-launch --cloud lambda; to try the machinery here: --recipe tiny-dpo",
         )
@@ -169,16 +240,28 @@ def _report(outcome: Outcome, scratch: Scratch) -> None:
 def main() -> None:
     """Entry point."""
     if "RANK" in os.environ:
-        raise SystemExit(_under_torchrun())
+        raise SystemExit(_refuse("notus-train starts torchrun itself", "run `notus-train RECIPE ...` without torchrun"))
     if sys.argv[1:2] == ["export"]:  # the one thing besides training; a recipe of that name is a file with a suffix
         del sys.argv[1]
         runpy.run_module("trainer.release", run_name="__main__")  # by its name: the launcher imports us, without torch
         return
+    if _first_word(sys.argv[1:]) == "export":
+        raise SystemExit(_refuse("options come after `export`", "write notus-train export RUN ... --bucket ..."))
     run_app(app, "notus-train")
 
 
-def _under_torchrun() -> int:
-    error = UserError("notus-train starts torchrun itself", "run `notus-train RECIPE ...` without torchrun")
+def _first_word(words: Sequence[str]) -> str | None:
+    """The first argument that is neither an option nor an option's value."""
+    value_follows = False
+    for word in words:
+        if not word.startswith("-") and not value_follows:
+            return word
+        value_follows = word.startswith("--") and "=" not in word and word not in FLAGS
+    return None
+
+
+def _refuse(message: str, hint: str) -> int:
+    error = UserError(message, hint)
     show_error(error, "notus-train")
     return error.exit_code
 

@@ -12,11 +12,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from checkpoints.environment import user_path
+from trainer.bounds import MAX_HOURS, MAX_PROCESSES, MAX_SEED
 from trainer.errors import RecipeError
 from trainer.yaml_model import Settings, load_settings
 
 BUILTIN = "builtin:"
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
+Processes = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class Model(Settings):
@@ -60,9 +64,9 @@ class Dataset(Source):
         "null = what the chat template does",
     )
     rows: PositiveInt | None = Field(default=None, description="use only the first rows, for a quick try")
-    eval_rows: Annotated[int, Field(ge=0)] = Field(default=0, description="rows held out for evaluation")
-    seed: int = Field(default=42, description="of the split into training and evaluation rows")
-    workers: PositiveInt = Field(default=1, description="processes that tokenise")
+    eval_rows: Annotated[int, Field(ge=0, le=10**9)] = Field(default=0, description="rows held out for evaluation")
+    seed: Seed = Field(default=42, description="of the split into training and evaluation rows")
+    workers: Processes = Field(default=1, description="processes that tokenise")
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -129,15 +133,15 @@ class Training(Settings):
     epochs: PositiveInt = Field(default=1)
     max_steps: PositiveInt | None = Field(default=None, description="stop after so many optimizer steps")
     optimizer: Literal["rmsprop", "adamw"] = Field(default="rmsprop", description="torch.optim.RMSprop or AdamW")
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    learning_rate: float = Field(gt=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
     schedule: Literal["linear", "cosine", "constant"] = Field(default="linear")
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1, description="share of the steps with a rising rate")
     max_grad_norm: float = Field(default=1.0, gt=0)
     per_device_batch: PositiveInt = Field(default=8, description="pairs per process and micro-step")
     per_device_eval_batch: PositiveInt = Field(default=4)
     accumulation: PositiveInt = Field(default=1, description="micro-steps per optimizer step")
-    dataloader_workers: Annotated[int, Field(ge=0)] = Field(
+    dataloader_workers: Annotated[int, Field(ge=0, le=MAX_PROCESSES)] = Field(
         default=0, description="processes of each rank that put batches together; the rows are tokenised already"
     )
     gradient_checkpointing: bool = Field(default=True)
@@ -147,7 +151,7 @@ class Training(Settings):
         default=True,
         description="on GPUs: only kernels that give the same bits each time. Without it a resumed run is not exact",
     )
-    seed: int = Field(default=42)
+    seed: Seed = Field(default=42)
     eval_every_steps: PositiveInt | None = Field(default=None)
     eval_every_epoch: bool = Field(default=False)
     log_every_steps: PositiveInt = Field(default=10)
@@ -187,7 +191,9 @@ class Saves(Settings):
     """When the whole state goes to the bucket. A stop and the end of training always save."""
 
     every_steps: PositiveInt | None = Field(default=None)
-    every_minutes: float | None = Field(default=None, gt=0, description="of wall time, agreed between the ranks")
+    every_minutes: float | None = Field(
+        default=None, gt=0, le=7 * 24 * 60, description="of wall time, agreed between the ranks"
+    )
     auto: bool = Field(
         default=False,
         description="choose the minutes from what a save costs here and how often machines are taken away",
@@ -214,11 +220,11 @@ class Hardware(Settings):
 
     gpus: str | None = Field(
         default=None,
-        pattern=r"^[A-Za-z0-9-]+:[1-9][0-9]*$",
+        pattern=r"^[A-Za-z0-9-]+:[1-9][0-9]{0,2}$",
         description="for example A100:8; null = runs on a CPU",
     )
-    cpu_processes: PositiveInt = Field(default=2, description="ranks where there is no GPU")
-    hours: float = Field(gt=0, description="of work on `gpus` without any preemption")
+    cpu_processes: Processes = Field(default=2, description="ranks where there is no GPU")
+    hours: float = Field(gt=0, le=MAX_HOURS, description="of work on `gpus` without any preemption")
 
 
 class Hub(Settings):
@@ -341,4 +347,4 @@ def _located(source: Source, recipe: Path) -> Source:
 
 def data_path(name: str, folder: Path) -> Path:
     """Where the data file of a recipe in `folder` is."""
-    return (folder / Path(name).expanduser()).absolute()
+    return (folder / user_path(name)).absolute()

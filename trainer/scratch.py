@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from checkpoints.causes import AttemptOutcome
+from checkpoints.event_kinds import AnyLimit
 from checkpoints.head import Head
 from checkpoints.manifest import parse
 
@@ -47,6 +48,8 @@ class Progress(BaseModel):
     step: int = 0
     total_steps: int = 0
     loss: float | None = None
+    save_s: float | None = None
+    """A whole save takes, as measured on rank 0; for the supervisor, not for the heartbeat."""
 
 
 class Outcome(BaseModel):
@@ -60,6 +63,10 @@ class Outcome(BaseModel):
     hint: str = ""
     progressed: bool = False
     """Has the attempt committed anything?"""
+    gave_up: bool = False
+    """Of a failure: it was one failed start too many, and the run ends (`trainer.restarts`)."""
+    limit: AnyLimit | None = None
+    """Of a stop: the limit that the run has reached."""
 
 
 class Scratch:

@@ -10,8 +10,9 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from checkpoints.environment import user_path
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ KNOWN: tuple[tuple[str, Shape], ...] = (
 
 def shape_of(name: str) -> Shape | None:
     """The shape of a model by its hub name or local folder; None where it is not known."""
-    config = Path(name).expanduser() / "config.json"
+    config = user_path(name) / "config.json"
     if config.is_file():
         return shape_from_config(json.loads(config.read_text()))
     lowered = name.lower()

@@ -88,3 +88,11 @@ class SignedFiles:
             self._store.put_file(f"{self._folder}/{name}", path)
         index = SignedIndex(files=told, signature=sign(self._secret, self._folder, told))
         self._store.put(f"{self._folder}/index.json", index.to_json())
+
+    def mark(self, name: str) -> None:
+        """Leave an empty note beside them, which is no code and needs no signature. Raises `StoreError`."""
+        self._store.put(f"{self._folder}/{name}", b"")
+
+    def marked(self, name: str) -> bool:
+        """Raises `StoreError`."""
+        return any(entry.key == f"{self._folder}/{name}" for entry in self._store.list(self._folder))

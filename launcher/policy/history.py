@@ -18,7 +18,9 @@ from checkpoints.run import Heartbeat
 from launcher.policy.model import Place
 
 MIN_MEASURED_STEPS = 5
-"""Of one attempt, before its speed replaces the assumed one: the first steps compile and warm up."""
+"""Of one attempt, before its speed counts: the first steps compile and warm up."""
+TRUSTED_H = 1 / 6
+"""Of training that an attempt's speed is measured over, before it replaces the assumed one altogether."""
 
 CLOCKS_DIFFER_S = 60.0
 """At most, by assumption: all of them ask a time server."""
@@ -145,9 +147,9 @@ def work_of(events: Sequence[Event], heartbeat: Heartbeat | None, hours: float) 
         return Work(hours, 0.0, measured=False)
     committed = committed_step(events)
     done = max(committed, heartbeat.step) if heartbeat is not None else committed
-    per_step = hours_per_step(events)
-    hours_each = per_step if per_step is not None else hours / total
-    return Work(max(0, total - done) * hours_each, (done - committed) * hours_each, measured=per_step is not None)
+    hours_each = hours_per_step(events, hours / total)
+    measured = measured_speed(events) is not None
+    return Work(max(0, total - done) * hours_each, (done - committed) * hours_each, measured)
 
 
 def work_left_h(events: Sequence[Event], heartbeat: Heartbeat | None, hours: float) -> float:
@@ -160,15 +162,40 @@ def committed_step(events: Sequence[Event]) -> int:
     return max((saved.step for _, saved in of_kind(events, Saved)), default=0)
 
 
-def hours_per_step(events: Sequence[Event]) -> float | None:
-    """Of the newest attempt that trained long enough: from its first step to its last save, both by its own clock."""
+class Speed(NamedTuple):
+    """What one attempt has shown."""
+
+    hours_per_step: float
+    trained_h: float
+    """How long it was watched."""
+
+
+def hours_per_step(events: Sequence[Event], assumed: float) -> float:
+    """Measured; as far as what was measured is short, the assumed figure: five steps in three minutes say little."""
+    speed = measured_speed(events)
+    if speed is None:
+        return assumed
+    share = min(1.0, speed.trained_h / TRUSTED_H)
+    return share * speed.hours_per_step + (1 - share) * assumed
+
+
+def measured_speed(events: Sequence[Event]) -> Speed | None:
+    """Of the newest attempt that trained for long enough, else of the one that trained longest: from its first step to
+    its last save, both by its own clock."""
     all_saves = of_kind(events, Saved)
+    longest: Speed | None = None
     for began, first in reversed(of_kind(events, Training)):
         saves = [(event.time, saved.step) for event, saved in all_saves if event.attempt == began.attempt]
-        if saves and saves[-1][1] - first.step >= MIN_MEASURED_STEPS:
-            time, step = saves[-1]
-            return hours_of(time - began.time) / (step - first.step)
-    return None
+        if not saves or saves[-1][1] - first.step < MIN_MEASURED_STEPS:
+            continue
+        time, step = saves[-1]
+        trained_h = hours_of(time - began.time)
+        speed = Speed(trained_h / (step - first.step), trained_h)
+        if trained_h >= TRUSTED_H:
+            return speed
+        if longest is None or trained_h > longest.trained_h:
+            longest = speed
+    return longest
 
 
 def hours_of(span: timedelta) -> float:

@@ -7,7 +7,19 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from urllib.parse import quote, unquote
 
+from checkpoints.environment import Default, number_of
 from checkpoints.errors import UserError
+from launcher.bounds import (
+    MAX_COUNT,
+    MAX_HAZARD_H,
+    MAX_HOURS,
+    MAX_MINUTES,
+    MAX_USD,
+    MIN_CHECK_MINUTES,
+    MIN_HAZARD_H,
+    MIN_HOURS,
+    MIN_USD,
+)
 from launcher.policy.market import Met
 from launcher.policy.model import Place
 from launcher.policy.settings import Settings
@@ -33,6 +45,8 @@ class Limits:
     """For keeping checkpoints, and requests, while the run has a machine."""
     keep_usd_per_h: float = 0.0
     """For keeping checkpoints in a pause."""
+    trust_prices: bool = False
+    """The user also takes prices that look wrong (`--trust-prices`)."""
     settings: Settings = field(default_factory=Settings)
     met: Mapping[tuple[str, str], MarketMet] = field(default_factory=dict)
     """What earlier runs have met of spot markets, by cloud and GPUs: the policy starts from it."""
@@ -49,6 +63,7 @@ class Limits:
             "NOTUS_STORE_USD_H": f"{self.store_usd_per_h:.3g}" if self.store_usd_per_h else "",
             "NOTUS_KEEP_USD_H": f"{self.keep_usd_per_h:.3g}" if self.keep_usd_per_h else "",
             "NOTUS_MET": _met_text(self.met),
+            "NOTUS_TRUST_PRICES": "1" if self.trust_prices else "",
         }
         return {
             "NOTUS_HOURS": f"{self.hours:g}",
@@ -60,35 +75,33 @@ class Limits:
 
 
 def limits_of(environment: Mapping[str, str]) -> Limits:
-    """Deadline, budget and the policy's settings, as the task's environment has them; '' = none."""
+    """Deadline, budget and the policy's settings, as the task's environment has them; '' = none. Raises `UserError`."""
     defaults = Settings()
 
-    def hours(name: str, default: float) -> float:
-        return float(environment[name]) / 60 if environment.get(name) else default
+    def hours(name: str, default: float, at_least: float = 0.0) -> float:
+        return number_of(environment, name, default * 60, at_least=at_least, at_most=MAX_MINUTES) / 60
 
-    deadline, budget = environment.get("NOTUS_DEADLINE"), environment.get("NOTUS_BUDGET_USD")
-    try:
-        return Limits(
-            hours=float(environment.get("NOTUS_HOURS") or load_recipe(environment["NOTUS_RECIPE"]).hardware.hours),
-            restart_h=hours("NOTUS_RESTART_MIN", Limits.restart_h),
-            deadline=_moment(deadline) if deadline else None,
-            budget_usd=float(budget) if budget else None,
-            hazard_h=float(environment["NOTUS_HAZARD_H"]) if environment.get("NOTUS_HAZARD_H") else None,
-            restore_usd=float(environment.get("NOTUS_RESTORE_USD") or 0),
-            bucket_cloud=environment.get("NOTUS_BUCKET_CLOUD", ""),
-            store_usd_per_h=float(environment.get("NOTUS_STORE_USD_H") or 0),
-            keep_usd_per_h=float(environment.get("NOTUS_KEEP_USD_H") or 0),
-            met=_met_of(environment.get("NOTUS_MET", "")),
-            settings=Settings(
-                return_h=hours("NOTUS_RETURN_MIN", defaults.return_h),
-                check_h=hours("NOTUS_CHECK_MIN", defaults.check_h),
-            ),
-        )
-    except ValueError as error:
-        raise UserError(
-            f"a limit of the task can't be read: {error}",
-            "NOTUS_DEADLINE is an ISO time (2026-11-25T08:00Z), the others (NOTUS_HOURS, ..._USD, ..._H) are numbers",
-        ) from error
+    def usd(name: str, default: Default, at_least: float = 0.0) -> float | Default:
+        return number_of(environment, name, default, at_least=at_least, at_most=MAX_USD)
+
+    work_h = number_of(environment, "NOTUS_HOURS", None, at_least=MIN_HOURS, at_most=MAX_HOURS)
+    return Limits(
+        hours=load_recipe(environment["NOTUS_RECIPE"]).hardware.hours if work_h is None else work_h,
+        restart_h=hours("NOTUS_RESTART_MIN", Limits.restart_h),
+        deadline=_moment(environment.get("NOTUS_DEADLINE", "")),
+        budget_usd=usd("NOTUS_BUDGET_USD", None, at_least=MIN_USD),
+        hazard_h=number_of(environment, "NOTUS_HAZARD_H", None, at_least=MIN_HAZARD_H, at_most=MAX_HAZARD_H),
+        restore_usd=usd("NOTUS_RESTORE_USD", 0.0),
+        bucket_cloud=environment.get("NOTUS_BUCKET_CLOUD", ""),
+        store_usd_per_h=usd("NOTUS_STORE_USD_H", 0.0),
+        keep_usd_per_h=usd("NOTUS_KEEP_USD_H", 0.0),
+        trust_prices=environment.get("NOTUS_TRUST_PRICES", "") == "1",
+        met=_met_of(environment.get("NOTUS_MET", "")),
+        settings=Settings(
+            return_h=hours("NOTUS_RETURN_MIN", defaults.return_h),
+            check_h=hours("NOTUS_CHECK_MIN", defaults.check_h, at_least=MIN_CHECK_MINUTES),
+        ),
+    )
 
 
 def _met_text(met: Mapping[tuple[str, str], MarketMet]) -> str:
@@ -103,18 +116,34 @@ def _met_text(met: Mapping[tuple[str, str], MarketMet]) -> str:
 
 
 def _met_of(text: str) -> dict[tuple[str, str], MarketMet]:
-    """Raises `ValueError`."""
+    """Raises `UserError`."""
     found: dict[tuple[str, str], MarketMet] = {}
-    for where, counts in (part.split("=") for part in text.split()):
-        cloud, gpus, *zone = where.split("/")
-        ends, expected = counts.split("/")
-        met = Met(float(ends), float(expected))
-        one = MarketMet(zones={unquote(zone[0]): met}) if zone else MarketMet(met)
-        found[cloud, gpus] = found.get((cloud, gpus), MarketMet()).plus(one)
+    try:
+        for where, counts in (part.split("=") for part in text.split()):
+            cloud, gpus, *zone = where.split("/")
+            met = Met(*(_count(one) for one in counts.split("/")))
+            one = MarketMet(zones={unquote(zone[0]): met}) if zone else MarketMet(met)
+            found[cloud, gpus] = found.get((cloud, gpus), MarketMet()).plus(one)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"NOTUS_MET can't be read: {error}", "leave it empty: it only makes prices better") from error
     return found
 
 
-def _moment(text: str) -> datetime:
-    """An ISO time; without a zone it is UTC, because the controller's is nobody's."""
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _count(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= MAX_COUNT:
+        raise ValueError(f"{text[:40]!r} is not a count")
+    return value
+
+
+def _moment(text: str) -> datetime | None:
+    """An ISO time; without a zone it is UTC, because the controller's is nobody's. '' = None. Raises `UserError`."""
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise UserError(
+            f"NOTUS_DEADLINE is {text[:40]!r}, which is not a time", "write an ISO time: 2026-11-25T08:00Z"
+        ) from error

@@ -103,9 +103,8 @@ def paid_at(works: Sequence[MachineWork], hours_each: float, now: datetime) -> C
 
 def step_hours(events: Sequence[Event], assumed_h: float) -> float:
     """Hours of one step: measured, else the assumed hours' share; 0 before the run knows its steps."""
-    measured = hours_per_step(events)
     total = max((training.total_steps for _, training in of_kind(events, Training)), default=0)
-    return measured if measured is not None else assumed_h / total if total else 0.0
+    return hours_per_step(events, assumed_h / total) if total else 0.0
 
 
 class Streaks:

@@ -61,8 +61,10 @@ def observe(
     work = work_of(events, on_it, limits.hours)
     restart = restart_h(works, limits.restart_h, now)
     streaks = Streaks(_of_this_launch(works, events), places, now)
+    spot = [place for place in places if place.spot]
+    learned = _churns(events, spot, limits, now, zones=len(spot))
     return Observation(
-        places=_all_known(events, works, places, limits, streaks, now),
+        places=_all_known(events, works, places, limits, streaks, learned, now),
         work_left_h=work.left_h,
         restart_h=restart,
         running=_running(works[-1], restart, signs, now) if current else None,
@@ -77,7 +79,7 @@ def observe(
         closing_h=_closing_h(events, limits, trained=not current or works[-1].trained),
         effort=streaks.effort(),
         without_machine_h=None if current else _without_machine_h(events, now),
-        hazard_per_h=_mean_hazard(events, places, limits, now),
+        hazard_per_h=1 / _life_h(learned, spot, limits),
         market=None if current or limits.deadline is None else _market(events, places, limits, now),
     )
 
@@ -128,21 +130,15 @@ def _without_machine_h(events: Sequence[Event], now: datetime) -> float:
     return hours_of(now - since) if since else 0.0
 
 
-def _mean_hazard(events: Sequence[Event], places: Sequence[Place], limits: Limits, now: datetime) -> float:
-    spot = [place for place in places if place.spot]
-    return 1 / _life_h(_churns(events, spot, limits, now, zones=len(spot)), spot, limits)
-
-
 def _all_known(
     events: Sequence[Event],
     works: Sequence[MachineWork],
     places: Sequence[Place],
     limits: Limits,
     streaks: Streaks,
+    learned: Mapping[Place, float],
     now: datetime,
 ) -> tuple[Known, ...]:
-    spot = [place for place in places if place.spot]
-    learned = _churns(events, spot, limits, now, zones=len(spot))
     refused, out = _refused_at(events), _out_since(events)
     paid = paid_at(works, step_hours(events, limits.hours), now)
     return tuple(

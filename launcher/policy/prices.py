@@ -49,8 +49,7 @@ def _fresh_spell_usd(seen: Observation, known: Known, settings: Settings) -> flo
         return 0.0
     at_risk = [max(0.0, min(high, settings.cool_h) - max(low, ago_h)) for low, high in AGE_BINS_H]
     restarts = math.fsum((rate - USUAL_HAZARD_PER_H) * hours for rate, hours in zip(PRIOR_UP, at_risk, strict=True))
-    churn = hazard_of(seen, known) / USUAL_HAZARD_PER_H
-    return churn * restarts * restart_usd(seen, known.place)
+    return restarts * restart_usd(seen, known.place)
 
 
 def hazard_of(seen: Observation, known: Known) -> float:

@@ -11,12 +11,14 @@ from rich.text import Text
 from launcher.explain import Explanation
 from launcher.offers import Offer
 from launcher.plan import DryRun, Plan
-from launcher.report.tables import plain_table
+from launcher.report.tables import plain_table, rounded
 from launcher.request import CLOUDS
 
 SHOWN = 8
 """Plans; the others are counted."""
 BAR = 26
+NARROW = 80
+"""Columns in which all figures of a plan fit into one line."""
 WIDE = 108
 """Columns of a terminal that has room for the bars beside the figures."""
 
@@ -26,7 +28,7 @@ def show_dry_run(console: Console, result: DryRun, task: str, explanation: Expla
     console.print(offers_table(result.offers))
     console.print()
     wide = console.width >= WIDE
-    console.print(_plans_table(result, chart=wide))
+    console.print(_plans_table(result, console.width))
     if not wide:
         console.print(_chart(result))
     left_out = len(result.plans) - len(_shown(result))
@@ -36,6 +38,8 @@ def show_dry_run(console: Console, result: DryRun, task: str, explanation: Expla
     if result.best is not None:
         store = f"storage ${result.best.storage_usd:,.2f} and egress ${result.best.egress_usd:,.2f}"
         console.print(f"of its cost: {store}", highlight=False)
+    for line in result.warnings:
+        console.print(f"warning: {line}", highlight=False, soft_wrap=True)
     for line in result.advice:
         console.print(f"advice: {line}", highlight=False, soft_wrap=True)
     if explanation is not None:
@@ -47,17 +51,19 @@ def show_dry_run(console: Console, result: DryRun, task: str, explanation: Expla
     console.print(Text(task), soft_wrap=True)
 
 
-def _plans_table(result: DryRun, *, chart: bool) -> Table:
+def _plans_table(result: DryRun, width: int) -> Table:
     table = plain_table(f"plans for {result.recipe}, {result.work_h:g} h of work: means, and what 95 % stay below")
     shown = _shown(result)
-    dearest = _dearest(shown)
+    dearest, chart = _dearest(shown), width >= WIDE
     dated = any(plan.deadline_probability is not None for plan in shown)
     limited = any(plan.budget_probability is not None for plan in shown)
     table.add_column("", no_wrap=True)
-    table.add_column("plan", min_width=22)
+    table.add_column("plan", min_width=12)
+    table.pad_edge = False  # two columns more for figures
     chances = [name for name, given in (("in time", dated), ("in budget", limited)) if given]
-    for name in ("$", "95 % $", "hours", "95 % h", "preempted", *chances):
-        table.add_column(name, justify="right", no_wrap=True)
+    figures = ("$", "95 % $", "hours", "95 % h", "preempted", *chances)
+    for name in figures:
+        table.add_column(name, justify="right")
     if chart:
         table.add_column("cost: p5 to p95", no_wrap=True)
     for plan in shown:
@@ -65,11 +71,11 @@ def _plans_table(result: DryRun, *, chart: bool) -> Table:
         cells = [
             "->" if chosen else "",
             _name(plan),
-            f"{plan.expected_cost_usd:,.2f}",
-            f"{plan.cost_p95_usd:,.2f}",
-            f"{plan.expected_finish_h:.1f}",
-            f"{plan.finish_p95_h:.1f}",
-            f"{plan.expected_preemptions:.1f}",
+            rounded(plan.expected_cost_usd, 2),
+            rounded(plan.cost_p95_usd, 2),
+            rounded(plan.expected_finish_h, 1),
+            rounded(plan.finish_p95_h, 1),
+            rounded(plan.expected_preemptions, 1),
         ]
         if dated:
             cells.append(f"{plan.deadline_probability or 0:.0%}")
@@ -79,6 +85,8 @@ def _plans_table(result: DryRun, *, chart: bool) -> Table:
             cells.append(_bar(plan, dearest))
         style = "bold" if chosen else ("" if plan.within_limits else "dim")
         table.add_row(*cells, style=style)
+    if width >= NARROW:
+        table.keep_whole(figures)
     return table
 
 

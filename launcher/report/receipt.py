@@ -97,7 +97,9 @@ class Receipt(BaseModel):
     redone_s: float = Field(description="spent on steps that were lost")
     waiting_s: float = Field(description="between attempts")
     other_s: float = Field(description="evaluation, export, shutting down")
-    lost_to_preemptions_s: float = Field(description="redone steps, waiting, and the start-ups after the first")
+    lost_to_preemptions_s: float = Field(
+        description="redone steps, waiting, and the start-ups after the first; not after a stop"
+    )
     goodput: float = Field(description="useful_s / wall_s")
     machine_hours: float
     machines: tuple[MachineLine, ...] = Field(default=(), description="empty where no cloud was paid")
@@ -123,13 +125,11 @@ def make_receipt(
     # The first step of an attempt counts as start-up: it compiles, allocates and waits for the slowest rank.
     useful_s = sum(kept.values())
     waiting_s = max(0.0, wall_s - running_s)
-    recovering_s = sum(
-        (after.started_at - before.ended_at).total_seconds()
-        for before, after in pairwise(attempts)
-        if before.ended != "stopped"  # a pause that the user made is nobody's loss
-    )
+    # A pause that the user made, and the start-up after it, are no loss to a preemption.
+    recoveries = [(before, after) for before, after in pairwise(attempts) if before.ended != "stopped"]
+    recovering_s = sum((after.started_at - before.ended_at).total_seconds() for before, after in recoveries)
     other_s = max(0.0, wall_s - useful_s - saving_s - startup_s - redone_s - waiting_s)
-    later_startups_s = sum(attempt.startup_s for attempt in attempts[1:])
+    later_startups_s = sum(after.startup_s for _, after in recoveries)
     compared = [comparison for _, comparison in of_kind(events, Compared)]
     hours = running_s / 3600
     paid = _machines(events, now)
@@ -228,10 +228,13 @@ def _end(mine: Sequence[Event]) -> tuple[datetime, str] | None:
     """When and how an attempt ended, in the receipt's words; None if no event tells."""
     if killed := of_kind(mine, Preempted):
         return killed[-1][0].time, "preempted"
+    stops = of_kind(mine, Stopped)
     ends = of_kind(mine, AttemptEnded)
     if not ends:
-        return None
+        return (stops[-1][0].time, "stopped") if stops else None
     event, end = ends[-1]
+    if end.outcome == "preempted" and stops:  # so fast that it ended before the notice of the stop was written
+        return event.time, "stopped"
     if end.outcome != "preempted":
         return event.time, end.outcome
     return event.time, told_by([notice.source for _, notice in of_kind(mine, Notice)])

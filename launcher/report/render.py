@@ -12,7 +12,7 @@ from rich.text import Text
 from launcher.report.receipt import Receipt
 from launcher.report.status import RunStatus
 from launcher.report.tables import plain_table
-from launcher.sky.doctor import Finding
+from launcher.sky.findings import Finding
 
 
 def receipt_panel(receipt: Receipt) -> RenderableType:
@@ -72,7 +72,7 @@ def _attempt_table(receipt: Receipt) -> Table:
         ("time", "right"),
         ("end", "left"),
     ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        table.add_column(column, justify=justify)
     for attempt in receipt.attempts:
         table.add_row(
             str(attempt.number),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -33,8 +34,10 @@ from checkpoints.run import Heartbeat, read_heartbeat, read_run
 from checkpoints.store import Store
 from launcher.errors import UnknownRun
 from launcher.policy.history import machine_now, machines, spent_usd
+from launcher.presence import nobody_here
 from launcher.report.story import line_of
 
+ABANDONED = "waiting for a launcher"
 ABANDONED_S = 1800.0
 """A recovery takes minutes; after so long it is doubtful that anybody is trying."""
 
@@ -106,6 +109,11 @@ class RunStatus(BaseModel):
             silent_s=None,
         )
 
+    def abandoned(self, why: str) -> RunStatus:
+        """The same local run without a launcher: killed, or its machine was restarted."""
+        note = f"{why}; to resume: launch --name {self.run} again"
+        return self.model_copy(update={"state": ABANDONED, "phase": None, "note": note})
+
 
 def read_status(store: Store, name: str, now: datetime) -> RunStatus:
     """The status of a run; raises `UnknownRun`."""
@@ -114,7 +122,16 @@ def read_status(store: Store, name: str, now: datetime) -> RunStatus:
     if record is None and not events:  # run.json is the trainer's where plain SkyPilot was told to launch
         raise UnknownRun(f"there is no run {name!r} in {store.url.rsplit('/', 1)[0]}", "list them: notus-launch runs")
     recipe = record.recipe_name if record else ""
-    return derive_status(name, recipe, read_head(store), read_heartbeat(store), events, now)
+    head = read_head(store)
+    status = derive_status(name, recipe, head, read_heartbeat(store), events, now)
+    if status.in_cloud or status.state in OVER:
+        return status
+    silent_s = math.inf if status.silent_s is None else status.silent_s
+    if nobody_here(store, head, silent=silent_s >= SILENCE_S):
+        return status.abandoned("its launcher on this machine is gone")
+    if status.state == "silent" and silent_s >= ABANDONED_S:
+        return status.abandoned(f"no sign of life for more than {ABANDONED_S / 60:.0f} min")
+    return status
 
 
 def derive_status(
@@ -173,7 +190,7 @@ def _state(last: Event | None, heartbeat: Heartbeat | None, silent_s: float | No
         case MachineGone(job_status=status) if status in _STATE_OF_JOB:
             return _STATE_OF_JOB[status]
     # Another attempt is due. Nobody may be there to start it: after a while that is worth saying.
-    return "recovering" if (now - last.time).total_seconds() < ABANDONED_S else "waiting for a launcher"
+    return "recovering" if (now - last.time).total_seconds() < ABANDONED_S else ABANDONED
 
 
 def _last_step(events: list[Event]) -> int:

@@ -44,3 +44,13 @@ def _refresh(clouds: Iterable[str], say: Callable[[str], None]) -> dict[str, str
         fetched = mark.exists() and mark.stat().st_mtime_ns > before
         outcome[cloud] = FETCHED if fetched else FAILED
     return outcome
+
+
+def read_again() -> None:
+    """Have SkyPilot look at its lists again when it next needs one, and fetch those that are older than it likes.
+
+    It keeps a list in memory until a request ends, and a jobs controller's never does.
+    """
+    from sky.catalog import common
+
+    common.LazyDataFrame._load_df.cache_clear()

@@ -120,6 +120,8 @@ def dashboard(job_id: int) -> str:
 def _call(act: Callable[[], T]) -> T:
     """SkyPilot raises many kinds, some made anew from the server's JSON: all become one of ours, with its own words."""
     os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
+    # Else the API server that SkyPilot may start would load the strategy from a folder `launcher` where the user is.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         return act()
     except Exception as error:

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Literal
 
 from checkpoints.causes import GoneCause
@@ -36,7 +37,7 @@ from checkpoints.event_order import end_of_run, of_newest_launch
 from checkpoints.events import Event, of_kind
 from checkpoints.head import read_head
 from checkpoints.requests import Request, ask, read_request, withdraw
-from checkpoints.run import Heartbeat, read_heartbeat
+from checkpoints.run import Heartbeat, read_heartbeat, write_controller_beat
 from checkpoints.store import Store
 from launcher.policy.decide import decide
 from launcher.policy.history import (
@@ -109,6 +110,8 @@ class Conductor:
         self._places: list[Place] = []
         self._beat: Heartbeat | None = None
         self._wish: Wish | None = None
+        self._untrained: datetime | None = None
+        """When the newest machine that we have seen without a first step was asked for."""
         self._told_to_stop: tuple[str, float] | None = None
         """A user's stop that stands, and since when we know it."""
 
@@ -125,7 +128,7 @@ class Conductor:
         return await self.place()
 
     async def place(self) -> float:
-        """Find a machine for the job; returns the job's start. Raises `LimitReached`, or `NotusError` for the bucket."""
+        """Find a machine for the job; returns the job's start. Raises `LimitReached`, `NotusError` (the bucket)."""
         lost = 0
         while True:
             await self._obey_a_stop()
@@ -274,6 +277,7 @@ class Conductor:
             await self._give_back(failed.why)
             return True
         trained = machine_works(events)[-1].trained
+        await self._show_life(len(machines(events)))
         beat = await self._heartbeat(events)
         await self._note_start(events, spell, trained=trained)
         seen = await self._observe(events, self._signs.look(spell, beat, events, trained=trained))
@@ -287,10 +291,24 @@ class Conductor:
             await self._see_a_stop_through(spell)
         return True
 
+    async def _show_life(self, asked: int) -> None:
+        """The machine keeps the limits by itself while no controller is heard of."""
+        try:
+            await asyncio.to_thread(write_controller_beat, self._store, self._clock.now(), asked)
+        except NotusError as error:
+            logger.warning("notus: the controller can't show that it lives: %s", error.message)
+
     async def _note_start(self, events: list[Event], spell: MachineSpell, *, trained: bool) -> None:
-        """What a start takes is measured by our own clock."""
-        if trained and spell.start_h is None:
-            await self._diary.note(UnderWay(hours=round(hours_of(self._clock.now() - spell.since), 4)))
+        """What a start takes is measured by our own clock, if we looked before its first step; else that clock, which
+        tells too much, and the machine's, which may be off, each bound it."""
+        if not trained:
+            self._untrained = spell.since
+        elif spell.start_h is None:
+            hours = hours_of(self._clock.now() - spell.since)
+            by_machine = machine_works(events)[-1].start_h
+            if self._untrained != spell.since and by_machine is not None:
+                hours = min(hours, by_machine)
+            await self._diary.note(UnderWay(hours=round(hours, 4)))
 
     async def _note_price(self, spell: MachineSpell, seen: Observation) -> None:
         assert seen.running is not None

@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import io
 import logging
+import math
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,20 +30,31 @@ from sky.utils import registry, resources_utils, status_lib
 from checkpoints.clock import SystemClock
 from checkpoints.errors import NotusError, StoreError, UserError
 from checkpoints.run import open_run
+from launcher.offers import find_catalog
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.model import Place
+from launcher.sky import catalog
 from launcher.sky.asked import Tried, all_refused, answers, asked_at, count_asked, one_line, tries_in, was_given
-from launcher.sky.conductor import Conductor, LimitReached, Lost, Refused, Up
+from launcher.sky.conductor import Conductor, LimitReached, Lost, Refused, Told, Up
 from launcher.sky.entries import Entry, requests
+from launcher.sky.places import Candidate, Hourly, booked, is_price, judge, offers_for, report
 from trainer.attempt import PREDECESSOR_GONE
 from trainer.interval import HOURS_TO_PREEMPTION
+from trainer.nodes import check_nodes
 
 logger = logging.getLogger("sky.notus")
 
 STRATEGY = "NOTUS"
+PRICES_S = 180.0
+"""For reading all prices: seconds, minutes where SkyPilot downloads its lists first."""
 BUCKET_RETRY_S = 30.0
 RELEASE_AFTER = 20
-"""Tries in a row without the bucket, until the old machine is given back all the same."""
+"""Tries in a row without the bucket, until the old machine is given back anyway."""
+BUCKET_TRIES = 2880
+"""A day without the bucket ends the job: it costs nothing, but no wait is without an end."""
+PROVISION_S, ASK_S = 2700.0, 60.0
+"""What SkyPilot may take for one request: to get a machine ready, and for each zone that it asks on the way. A cloud
+bills from the first minute, and SkyPilot itself waits for hours."""
 EVENTS = 500
 """Of a cluster that are read: a launch writes one a zone and eight more."""
 WATCHING: dict[int, asyncio.Task[None]] = {}
@@ -60,10 +72,12 @@ class Search:
     """The newest request."""
     machine: tuple[Place, datetime] | None = None
     """What came of it: a machine, and since when it is paid. The job may not run there."""
+    taken: bool = False
+    """Its cloud took that machine away before the job ran."""
 
     def begin(self) -> None:
         """Another request."""
-        self.began, self.machine, self.otherwise = datetime.now(UTC), None, ""
+        self.began, self.machine, self.otherwise, self.taken = datetime.now(UTC), None, "", False
 
     def hear(self, error: BaseException) -> None:
         """An error of SkyPilot's own, which is no refusal of a cloud's. The first of a request is why it failed."""
@@ -115,7 +129,9 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._task: sky.Task = self.dag.tasks[0]
+        self._wanted: list[sky.Resources] = list(self._task.resources)
         self._resources: dict[Place, sky.Resources] = {}
+        self._prices = Hourly(self._read_prices, SystemClock())
         self._recovering = False
         self._search = Search()
         self._opened: Conductor | None = None
@@ -158,8 +174,20 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                 failures += 1
                 logger.warning("notus: %s; trying again in %.0f s", error.message, BUCKET_RETRY_S)
             if failures == RELEASE_AFTER and self._recovering:
-                await self.release()  # nobody knows how long: not every cloud gives an idle machine back by itself
+                await self._give_back_blindly()  # not every cloud gives an idle machine back by itself
+            if failures >= BUCKET_TRIES:
+                raise exceptions.ManagedJobReachedMaxRetriesError("the bucket has not answered for a day")
             await asyncio.sleep(BUCKET_RETRY_S)
+
+    async def _give_back_blindly(self) -> None:
+        """Without the bucket: the conductor notes it as soon as it can."""
+        if self._opened is not None:
+            await self._opened.close("unknown")
+            return
+        try:
+            await self.release()
+        except Exception:  # tried again when the bucket is back
+            logger.exception("notus: the machine could not be given back")
 
     async def _watch(self) -> None:
         while True:
@@ -168,8 +196,10 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                 status = await asyncio.to_thread(state.get_status, self.job_id)
                 conductor = await asyncio.to_thread(self._conductor)
                 if status is None or status.is_terminal():
-                    await conductor.close("closed" if status else "unknown", status.value.lower() if status else "")
-                    return
+                    job_status = status.value.lower() if status else ""
+                    if await conductor.close("closed" if status else "unknown", job_status):
+                        return
+                    continue  # it is billed on: tried again at the next look
                 await conductor.look()
             except NotusError as error:  # the bucket doesn't answer: the next look may be luckier
                 logger.warning("notus: %s", error.message)
@@ -183,8 +213,11 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             for name in ("NOTUS_BUCKET", "NOTUS_RUN", "NOTUS_RECIPE"):
                 if not environment.get(name):
                     raise UserError(f"the task has no {name}", "the NOTUS strategy is for tasks of notus-launch")
+            check_nodes(self._task.num_nodes)
             store = open_run(environment["NOTUS_BUCKET"], environment["NOTUS_RUN"], environment)
-            self._opened = Conductor(store, limits_of(environment), self, SystemClock())
+            launch = environment.get("NOTUS_LAUNCH", "")
+            number = int(launch) if launch.isdigit() else 0
+            self._opened = Conductor(store, limits_of(environment), self, SystemClock(), number)
         return self._opened
 
     def _limits(self) -> Limits:
@@ -193,17 +226,24 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
     # --- Hands ------------------------------------------------------------------------------------
 
     async def places(self) -> list[Place]:
-        """Every zone of the task's resources, with its price in SkyPilot's catalog."""
-        if not self._resources:
-            self._resources = await asyncio.to_thread(expand, list(self._task.resources))
-        return list(self._resources)
+        """Every zone of the task's resources whose price can be trusted; the prices are read again every hour."""
+        try:
+            found = await asyncio.wait_for(asyncio.to_thread(self._prices.value), PRICES_S)
+        except TimeoutError:  # SkyPilot downloads its lists without a limit
+            if self._prices.last is None:
+                raise UserError(f"SkyPilot gave no prices within {PRICES_S:.0f} s", "is its catalog away?") from None
+            found = self._prices.last
+        # Places of an earlier hour stay known: a launch that is under way may still ask them.
+        self._resources = {place: one for place, one in self._resources.items() if place not in found} | found
+        return list(found)
 
-    async def launch_in(
-        self, places: Sequence[Place], hours_to_preemption: float, dead_writer: str
-    ) -> Up | Lost | Refused:
-        """Requests of SkyPilot's with exactly these places in this order."""
-        told = {HOURS_TO_PREEMPTION: f"{hours_to_preemption:.3g}", PREDECESSOR_GONE: dead_writer}
-        self._task.update_envs(told)
+    def _read_prices(self) -> dict[Place, sky.Resources]:
+        catalog.read_again()
+        return expand(self._wanted, trust_prices=self._limits().trust_prices)
+
+    async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
+        """Requests of SkyPilot's with exactly these places in this order, each bounded in time."""
+        self._task.update_envs(environment_of(told))
         whole = self._task.resources
         search = self._search = Search()
         asked, prechecks = False, None
@@ -214,14 +254,20 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                 search.begin()
                 try:
                     with listening(search):
-                        submitted_at = await self._launch(max_retry=1, recovery=self._recovering)
+                        submitted_at = await self._launch_within(len(places))
                     await asyncio.to_thread(self._tell_where)
                     if (machine := search.machine or await asyncio.to_thread(self._machine)) is None:
                         return Refused(answers(search.tries, places))  # gone again, and nobody knows where it was
                     return Up(*machine, submitted_at, answers(search.tries, places))
                 except exceptions.ManagedJobReachedMaxRetriesError:
                     if search.machine is not None:
-                        return Lost(*search.machine, answers(search.tries, places), one_line(search.otherwise))
+                        said = one_line(search.otherwise)
+                        return Lost(*search.machine, answers(search.tries, places), said, taken=search.taken)
+                    asked = True
+                except TimeoutError:
+                    search.otherwise = f"SkyPilot had no machine ready within {PROVISION_S / 60:.0f} min: given up"
+                    if (machine := search.machine or await asyncio.to_thread(self._machine)) is not None:
+                        return Lost(*machine, answers(search.tries, places), search.otherwise)
                     asked = True
                 except exceptions.ProvisionPrechecksError as error:  # of these entries: others may be good
                     search.otherwise = "; ".join(str(reason) for reason in error.reasons)
@@ -232,6 +278,12 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             raise prechecks
         return Refused(all_refused(answers(search.tries, places), places, search.otherwise))
 
+    async def _launch_within(self, places: int) -> float:
+        """SkyPilot's own launch. Raises `TimeoutError`; the request is cancelled then."""
+        limit_s = PROVISION_S + ASK_S * places
+        submitted_at: float = await asyncio.wait_for(self._launch(max_retry=1, recovery=self._recovering), limit_s)
+        return submitted_at
+
     def _entry(self, entry: Entry) -> sky.Resources:
         return self._resources[entry.example].copy(region=entry.region, zone=entry.zone)
 
@@ -240,7 +292,8 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         handle = global_user_state.get_handle_from_cluster_name(self.cluster_name)
         if handle is None:
             return None
-        return place_of(handle.launched_resources), asked_at(cluster_events(self.cluster_name), self._search.began)
+        place = booked(place_of(handle.launched_resources), self._resources)
+        return place, asked_at(cluster_events(self.cluster_name), self._search.began)
 
     async def release(self) -> None:
         """Terminate what is left of the cluster."""
@@ -283,7 +336,8 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         except Exception as error:  # no refusal of a cloud's, but SkyPilot tries again all the same: so it is told
             search.hear(error)
             if was_given(await asyncio.to_thread(cluster_events, self.cluster_name), search.began):
-                search.machine = await asyncio.to_thread(self._machine)  # taken away while it was set up
+                search.machine = await asyncio.to_thread(self._machine)  # it was lost while it was set up
+                search.taken = await self.cloud_says_gone()  # asked before SkyPilot itself terminates what is left
             raise
         search.machine = await asyncio.to_thread(self._machine)
         if count_asked(await asyncio.to_thread(cluster_events, self.cluster_name), search.began) > 1:
@@ -305,6 +359,16 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         )
 
 
+def environment_of(told: Told) -> dict[str, str]:
+    """What the trainer on the next machine is told."""
+    return {
+        HOURS_TO_PREEMPTION: f"{told.hours_to_preemption:.3g}",
+        PREDECESSOR_GONE: told.dead_writer,
+        "NOTUS_SPENT_USD": f"{told.spent_usd:.4f}",
+        "NOTUS_PRICE_USD_H": f"{told.price_usd_per_hour:.4f}",
+    }
+
+
 def cluster_events(cluster: str) -> list[dict[str, Any]]:
     """What became of the cluster, newest first; nothing where SkyPilot doesn't say."""
     kinds = [global_user_state.ClusterEventType.STATUS_CHANGE]
@@ -315,18 +379,21 @@ def cluster_events(cluster: str) -> list[dict[str, Any]]:
         return []
 
 
-def expand(resources: Sequence[sky.Resources]) -> dict[Place, sky.Resources]:
-    """Every zone where one of the entries can be had, the cheapest machine type of each."""
-    found: dict[Place, sky.Resources] = {}
-    for launchable in (one for entry in resources for one in _launchable(entry)):
-        for zoned in resources_utils.make_launchables_for_valid_region_zones(
-            launchable, override_optimize_by_zone=True
-        ):
-            place = place_of(zoned)
-            known = next((other for other in found if other == place), None)
-            if known is None or place.price_usd_per_hour < known.price_usd_per_hour:
-                found.pop(place, None)
-                found[place] = zoned
+def expand(resources: Sequence[sky.Resources], *, trust_prices: bool = False) -> dict[Place, sky.Resources]:
+    """Every zone where one of the entries can be had at a price to rely on, the cheapest machine type of each.
+
+    Raises `UserError` where there are zones and none has such a price.
+    """
+    zoned = [
+        one
+        for entry in resources
+        for launchable in _launchable(entry)
+        for one in resources_utils.make_launchables_for_valid_region_zones(launchable, override_optimize_by_zone=True)
+    ]
+    candidates = {Candidate(place_of(one), one.instance_type): one for one in zoned}
+    offers = offers_for(find_catalog(), (candidate.place for candidate in candidates))
+    found, dropped = judge(candidates, offers, trust_prices=trust_prices)
+    report(dropped, len(found))
     return found
 
 
@@ -335,7 +402,12 @@ def everywhere(launchables: Iterable[sky.Resources]) -> list[Place]:
     kinds = {(str(one.cloud), one.instance_type, str(one.accelerators), one.use_spot): one for one in launchables}
     anywhere = [one.copy(region=None, zone=None) for one in kinds.values()]
     found = [resources_utils.make_launchables_for_valid_region_zones(one, True) for one in anywhere]
-    return list({place_of(zoned): None for some in found for zoned in some})
+    return list({_last_without_price(place_of(zoned)): None for some in found for zoned in some})
+
+
+def _last_without_price(place: Place) -> Place:
+    """SkyPilot can't compare a zone without a price, so no entry that has it is ever in its order."""
+    return place if is_price(place.price_usd_per_hour) else replace(place, price_usd_per_hour=math.inf)
 
 
 def _launchable(entry: sky.Resources) -> list[sky.Resources]:
@@ -348,7 +420,7 @@ def _launchable(entry: sky.Resources) -> list[sky.Resources]:
 
 
 def place_of(resources: sky.Resources) -> Place:
-    """The market that launchable resources belong to."""
+    """The market that launchable resources belong to, with SkyPilot's price."""
     ((name, count),) = resources.accelerators.items()
     return Place(
         cloud=str(resources.cloud).lower(),
@@ -356,8 +428,17 @@ def place_of(resources: sky.Resources) -> Place:
         zone=resources.zone,
         gpus=f"{name}:{count:g}",
         spot=resources.use_spot,
-        price_usd_per_hour=resources.get_cost(3600),
+        price_usd_per_hour=_price_of(resources),
     )
+
+
+def _price_of(resources: sky.Resources) -> float:
+    """By SkyPilot's catalog; not a number where it has none, or two: it raises then, by `assert` or `ValueError`."""
+    try:
+        return float(resources.get_cost(3600))
+    except (AssertionError, ValueError, KeyError) as error:
+        logger.debug("notus: SkyPilot has no price for %s: %s", resources, error)
+        return math.nan
 
 
 def tries_of(request_id: str) -> list[Tried]:

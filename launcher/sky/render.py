@@ -12,6 +12,7 @@ from ruamel.yaml.scalarstring import LiteralScalarString
 from launcher.plan import Rung
 from launcher.policy.limits import Limits
 from trainer.errors import EXIT_PREEMPTED
+from trainer.failed_start import GAVE_UP
 from trainer.recipe import Recipe
 
 SKYPILOTS_OWN = "EAGER_NEXT_REGION"
@@ -22,28 +23,70 @@ PYTHON = "3.11"
 DISK_GB = 512
 """Base weights, caches, and scratch space for the export of a 7B model, with room."""
 
+SETUP_S = 2100
+"""Of the whole set-up, the tries of its commands included. With the report of a failure it is less than the 45 min
+after which a run without a step is moved."""
+
 _SETUP = """\
-set -euo pipefail
-# Runs on every fresh VM, recoveries included. A failure here ends the job (it is never retried), so
-# downloads are tried three times. Never exit 75 here: that would ask for a new VM, for ever.
-retry() {{ "$@" || {{ sleep 10; "$@"; }} || {{ sleep 60; "$@"; }}; }}
+set -uo pipefail
+# Runs on every fresh VM, recoveries included. Each command has a time limit, and so has the whole: {total_s} s. What
+# fails goes into the run's diary, which counts the failed starts in a row: 75 asks for another VM, 1 gives up, 2 is an
+# error that every VM would meet. Without the diary only the NOTUS strategy is asked for another: it counts by itself.
 export PATH="$HOME/.local/bin:$PATH"
-command -v uv >/dev/null || retry python3 -m pip install --user uv
-[ -x ~/notus-venv/bin/python ] || retry uv venv --python {python} --seed ~/notus-venv
+log="$(mktemp)" SECONDS=0
+bounded() {{ # LIMIT_S COMMAND...
+  local left=$(({total_s} - SECONDS)) limit_s=$1
+  shift
+  [ "$left" -gt 0 ] || {{ echo "notus: no time left for: $*" | tee "$log"; return 124; }}
+  timeout --kill-after=15 "$((left < limit_s ? left : limit_s))" "$@" > >(tee "$log") 2>&1
+}}
+step() {{ # LIMIT_S TRIES COMMAND...
+  local limit_s=$1 tries=$2 code=0 try
+  shift 2
+  for try in $(seq "$tries"); do
+    [ "$try" -eq 1 ] || sleep "$((try * try * 5))"
+    code=0
+    bounded "$limit_s" "$@" || code=$?
+    [ "$code" -ne 0 ] || return 0
+    echo "notus: exit code $code (124 = more than $limit_s s), try $try of $tries: $*" | tee -a "$log"
+  done
+  [ "$code" -ne 2 ] || [ "$tries" -ne 1 ] || exit 2
+  report "$*"
+}}
+report() {{ # COMMAND
+  local code=1 said=0 python="$HOME/notus-venv/bin/python"
+  [ -z "${{NOTUS_PRICE_USD_H:-}}" ] || code=75
+  sleep 1 # tee writes the last lines
+  "$python" -P -c 'import trainer.failed_start' 2>/dev/null \\
+    || timeout --kill-after=15 180 "$python" -m pip install -q -c constraints.txt '{light}'
+  timeout --kill-after=15 300 "$python" -P -m trainer.failed_start "$1" "$log" || said=$?
+  case "$said" in 0) code=75 ;; {gave_up}) code=1 ;; esac
+  exit "$code"
+}}
+command -v uv >/dev/null || step 180 3 python3 -m pip install --user uv
+[ -x ~/notus-venv/bin/python ] || step 180 3 uv venv --python {python} --seed ~/notus-venv
 . ~/notus-venv/bin/activate
 # torch first: a later resolve may otherwise swap its build
-retry pip install torch==2.13.0
-retry pip install -c constraints.txt '{package}'
-python -m trainer.preflight "$NOTUS_RECIPE"
+step 600 3 pip install torch==2.13.0
+step 600 3 pip install -c constraints.txt '{package}'
+step 300 1 python -P -m trainer.preflight "$NOTUS_RECIPE"
 # its wheel from the bucket, or compiled; without it the trainer uses torch's own attention and says so
-python -m trainer.flash "$NOTUS_RECIPE" constraints.txt
+bounded {flash_s} python -P -m trainer.flash "$NOTUS_RECIPE" constraints.txt || true
 """
 
 
 def setup_script(release: str | None = None, *, qlora: bool = False) -> str:
     """The set-up of a VM: installs the tree that was sent, or a release of the package."""
     extras = "trainer,qlora" if qlora else "trainer"
-    return _SETUP.format(python=PYTHON, package=f"notus-launch[{extras}]=={release}" if release else f".[{extras}]")
+    named = f"notus-launch{{}}=={release}" if release else ".{}"
+    return _SETUP.format(
+        python=PYTHON,
+        package=named.format(f"[{extras}]"),
+        light=named.format(""),
+        total_s=SETUP_S,
+        flash_s=SETUP_S,
+        gave_up=GAVE_UP,
+    )
 
 
 RUN = """\
@@ -105,7 +148,8 @@ def task_config(
 
 def _entry(rung: Rung) -> dict[str, Any]:
     memory = {} if rung.host_gib is None else {"memory": f"{rung.host_gib}+"}
-    return {"infra": rung.cloud, "accelerators": rung.gpus, "use_spot": rung.spot, **memory}
+    infra = "/".join(name for name in (rung.cloud, rung.region, rung.zone) if name)
+    return {"infra": infra, "accelerators": rung.gpus, "use_spot": rung.spot, **memory}
 
 
 def _s3_settings(bucket: str | None, environment: Mapping[str, str]) -> dict[str, str]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+from checkpoints.interpreter import module
 from launcher.errors import RequestError
 from launcher.sky.sent import TREE, find_checkout
 
@@ -47,7 +47,7 @@ def build(folder: Path) -> Path:
 
 def pip_wheel(what: str, folder: Path) -> None:
     """Let pip make a wheel of a folder or a requirement, without those that it depends on."""
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", what]
+    command = [*module("pip"), "wheel", "--no-deps", what]
     quietly = ["--quiet", "--disable-pip-version-check", "--wheel-dir", str(folder)]
     done = subprocess.run([*command, *quietly], capture_output=True, text=True, check=False)
     if done.returncode:

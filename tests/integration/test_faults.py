@@ -231,6 +231,40 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(launcher: Laun
     assert all(commit.step < step for commit in head.commits)
 
 
+class Refuses(FaultyProxy):
+    """Once it is told to, answers 403 to so many requests: an expired token, a policy that is still spreading."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target, share=0.0, seed=0)
+        self.left = 0
+
+    def fate(self, request: str) -> str:
+        with self.lock:
+            self.left -= 1
+            return "403" if self.left >= 0 else ""
+
+
+@pytest.mark.parametrize("refused", [4, 40])
+def test_credentials_that_are_refused_in_mid_run_are_no_users_error(
+    launcher: Launcher, s3_server: S3Server, reference: Store, monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    """4 are waited for; 40 are more than one save's patience, and the next save or the next attempt makes up for it."""
+    with serving(Refuses(s3_server.endpoint)) as proxy:
+        launcher.environment |= s3_server.environment() | {"AWS_ENDPOINT_URL": proxy.url}
+        bucket = f"s3://notus-test/refused-{refused}"
+        process = launcher.start(*launcher.local("tiny-dpo", "--name", "refused", "--bucket", bucket))
+        wait_for(lambda: launcher.progress_step("refused") >= 3, "step 3")
+        proxy.left = refused
+        _, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err
+        assert sum(count for deed, count in proxy.done.items() if deed.fault == "403") == refused
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    store = open_run(bucket, "refused")
+    assert {e.data["outcome"] for e in read_events(store) if e.kind == "attempt_ended"} <= {"failed", "finished"}
+    assert_bit_exact(store, reference)
+
+
 class StallsOnce(FaultyProxy):
     """Holds one request back for longer than the client waits, and carries it out after that."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from checkpoints.events import read_events
 from checkpoints.requests import ask, read_request
 from checkpoints.run import open_run
@@ -45,3 +48,22 @@ def test_stop_and_move_from_anywhere_and_nothing_is_lost(launcher: Launcher, ref
         resumed = [event.data["step"] for event in events if event.kind == "resumed" and event.attempt == attempt + 1]
         assert resumed == [saved]
     assert_bit_exact(store, reference)
+
+
+def test_a_run_whose_launcher_was_killed_waits_for_one(launcher: Launcher) -> None:
+    """SIGKILL reaches no launcher's handler; its attempt is told by the kernel, saves and ends."""
+    process = launcher.start(*launcher.local("tiny-dpo", "--name", "orphan"))
+    with launcher.frozen("orphan", step=2):
+        process.kill()
+    process.communicate(timeout=60)
+    wait_for(lambda: not launcher.processes(), "the end of its attempt")
+
+    def status() -> dict[str, Any]:
+        found = launcher.run("status", "orphan", "-o", "json", "--bucket", launcher.bucket)
+        assert found.code == 0, found.err
+        return dict(json.loads(found.out)[0])
+
+    assert status()["state"] == "waiting for a launcher"
+    assert "its launcher on this machine is gone" in status()["note"]
+    receipt = launcher.run("report", "orphan", "-o", "json", "--bucket", launcher.bucket).receipt()
+    assert (receipt["preemptions"], receipt["attempts"][0]["ended"]) == (0, "stopped"), "nobody took a machine away"

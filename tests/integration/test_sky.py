@@ -179,9 +179,13 @@ def refused(environment):
 
 spot = sky.Resources(infra="gcp", accelerators="A100:8", use_spot=True)
 places = expand([spot, sky.Resources(infra="lambda", accelerators="A100:8")])
+flagged = [sky.Resources(infra="gcp", accelerators="A100-80GB:8", use_spot=False)]
+areas = lambda trust: sorted(place.zone for place in expand(flagged, trust_prices=trust))
 print(json.dumps({
     "strategy": registry.JOBS_RECOVERY_STRATEGY_REGISTRY.from_str("NOTUS").__name__,
     "places": [[p.cloud, p.region, p.zone, p.gpus, p.spot, p.price_usd_per_hour] for p in places],
+    "trusted": areas(False),
+    "trusting": areas(True),
     "launchable": all(r.is_launchable() for r in places.values()),
     "refused": refused({"NOTUS_HOURS": "3", "NOTUS_DEADLINE": "tomorrow"}),
     "deadline": limits_of({"NOTUS_HOURS": "3", "NOTUS_DEADLINE": "2026-11-25T08:00"}).deadline.isoformat(),
@@ -214,6 +218,74 @@ def test_skypilot_loads_the_strategy_and_knows_every_zone(sky_environment: dict[
         assert price > 1
     assert len(zones["gcp", True]) == len(set(zones["gcp", True])) > 5
     assert "us-east-1" in zones["lambda", False]
+    wrong = ["europe-west4-a", "us-central1-a", "us-central1-c"]  # cards on demand below their own spot price
+    assert found["trusted"] == ["asia-southeast1-c", "us-east4-c", "us-east5-a", "us-east5-b"]
+    assert found["trusting"] == sorted([*found["trusted"], *wrong])
+
+
+LISTS = """
+import asyncio, json, os, pathlib
+import sky
+from launcher.sky import catalog
+from launcher.sky.plugin import NotusStrategy, expand
+from launcher.sky.places import Hourly
+from checkpoints.clock import FakeClock
+
+path = pathlib.Path(os.environ["HOME"]) / ".sky/catalogs/v8/gcp/vms.csv"
+wanted = [sky.Resources(infra="gcp/us-central1", accelerators="A100:8", use_spot=False)]
+
+def written(*changes, twice=False):
+    lines = path.read_text().splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        if "us-central1-a," in line and (line.startswith("a2-highgpu-8g") or ",A100,8" in line):
+            cells = line.rstrip().split(",")
+            lines[number] = ",".join([*cells[:-2], changes[0], cells[-1]]) + chr(10)
+            if twice:
+                lines[number] += line
+    path.write_text("".join(lines))
+
+def prices():
+    return {place.zone: round(place.price_usd_per_hour, 2) for place in expand(wanted)}
+
+out = {"before": prices()}
+original = path.read_text()
+for name, change, twice in (("zero", "0", False), ("none", "", False), ("negative", "-5", False), ("twice", "20.0", True)):
+    path.write_text(original)
+    written(change, twice=twice)
+    catalog.read_again()
+    sky.catalog.gcp_catalog._df._df = None
+    out[name] = prices()
+
+path.write_text(original)
+strategy = object.__new__(NotusStrategy)
+strategy._wanted, strategy._resources = wanted, {}
+strategy._task = sky.Task(run="true", envs={"NOTUS_HOURS": "3"})
+clock = FakeClock()
+strategy._prices = Hourly(strategy._read_prices, clock)
+asked = lambda: {place.zone: round(place.price_usd_per_hour, 2) for place in asyncio.run(strategy.places())}
+sky.catalog.gcp_catalog._df._df = None
+out["first"] = asked()
+written("30.0")
+out["at once"] = asked()
+clock.sleep(3600)
+out["an hour later"] = asked()
+print(json.dumps(out))
+"""
+
+
+def test_a_zone_whose_price_is_no_price_is_not_asked_and_a_price_that_rises_is_seen(
+    sky_environment: dict[str, str],
+) -> None:
+    home = Path(sky_environment["HOME"])
+    shutil.copytree(files("launcher") / "data/catalogs", home / ".sky/catalogs")  # type: ignore[arg-type]
+    found = run(LISTS, sky_environment)
+    others = {f"us-central1-{zone}": 29.39 for zone in "bcf"}
+    assert found["before"] == {**others, "us-central1-a": 29.39}
+    for wrong in ("zero", "negative", "twice"):
+        assert found[wrong] == others, wrong
+    assert found["none"].items() <= others.items(), "SkyPilot itself may leave out the region"
+    assert found["first"] == found["at once"] == found["before"]
+    assert found["an hour later"] == {**others, "us-central1-a": 60.0}
 
 
 def test_skypilot_remembers_when_the_last_zone_was_asked(sky_environment: dict[str, str]) -> None:

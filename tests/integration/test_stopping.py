@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints.errors import Fenced, NotExact, StoreError
+from checkpoints.errors import Fenced, NotExact
 from checkpoints.object_store import ObjectStore
 from checkpoints.tree import digest
 from trainer.attempt import Supervisor
 from trainer.recipe import load_recipe
-from trainer.scratch import Outcome, Scratch
+from trainer.scratch import Scratch
 
 
 def test_a_stop_in_an_evaluation_makes_up_for_the_save_that_was_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,48 +48,21 @@ def test_a_stop_in_an_evaluation_makes_up_for_the_save_that_was_skipped(monkeypa
     assert phases == ["evaluating", "training"]
 
 
-class FailingLease:
-    """Renewals that go as told; None = fine."""
-
-    def __init__(self, *answers: Exception | None) -> None:
-        self.answers = list(answers)
-        self.renewed = 0
-
-    def renew(self) -> None:
-        self.renewed += 1
-        if self.answers and (error := self.answers.pop(0)) is not None:
-            raise error
-
-
-@pytest.fixture
-def draining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[FailingLease, int], Outcome | None]:
-    """Drains uploaders that live for so many looks, with a lease that is due at each of them."""
-
-    def drain(lease: FailingLease, looks: int) -> Outcome | None:
-        supervisor: Any = Supervisor(
-            load_recipe("tiny-dpo"), "tiny-dpo", run="r", bucket=str(tmp_path), store=ObjectStore.memory(),
-            scratch=Scratch(tmp_path), processes=2,
-        )  # fmt: skip
-        alive = iter([True] * looks)
-        monkeypatch.setattr("trainer.attempt.any_descendant", lambda word: next(alive, False))
-        monkeypatch.setattr("trainer.attempt.HEARTBEAT_S", 0.0)
-        monkeypatch.setattr("trainer.attempt.LEASE_S", 0.0)
-        supervisor._lease, supervisor._next_renewal = lease, 0.0
-        outcome: Outcome | None = supervisor._drain_uploaders()
-        return outcome
-
-    return drain
-
-
-def test_a_drain_outlives_a_bucket_that_does_not_answer(draining: Any) -> None:
-    lease = FailingLease(StoreError("503"), StoreError("503"), None)
-    assert draining(lease, 3) is None
-    assert lease.renewed == 3
-
-
-def test_a_drain_ends_when_somebody_took_the_run(draining: Any) -> None:
-    outcome = draining(FailingLease(None, Fenced("attempt 2 has taken over")), 99)
-    assert outcome is not None
+def test_a_drain_ends_with_the_uploads_or_when_a_successor_took_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor: Any = Supervisor(
+        load_recipe("tiny-dpo"), "tiny-dpo", run="r", bucket=str(tmp_path), store=ObjectStore.memory(),
+        scratch=Scratch(tmp_path), processes=2,
+    )  # fmt: skip
+    looks = iter([True] * 3)
+    monkeypatch.setattr("trainer.attempt.any_descendant", lambda word: next(looks, False))
+    supervisor._upkeep = SimpleNamespace(fenced=None)
+    assert supervisor._drain_uploaders() is None
+    assert next(looks, None) is None, "as long as there are uploads"
+    monkeypatch.setattr("trainer.attempt.any_descendant", lambda word: True)
+    supervisor._upkeep = SimpleNamespace(fenced=Fenced("attempt 2 has taken over"))
+    outcome = supervisor._drain_uploaders()
     assert (outcome.kind, outcome.message) == ("fenced", "attempt 2 has taken over")
 
 

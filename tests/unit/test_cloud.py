@@ -79,6 +79,7 @@ Launch = Callable[..., int]
 def launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launch:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NOTUS_HOME", str(tmp_path / "notus"))
+    (tmp_path / "notus/bucket").mkdir(parents=True)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
     for name in ("HF_TOKEN", "AWS_SESSION_TOKEN", "NOTUS_BUCKET", "AWS_PROFILE"):
@@ -197,6 +198,14 @@ def test_without_the_plugin_it_says_what_is_missing(
     assert launch(*LAUNCH, "--bucket", "s3://b") == 0
     assert "no way back to spot" in capsys.readouterr().err
     assert sky.submitted[0][0]["resources"]["job_recovery"]["strategy"] == "EAGER_NEXT_REGION"
+
+
+def test_a_launch_says_what_a_sleeping_laptop_means(
+    launch: Launch, sky: FakeSky, store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fix(tmp_path, {})
+    assert launch(*LAUNCH, "--bucket", "s3://b/notus") == 0
+    assert "while this machine sleeps or is off, no deadline and no budget is kept" in capsys.readouterr().err
 
 
 def test_a_controller_that_would_be_paid_and_not_know_the_strategy_is_refused(

@@ -297,7 +297,7 @@ def test_a_machine_that_obeys_nobody_is_given_back_for_the_deadline() -> None:
     run = Run({SPOT_A: 1, LAMBDA: 1}, deadline=FakeClock().now() + timedelta(hours=9.2))
     run.place()
     run.train(1, minutes=40)
-    for _ in range(20):  # each minute, as SkyPilot has it
+    for _ in range(30):  # each minute, as SkyPilot has it
         run.beat(1, 10)
         run.look()
         if run.sky.released:
@@ -307,7 +307,8 @@ def test_a_machine_that_obeys_nobody_is_given_back_for_the_deadline() -> None:
     assert causes == [("launch", "slack_enough"), ("move", "deadline")]
     (gone,) = run.events("machine_gone")
     assert gone.data["why"] == "hung"
-    assert 600 <= (gone.time - run.events("decided")[1].time).total_seconds() <= 660
+    waited_s = (gone.time - run.events("decided")[1].time).total_seconds()
+    assert 300 <= waited_s <= 420, "two thirds of what a start takes, as measured"
     run.recover()
     assert run.sky.asked[-1][0] == LAMBDA, "which meets the deadline"
 

@@ -24,11 +24,13 @@ from checkpoints.event_kinds import (
     MachineUp,
     Payload,
     PlaceRecord,
+    PriceChanged,
     ReleaseFailed,
     RunEnd,
     Saved,
     SetupFailed,
     Stopped,
+    UnderWay,
     UnknownPayload,
 )
 from checkpoints.events import RUN_ENDS, Diary, Event, of_kind, read_events
@@ -53,6 +55,8 @@ OLD = [line.encode() for line in (Path(__file__).parent / "old_diary.jsonl").rea
 NEW: list[Payload] = [
     SetupFailed(message="no GPU", command="nvidia-smi"),
     ReleaseFailed(place=place_data(LAMBDA), message="HTTP 500", tries=3),
+    UnderWay(hours=0.21),
+    PriceChanged(place=place_data(LAMBDA)),
     Alarm(about="bucket", message="no answer for 20 min", stuck_s=1200),
     Alarm(step=7, phase="training", stuck_s=1800),
     Decided(action="move", cause="cheaper", reason="it would save $3"),

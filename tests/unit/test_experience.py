@@ -12,6 +12,9 @@ import pytest
 from checkpoints.event_kinds import MachineUp
 from checkpoints.events import Event
 from launcher import experience
+from launcher.explain import explain
+from launcher.offers import Offer
+from launcher.planner import Planner
 from launcher.policy.decide import decide
 from launcher.policy.experience import MarketCounts, counts_of, total, tuned_chain
 from launcher.policy.history import place_data
@@ -19,6 +22,8 @@ from launcher.policy.limits import Limits
 from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, churned, mean_spell_h
 from launcher.policy.model import Launch, Place
 from launcher.policy.observe import hours_to_preemption, observe
+from launcher.request import LaunchRequest
+from tests.unit.plans import RECIPE
 
 START = datetime(2026, 11, 24, 20, tzinfo=UTC)
 A, B = (Place("gcp", "us", f"us-{zone}", "A100:8", True, 11.0) for zone in "ab")
@@ -41,12 +46,14 @@ def life(place: Place, since: float, until: float, why: str = "preempted") -> li
 
 
 def useful_life(place: Place, number: int, hours: float) -> list[Event]:
-    """As `life`, with a step that it has committed: else the policy bounds the effort."""
-    saved = Event(
-        time=at(number + hours / 2), id=f"s{number}", kind="saved", attempt=number + 1, data={"step": 10 + number}
-    )
+    """As `life`, with a start and a step that it has committed: else the policy bounds the effort."""
+
+    def of_attempt(kind: str, after_h: float, **data: Any) -> Event:
+        return Event(time=at(number + after_h), id=f"{kind}{number}", kind=kind, attempt=number + 1, data=data)
+
     up, gone = life(place, number, number + hours)
-    return [up, saved, gone]
+    trained = of_attempt("training", 0.1, step=30 * number + 1, total_steps=1000)
+    return [up, trained, of_attempt("saved", hours, step=30 * number + 30), gone]
 
 
 def refused(hours: float, *places: Place) -> Event:
@@ -224,3 +231,70 @@ def test_a_cheap_zone_is_not_worth_its_preemptions() -> None:
 
     assert first([]) == A
     assert first([x for n in range(20) for x in useful_life(A, n, 0.4)]) == B
+
+
+# --- AWS: price lists have ids of zones, machines and diaries an account's names ---------------------
+
+
+def aws_offer(region: str, zone: str) -> Offer:
+    return Offer(
+        cloud="aws", region=region, zone=zone, instance_type="p4d", gpus="A100:8", spot=True, price_usd_per_hour=9.0
+    )  # fmt: skip
+
+
+def met_in_aws(monkeypatch: pytest.MonkeyPatch, home: Path, *zones: str) -> None:
+    """Ten machines in each zone that lived for an hour and a half."""
+    monkeypatch.setenv("NOTUS_HOME", str(home))
+    places = [Place("aws", "us-east-1", zone, "A100:8", True, 9.0) for zone in zones]
+    lives = [life(place, 2 * n, 2 * n + 1.5) for place in places for n in range(10)]
+    experience.remember("s3://b/one", [event for one in lives for event in one], at(20))
+
+
+def test_what_was_met_in_a_zone_of_aws_reaches_the_plan_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    met_in_aws(monkeypatch, tmp_path, "us-east-1a")
+    offers = [aws_offer("us-east-1", "us-east-1a"), aws_offer("us-east-1", "us-east-1b")]
+    hazard = experience.learned(offers=offers)["aws", "A100:8"].hazard(["us-east-1a", "us-east-1b"])
+    assert hazard.life_in("us-east-1a").basis == "own spells"
+    assert hazard.life_in("us-east-1b").basis == "market"
+    assert hazard.life_in("us-east-1a").mean_h > hazard.life_in("us-east-1b").mean_h, "calmer than is usual"
+
+
+def test_without_names_it_is_known_by_region(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    met_in_aws(monkeypatch, tmp_path, "us-east-1a", "us-east-1b")
+    offers = [
+        aws_offer("us-east-1", "use1-az1"),
+        aws_offer("us-east-1", "use1-az2"),
+        aws_offer("us-west-2", "usw2-az1"),
+    ]
+    known = experience.learned(offers=offers)["aws", "A100:8"]
+    hazard = known.hazard([offer.area for offer in offers])
+    lives = [hazard.life_in(offer.area) for offer in offers]
+    assert [(one.basis, one.own_spells) for one in lives] == [("region", 20), ("region", 20), ("market", 0)]
+    assert lives[0] == lives[1], "which of them it was, nobody knows"
+    assert lives[0].mean_h > lives[2].mean_h, "calmer than is usual"
+    assert "us-east-1 " in hazard.source
+    assert "(from 20 own spells)" in hazard.source
+    assert set(known.met.zones) == {"us-east-1a", "us-east-1b"}, "the controller knows them by name"
+
+
+def test_a_diary_with_ids_is_read_by_name_once_the_names_are_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    met_in_aws(monkeypatch, tmp_path, "use1-az1")
+    known = experience.learned(names={"use1-az1": "us-east-1c"})["aws", "A100:8"]
+    assert set(known.met.zones) == {"us-east-1c"}
+    assert known.hazard(["us-east-1c"]).life_in("us-east-1c").own_spells == 10
+    same = experience.learned(offers=[aws_offer("us-east-1", "use1-az1")])["aws", "A100:8"]
+    assert same.hazard(["use1-az1"]).life_in("use1-az1").basis == "own spells", "both by id"
+
+
+def test_the_explanation_says_that_it_is_the_regions_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    met_in_aws(monkeypatch, tmp_path, "us-east-1a")
+    offers = [aws_offer("us-east-1", "use1-az1"), aws_offer("us-east-1", "use1-az1").model_copy(update={"spot": False})]
+    request = LaunchRequest(recipe="x", market="spot")
+    planner = Planner(request, RECIPE, offers, "test", experience.learned(offers=offers))
+    (plan,) = planner.compare().plans
+    assert [(zone.zone, zone.basis) for zone in plan.zones] == [("use1-az1", "region")]
+    assert any("from 10 own spells in its region" in rule for rule in explain(plan, None, None, ()).rules)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 import types
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launcher import prices as story
+from launcher.dry_run import plan_only
 from launcher.errors import NothingFits, RequestError
 from launcher.offers import Offer
 from launcher.prices import Change, compare, prices
@@ -54,6 +57,30 @@ def test_prices_are_shown_with_their_source_and_doubts(
     assert prices("show", A100.model_copy(update={"clouds": ("lambda",), "market": "on-demand"}), "json") == 0
     told = json.loads(capsys.readouterr().out)
     assert {entry["price_usd_per_hour"] for entry in told["offers"]} == {15.92}
+
+
+def test_the_age_of_a_list_is_said_and_a_stale_one_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "140")
+    path = tmp_path / ".sky/catalogs/v8/lambda/vms.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(HEADER + "gpu_8x_a100,A100,8.0,124.0,1800.0,9.00,us-east-1,,\n")
+    os.utime(path, (1704067200, 1704067200))  # 2024-01-01
+    only = A100.model_copy(update={"clouds": ("lambda",)})
+    prices("show", only, "text")
+    text = capsys.readouterr().out
+    assert re.search(r"for lambda \([\d,]+ days old, edited by hand\)", text)
+    assert "warning: the price list" in text
+    prices("show", only, "json")
+    told = json.loads(capsys.readouterr().out)
+    assert "days old" in told["source"]
+    assert "older than the shipped price snapshot" in told["warnings"][0]
+    assert plan_only(LaunchRequest(recipe="notus-7b-dpo", gpus=A100.gpus, clouds=("lambda",)), "json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "days old, edited by hand" in told["assumptions"][0]
+    assert "older than the shipped price snapshot" in told["warnings"][0]
 
 
 def test_diff_is_against_the_snapshot(

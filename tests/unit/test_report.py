@@ -30,10 +30,11 @@ from checkpoints.run import (
 from checkpoints.snapshot import HostBuffer, Snapshot
 from checkpoints.upload import upload_shard
 from launcher.errors import UnknownRun
-from launcher.local import dead_holder, preemption_points
+from launcher.local import preemption_points
 from launcher.offers import Offer
 from launcher.policy.history import place_data
 from launcher.policy.model import Place
+from launcher.presence import dead_holder
 from launcher.report.exact import compare_runs
 from launcher.report.receipt import make_receipt
 from launcher.report.render import receipt_panel, seconds
@@ -312,8 +313,8 @@ def test_preemptions_are_spread_over_the_run() -> None:
 
 
 def test_only_a_dead_process_of_this_boot_is_known_to_be_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.local.pid_scope", lambda: "this-boot")
-    monkeypatch.setattr("launcher.local.psutil.pid_exists", lambda pid: pid == 1)
+    monkeypatch.setattr("launcher.presence.pid_scope", lambda: "this-boot")
+    monkeypatch.setattr("launcher.presence.psutil.pid_exists", lambda pid: pid == 1)
 
     def head(pid: int, boot: str) -> Any:
         store = ObjectStore.memory()

@@ -348,7 +348,9 @@ def test_gpus_are_counted_as_cuda_would(tmp_path: Path) -> None:
     [
         (Outcome(kind="finished"), 0),
         (Outcome(kind="preempted"), 75),
-        (Outcome(kind="failed"), 1),
+        (Outcome(kind="failed", step=9000), 75),  # one bad start of one machine doesn't end a run of hours
+        (Outcome(kind="failed", step=9000, gave_up=True), 1),
+        (Outcome(kind="stopped", limit="budget"), 76),
         (Outcome(kind="failed", progressed=True), 75),
         (Outcome(kind="fenced", progressed=True), 1),
         (Outcome(kind="user_error", progressed=True), 2),

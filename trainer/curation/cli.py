@@ -11,6 +11,7 @@ import typer
 
 from checkpoints.errors import UserError
 from checkpoints.terminal import run_app
+from trainer.bounds import MAX_SEED
 
 app = typer.Typer(
     add_completion=True,
@@ -35,14 +36,14 @@ def curate(
         Path, typer.Option("--out", help="New folder for data/*.parquet, README.md, report.json, histograms.")
     ],
     rejected: Annotated[str, typer.Option(help="random (a seeded one of the lower answers) or lowest.")] = "random",
-    seed: Annotated[int, typer.Option(help="Of the random choice.")] = 42,
+    seed: Annotated[int, typer.Option(help="Of the random choice.", min=0, max=MAX_SEED)] = 42,
     contamination: Annotated[
         Path | None, typer.Option(help="Instructions to leave out: a text file, one a line, or .jsonl.")
     ] = None,
     drop_source: Annotated[
         list[str] | None, typer.Option(help="Leave out a source, e.g. truthful_qa. Repeatable.")
     ] = None,
-    shard_rows: Annotated[int, typer.Option(help="Rows in a parquet file, at most.", min=1)] = 50_000,
+    shard_rows: Annotated[int, typer.Option(help="Rows in a parquet file, at most.", min=1, max=10**9)] = 50_000,
     push: Annotated[
         str | None, typer.Option(help="Also push to this data set on the Hub: OWNER/NAME. Needs HF_TOKEN.")
     ] = None,

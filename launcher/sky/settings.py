@@ -1,0 +1,148 @@
+"""SkyPilot's settings files: where they are, and what they say. What isn't as it should be is named, file and key.
+
+The files are the user's. A section may be missing, empty (everything below it commented out) or of the wrong type.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+
+from checkpoints.environment import user_path
+from launcher.errors import RequestError
+
+REPAIR = "repair it, or move it away"
+BOM = "\ufeff"
+_TRUE, _FALSE = ("true", "yes", "on", "y"), ("false", "no", "off", "n")
+"""SkyPilot reads YAML 1.1, where these are booleans; YAML 1.2 reads some of them as text."""
+
+
+class Text(NamedTuple):
+    """The content of a settings file, and what has to be written back as it was."""
+
+    text: str
+    has_bom: bool
+    newline: str
+
+
+def plugins_file(home: Path, environment: Mapping[str, str]) -> Path:
+    """Where SkyPilot reads its plugins from."""
+    return _file(home / ".sky/plugins.yaml", environment.get("SKYPILOT_SERVER_PLUGINS_CONFIG"))
+
+
+def config_file(home: Path, environment: Mapping[str, str]) -> Path:
+    """Where SkyPilot reads its settings from."""
+    return _file(home / ".sky/config.yaml", environment.get("SKYPILOT_GLOBAL_CONFIG"))
+
+
+def remote_plugins_file(home: Path, environment: Mapping[str, str]) -> Path:
+    """Where SkyPilot reads the plugins that it loads on a controller's VM."""
+    return _file(home / ".sky/remote_plugins.yaml", environment.get("SKYPILOT_SERVER_REMOTE_PLUGINS_CONFIG"))
+
+
+def _file(default: Path, given: str | None) -> Path:
+    return user_path(given) if given else default
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; {} for a missing or empty one. Raises `RequestError` for one that can't be read."""
+    return load(path, read_text(path).text)
+
+
+def read_text(path: Path) -> Text:
+    """The text of a file, '' for a missing one. Raises `RequestError`."""
+    try:
+        if path.is_fifo() or path.is_socket():
+            raise RequestError(f"{path} is not a file", REPAIR)
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Text("", False, "\n")
+    except OSError as error:
+        raise RequestError(f"{path} can't be read: {error.strerror or error}", REPAIR) from error
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise RequestError(
+            f"{path}:{line} is not UTF-8 text", "re-encode the file as UTF-8, or move it away"
+        ) from error
+    newline = "\r\n" if "\r\n" in text else "\n"
+    return Text(text.removeprefix(BOM).replace("\r\n", "\n"), text.startswith(BOM), newline)
+
+
+def load(path: Path, text: str) -> dict[str, Any]:
+    """The mapping that the text of `path` is, with its comments; {} for none. Raises `RequestError`."""
+    try:
+        data = round_trip().load(io.StringIO(text))
+    except Exception as error:  # ruamel raises ValueError, AttributeError and others beside its own
+        raise RequestError(f"{path} can't be read: {_first_line(error)}", REPAIR) from error
+    if data is not None and not isinstance(data, dict):
+        raise RequestError(f"{path} is not a mapping", REPAIR)
+    return {} if data is None else data
+
+
+def round_trip() -> YAML:
+    """A parser and writer that keeps comments, order, quotes and long lines."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 10_000
+    return yaml
+
+
+def section(path: Path, config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """The mapping below `keys`; {} if it is missing or empty. Raises `RequestError` for anything else there."""
+    found: Any = config
+    for count, key in enumerate(keys, start=1):
+        found = found.get(key)
+        if found is None:
+            return {}
+        if not isinstance(found, Mapping):
+            raise RequestError(
+                f"{path}: {'.'.join(keys[:count])} has to be a mapping, and is {_kind(found)}",
+                f"write what belongs there below `{key}:`, or delete it",
+            )
+    return found  # type: ignore[no-any-return]
+
+
+def items(path: Path, config: Mapping[str, Any], key: str) -> list[Any]:
+    """The list below `key`; [] if it is missing or empty. Raises `RequestError` for anything else there."""
+    found = config.get(key)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise RequestError(f"{path}: {key} has to be a list, and is {_kind(found)}", "write it as a list, or delete it")
+    return found
+
+
+def text_of(path: Path, config: Mapping[str, Any], key: str) -> str:
+    """The text below `key`; '' if it is missing or empty. Raises `RequestError` for anything else there."""
+    found = config.get(key)
+    if found is not None and not isinstance(found, str):
+        raise RequestError(f"{path}: {key} has to be a text, and is {_kind(found)}", "write it as a text, or delete it")
+    return str(found or "")
+
+
+def flag_of(path: Path, config: Mapping[str, Any], key: str) -> bool | None:
+    """The boolean below `key`, as SkyPilot reads it; None if it is missing or empty. Raises `RequestError`."""
+    found = config.get(key)
+    if found is None or isinstance(found, bool):
+        return found
+    if isinstance(found, str) and found.lower() in (*_TRUE, *_FALSE):
+        return found.lower() in _TRUE
+    raise RequestError(f"{path}: {key} has to be true or false, and is {_kind(found)}", "write true or false")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    return f"{str(value)[:40]!r}" if isinstance(value, str) else str(value)[:40]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,256 @@
+"""Every option of the four commands, with wild values: a number out of bounds is a clear line and exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from datetime import UTC, datetime
+from unittest import mock
+
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from checkpoints.cli import app as ckpt
+from checkpoints.environment import number_of
+from checkpoints.errors import UserError
+from checkpoints.terminal import run_app
+from launcher.cli import app as launch
+from launcher.errors import RequestError
+from launcher.policy.limits import limits_of
+from launcher.request import parse_deadline, parse_gpus, parse_hazard
+from trainer.curation.cli import app as data
+from trainer.interval import HOURS_TO_PREEMPTION, hours_to_preemption
+from trainer.main import app as train
+from trainer.scratch import Outcome
+
+NOW = datetime(2026, 11, 24, 20, tzinfo=UTC)
+APPS = {"notus-launch": launch, "notus-ckpt": ckpt, "notus-train": train, "notus-data": data}
+
+WILD = (
+    *("nan", "-nan", "inf", "-inf", "1e308", "-1e308", "1e-320", "0", "-0", "-1", "0.0", "1e999", "0x10", "1_0", "٣"),
+    *("", " ", "\udcff", "9" * 30, "9" * 5000, "-" + "9" * 5000),
+    *("0h", "0.0001m", "99999999d", "9000000d", "9" * 400 + "d", "0001-01-01", "9999-12-31T23:59-12:00", "1d1d"),
+    *("A100:0", "A100:-1", "A100:" + "9" * 5000, "A100:1e3", ":8", "json", "tiny-dpo", "gcp", "local", "s3://x/y"),
+)
+
+BEYOND_PARSING = {
+    "launcher.launch.launch_local": 0,
+    "launcher.dry_run.plan_only": 0,
+    "launcher.cloud.launch_cloud": 0,
+    "launcher.look.show_status": None,
+    "launcher.look.print_logs": None,
+    "launcher.look.show_report": None,
+    "launcher.look.show_doctor": 0,
+    "launcher.stop.stop_run": 0,
+    "launcher.prices.prices": 0,
+    "launcher.simulate.simulate": 0,
+    "trainer.main._attempt": Outcome(kind="finished"),
+    "trainer.curation.story.curate_files": {},
+    "trainer.curation.story.told": "",
+}
+"""What the commands call once their options are good, and what it returns here."""
+
+
+def words() -> list[tuple[str, ...]]:
+    """Each command and each of its subcommands, as the words that call it."""
+    found: list[tuple[str, ...]] = []
+    for name, app in APPS.items():
+        command = typer.main.get_command(app)
+        if name in ("notus-launch", "notus-train"):
+            found.append((name,))
+        found += [(name, sub) for sub in getattr(command, "commands", {})]
+    return found
+
+
+def options_of(command: tuple[str, ...]) -> list[str]:
+    """The long options that take a value."""
+    found = typer.main.get_command(APPS[command[0]])
+    for word in command[1:]:
+        found = found.commands[word]  # type: ignore[attr-defined]
+    return [
+        max(one.opts, key=len) for one in found.params if one.opts[0].startswith("-") and not getattr(one, "is_flag", 0)
+    ]
+
+
+COMMANDS = [command for command in words() if options_of(command)]
+
+
+def run(name: str, *arguments: str) -> tuple[int, str]:
+    """Exit code and stderr of a command whose options are all that it does."""
+    with ExitStack() as stack:
+        for path, value in BEYOND_PARSING.items():
+            module, _, function = path.rpartition(".")
+            stack.enter_context(mock.patch.object(importlib.import_module(module), function, return_value=value))
+        stack.enter_context(mock.patch.object(sys, "argv", [name, *arguments]))
+        stack.enter_context(redirect_stdout(io.StringIO()))
+        errors = stack.enter_context(redirect_stderr(io.StringIO()))
+        with pytest.raises(SystemExit) as caught:
+            run_app(APPS[name], name)
+    code = caught.value.code
+    return code if isinstance(code, int) else 0, errors.getvalue()
+
+
+@settings(max_examples=150)
+@given(picked=st.data())
+def test_no_value_of_any_option_is_a_traceback(picked: st.DataObject) -> None:
+    command = picked.draw(st.sampled_from(COMMANDS))
+    values = st.one_of(st.sampled_from(WILD), st.text(st.characters(exclude_characters="\0"), max_size=20))
+    given_ = picked.draw(st.lists(st.tuples(st.sampled_from(options_of(command)), values), min_size=1, max_size=4))
+    arguments = [f"{option}={value}" for option, value in given_]
+    required = {
+        "notus-train": ["tiny-dpo", "--run=r", "--bucket=/tmp"],
+        "notus-data": ["/no/such/file.jsonl", "--out=/no/such/out"],
+        "notus-ckpt": ["/no/such/folder", *(["/no/such/out"] if command[-1] in ("pull", "export") else [])],
+    }.get(command[0], ["a-run"] if command[-1] in ("logs", "report", "stop", "status") else [])
+    code, errors = run(command[0], *command[1:], *required, *arguments)
+    assert code in (0, 2)
+    assert code == 0 or errors.strip(), "an exit code alone explains nothing"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1e308", "9" * 30])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("notus-launch", "--hours"),
+        ("notus-launch", "--budget"),
+        ("notus-launch", "--seed"),
+        ("notus-launch", "--processes"),
+        ("notus-launch", "--preempt"),
+        ("notus-launch", "logs", "r", "--attempt"),
+        *(("notus-launch", "simulate", "--trace=t", f"--{name}") for name in ("hours", "restart", "price", "start")),
+        ("notus-train", "tiny-dpo", "--run=r", "--bucket=b", "--processes"),
+        ("notus-data", "curate", "x", "--out=y", "--seed"),
+        ("notus-data", "curate", "x", "--out=y", "--shard-rows"),
+    ],
+)
+def test_every_number_is_bounded(arguments: tuple[str, ...], value: str) -> None:
+    name, *rest = arguments
+    code, errors = run(name, *rest[:-1], f"{rest[-1]}={value}")
+    assert code == 2
+    assert rest[-1] in errors
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0h", "has passed"),
+        ("0m", "has passed"),
+        ("0001-01-01", "has passed"),
+        ("99999999d", "more than a year"),
+        ("9" * 400 + "h", "more than a year"),
+        ("9999-12-31T23:59-12:00", "more than a year"),
+        ("9999-12-31T23:59", "more than a year"),
+    ],
+)
+def test_a_deadline_is_within_a_year(text: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        parse_deadline(text, NOW)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["0h", "0.001m", "9999d", "9" * 400 + "d", "nan", "-1h", ""])
+def test_a_hazard_is_a_minute_or_more(text: str) -> None:
+    with pytest.raises(RequestError, match="--hazard"):
+        parse_hazard(text)
+
+
+def test_spans_and_gpus_at_their_bounds() -> None:
+    assert parse_hazard("1m") == pytest.approx(1 / 60)
+    assert parse_deadline("366d", NOW) == 366 * 24
+    assert parse_gpus("A100:999").count == 999
+    with pytest.raises(RequestError, match="not a GPU request"):
+        parse_gpus("A100:1000")
+
+
+LIMITS = {
+    "NOTUS_HOURS": limits_of,
+    "NOTUS_BUDGET_USD": limits_of,
+    "NOTUS_HAZARD_H": limits_of,
+    "NOTUS_RESTART_MIN": limits_of,
+    "NOTUS_RETURN_MIN": limits_of,
+    "NOTUS_CHECK_MIN": limits_of,
+    "NOTUS_RESTORE_USD": limits_of,
+    "NOTUS_STORE_USD_H": limits_of,
+    "NOTUS_KEEP_USD_H": limits_of,
+    HOURS_TO_PREEMPTION: hours_to_preemption,
+}
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-1", "1e300", "1e999", "9" * 5000, "soon", "1h", "\udcff"])
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_number_of_the_environment_is_bounded(name: str, text: str) -> None:
+    read: Callable[[dict[str, str]], object] = LIMITS[name]
+    with pytest.raises(UserError, match=f"{name} is .*, and has to be a number from"):
+        read({"NOTUS_RECIPE": "tiny-dpo", name: text})
+    read({"NOTUS_RECIPE": "tiny-dpo", name: ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("NOTUS_DEADLINE", "soon"),
+        ("NOTUS_DEADLINE", "0001-01-01T00:00+12:00"),
+        ("NOTUS_DEADLINE", "9999-12-31T23:59-12:00"),
+        ("NOTUS_MET", "gcp/A100:8=nan/1"),
+        ("NOTUS_MET", "gcp/A100:8=1/inf"),
+        ("NOTUS_MET", "gcp/A100:8=1/2/3"),
+        ("NOTUS_MET", "gcp=1/2"),
+        ("NOTUS_MET", "="),
+    ],
+)
+def test_other_limits_of_the_environment_are_named(name: str, text: str) -> None:
+    with pytest.raises(UserError, match=name):
+        limits_of({"NOTUS_RECIPE": "tiny-dpo", name: text})
+
+
+@given(st.floats() | st.text(), st.floats(-1e9, 1e9), st.floats(-1e9, 1e9))
+def test_a_number_of_the_environment_is_within_its_bounds_or_refused(value: object, one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    try:
+        found = number_of({"X": str(value)}, "X", None, at_least=low, at_most=high)
+    except UserError:
+        return
+    assert found is None or (math.isfinite(found) and low <= found <= high)
+
+
+SUBCOMMANDS = ("status", "runs", "logs", "report", "stop", "prices", "simulate", "doctor")
+
+
+@pytest.mark.parametrize("subcommand", SUBCOMMANDS)
+@pytest.mark.parametrize(
+    "option", [("--bucket", "b"), ("-o", "json"), ("--gpus=H200:8",), ("--yes",), ("--no-compare",)]
+)
+def test_an_option_before_a_subcommand_is_refused(subcommand: str, option: tuple[str, ...]) -> None:
+    code, errors = run("notus-launch", *option, subcommand, "a-run")
+    assert code == 2
+    assert f"before {subcommand!r} would have no effect" in errors
+    assert "write " in errors or "leave out" in errors
+
+
+def test_the_refusal_tells_where_to_write_the_option() -> None:
+    code, errors = run("notus-launch", "--bucket", "b", "--spot", "stop", "mine")
+    assert code == 2
+    assert "write --bucket after it: notus-launch stop ... --bucket ..." in errors
+    assert "leave out --spot: `notus-launch stop` has no such option" in errors
+
+
+def test_what_a_subcommand_does_see_may_stand_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTUS_BUCKET", "s3://b")
+    assert run("notus-launch", "stop", "mine")[0] == 0
+    assert run("notus-launch", "--debug", "stop", "mine")[0] == 0
+
+
+def test_options_before_export_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainer import main
+
+    monkeypatch.setattr(sys, "argv", ["notus-train", "--bucket", "b", "--debug", "export", "run", "--out", "x"])
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    assert caught.value.code == 2
+    assert "options come after `export`" in capsys.readouterr().err

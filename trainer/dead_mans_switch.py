@@ -1,0 +1,172 @@
+"""The dead man's switch: the limits that a rented machine keeps by itself.
+
+The controller decides where a run goes and when it stops. It may be on a laptop that sleeps, and then nobody gives
+this machine back. So the attempt itself watches three things, and ends before they cost more than they are worth:
+
+    budget       what the run has cost, this machine until now, and what closing takes: as soon as they reach it
+    hang         no new step and no new phase for an hour, where no controller looks after that
+    bucket       no answer for so long that another machine is worth a try: nothing can be saved from here
+
+There is no deadline here: see docs/concepts/without-a-controller.md. The decisions are pure; `machine_age_s` and
+`machine_budget` read what they decide from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from checkpoints.errors import UserError
+from checkpoints.run import ControllerBeat
+from trainer.failed_start import PRICE, conducted
+from trainer.scratch import Progress
+
+BUDGET = "NOTUS_BUDGET_USD"
+SPENT = "NOTUS_SPENT_USD"
+"""Environment: what the run had cost when this machine was asked for."""
+CLUSTER = "SKYPILOT_CLUSTER_INFO"
+
+SILENT_S = 900.0
+"""A controller looks once a minute. After this long without a new sign of life it is gone, or asleep."""
+HANG_S = 3600.0
+"""The controller moves a run after 45 min without a step, so it comes first. The longest phases without one
+(tokenising, the reference's log-probs, an export) take less on the nodes that they are meant for."""
+BUCKET_AWAY_S = 2700.0
+"""What isn't saved by then is worth less than the machine that can't save it."""
+BILLED_BEFORE_BOOT_S = 180.0
+"""From the request for a machine to the boot of its kernel; clouds bill from somewhere between them."""
+SET_UP_S = 2700.0
+"""Assumed where the machine doesn't tell its age: boot and set-up at their limits."""
+ASSUMED_SAVE_S = 300.0
+SAVE_MARGIN = 1.5
+"""A save takes longer when all ranks want to be done; and the step before it counts, too."""
+TEARDOWN_S = 120.0
+"""From the end of the attempt until a controller has given the machine back."""
+AUTODOWN_S = 780.0
+"""The same without a controller: SkyPilot's agent on the machine ends it after 10 idle minutes; it looks once a
+minute."""
+
+Verdict = Literal["", "budget", "hung", "bucket away"]
+
+
+@dataclass(frozen=True)
+class MachineBudget:
+    """What this machine may still cost."""
+
+    budget_usd: float
+    spent_usd: float
+    price_usd_per_hour: float
+
+    def reached(self, age_s: float, closing_s: float) -> bool:
+        """Would closing now just fit in, or not even that?"""
+        paid_h = (BILLED_BEFORE_BOOT_S + age_s + closing_s) / 3600
+        return self.spent_usd + paid_h * self.price_usd_per_hour >= self.budget_usd
+
+
+def machine_budget(environment: Mapping[str, str]) -> MachineBudget | None:
+    """None without a budget, or where nobody says what this machine costs. Raises `UserError`."""
+    budget, price = _dollars(environment, BUDGET), _dollars(environment, PRICE)
+    if not budget or not price:
+        return None
+    return MachineBudget(budget, _dollars(environment, SPENT) or 0.0, price)
+
+
+def _dollars(environment: Mapping[str, str], name: str) -> float | None:
+    text = environment.get(name)
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise UserError(f"{name}={text!r} is not an amount in dollars", "write a number, such as 300")
+    return value
+
+
+def machine_age_s(proc: Path = Path("/proc")) -> float:
+    """Seconds since this machine booted; in a container since its first process started.
+
+    From the kernel's monotonic clock: a wall clock may be set while the machine runs.
+    """
+    try:
+        uptime_s = float((proc / "uptime").read_text().split()[0])
+        after_command = (proc / "1/stat").read_text().rpartition(")")[2].split()
+        return max(0.0, uptime_s - int(after_command[19]) / os.sysconf("SC_CLK_TCK"))  # field 22: starttime
+    except (OSError, ValueError, IndexError):
+        return SET_UP_S
+
+
+def save_limit_s(save_s: float | None) -> float:
+    """Seconds that a last save may take. `save_s` was measured."""
+    return ASSUMED_SAVE_S if save_s is None else SAVE_MARGIN * save_s + 60.0
+
+
+class Controller:
+    """When the controller was last heard of, by this machine's clock: those of two machines can't be compared."""
+
+    def __init__(self, *, expected: bool, now_s: float) -> None:
+        """`expected`: one is to be heard of, so that its silence means something from the start."""
+        self._expected = expected
+        self._heard_s = now_s
+        self._beat: ControllerBeat | None = None
+        self._told = False
+
+    def look(self, beat: ControllerBeat | None, now_s: float) -> None:
+        """What the bucket has. A bucket that doesn't answer says nothing, and isn't told here."""
+        if beat is not None and beat != self._beat:
+            self._beat, self._heard_s, self._told, self._expected = beat, now_s, False, True
+
+    def silent_s(self, now_s: float) -> float:
+        return now_s - self._heard_s
+
+    def looks_after_us(self, now_s: float) -> bool:
+        return self._expected and self.silent_s(now_s) < SILENT_S
+
+    def just_fell_silent(self, now_s: float) -> bool:
+        """True once for each silence: it is worth an alarm."""
+        if not self._expected or self._told or self.looks_after_us(now_s):
+            return False
+        self._told = True
+        return True
+
+
+class DeadMansSwitch:
+    """Of one attempt on one machine. All times are of one monotonic clock."""
+
+    def __init__(self, environment: Mapping[str, str], *, age_s: float, now_s: float) -> None:
+        self._budget = machine_budget(environment)
+        self._rented = CLUSTER in environment
+        self._booted_s = now_s - age_s
+        self._moved_s = now_s
+        self._last = Progress(phase="starting")
+        self.controller = Controller(expected=conducted(environment), now_s=now_s)
+
+    def closing_s(self, now_s: float, save_s: float | None) -> float:
+        """From now until this machine is no longer paid, if the attempt ends now."""
+        down_s = TEARDOWN_S if self.controller.looks_after_us(now_s) else AUTODOWN_S
+        return save_limit_s(save_s) + down_s
+
+    def stuck_s(self, progress: Progress, now_s: float) -> float:
+        """Seconds since the last new step or phase. Has to be asked often."""
+        if (progress.phase, progress.step) != (self._last.phase, self._last.step):
+            self._last, self._moved_s = progress, now_s
+        return now_s - self._moved_s
+
+    def verdict(self, progress: Progress, *, away_s: float, now_s: float) -> Verdict:
+        """Has this attempt to end? `away_s`: since the bucket's last answer."""
+        stuck_s = self.stuck_s(progress, now_s)
+        if self._budget is not None and self._budget.reached(
+            now_s - self._booted_s, self.closing_s(now_s, progress.save_s)
+        ):
+            return "budget"
+        if not self._rented:  # on somebody's own machine patience costs nothing
+            return ""
+        if away_s > BUCKET_AWAY_S:
+            return "bucket away"
+        if stuck_s > HANG_S and not self.controller.looks_after_us(now_s):
+            return "hung"
+        return ""

@@ -1,0 +1,27 @@
+"""A run has one node. A task with more is refused: its second node would find the run held, and end the job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from checkpoints.errors import UserError
+
+NODES = ("SKYPILOT_NUM_NODES", "NUM_NODES")
+"""How many there are, as SkyPilot tells the set-up and the job; the second name is what task files of others use."""
+
+
+def check_nodes(count: int | None) -> None:
+    """Raises `UserError` for more than one node."""
+    if count is not None and count > 1:
+        raise UserError(
+            f"the task asks for {count} nodes, and a run has one: its GPUs have to be in one machine",
+            "leave num_nodes out of the task, and ask for a larger node: accelerators: A100:8",
+        )
+
+
+def check_nodes_here(environment: Mapping[str, str]) -> None:
+    """`check_nodes` with what the environment of this machine says; on every node, before anything else."""
+    for name in NODES:
+        text = environment.get(name, "").strip()
+        if text.isdecimal() and len(text) < 10:
+            check_nodes(int(text))
