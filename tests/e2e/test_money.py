@@ -27,7 +27,7 @@ def test_a_machine_that_cant_be_given_back_is_booked_until_it_is(
     run = CloudRun(clouds, bucket, "kept")
     run.submit([GCP_SPOT, LAMBDA], NOTUS, **QUICK)
     run.freeze_in("training", step=3)
-    clouds.control("weather", kept=1)
+    clouds.control("weather", kept=[run.name])
     ask(run.store, "move", 1, "the scenario's wish")
     run.wait("the wish heard", lambda: bool(of(run, "notice")))
     run.thaw()
@@ -99,7 +99,7 @@ def test_a_second_machine_with_broken_gpus_is_replaced(clouds: Clouds, bucket: S
     run = CloudRun(clouds, bucket, "broken")
     run.submit([GCP_SPOT, LAMBDA], NOTUS, **QUICK)
     run.freeze_after_save()
-    clouds.control("weather", broken=1)
+    clouds.control("weather", broken=[run.name])
     run.preempt_for_good()
     run.wait_until_done(900)
     assert [machine["broken"] for machine in run.every_machine()] == [False, True, False]

@@ -81,7 +81,7 @@ class Handler(QuietHandler):
                 world.quotas = body
             case "weather":
                 world.boot_s, world.throttled = body.get("boot_s", 0.0), body.get("throttled", 0)
-                world.broken, world.kept = body.get("broken", 0), body.get("kept", 0)
+                world.broken, world.kept = body.get("broken", []), body.get("kept", [])
             case "preempt":
                 world.preempt(world.alive[body["id"]], notice=body["notice"])
             case "lose":

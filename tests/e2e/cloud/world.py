@@ -70,10 +70,10 @@ class World:
         """How long a machine takes before it begins to boot."""
         self.throttled = 0
         """So many of Lambda's next requests are over its rate limit."""
-        self.broken = 0
-        """So many of the next machines come with GPUs that don't work."""
-        self.kept = 0
-        """So many of the next requests to end a machine fail."""
+        self.broken: list[str] = []
+        """How names begin: the next machine of such a name comes with GPUs that don't work."""
+        self.kept: list[str] = []
+        """The same, of requests to end a machine, which fail."""
         self._numbers = itertools.count(10)
         self.lock = threading.RLock()
         self.alive: dict[str, Machine] = {}
@@ -106,9 +106,8 @@ class World:
             machine = Machine(
                 id=uuid.uuid4().hex, name=name, cloud=cloud, place=place, kind=kind, ip=f"10.77.0.{number}",
                 public_key=public_key, number=number, started_at=time.time(), details=details,
-                broken=self.broken > 0,
+                broken=_is_next(name, self.broken),
             )  # fmt: skip
-            self.broken = max(0, self.broken - 1)
             self.alive[machine.id] = machine
             self.note("launch", id=machine.id, name=name, place=place, machine_kind=kind)
         threading.Thread(target=self._boot, args=(machine,), daemon=True).start()
@@ -133,8 +132,7 @@ class World:
     def release(self, machine: Machine) -> None:
         """End it as its user wishes. Raises `Refused`."""
         with self.lock:
-            if self.kept > 0:
-                self.kept -= 1
+            if _is_next(machine.name, self.kept):
                 self.note("kept", id=machine.id, name=machine.name, place=machine.place)
                 raise Refused("forbidden", f"the machine {machine.name} can't be ended now")
         self.end(machine, "terminated")
@@ -212,3 +210,11 @@ class World:
         for machine in list(self.alive.values()):
             self.end(machine, "closed")
         self.bury()
+
+
+def _is_next(name: str, beginnings: list[str]) -> bool:
+    """Is this one meant? Then the next one isn't, unless it is listed again."""
+    found = next((one for one in beginnings if name.startswith(one)), None)
+    if found is not None:
+        beginnings.remove(found)
+    return found is not None
