@@ -93,6 +93,8 @@ class Planned(Payload):
     strategy: str = ""
     order: tuple[dict[str, Any], ...] = ()
     """Kinds of places, in the order in which they are tried."""
+    submission: str = ""
+    """Travels with the job, so that one whose submission was cut off is found again."""
 
 
 class Decided(Payload):

@@ -286,7 +286,7 @@ class Lease:
         is gone and checkpoints are there, it is made anew from them.
         """
         clock = clock or SystemClock()
-        patience_ends = clock.now() + timedelta(seconds=wait_s)
+        patience_ends = clock.monotonic() + wait_s
         while True:
             old, token = _read(store)
             remains = find_remains(store) if old is None else None
@@ -296,7 +296,7 @@ class Lease:
                 else:
                     head = next_claim(old, writer, clock.now(), lease_s, gone)
             except RunHeld:
-                if clock.now() >= patience_ends:
+                if clock.monotonic() >= patience_ends:
                     raise
                 clock.sleep(CLAIM_POLL_S)
                 continue

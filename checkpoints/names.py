@@ -20,7 +20,7 @@ def check_run_name(name: str) -> str:
     if not _RUN.fullmatch(name):
         raise InvalidName(
             f"{name!r} is not a run name",
-            f"use lower-case letters, digits and dashes, 1 to 63 of them, for example {_suggest(name)!r}",
+            f"use lower-case letters, digits and dashes, 1 to 63 of them, for example {suggest_run_name(name)!r}",
         )
     return name
 
@@ -45,5 +45,6 @@ def check_key(key: str) -> str:
     return key
 
 
-def _suggest(name: str) -> str:
+def suggest_run_name(name: str) -> str:
+    """The nearest run name."""
     return re.sub(r"-+", "-", re.sub(r"[^a-z0-9]+", "-", name.lower())).strip("-")[:63] or "my-run"

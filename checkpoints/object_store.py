@@ -34,6 +34,7 @@ from checkpoints.errors import (
     UserError,
 )
 from checkpoints.gcs_access import MachineAccess, credentials
+from checkpoints.s3_location import s3_location
 from checkpoints.signed_reader import Request, SignedReader
 from checkpoints.store import Buffer, Entry, Seen, Stored, ignore
 
@@ -279,7 +280,7 @@ def _s3_stores(bucket: str, prefix: str, environment: Mapping[str, str]) -> tupl
     # Signing the payload costs a SHA-256 of every byte: 0.67 instead of 0.21 CPU-s/GB. TLS protects the bytes on the
     # way, and every chunk has its CRC32C. AWS, R2 and MinIO take unsigned payloads.
     config: dict[str, Any] = {"unsigned_payload": True}
-    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    region, endpoint = s3_location(environment, profiles=environment is os.environ)
     allow_http = {}
     if endpoint:
         if (urlsplit(endpoint).hostname or "").endswith(".googleapis.com"):
@@ -292,7 +293,7 @@ def _s3_stores(bucket: str, prefix: str, environment: Mapping[str, str]) -> tupl
             allow_http = {"allow_http": True}
     config |= {
         "prefix": prefix or None,
-        "region": environment.get("AWS_REGION") or session.region_name or "us-east-1",
+        "region": region or session.region_name or "us-east-1",
         "credential_provider": Boto3CredentialProvider(session),
         "retry_config": _RETRY,
     }

@@ -67,18 +67,20 @@ def launch(
     market = asked.choose_market(spot=spot, on_demand=on_demand, auto=auto)
     clouds = asked.parse_clouds(cloud or [])
     asked.check_market(clouds, market)
+    check_name = check_run_name if clouds == (asked.LOCAL,) else asked.check_cloud_run_name
     request = asked.LaunchRequest(
         recipe=recipe,
         clouds=clouds,
         gpus=tuple(asked.parse_gpus(text) for text in gpus or []),
         market=market,
         deadline_h=asked.parse_deadline(deadline, datetime.now(UTC)) if deadline is not None else None,
+        deadline=asked.parse_moment(deadline) if deadline is not None else None,
         budget_usd=budget,
         hours=hours,
         hazard_h=asked.parse_hazard(hazard) if hazard is not None else None,
         trust_prices=trust_prices,
         bucket=bucket,
-        name=check_run_name(name) if name else None,
+        name=check_name(name) if name else None,
     )
     if clouds == (asked.LOCAL,):
         from launcher import launch as story

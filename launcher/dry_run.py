@@ -1,6 +1,7 @@
 """`--dry-run`: plans, the recommendation and the task, shown. Starts nothing, needs no credentials and no network.
 
-It imports nothing of the checkpoints or of SkyPilot: it has to answer within a second.
+It imports nothing of the checkpoints or of SkyPilot: it has to answer within a second. Only where a bucket and the name
+of a run are given, it looks there for what is done.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from rich.console import Console
 
@@ -23,11 +25,15 @@ from launcher.options import experience_path
 from launcher.plan import DryRun, Plan, Rung, ladder, nearest, require_plan
 from launcher.planner import Planner
 from launcher.policy.limits import Limits
+from launcher.progress import NOT_BEGUN, SoFar, so_far
 from launcher.report.plans import show_dry_run
-from launcher.request import CLOUDS, LaunchRequest, check_cloud_bucket
+from launcher.request import CLOUDS, LaunchRequest, check_cloud_bucket, check_cloud_run_name, cloud_run_name
 from launcher.sky.controller import plugin_is_configured
 from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
 from trainer.recipe import Recipe, builtin_names, load_recipe
+
+BUCKET_S = 15.0
+"""For a look at what the named run has done."""
 
 WITHOUT_PLUGIN = (
     "these figures are the NOTUS strategy's, which SkyPilot here does not have: the task says "
@@ -40,9 +46,15 @@ def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -
     """`--dry-run`: nothing is started, no credentials are needed."""
     if request.bucket is not None:
         check_cloud_bucket(request.bucket)
+    if request.name is not None:
+        check_cloud_run_name(request.name)
     recipe = load_recipe(request.recipe)
-    planner = planner_for(request, recipe)
+    request = request.at(datetime.now(UTC))
+    done, unread = _done(request)
+    planner = planner_for(request, recipe, done)
     result = planner.compare().model_copy(update={"warnings": price_warnings(request)})
+    if unread:
+        result = result.model_copy(update={"advice": (unread, *result.advice)})
     if strategy_here() != NOTUS:
         result = result.model_copy(update={"advice": (WITHOUT_PLUGIN, *result.advice)})
     task = shown_task(request, recipe, result)
@@ -58,11 +70,39 @@ def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -
     return 0
 
 
-def planner_for(request: LaunchRequest, recipe: Recipe) -> Planner:
-    """A planner over the offers of a request."""
+def _done(request: LaunchRequest) -> tuple[SoFar, str]:
+    """What the named run has done in its bucket; and what to say where that can't be read: it may need an account.
+
+    In a thread, because a store that doesn't answer is asked again for minutes: good for a run, not for a look.
+    """
+    if request.bucket is None or request.name is None:
+        return NOT_BEGUN, ""
+    found: list[SoFar] = []
+    failed: list[str] = []
+
+    def read(bucket: str, name: str) -> None:
+        from checkpoints.errors import NotusError
+        from checkpoints.run import open_run
+
+        try:
+            found.append(so_far(open_run(bucket, name), datetime.now(UTC)))
+        except NotusError as error:
+            failed.append(error.message)
+
+    reading = threading.Thread(target=read, args=(request.bucket, request.name), daemon=True)
+    reading.start()
+    reading.join(BUCKET_S)
+    if found:
+        return found[0], ""
+    why = failed[0] if failed else f"no answer within {BUCKET_S:.0f} s"
+    return NOT_BEGUN, f"planned as a new run, as {request.bucket} can't be read: {why}"
+
+
+def planner_for(request: LaunchRequest, recipe: Recipe, done: SoFar = NOT_BEGUN) -> Planner:
+    """A planner over the offers of a request; `done` is what the run has behind it."""
     catalog, clouds = find_catalog(), request.clouds or tuple(CLOUDS)
     offers = load_offers(catalog, wanted_gpus(request, recipe), clouds)
-    return Planner(request, recipe, offers, catalog.described(clouds, datetime.now(UTC)), _learned(offers))
+    return Planner(request, recipe, offers, catalog.described(clouds, datetime.now(UTC)), _learned(offers), done)
 
 
 def price_warnings(request: LaunchRequest) -> tuple[str, ...]:
@@ -89,8 +129,9 @@ def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
         task_config(
             recipe,
             rungs_of(request, result.best, result),
-            run=request.name or recipe.name,
+            run=request.name or cloud_run_name(recipe.name),
             bucket=request.bucket,
+            environment=os.environ if request.bucket is not None else None,
             recipe_argument=request.recipe if known else "recipe.yaml",
             strategy=strategy_here(),
             limits=limits_of_plan(request, result.best, datetime.now(UTC)),
@@ -120,13 +161,12 @@ def rungs_of(request: LaunchRequest, plan: Plan, result: DryRun) -> tuple[Rung, 
 
 
 def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
-    """What the run may take; the hours are those of the plan's own machines."""
-    deadline = None if request.deadline_h is None else now + timedelta(hours=request.deadline_h)
+    """What the run may take, launched at `now`; the hours are those of the whole run on the plan's own machines."""
     markets = {(rung.cloud, rung.gpus) for rung in plan.ladder if rung.spot}
     learned = _learned(without=f"{(request.bucket or '').rstrip('/')}/{request.name}")
     return Limits(
-        plan.work_h,
-        deadline=deadline,
+        plan.whole_work_h,
+        deadline=request.deadline_from(now),
         budget_usd=request.budget_usd,
         hazard_h=request.hazard_h,
         restore_usd=plan.restore_usd,

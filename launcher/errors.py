@@ -4,6 +4,7 @@ NotusError
 +-- UserError            exit code 2
 |   +-- RequestError     an option that can't be, alone or together with another
 |   +-- UnknownRun       no such run in the bucket
+|   +-- UnclearJob       a job of SkyPilot's that may be the run's, and doesn't tell
 +-- NothingFits          exit code 3: no offer, or none within deadline and budget
 +-- RunFailed            the run has given up; the message says why
 +-- SkyFailed            SkyPilot refused or does not answer
@@ -22,6 +23,10 @@ class RequestError(UserError):
 
 class UnknownRun(UserError):
     """The bucket has no run of this name."""
+
+
+class UnclearJob(UserError):
+    """SkyPilot has a job of this name that doesn't tell which run it is for: nothing is done to it."""
 
 
 class NothingFits(NotusError):

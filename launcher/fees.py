@@ -7,13 +7,14 @@ machines of the same cloud and region.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
+
+from checkpoints.s3_location import s3_location
 
 Floats = NDArray[np.float64]
 HOURS_A_MONTH = 730.0
@@ -53,13 +54,15 @@ class Fees(NamedTuple):
 
 
 def bucket_for(url: str | None, environment: Mapping[str, str] | None = None) -> Bucket:
-    """The price list for a bucket's URL; without one, that of a bucket without egress fees."""
-    environment = os.environ if environment is None else environment
+    """The price list for a bucket's URL; without one, that of a bucket without egress fees.
+
+    Where an S3 bucket is, this machine's profile tells too, unless an `environment` is given.
+    """
     if url and url.startswith("gs://"):
         return GCS
-    elsewhere = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
     if not url or not url.startswith("s3://"):
         return R2
+    elsewhere = s3_location(environment, profiles=environment is None).endpoint
     host = urlsplit(elsewhere or AWS).hostname or ""
     return next((bucket for end, bucket in ENDPOINTS.items() if host.endswith(end)), R2)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from datetime import timedelta
 from typing import NamedTuple, Protocol
 
 from checkpoints.clock import Clock
@@ -67,7 +66,7 @@ class _Follower:
         self._attempt = 0
 
     def run(self, watching: Watcher) -> End:
-        next_question = self._clock.now()
+        next_question = self._clock.monotonic()
         while True:
             with contextlib.suppress(NotusError):  # a bucket that doesn't answer now will later
                 if (end := self._new_events()) is not None:
@@ -77,10 +76,10 @@ class _Follower:
                         self._attempt = beat.attempt
                         watching.attempt_started(beat.attempt)
                     watching.progress(_progress(beat))
-            if self._clock.now() >= next_question:
+            if self._clock.monotonic() >= next_question:
                 if (end := self._look_at_job()) is not None:
                     return end
-                next_question = self._clock.now() + timedelta(seconds=ASK_SKYPILOT_EVERY_S)
+                next_question = self._clock.monotonic() + ASK_SKYPILOT_EVERY_S
             self._clock.sleep(EVERY_S)
 
     def _new_events(self) -> End | None:

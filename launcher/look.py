@@ -17,6 +17,7 @@ from checkpoints.journal import read_journal
 from checkpoints.run import list_runs, open_run, read_run
 from checkpoints.store import Store
 from launcher.errors import UnknownRun
+from launcher.identity import identity_here
 from launcher.launch import read_receipt, show_receipt
 from launcher.options import default_bucket
 from launcher.report.render import doctor_table, status_table
@@ -36,7 +37,7 @@ def show_status(bucket: str | None, names: list[str] | None, output: str) -> Non
     if names is None:
         statuses = [_status_or_damage(url, name, now) for name in list_runs(url)]
     else:
-        statuses = [_with_skypilot(read_status(open_run(url, name), name, now)) for name in names]
+        statuses = [_with_skypilot(read_status(open_run(url, name), name, now), url) for name in names]
     if output == "json":
         sys.stdout.write(json.dumps([status.model_dump(mode="json") for status in statuses], indent=2) + "\n")
     elif statuses:
@@ -45,11 +46,11 @@ def show_status(bucket: str | None, names: list[str] | None, output: str) -> Non
         sys.stderr.write(f"notus-launch: no runs in {url}\n")
 
 
-def _with_skypilot(status: RunStatus) -> RunStatus:
+def _with_skypilot(status: RunStatus, bucket: str) -> RunStatus:
     """What SkyPilot says of a cloud run that isn't over, where its server runs: the bucket knows no set-up of a VM."""
     if not status.in_cloud or status.state in OVER:
         return status
-    job = client.peek(status.run)
+    job = client.peek(identity_here(bucket, status.run))
     return (
         status if job is None else status.model_copy(update={"job": f"{job.id} {job.status}", "job_says": job.reason})
     )

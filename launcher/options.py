@@ -21,8 +21,16 @@ GpusOption = Annotated[list[str] | None, typer.Option("--gpus", help="KIND:COUNT
 SpotOption = Annotated[bool, typer.Option("--spot", help="Spot machines only.")]
 OnDemandOption = Annotated[bool, typer.Option("--on-demand", help="On-demand machines only.")]
 AutoOption = Annotated[bool, typer.Option("--auto", help="Both, by expected cost (the default).")]
-DeadlineOption = Annotated[str | None, typer.Option(help="24h, 90m, 1d or an ISO time.")]
-BudgetOption = Annotated[float | None, typer.Option(help="US dollars for the whole run.", min=MIN_USD, max=MAX_USD)]
+DeadlineOption = Annotated[
+    str | None,
+    typer.Option(help="A duration from the launch (24h, 90m, 1d), or a moment (2026-11-25T08:00)."),
+]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option(
+        help="US dollars for the whole run, including what it has spent before a resume.", min=MIN_USD, max=MAX_USD
+    ),
+]
 BucketOption = Annotated[
     str | None,
     typer.Option(

@@ -71,6 +71,20 @@ class Plan(Estimate):
     memory: str
     """How the recipe fits into its GPUs."""
     within_limits: bool
+    share_left: float = 1.0
+    """Of the run's work: what this plan is about. Less than 1 for a run that goes on."""
+    spent_usd: float = 0.0
+    """By the run before; in the budget, and not in this plan's cost."""
+
+    @property
+    def whole_work_h(self) -> float:
+        """Of the run from its beginning, on this plan's first machine."""
+        return self.work_h / self.share_left
+
+    @property
+    def total_p95_usd(self) -> float:
+        """What the whole run stays below: this is what a budget is about."""
+        return self.spent_usd + self.cost_p95_usd
 
 
 class SlackCost(BaseModel):
@@ -100,6 +114,20 @@ class DryRun(BaseModel):
     """About the prices that everything else rests on."""
     advice: tuple[str, ...] = ()
     assumptions: tuple[str, ...]
+    share_left: float = 1.0
+    """Of the run's work; `work_h` is what is left."""
+    spent_usd: float = 0.0
+    """By the run before."""
+
+    @property
+    def whole_work_h(self) -> float:
+        """Of the run from its beginning."""
+        return self.work_h / self.share_left
+
+    @property
+    def resumed(self) -> bool:
+        """Has the run done or spent anything before?"""
+        return self.share_left < 1 or self.spent_usd > 0
 
     @property
     def best(self) -> Plan | None:
@@ -165,7 +193,7 @@ def nearest(plans: Sequence[Plan], request: LaunchRequest) -> Plan:
     """The plan that comes nearest to the limits: by the worse of its two chances, then by the smaller excess."""
 
     def excess(plan: Plan) -> float:
-        dear = plan.cost_p95_usd / request.budget_usd if request.budget_usd else 0.0
+        dear = plan.total_p95_usd / request.budget_usd if request.budget_usd else 0.0
         late = plan.finish_p95_h / request.deadline_h if request.deadline_h else 0.0
         return max(dear, late)
 
@@ -186,7 +214,8 @@ def unkept(plans: Sequence[Plan], request: LaunchRequest) -> tuple[str, str]:
             f"on average, 95 % within {plan.finish_p95_h:.1f} h)"
         )
     if request.budget_usd is not None:
-        limits.append(f"a budget of ${request.budget_usd:,.2f}")
+        spent = f" (of which ${plan.spent_usd:,.2f} is spent)" if plan.spent_usd else ""
+        limits.append(f"a budget of ${request.budget_usd:,.2f}{spent}")
         odds.append(
             f"the budget in {_chance(plan.budget_probability):.0%} of runs (${plan.expected_cost_usd:,.2f} on average, "
             f"95 % within ${plan.cost_p95_usd:,.2f})"
@@ -204,13 +233,13 @@ def _enough(plans: Sequence[Plan], near: Plan, request: LaunchRequest) -> list[s
     affordable = [plan for plan in plans if _chance(plan.budget_probability) >= CONFIDENCE]
     found = []
     if request.budget_usd is not None and in_time:
-        found.append(_budget(min(plan.cost_p95_usd for plan in in_time)))
+        found.append(_budget(min(plan.total_p95_usd for plan in in_time)))
     if request.deadline_h is not None and affordable:
         found.append(_deadline(min(plan.finish_p95_h for plan in affordable)))
     # Both: of a plan whose cost doesn't change with the deadline, where there is one.
     on_demand = [plan for plan in plans if not plan.ladder[0].spot]
     sure = min(on_demand, key=lambda plan: plan.cost_p95_usd, default=near)
-    return found or [f"{_deadline(sure.finish_p95_h)} and {_budget(sure.cost_p95_usd)}"]
+    return found or [f"{_deadline(sure.finish_p95_h)} and {_budget(sure.total_p95_usd)}"]
 
 
 def _budget(usd: float) -> str:

@@ -15,6 +15,7 @@ from launcher.plan import CONFIDENCE, DryRun, Plan, Rung, SlackCost, ZonePlan
 from launcher.policy.market import MOST_ZONES, mean_spell_h
 from launcher.policy.outlook import Problem, Restores, solve
 from launcher.policy.prices import work_hour_usd
+from launcher.progress import NOT_BEGUN, SoFar
 from launcher.remarks import Compared, Patient, advice, assumptions, reason
 from launcher.request import LaunchRequest
 from launcher.scenario import OnDemand, Scenario, Spot
@@ -39,13 +40,16 @@ class Planner:
         offers: Sequence[Offer],
         source: str,
         learned: Mapping[tuple[str, str], Learned] | None = None,
+        done: SoFar = NOT_BEGUN,
     ) -> None:
-        """`learned` is what the user's own runs have met, by cloud and GPUs; the others are assumed.
+        """`learned` is what the user's own runs have met, by cloud and GPUs; the others are assumed. `done`: by the run
+        that goes on; what is planned is the rest.
 
         Raises `RequestError` where all GPUs that were asked for are of unknown speed, and no --hours says it.
         """
         self.request, self.recipe, self.source, self.learned = request, recipe, source, learned or {}
-        self.work_h = request.hours or recipe.hardware.hours
+        self.done = done
+        self.work_h = (request.hours or recipe.hardware.hours) * done.share_left
         self.bucket: Bucket = bucket_for(request.bucket)
         self.supply = supply_for(request, recipe, offers)
         self._asked: dict[Rung, Sequence[Offer]] = {}
@@ -65,6 +69,8 @@ class Planner:
             reason=reason(compared),
             advice=tuple(advice(compared)),
             assumptions=tuple(assumptions(compared)),
+            share_left=self.done.share_left,
+            spent_usd=self.done.spent_usd,
         )
 
     def hazard_of(self, plan: Plan) -> Hazard | None:
@@ -105,6 +111,7 @@ class Planner:
             request=self.request,
             recipe=self.recipe,
             work_h=self.work_h,
+            done=self.done,
             work_gpus=self.supply.base.gpus,
             bucket=self.bucket,
             price_source=self.source,
@@ -150,6 +157,8 @@ class Planner:
             zones=self._zone_plans(kind) if kind.first.spot else (),
             memory=kind.memory,
             within_limits=in_time and affordable,
+            share_left=self.done.share_left,
+            spent_usd=self.done.spent_usd,
         )
 
     def _estimate(self, kind: Kind, request: LaunchRequest) -> Estimate | None:
@@ -157,7 +166,8 @@ class Planner:
         behind = self._behind(kind) if kind.first.spot else kind
         around = Surroundings(self.bucket, kind.first.cloud, behind.first.cloud if behind else "")
         saving = self._saving(kind)
-        return estimate(self._scenario(kind, behind, saving, request), saving, around, budget_usd=request.budget_usd)
+        left_usd = None if request.budget_usd is None else request.budget_usd - self.done.spent_usd
+        return estimate(self._scenario(kind, behind, saving, request), saving, around, budget_usd=left_usd)
 
     def _scenario(self, kind: Kind, behind: Kind | None, saving: SavePlan, request: LaunchRequest) -> Scenario:
         work_h = self.work_h / kind.speed

@@ -10,6 +10,7 @@ from launcher.estimate import DEFAULT_STATE_BYTES, START_H, UPLOAD_BYTES_PER_S
 from launcher.fees import Bucket
 from launcher.offers import Offer
 from launcher.plan import Plan, limits_named, unkept
+from launcher.progress import NOT_BEGUN, SoFar
 from launcher.request import CLOUDS, Gpus, LaunchRequest, parse_gpus
 from launcher.speeds import DERIVED, PCIE, SOURCE
 from trainer.memory import HOST_GIB_PER_RANK, state_bytes
@@ -53,6 +54,8 @@ class Compared:
     """The cheapest first."""
     best: Plan | None
     patient: Sequence[Patient] = ()
+    done: SoFar = NOT_BEGUN
+    """By the run before, where it goes on."""
 
 
 def reason(compared: Compared) -> str:
@@ -124,8 +127,18 @@ def _hours(compared: Compared) -> str:
     kinds = {parse_gpus(gpus).name for gpus in {offer.gpus for offer in compared.offers}}
     derived = [text for kind, text in DERIVED.items() if kind in kinds]
     return (
-        f"{compared.work_h:g} h of work ({_whose_hours(compared)}); {'; '.join([SOURCE, *derived])}; "
+        f"{_work(compared)} ({_whose_hours(compared)}); {'; '.join([SOURCE, *derived])}; "
         f"cards on PCIe at {PCIE:g} of that (assumed)"
+    )
+
+
+def _work(compared: Compared) -> str:
+    if compared.done == NOT_BEGUN:
+        return f"{compared.work_h:g} h of work"
+    whole_h = compared.work_h / compared.done.share_left
+    return (
+        f"the run goes on: {compared.work_h:.3g} h of {whole_h:g} h of work are left, and "
+        f"${compared.done.spent_usd:,.2f} is spent"
     )
 
 

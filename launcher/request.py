@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from checkpoints.errors import InvalidName
+from checkpoints.names import is_run_name, suggest_run_name
 from launcher.bounds import MAX_HAZARD_H, MAX_HOURS, MIN_HAZARD_H
 from launcher.errors import RequestError
 from trainer.gpus import GPU_MEMORY_GIB
@@ -69,13 +71,29 @@ class LaunchRequest(BaseModel):
     clouds: tuple[str, ...] = Field(default=(), description="names of CLOUDS; empty = all of them")
     gpus: tuple[Gpus, ...] = Field(default=(), description="empty = what the recipe and its larger sisters run on")
     market: Market = "auto"
-    deadline_h: float | None = None
-    budget_usd: float | None = None
+    deadline_h: float | None = Field(default=None, description="from the launch, which is when the user says yes")
+    deadline: datetime | None = Field(default=None, description="where it was given as a moment: that one stays")
+    budget_usd: float | None = Field(default=None, description="of the whole run, what it has spent before included")
     hours: float | None = Field(default=None, description="of work, instead of the recipe's figure")
     hazard_h: float | None = Field(default=None, description="mean hours between preemptions of a spot machine")
     trust_prices: bool = Field(default=False, description="also recommend offers whose price looks wrong")
     bucket: str | None = None
     name: str | None = None
+
+    def at(self, now: datetime) -> LaunchRequest:
+        """The same request, made at `now`: what is left until a deadline that is a moment. Raises `RequestError`."""
+        if self.deadline is None:
+            return self
+        hours = (self.deadline - now) / timedelta(hours=1)
+        if hours <= 0:
+            raise RequestError(f"the deadline {self.deadline.isoformat()} has passed", "choose a later one")
+        return self.model_copy(update={"deadline_h": hours})
+
+    def deadline_from(self, launched: datetime) -> datetime | None:
+        """The moment of the deadline for a launch at this time."""
+        if self.deadline is not None or self.deadline_h is None:
+            return self.deadline
+        return launched + timedelta(hours=self.deadline_h)
 
 
 def parse_gpus(text: str) -> Gpus:
@@ -141,12 +159,45 @@ def _until(text: str, now: datetime) -> float:
     try:
         moment = moment.astimezone() if moment.tzinfo is None else moment
         return (moment.astimezone(UTC) - now) / timedelta(hours=1)
-    except (
-        ValueError,
-        OverflowError,
-        OSError,
-    ):  # near the first and the last year a time zone leads out of the calendar
+    except (ValueError, OverflowError, OSError):  # near the first and the last year a zone leads out of the calendar
         return math.inf if moment.year > now.year else -math.inf
+
+
+def parse_moment(text: str) -> datetime | None:
+    """An ISO time, in this machine's time zone where it names none; None for anything else."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+_CLOUD_RUN = re.compile(r"[a-zA-Z]([-_.a-zA-Z0-9]*[a-zA-Z0-9])?")
+"""What SkyPilot 0.14.1 takes as the name of a cluster, which begins with the job's (a test compares). A job whose name
+it refuses is submitted all the same, and ends FAILED_PRECHECKS."""
+
+
+def check_cloud_run_name(name: str) -> str:
+    """A run's name that SkyPilot takes too; raises `InvalidName` or `RequestError` with the nearest one that it does.
+
+    A run on this machine needs no more than `check_run_name`.
+    """
+    if not is_run_name(name):
+        raise InvalidName(
+            f"{name!r} is not a run name",
+            "use a lower-case letter, then lower-case letters, digits and dashes, at most 63 in all, for example "
+            f"--name {cloud_run_name(suggest_run_name(name))}",
+        )
+    if cloud_run_name(name) != name:
+        raise RequestError(
+            f"--name {name!r} can't be used in a cloud: SkyPilot's names begin with a letter",
+            f"use --name {cloud_run_name(name)}",
+        )
+    return name
+
+
+def cloud_run_name(name: str) -> str:
+    """The nearest name that SkyPilot takes."""
+    return name if _CLOUD_RUN.fullmatch(name) else f"run-{name}"[:63].rstrip("-")
 
 
 def check_cloud_bucket(bucket: str | None) -> str:

@@ -32,7 +32,7 @@ SPOT = tuple(
 )
 ON_DEMAND = Place("lambda", "us-east-1", None, "A100:8", False, 16.0)
 DEARER = Place("gcp", "r0", "r0-a", "A100:8", False, 20.0)
-LOOK_H = 5 / 60
+LOOK_H = 0.1
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Hostile:
 def hostile(seed: int) -> Hostile:
     """One of infinitely many."""
     chance = random.Random(seed)
-    planned_h = chance.choice([0.5, 2.0, 4.0, 6.0])
+    planned_h = chance.choice([0.5, 1.0, 2.0, 4.0])
     honest = chance.random() < 0.5
     trainer = _trainer(chance, planned_h, honest=honest)
     markets: dict[Place, Market] = {place: _market(chance) for place in SPOT[: chance.choice([1, 1, 2, 3])]}

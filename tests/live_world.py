@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
+import stamina
+
 from checkpoints.clock import FakeClock
 from checkpoints.errors import NotusError, StoreError
 from checkpoints.events import Diary
@@ -200,7 +202,7 @@ class LiveWorld:
         self.store = ObjectStore.memory()
         self.markets, self.trainer, self.faults = markets, trainer, faults or Faults()
         deadline = None if deadline_h is None else self.start + timedelta(hours=deadline_h)
-        settings = Settings(check_h=look_h)
+        settings = Settings(check_h=look_h, most_wait_h=12.0)
         self.limits = Limits(hours=planned_hours, deadline=deadline, budget_usd=budget_usd, settings=settings)
         self.ledger = Ledger()
         self.machine: Machine | None = None
@@ -502,7 +504,7 @@ class LiveWorld:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Without threads, which would only wait for each other here, and without the conductor's log lines."""
+    """Without threads, which would only wait for each other here, without pauses in real time, and without log lines."""
 
     async def at_once(act: Callable[..., object], *args: object) -> object:
         return act(*args)
@@ -510,7 +512,10 @@ def alone() -> Iterator[None]:
     logger = logging.getLogger("sky.notus")
     threaded, asyncio.to_thread = asyncio.to_thread, at_once  # type: ignore[assignment]
     was, logger.disabled = logger.disabled, True
+    retried = stamina.is_active()
+    stamina.set_active(False)
     try:
         yield
     finally:
         asyncio.to_thread, logger.disabled = threaded, was
+        stamina.set_active(retried)

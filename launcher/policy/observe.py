@@ -76,6 +76,7 @@ def observe(
         moves_in_vain=_moves_in_vain(spells),
         unsaved_h=work.unsaved_h,
         measured=work.measured,
+        whole_h=work.whole_h,
         closing_h=_closing_h(events, limits, trained=not current or works[-1].trained),
         effort=streaks.effort(),
         without_machine_h=None if current else _without_machine_h(events, now),

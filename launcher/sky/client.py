@@ -5,17 +5,26 @@ The first call imports sky, which takes a second, and may start the local API se
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from launcher.errors import SkyFailed
+from launcher.errors import SkyFailed, UnclearJob
+from launcher.identity import RunIdentity
+from launcher.sky.jobs import Told, told_by
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+LIGHT_FIELDS = ("job_id", "job_name", "status")
+"""Of all jobs: a task's YAML is some 5 kB, and a shared server has thousands."""
+FIELDS = (*LIGHT_FIELDS, "recovery_count", "failure_reason", "details", "end_at", "user_yaml", "entrypoint")
+MOST_READ = 200
+"""Jobs whose task is read in one question, the newest first."""
 
 ENDED = frozenset({"SUCCEEDED", "CANCELLED"})
 """And every FAILED_...: see `Job.over`."""
@@ -30,49 +39,162 @@ class Job(NamedTuple):
     recoveries: int
     reason: str
     ended_at: datetime | None = None
+    run: RunIdentity | None = None
+    """What it was submitted for; None = it doesn't tell."""
+    submission: str = ""
+    """Which submission of `notus-launch` it came from; '' = another one's."""
 
     @property
     def over(self) -> bool:
-        return self.status in ENDED or self.status.startswith("FAILED")
+        return is_over(self.status)
+
+
+def is_over(status: str) -> bool:
+    """Has a job of this status ended?"""
+    return status in ENDED or status.startswith("FAILED")
 
 
 class UnknownStrategy(SkyFailed):
     """The API server doesn't have our plugin."""
 
 
+class NotSubmitted(SkyFailed):
+    """A submission that gave no number. SkyPilot may have the job all the same: see `launcher.sky.submission`."""
+
+    def __init__(self, message: str, hint: str, request: str) -> None:
+        super().__init__(message, hint)
+        self.request = request
+        """SkyPilot's id of the request that may still be under way; '' = it never told."""
+
+
 def submit(config: Mapping[str, Any], secrets: Mapping[str, str]) -> int:
-    """Submit a task as a managed job; returns its id. Raises `UnknownStrategy` and `SkyFailed`."""
+    """Submit a task as a managed job; returns its id.
+
+    Raises `UnknownStrategy`, `SkyFailed` where SkyPilot did not get it, and `NotSubmitted` where it may have. Ctrl-C
+    takes the request back as far as SkyPilot can.
+    """
     import sky
 
     plain = {key: value for key, value in config.items() if key != "secrets"}
     task = _call(lambda: sky.Task.from_yaml_config(plain))
     task.update_secrets(dict(secrets))
-    ids, _ = _call(lambda: sky.stream_and_get(sky.jobs.launch(task, name=config["name"]), output_stream=_quiet()))
+    try:
+        request = _call(lambda: sky.jobs.launch(task, name=config["name"]))
+    except SkyFailed as error:
+        if isinstance(error.__cause__, OSError):  # the connection's: it may have arrived
+            raise NotSubmitted(error.message, error.hint, "") from error
+        raise
+    try:
+        ids, _ = _call(lambda: sky.stream_and_get(request, output_stream=_quiet()))
+    except UnknownStrategy:
+        raise
+    except SkyFailed as error:
+        raise NotSubmitted(error.message, error.hint, str(request)) from error
+    except KeyboardInterrupt:
+        with contextlib.suppress(Exception):  # what became of it is asked afterwards
+            sky.get(sky.api_cancel(request, silent=True))
+        raise
     if not ids:
-        raise SkyFailed("SkyPilot accepted the job but gave it no number", "look for it: sky jobs queue")
+        raise NotSubmitted("SkyPilot accepted the job but gave it no number", "look: sky jobs queue", str(request))
     return int(ids[0])
 
 
-def find_job(name: str, job_id: int | None = None) -> Job | None:
-    """The newest job of this name, or the one with this id."""
+def request_state(request: str) -> Literal["over", "under way", "unknown"]:
+    """What became of a request; "unknown" where the server doesn't say."""
     import sky
 
-    fields = ["job_id", "job_name", "status", "recovery_count", "failure_reason", "details", "end_at"]
-    ids = None if job_id is None else [job_id]
-    answer = _call(lambda: _unless_no_controller(sky.jobs.queue_v2(refresh=False, job_ids=ids, fields=fields)))
-    records = answer[0] if isinstance(answer, tuple) else answer
-    found = [record for record in records if record.job_name == name and record.job_id is not None]
-    if not found:
+    try:
+        (found,) = sky.api_status([request])
+    except Exception as error:  # of any kind: not knowing is an answer here
+        logger.info("SkyPilot does not say what became of the request %s: %s", request, error)
+        return "unknown"
+    return "over" if _is_done(found) else "under way"
+
+
+def is_launching() -> bool:
+    """Is SkyPilot's server still at work on a job that was submitted? Not if it isn't running, or doesn't say."""
+    import sky
+
+    try:
+        return any("jobs.launch" in request.name and not _is_done(request) for request in sky.api_status())
+    except Exception as error:  # of any kind: see `request_state`
+        logger.info("SkyPilot does not say what it is doing: %s", error)
+        return False
+
+
+def _is_done(request: Any) -> bool:
+    return request.status in ("SUCCEEDED", "FAILED", "CANCELLED")
+
+
+def own_job(run: RunIdentity, job_id: int | None = None) -> Job | None:
+    """The job of this very run, see `find_job`.
+
+    Raises `UnclearJob` where a job that isn't over may be it and doesn't tell: to follow or to cancel it would be a
+    guess, and another one would be paid beside it.
+    """
+    job = find_job(run, job_id)
+    if job is None or job.run == run:
+        return job
+    if job.run is not None or job.over:
         return None
-    newest = max(found, key=lambda record: record.job_id)
-    return Job(
-        id=newest.job_id,
-        name=name,
-        status=newest.status.value if newest.status else "",
-        recoveries=newest.recovery_count or 0,
-        reason=newest.failure_reason or newest.details or "",
-        ended_at=datetime.fromtimestamp(newest.end_at, UTC) if newest.end_at else None,
+    raise UnclearJob(
+        f"SkyPilot's job {job.id} is named {job.name} and doesn't tell its bucket and run, so it may be {run} or not",
+        f"look: sky jobs queue; if it is this run, end it yourself (sky jobs cancel {job.id}); if it is not, give this "
+        "run another --name",
     )
+
+
+def find_job(run: RunIdentity, job_id: int | None = None) -> Job | None:
+    """The job that was submitted for this run: the one that isn't over, else the newest.
+
+    A job is judged by its own bucket, endpoint and NOTUS_RUN, never by its name: plain `sky jobs launch` names jobs as
+    it likes. One of the run's name that isn't over and doesn't tell comes before those that are over: see `own_job`.
+    `job_id`: this one only.
+    """
+    ids = [job_id] if job_id is not None else _candidates(run)
+    if not ids:
+        return None
+    told = [(record, told_by(record.user_yaml, record.entrypoint)) for record in _queue(FIELDS, ids)]
+    jobs = [_job(record, one) for record, one in told if one.kind != "foreign"]
+    ours = [job for job in jobs if job.run == run]
+    unclear = [job for job in jobs if job.run is None and (job_id is not None or job.name == run.run)]
+    for found in ([job for job in ours if not job.over], [job for job in unclear if not job.over], ours):
+        if found:
+            return max(found, key=lambda job: job.id)
+    return None
+
+
+def _candidates(run: RunIdentity) -> list[int]:
+    """Jobs that can be the run's: all of its name, and whatever is not over."""
+    records = _queue(LIGHT_FIELDS, None)
+    found = {one.job_id for one in records if one.job_name == run.run or not is_over(_status(one))}
+    return sorted(found, reverse=True)[:MOST_READ]
+
+
+def _queue(fields: Sequence[str], ids: Sequence[int] | None) -> list[Any]:
+    import sky
+
+    asked = None if ids is None else list(ids)
+    answer = _call(lambda: _unless_no_controller(sky.jobs.queue_v2(refresh=False, job_ids=asked, fields=list(fields))))
+    records = answer[0] if isinstance(answer, tuple) else answer
+    return [record for record in records if record.job_id is not None]
+
+
+def _job(record: Any, told: Told) -> Job:
+    return Job(
+        id=record.job_id,
+        name=record.job_name,
+        status=_status(record),
+        recoveries=record.recovery_count or 0,
+        reason=record.failure_reason or record.details or "",
+        ended_at=datetime.fromtimestamp(record.end_at, UTC) if record.end_at else None,
+        run=told.run,
+        submission=told.submission,
+    )
+
+
+def _status(record: Any) -> str:
+    return record.status.value if record.status else ""
 
 
 def _unless_no_controller(request_id: Any) -> Any:
@@ -88,8 +210,8 @@ def _unless_no_controller(request_id: Any) -> Any:
         raise
 
 
-def peek(name: str) -> Job | None:
-    """`find_job` where a server answers at once; None, and nothing is started, where none does."""
+def peek(run: RunIdentity) -> Job | None:
+    """`own_job` where a server answers at once; None, and nothing is started, where none does or none is sure."""
     try:
         from sky.server import common
     except ImportError:
@@ -97,7 +219,7 @@ def peek(name: str) -> Job | None:
     try:
         if common.get_api_server_status().status is not common.ApiServerStatus.HEALTHY:
             return None
-        return find_job(name)
+        return own_job(run)
     except Exception as error:  # a courtesy: the bucket has told what matters
         logger.info("SkyPilot does not say: %s", error)
         return None

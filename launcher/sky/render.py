@@ -1,16 +1,23 @@
-"""A plan as a SkyPilot managed-job task. Pure: the same input gives the same text, and SkyPilot isn't imported."""
+"""A plan as a SkyPilot managed-job task: the same input gives the same text, and SkyPilot isn't imported.
+
+Pure, but for the user's AWS profile, which is read where an `environment` is given.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.scalarstring import LiteralScalarString
+from ruamel.yaml.resolver import implicit_resolvers
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString, SingleQuotedScalarString
 
+from checkpoints.s3_location import S3Location, s3_location
 from launcher.plan import Rung
 from launcher.policy.limits import Limits
+from launcher.sky.jobs import LAUNCH, SUBMISSION
 from trainer.errors import EXIT_PREEMPTED
 from trainer.failed_start import GAVE_UP
 from trainer.recipe import Recipe
@@ -18,6 +25,14 @@ from trainer.recipe import Recipe
 SKYPILOTS_OWN = "EAGER_NEXT_REGION"
 NOTUS = "NOTUS"
 """The strategy of `launcher.sky.plugin`."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9.~/_-][A-Za-z0-9 .,:/_=+@%~-]*(?<![ :])", re.ASCII)
+"""Texts that need no quotes, unless they look like a number, a date, a boolean or null; others get some."""
+_INLINE = re.compile(r"[ -~]*", re.ASCII)
+_BLOCK = re.compile(r"(?:[!-~][ -~]*\n)(?:[ -~]*\n)*(?:[ -~]*[!-~]\n)|[!-~][ -~]*\n", re.ASCII)
+"""Scripts: whole lines of ASCII, that neither begin nor end with empty ones."""
+LINE = 1 << 20
+"""Characters: no text is wrapped, as a script's lines mustn't be."""
 
 PYTHON = "3.11"
 DISK_GB = 512
@@ -76,9 +91,10 @@ bounded {flash_s} python -P -m trainer.flash "$NOTUS_RECIPE" constraints.txt || 
 
 
 def setup_script(release: str | None = None, *, qlora: bool = False) -> str:
-    """The set-up of a VM: installs the tree that was sent, or a release of the package."""
+    """The set-up of a VM: installs the tree that was sent, or the wheel in it. Never our name from an index: what
+    somebody registers there is not what was launched."""
     extras = "trainer,qlora" if qlora else "trainer"
-    named = f"notus-launch{{}}=={release}" if release else ".{}"
+    named = f"./{release}{{}}" if release else ".{}"
     return _SETUP.format(
         python=PYTHON,
         package=named.format(f"[{extras}]"),
@@ -97,6 +113,9 @@ exec notus-train "$NOTUS_RECIPE" --run "$NOTUS_RUN" --bucket "$NOTUS_BUCKET"
 
 GCS_KEY = "GOOGLE_SERVICE_ACCOUNT_KEY"
 """What the machines of other clouds open a gs:// bucket with: the content of a service account's key file."""
+WANDB_SETTINGS = ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_BASE_URL", "WANDB_RUN_GROUP", "WANDB_TAGS", "WANDB_MODE")
+HUB_SETTINGS = ("HF_ENDPOINT",)
+"""Settings of the launching user's that the machines get too, where they are set (docs/how-to/real-cloud.md)."""
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", GCS_KEY)
 
 
@@ -112,13 +131,16 @@ def task_config(
     workdir: str = ".",
     release: str | None = None,
     environment: Mapping[str, str] | None = None,
+    submission: str = "",
+    launch: int = 0,
 ) -> dict[str, Any]:
     """The task as plain data, in the order that people read it.
 
     A `bucket` of None becomes a null env: SkyPilot refuses to launch until `--env NOTUS_BUCKET=...` gives it.
     Secrets are names; SkyPilot takes the values from `--secret NAME`. `limits` are for the NOTUS strategy; SkyPilot's
-    own ones don't read them. `workdir` is what is sent; `release` is installed instead of it.
-    `environment` is the launching user's: it may know where an S3 bucket is.
+    own ones don't read them. `workdir` is what is sent; `release` is the wheel in it that is installed, else its tree.
+    `environment` is the launching user's: it, and the AWS profile that it names, may know where an S3 bucket is.
+    `submission` and `launch` say which launch of the run a job came from; 0 = nobody counted.
     """
     return {
         "name": run,
@@ -137,7 +159,10 @@ def task_config(
             "NOTUS_RUN": run,
             "NOTUS_RECIPE": recipe_argument or recipe.name,
             **(limits or Limits(recipe.hardware.hours)).environment(),
-            **_s3_settings(bucket, environment or {}),
+            **_s3_settings(bucket, environment),
+            **_trackers_settings(recipe, environment or {}),
+            **({SUBMISSION: submission} if submission else {}),
+            **({LAUNCH: str(launch)} if launch else {}),
         },
         "secrets": dict.fromkeys(needed_secrets(recipe, bucket, ladder)),
         "workdir": workdir,
@@ -152,12 +177,18 @@ def _entry(rung: Rung) -> dict[str, Any]:
     return {"infra": infra, "accelerators": rung.gpus, "use_spot": rung.spot, **memory}
 
 
-def _s3_settings(bucket: str | None, environment: Mapping[str, str]) -> dict[str, str]:
+def _s3_settings(bucket: str | None, environment: Mapping[str, str] | None) -> dict[str, str]:
     """Where an S3 bucket is: region, and the endpoint of R2, MinIO and others. Empty = AWS's own default."""
     if bucket is not None and not bucket.startswith("s3://"):
         return {}
-    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or ""
-    return {"AWS_REGION": environment.get("AWS_REGION", ""), "AWS_ENDPOINT_URL": endpoint}
+    region, endpoint = S3Location("", "") if environment is None else s3_location(environment)
+    return {"AWS_REGION": region, "AWS_ENDPOINT_URL": endpoint}
+
+
+def _trackers_settings(recipe: Recipe, environment: Mapping[str, str]) -> dict[str, str]:
+    """What the launching user has set of these; nothing else of the environment travels."""
+    names = (*HUB_SETTINGS, *(WANDB_SETTINGS if "wandb" in recipe.tracking else ()))
+    return {name: environment[name] for name in names if environment.get(name)}
 
 
 def needed_secrets(recipe: Recipe, bucket: str | None, ladder: Sequence[Rung]) -> list[str]:
@@ -173,18 +204,39 @@ def needed_secrets(recipe: Recipe, bucket: str | None, ladder: Sequence[Rung]) -
 
 
 def to_yaml(config: dict[str, Any], header: str = "") -> str:
-    """The task as YAML text, scripts as literal blocks."""
-    literal = {
-        key: LiteralScalarString(value) if isinstance(value, str) and "\n" in value else value
-        for key, value in config.items()
-    }
+    """The task as YAML text, scripts as literal blocks.
+
+    SkyPilot reads YAML 1.1, where `on`, `1e5`, `017` or `2026-11-28` are not the words that they look like: a text that
+    any reader could take for something else is quoted. A test compares with SkyPilot's own reader.
+    """
     yaml = YAML()
     yaml.default_flow_style = False
+    yaml.width = LINE
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.representer.add_representer(type(None), _null)
     stream = io.StringIO()
-    yaml.dump(literal, stream)
+    yaml.dump(_quoted(config), stream)
     return header + stream.getvalue()
+
+
+def _quoted(value: Any) -> Any:
+    """A copy in which each text is written so that it is read back as that text."""
+    if isinstance(value, Mapping):
+        return {_quoted(name): _quoted(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_quoted(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if _BLOCK.fullmatch(value):
+        return LiteralScalarString(value)
+    if _PLAIN.fullmatch(value) and not _is_other(value):
+        return value
+    return SingleQuotedScalarString(value) if _INLINE.fullmatch(value) else DoubleQuotedScalarString(value)
+
+
+def _is_other(text: str) -> bool:
+    """Would a reader of YAML 1.1 or 1.2 take it for something that isn't a text?"""
+    return any(pattern.match(text) for _, _, pattern, _ in implicit_resolvers)
 
 
 def _null(representer: Any, value: None) -> Any:

@@ -1,24 +1,28 @@
 """What is sent to the machine: our code, and the user's recipe with its data file.
 
-From a checkout it is the working tree, so that what was changed is what runs; from an installed release only its number
-travels, and the machine installs it from the package index.
+From a checkout it is the working tree, so that what was changed is what runs; from an installed release a wheel of the
+installed files. The package index is asked for what we depend on, never for ourselves.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import launcher
 from launcher.errors import RequestError
+from launcher.sky.repack import repack
 from trainer.recipe import Recipe, builtin_names, data_path
 from trainer.yaml_model import load_settings
 
 TREE = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "launcher", "trainer", "checkpoints")
 RECIPE = "recipe.yaml"
+SEND_ALL = """\
+# Everything here is needed. Without this file SkyPilot leaves out what git would ignore, also by the .gitignore of a
+# repository *around* this folder: a home that is one, or NOTUS_HOME in a project.
+"""
 
 
 class Sent(NamedTuple):
@@ -28,20 +32,23 @@ class Sent(NamedTuple):
     recipe: str
     """How `notus-train` finds the recipe there."""
     release: str | None
-    """To install instead of the folder."""
+    """File name of the wheel in the folder that is installed, where it isn't the folder itself."""
 
 
 def gather(recipe: str, folder: Path, checkout: Path | None = None) -> Sent:
     """Fill `folder` anew. Raises `RequestError` for a data file that can't travel with the recipe."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    (folder / ".skyignore").write_text(SEND_ALL)
     root = checkout or find_checkout()
+    release = None
     if root is None:
         shutil.copy(Path(launcher.__file__).parent / "data/constraints.txt", folder)
+        release = repack(folder).name
     else:
         for name in TREE:
             _copy(root / name, folder / name)
-    return Sent(folder, _recipe(recipe, folder), None if root else version("notus-launch"))
+    return Sent(folder, _recipe(recipe, folder), release)
 
 
 def find_checkout() -> Path | None:

@@ -6,18 +6,16 @@ change, so the name of its wheel also tells the content: in the build tag that P
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 from checkpoints.interpreter import module
 from launcher.errors import RequestError
+from launcher.sky.repack import build_tag, installed_name, repack
 from launcher.sky.sent import TREE, find_checkout
 
 OURS = "notus_launch-*.whl"
-TAG_DIGITS = 12
 
 
 def find(folder: Path) -> Path | None:
@@ -29,16 +27,20 @@ def find(folder: Path) -> Path | None:
 def build(folder: Path) -> Path:
     """Put the wheel of the code that runs here into the folder, and take our older ones out of it.
 
-    From a checkout it is its working tree, from an installed release the same version, from the package index. Asks the
-    index, in a checkout for the build's own tools. Raises `RequestError` where pip can't make it.
+    From a checkout it is its working tree, built by pip, which asks the index for the build's own tools; from an
+    installed release the installed files. Raises `RequestError` where pip can't make it.
     """
     checkout = find_checkout()
     with tempfile.TemporaryDirectory() as scratch:
-        pip_wheel(str(checkout) if checkout else f"notus-launch=={version('notus-launch')}", Path(scratch))
-        (made,) = Path(scratch).glob(OURS)
+        if checkout is None:
+            made = repack(Path(scratch))
+            name = made.name
+        else:
+            pip_wheel(str(checkout), Path(scratch))
+            (made,) = Path(scratch).glob(OURS)
+            name = _tagged(made.name, _tag(checkout))
         folder.mkdir(parents=True, exist_ok=True)
-        wheel = folder / (_tagged(made.name, _tag(checkout)) if checkout else made.name)
-        content = made.read_bytes()
+        wheel, content = folder / name, made.read_bytes()
     for old in folder.glob(OURS):
         old.unlink()
     wheel.write_bytes(content)
@@ -61,7 +63,7 @@ def pip_wheel(what: str, folder: Path) -> None:
 def _is_current(name: str) -> bool:
     checkout = find_checkout()
     if checkout is None:
-        return name.split("-")[1:3] == [version("notus-launch"), "py3"]
+        return name == installed_name()
     return name.split("-")[2:3] == [_tag(checkout)]
 
 
@@ -71,12 +73,8 @@ def _tagged(name: str, tag: str) -> str:
 
 
 def _tag(checkout: Path) -> str:
-    """A build tag begins with a digit, and its leading digits are a number: so one digit and a letter come first."""
-    content = hashlib.sha256()
-    for path in sorted(path for name in TREE for path in _files(checkout / name)):
-        content.update(f"{path.relative_to(checkout)}\0{path.stat().st_size}\0".encode())
-        content.update(path.read_bytes())
-    return f"0h{content.hexdigest()[:TAG_DIGITS]}"
+    paths = sorted(path for name in TREE for path in _files(checkout / name))
+    return build_tag((str(path.relative_to(checkout)), path.read_bytes()) for path in paths)
 
 
 def _files(path: Path) -> list[Path]:

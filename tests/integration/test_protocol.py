@@ -179,6 +179,9 @@ class SkewedClock:
     def now(self) -> datetime:
         return self.world.now + self.skew
 
+    def monotonic(self) -> float:
+        return (self.world.now - datetime(2000, 1, 1, tzinfo=UTC)).total_seconds()
+
     def sleep(self, seconds: float) -> None:
         raise AssertionError("nobody sleeps here")
 

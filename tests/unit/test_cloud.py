@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import json
 import sys
+import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from checkpoints.clock import FakeClock
+from checkpoints.errors import BucketUnusable
 from checkpoints.events import Diary, read_events
 from checkpoints.head import Lease, Writer
+from checkpoints.launches import newest_launch, take_launch_number
 from checkpoints.object_store import ObjectStore
 from checkpoints.requests import ask, read_request
 from checkpoints.run import HEARTBEAT_KEY, Heartbeat, register_run
 from launcher import cli, cloud, follow, look, stop
-from launcher.errors import RequestError, SkyFailed
+from launcher.errors import RequestError, RunFailed, SkyFailed, UnclearJob
+from launcher.identity import RunIdentity, run_identity
 from launcher.plan import Rung
 from launcher.policy.history import place_data
 from launcher.policy.model import Place
 from launcher.sky import client
 from launcher.sky.client import Job
 from launcher.sky.doctor import fix
+from launcher.sky.jobs import told_by
 from launcher.sky.secrets import collect
 from launcher.sky.sent import gather
+from launcher.sky.submission import EVERY_S, SETTLE_S, settle
 from trainer.main import new_record
 from trainer.recipe import load_recipe
 
@@ -41,14 +48,24 @@ class FakeSky:
         self.submitted: list[tuple[Mapping[str, Any], Mapping[str, str]]] = []
         self.cancelled: list[int] = []
         self.job: Job | None = None
+        """That of the run that is asked for, unless it says otherwise."""
+        self.tells = True
+        self.interruption: BaseException | None = None
+        """What cuts the next submission off, after SkyPilot has the job."""
+        self.late: list[bool] = []
+        """Whether its server is still at work on a submission, look by look."""
 
     def submit(self, config: Mapping[str, Any], secrets: Mapping[str, str]) -> int:
         self.submitted.append((config, secrets))
-        self.job = Job(7, config["name"], "STARTING", 0, "")
+        told = told_by(yaml.safe_dump(dict(config)), "notus-launch --name r")
+        self.job = Job(7, config["name"], "STARTING", 0, "", None, told.run, told.submission)
+        error, self.interruption = self.interruption, None
+        if error is not None:
+            raise error
         return 7
 
-    def find_job(self, name: str, job_id: int | None = None) -> Job | None:
-        return self.job
+    def find_job(self, run: RunIdentity, job_id: int | None = None) -> Job | None:
+        return self.job._replace(run=run) if self.job and self.tells and self.job.run is None else self.job
 
     def cancel(self, job_id: int) -> None:
         self.cancelled.append(job_id)
@@ -60,6 +77,7 @@ def sky(monkeypatch: pytest.MonkeyPatch) -> FakeSky:
     for name in ("submit", "find_job", "cancel"):
         monkeypatch.setattr(client, name, getattr(fake, name))
     monkeypatch.setattr(client, "dashboard", lambda job_id: f"http://sky/{job_id}")
+    monkeypatch.setattr(client, "is_launching", lambda: bool(fake.late) and fake.late.pop(0))
     return fake
 
 
@@ -69,6 +87,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     made = ObjectStore.memory()
     for module in (cloud, stop):
         monkeypatch.setattr(module, "open_run", lambda bucket, name: made, raising=False)
+    monkeypatch.setattr("checkpoints.run.open_run", lambda bucket, name: made)
+    monkeypatch.setattr(cloud, "SystemClock", FakeClock)
     return made
 
 
@@ -129,9 +149,313 @@ def test_the_same_name_again_starts_nothing_twice(launch: Launch, sky: FakeSky, 
     assert len(sky.submitted) == 2
 
 
-def up_since(store: ObjectStore, clock: FakeClock) -> None:
-    place = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
+# --- which run a job is for ---------------------------------------------------------------------------
+
+
+ELSEWHERE = Job(7, "r", "RUNNING", 0, "", None, run_identity("s3://a", "r"))
+
+
+def test_a_launch_never_follows_the_job_of_another_bucket(launch: Launch, sky: FakeSky, store: ObjectStore) -> None:
+    sky.job = ELSEWHERE
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+    ((config, _),) = sky.submitted
+    assert config["envs"]["NOTUS_BUCKET"] == "s3://b"
+
+
+@pytest.mark.parametrize("now", [(), ("--now",)])
+def test_a_stop_never_cancels_the_job_of_another_bucket(
+    launch: Launch, sky: FakeSky, store: ObjectStore, quick: None, now: tuple[str, ...]
+) -> None:
+    registered(store)
+    sky.job = ELSEWHERE
+    assert launch("stop", "r", "--bucket", "s3://b", *now) == RunFailed.exit_code
+    assert sky.cancelled == []
+
+
+def test_a_job_that_does_not_tell_is_left_alone(
+    launch: Launch, sky: FakeSky, store: ObjectStore, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sky.job, sky.tells = Job(7, "r", "RUNNING", 0, ""), False
+    assert launch(*LAUNCH, "--bucket", "s3://b") == UnclearJob.exit_code
+    assert "doesn't tell its bucket and run" in capsys.readouterr().err
+    registered(store)
+    assert launch("stop", "r", "--bucket", "s3://b", "--now") == RunFailed.exit_code
+    assert "sky jobs cancel 7" in capsys.readouterr().err
+    assert (sky.submitted, sky.cancelled) == ([], [])
+
+
+@pytest.mark.parametrize(("name", "better"), [("2026-11-28", "run-2026-11-28"), ("7B DPO", "run-7b-dpo")])
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_name_that_skypilot_refuses_is_refused_here_first(
+    launch: Launch, sky: FakeSky, capsys: pytest.CaptureFixture[str], name: str, better: str, dry: tuple[str, ...]
+) -> None:
+    words = [word if word != "r" else name for word in LAUNCH]
+    assert launch(*words, "--bucket", "s3://b", *dry) == 2
+    assert f"--name {better}" in capsys.readouterr().err
+    assert sky.submitted == []
+
+
+# --- submissions --------------------------------------------------------------------------------------
+
+
+def turns(store: ObjectStore) -> list[tuple[str, int]]:
+    return [(event.kind, event.launch) for event in read_events(store)]
+
+
+def test_a_submission_is_written_down_before_it_is_made(launch: Launch, sky: FakeSky, store: ObjectStore) -> None:
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+    ((config, _),) = sky.submitted
+    (planned,) = read_events(store)
+    assert config["envs"]["NOTUS_SUBMISSION"] == planned.data["submission"]
+    assert (config["envs"]["NOTUS_LAUNCH"], planned.launch) == ("1", 1)
+    made = newest_launch(store)
+    assert made is not None
+    assert (made.number, made.submission) == (1, planned.data["submission"])
+
+
+def test_ctrl_c_at_the_submission_cancels_what_skypilot_took(launch: Launch, sky: FakeSky, store: ObjectStore) -> None:
+    sky.interruption = KeyboardInterrupt()
+    assert launch(*LAUNCH, "--bucket", "s3://b") != 0
+    assert sky.cancelled == [7]
+    assert turns(store) == [("planned", 1), ("stopped", 1)]
+
+
+def test_a_connection_that_is_lost_after_the_submission_finds_the_job(
+    launch: Launch, sky: FakeSky, store: ObjectStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sky.interruption = SkyFailed("SkyPilot: connection reset")
+    assert launch(*LAUNCH, "--bucket", "s3://b", "-o", "json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["job"] == 7
+    assert "has taken the job all the same" in captured.err
+    assert (sky.cancelled, turns(store)) == ([], [("planned", 1)])
+
+
+def test_a_submission_of_which_nothing_is_known_is_not_called_stopped(
+    launch: Launch,
+    sky: FakeSky,
+    store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And the next launch of the name follows the job that came of it."""
+
+    def away(run: RunIdentity, job_id: int | None = None) -> Job | None:
+        if sky.submitted:
+            raise SkyFailed("SkyPilot: no answer")
+        return None
+
+    sky.interruption = KeyboardInterrupt()
+    monkeypatch.setattr(client, "find_job", away)
+    assert launch(*LAUNCH, "--bucket", "s3://b") == SkyFailed.exit_code
+    assert "it is not known whether it has the job" in capsys.readouterr().err
+    assert turns(store) == [("planned", 1)]
+    monkeypatch.setattr(client, "find_job", sky.find_job)
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+    assert "under way as SkyPilot's job 7" in capsys.readouterr().err
+    assert len(sky.submitted) == 1
+
+
+def test_a_launch_that_was_killed_before_its_submission_can_be_made_again_at_once(
+    launch: Launch, sky: FakeSky, store: ObjectStore
+) -> None:
+    Diary(store, 0, launch=take_launch_number(store, "abc")).write("planned", strategy="NOTUS", submission="abc")
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+    assert turns(store) == [("planned", 1), ("planned", 2)]
+
+
+def test_a_job_that_failed_before_its_first_word_was_not_cut_off(
+    launch: Launch, sky: FakeSky, store: ObjectStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+    assert sky.job is not None
+    sky.job = sky.job._replace(status="FAILED_PRECHECKS")
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+    assert "cut off" not in capsys.readouterr().err
+    assert turns(store) == [("planned", 1), ("planned", 2)]
+
+
+def test_a_launch_of_another_computer_of_the_same_name_was_not_cut_off_here(
+    launch: Launch, sky: FakeSky, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(uuid, "getnode", lambda: 1)
+        number = take_launch_number(store, "abc")
+    Diary(store, 0, launch=number).write("planned", strategy="NOTUS", submission="abc")
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 2, "launched somewhere else"
+    assert sky.submitted == []
+
+
+def test_a_launch_whose_controller_has_begun_was_not_cut_off_though_its_clock_is_behind(
+    launch: Launch, sky: FakeSky, store: ObjectStore
+) -> None:
+    number = take_launch_number(store, "abc")
+    behind = FakeClock(datetime.now(UTC) - timedelta(minutes=10))
+    Diary(store, 0, behind, number).write("decided", action="launch", reason="cheapest first")
+    Diary(store, 0, launch=number).write("planned", strategy="NOTUS", submission="abc")
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 2, "the job is another server's by now"
+    assert sky.submitted == []
+
+
+def test_a_job_that_comes_late_of_a_launch_that_was_killed_is_followed(
+    launch: Launch,
+    sky: FakeSky,
+    store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """SkyPilot makes the controller's VM for minutes before there is a job."""
+    Diary(store, 0, launch=take_launch_number(store, "abc")).write("planned", strategy="NOTUS", submission="abc")
+    sky.late = [True, True, True]
+    job = Job(9, "r", "STARTING", 0, "", None, run_identity("s3://b", "r"), "abc")
+    monkeypatch.setattr(client, "find_job", lambda run, job_id=None: None if len(sky.late) > 1 else job)
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+    assert "under way as SkyPilot's job 9" in capsys.readouterr().err
+    assert sky.submitted == []
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "outcome"),
+    [
+        (client.NotSubmitted("reset", "", "request"), "over", "refused"),
+        (client.NotSubmitted("reset", "", "request"), "under way", "unknown"),
+        (client.NotSubmitted("reset", "", "request"), "unknown", "unknown"),
+        (client.NotSubmitted("reset", "", ""), "over", "unknown"),
+        (SkyFailed("no such GPU"), "over", "refused"),
+        (KeyboardInterrupt(), "over", "refused"),
+        (SystemExit(1), "over", "refused"),
+    ],
+)
+def test_what_is_known_of_a_submission_without_a_number(
+    sky: FakeSky, monkeypatch: pytest.MonkeyPatch, error: BaseException, state: str, outcome: str
+) -> None:
+    monkeypatch.setattr(client, "request_state", lambda request: state)
+    clock, run = FakeClock(), run_identity("s3://b", "r")
+    assert settle(run, "abc", error, clock).state == outcome
+    assert clock.monotonic() <= SETTLE_S + EVERY_S
+    sky.job = Job(7, "r", "RUNNING", 0, "", None, run, "another")
+    assert settle(run, "abc", error, clock).state == outcome, "a job of another submission is not this one"
+    sky.job = sky.job._replace(submission="abc")
+    assert settle(run, "abc", error, clock).job == sky.job
+
+
+def test_an_old_job_is_told_from_the_newest_launch_by_its_submission_not_by_clocks(
+    launch: Launch, sky: FakeSky, store: ObjectStore
+) -> None:
+    """The launch elsewhere has a clock that is an hour behind."""
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 0
+    assert sky.job is not None
+    sky.job = sky.job._replace(status="CANCELLED", ended_at=datetime.now(UTC) - timedelta(minutes=1))
+    number = take_launch_number(store, "elsewhere")
+    up_since(store, FakeClock(datetime.now(UTC) - timedelta(hours=1)), number)
+    beating = FakeClock(datetime.now(UTC))
+    store.put(HEARTBEAT_KEY, Heartbeat(attempt=1, time=beating.now(), phase="training").to_json())
+    assert launch(*LAUNCH, "--bucket", "s3://b") == 2, "launched somewhere else"
+    assert len(sky.submitted) == 1
+
+
+# --- limits -------------------------------------------------------------------------------------------
+
+
+class Now(datetime):
+    """In the place of `datetime`, for modules that ask the system's clock."""
+
+    time = datetime(2026, 11, 28, 12, tzinfo=UTC)
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return cls.time
+
+
+@pytest.mark.parametrize(
+    ("deadline", "expected"),
+    [("2026-11-30T12:00:00+00:00", "2026-11-30T12:00:00+00:00"), ("48h", "2026-11-30T13:00:00+00:00")],
+)
+def test_an_absolute_deadline_stays_while_the_question_is_open(
+    launch: Launch,
+    sky: FakeSky,
+    store: ObjectStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    deadline: str,
+    expected: str,
+) -> None:
+    fix(tmp_path, {})
+    start = datetime(2026, 11, 28, 12, tzinfo=UTC)
+    monkeypatch.setattr(Now, "time", start)
+    monkeypatch.setattr(cloud, "datetime", Now)
+    monkeypatch.setattr(cli, "datetime", Now)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    asked: list[str] = []
+
+    def lunch(text: str, **_: Any) -> None:
+        asked.append(text)
+        Now.time = start + timedelta(hours=1)
+
+    monkeypatch.setattr("typer.confirm", lunch)
+    words = [word for word in LAUNCH if word != "--yes"]
+    assert launch(*words, "--bucket", "s3://b", "--deadline", deadline) == 0
+    ((config, _),) = sky.submitted
+    assert config["envs"]["NOTUS_DEADLINE"] == expected
+    assert ("counted from your yes" in capsys.readouterr().err) == (deadline == "48h")
+
+
+def test_a_plan_that_changed_while_the_question_was_open_is_asked_again(
+    launch: Launch, sky: FakeSky, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    fix(tmp_path, {})
+    start = datetime(2026, 11, 28, 12, tzinfo=UTC)
+    monkeypatch.setattr(Now, "time", start)
+    monkeypatch.setattr(cloud, "datetime", Now)
+    monkeypatch.setattr(cli, "datetime", Now)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    asked: list[str] = []
+
+    def long(text: str, **_: Any) -> None:
+        asked.append(text)
+        Now.time += timedelta(hours=40)
+
+    monkeypatch.setattr("typer.confirm", long)
+    words = [word for word in LAUNCH if word != "--yes"]
+    arguments = ("--bucket", "s3://b", "--hours", "6", "--deadline", "2026-11-30T12:00:00+00:00")
+    assert launch(*words, *arguments) == 2, "80 h later it has passed"
+    said = capsys.readouterr().err
+    assert "while the question was open the plan has changed" in said
+    assert "has passed" in said
+    assert (len(asked), sky.submitted) == (2, [])
+
+
+def test_going_on_is_planned_from_where_the_run_is(
+    launch: Launch, sky: FakeSky, store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 12 h, 0.6 h are left, and $32 of a budget of $80 are spent: 3 h and $48 are enough."""
+    fix(tmp_path, {})
+    clock = FakeClock(datetime.now(UTC) - timedelta(hours=4))
+    register_run(store, new_record("r", load_recipe("tiny-dpo")))
+    Diary(store, 0, clock).write("planned", strategy="NOTUS")
+    clock.sleep(1)
+    place = Place("lambda", "us-east-1", None, "A100:8", False, 16.0)
     Diary(store, 0, clock).write("machine_up", place=place_data(place), since=clock.now().isoformat())
+    trainer = Diary(store, 1, clock)
+    trainer.write("training", step=1, total_steps=1000)
+    clock.sleep(2 * 3600)
+    trainer.write("saved", step=950)
+    trainer.write("stopped", step=950, reason="by the user")
+    request = ("--hours", "12", "--deadline", "3h", "--budget", "80")
+    assert launch(*LAUNCH, *request, "--on-demand", "--bucket", "s3://b") == 0
+    said = capsys.readouterr().err
+    assert "0.6 h of 12.0 h of work are left, spent so far $32.00 of the budget of $80.00" in said
+    ((config, _),) = sky.submitted
+    assert (config["envs"]["NOTUS_HOURS"], config["envs"]["NOTUS_BUDGET_USD"]) == ("12", "80"), "of the whole run"
+    assert launch(*LAUNCH, *request[:4], "--budget", "33", "--on-demand", "--dry-run", "--bucket", "s3://b") == 3
+    assert "a budget of $33.00 (of which $32.00 is spent)" in capsys.readouterr().err
+
+
+def up_since(store: ObjectStore, clock: FakeClock, launch: int = 0) -> None:
+    place = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
+    Diary(store, 0, clock, launch).write("machine_up", place=place_data(place), since=clock.now().isoformat())
 
 
 def test_a_run_that_lives_elsewhere_gets_no_second_job(
@@ -402,10 +726,26 @@ def test_status_of_a_cloud_run_also_asks_skypilot(
 ) -> None:
     registered(store)
     monkeypatch.setattr(look, "open_run", lambda bucket, name: store)
-    monkeypatch.setattr(client, "peek", lambda name: Job(7, name, "PENDING", 0, "asking again in 60 s"))
+    monkeypatch.setattr(client, "peek", lambda run: Job(7, run.run, "PENDING", 0, "asking again in 60 s"))
     assert launch("status", "r", "-o", "json") == 0
     (status,) = json.loads(capsys.readouterr().out)
     assert (status["job"], status["job_says"]) == ("7 PENDING", "asking again in 60 s")
     Diary(store, 1).write("finished", step=3)
     monkeypatch.setattr(client, "peek", lambda name: pytest.fail("a run that is over has no job to ask about"))
     assert launch("status", "r") == 0
+
+
+def test_a_dry_run_of_a_run_whose_bucket_cannot_be_read_says_so(
+    launch: Launch,
+    sky: FakeSky,
+    store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def away(bucket: str, name: str) -> ObjectStore:
+        raise BucketUnusable("no credentials for s3://b")
+
+    monkeypatch.setattr("checkpoints.run.open_run", away)
+    assert launch(*LAUNCH, "--bucket", "s3://b", "--dry-run", "-o", "json") == 0
+    (said, *_) = [line for line in json.loads(capsys.readouterr().out)["advice"] if "can't be read" in line]
+    assert said == "planned as a new run, as s3://b can't be read: no credentials for s3://b"

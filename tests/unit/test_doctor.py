@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import subprocess
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
 from launcher.errors import RequestError
-from launcher.sky import wheel
+from launcher.sky import repack, wheel
 from launcher.sky.controller import PLUGIN, find_controller, plugin_is_configured
 from launcher.sky.doctor import examine, fix
 
@@ -130,6 +132,19 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tree
 
 
+@pytest.fixture
+def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the code is said to be installed."""
+    site = tmp_path / "site-packages"
+    for package in repack.PACKAGES:
+        (site / package).mkdir(parents=True)
+        (site / package / "__init__.py").touch()
+    (site / "launcher/one.py").write_text("ONE = 1\n")
+    monkeypatch.setattr(repack, "launcher", SimpleNamespace(__file__=str(site / "launcher/__init__.py")))
+    monkeypatch.setattr(wheel, "find_checkout", lambda: None)
+    return site
+
+
 def test_a_changed_checkout_has_a_wheel_of_another_name(own_vm: Path, checkout: Path, tmp_path: Path) -> None:
     """SkyPilot installs none on a living controller whose name it has installed already."""
     fix(tmp_path, {})
@@ -146,17 +161,18 @@ def test_a_changed_checkout_has_a_wheel_of_another_name(own_vm: Path, checkout: 
     assert states(tmp_path)["controller"] == "note"
 
 
-def test_an_installed_release_is_asked_for_by_its_version(
-    own_vm: Path, tmp_path: Path, pip: FakePip, monkeypatch: pytest.MonkeyPatch
+def test_an_installed_release_is_packed_from_what_is_installed(
+    own_vm: Path, tmp_path: Path, pip: FakePip, release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wheel, "find_checkout", lambda: None)
-    monkeypatch.setattr(wheel, "version", lambda _: "0.1.0")
     fix(tmp_path, {})
-    assert pip.asked == ["notus-launch==0.1.0"]
-    assert [path.name for path in (own_vm / "notus-wheels").iterdir()] == ["notus_launch-0.1.0-py3-none-any.whl"]
+    assert pip.asked == [], "the index has no say in what our own name is"
+    (made,) = (own_vm / "notus-wheels").iterdir()
+    assert re.fullmatch(r"notus_launch-[0-9.]+-0h[0-9a-f]{12}-py3-none-any\.whl", made.name)
+    with zipfile.ZipFile(made) as packed:
+        assert packed.read("launcher/one.py") == b"ONE = 1\n"
     assert fix(tmp_path, {}) == []
-    monkeypatch.setattr(wheel, "version", lambda _: "0.2.0")
-    assert states(tmp_path)["controller"] == "missing", "the release before"
+    (release / "launcher/one.py").write_text("ONE = 2\n")
+    assert states(tmp_path)["controller"] == "missing", "other files are installed now"
 
 
 def test_a_wheel_that_cannot_be_made_is_an_error_with_pips_words(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from checkpoints.events import Event
-from launcher.policy.decide import MOST_WAIT_H, STUCK_H, UNCOMMITTED_H, decide
+from launcher.policy.decide import STUCK_H, UNCOMMITTED_H, decide
 from launcher.policy.history import place_data
 from launcher.policy.limits import Limits
 from launcher.policy.machine_work import FIRST_REST_H, MOST_IN_A_ROW, machine_works, restart_h
@@ -172,9 +172,11 @@ def test_a_machine_that_trains_and_commits_nothing_is_moved() -> None:
 
 
 def test_a_week_without_a_machine_is_the_end() -> None:
-    out = Observation((Known(A, refused_h_ago=0.0),), 8.0, 0.25, refusals_in_a_row=2000, without_machine_h=MOST_WAIT_H)
+    out = Observation(
+        (Known(A, refused_h_ago=0.0),), 8.0, 0.25, refusals_in_a_row=2000, without_machine_h=Settings().most_wait_h
+    )
     assert decide(out).limit == "places"  # type: ignore[union-attr]
-    waiting = decide(replace(out, without_machine_h=MOST_WAIT_H - 1))
+    waiting = decide(replace(out, without_machine_h=Settings().most_wait_h - 1))
     assert isinstance(waiting, Wait)
     assert waiting.hours == pytest.approx(5 / 60), "however many rounds there were"
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -25,8 +27,10 @@ from launcher.errors import RequestError
 from launcher.policy.limits import limits_of
 from launcher.request import parse_deadline, parse_gpus, parse_hazard
 from trainer.curation.cli import app as data
+from trainer.errors import RecipeError
 from trainer.interval import HOURS_TO_PREEMPTION, hours_to_preemption
 from trainer.main import app as train
+from trainer.recipe import load_recipe
 from trainer.scratch import Outcome
 
 NOW = datetime(2026, 11, 24, 20, tzinfo=UTC)
@@ -254,3 +258,16 @@ def test_options_before_export_are_refused(capsys: pytest.CaptureFixture[str], m
         main.main()
     assert caught.value.code == 2
     assert "options come after `export`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "-1", "1.0e+300", "9" * 40])
+@pytest.mark.parametrize(
+    "key",
+    ["learning_rate: 5.0e-4", "hours: 0.02", "cpu_processes: 2", "epochs: 2", "max_length: 256", "every_steps: 5"],
+)
+def test_a_number_of_a_recipe_is_bounded(key: str, value: str, tmp_path: Path) -> None:
+    text = files("trainer").joinpath("recipes/tiny-dpo.yaml").read_text()
+    name = key.partition(":")[0]
+    (tmp_path / "mine.yaml").write_text(text.replace(key, f"{name}: {value}"))
+    with pytest.raises(RecipeError, match=rf"mine\.yaml:\d+: \w+\.{name}: "):
+        load_recipe(str(tmp_path / "mine.yaml"))

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
+import boto3
+import pytest
 from ruamel.yaml import YAML
 
+from checkpoints.errors import BucketUnusable
+from checkpoints.s3_location import s3_location
+from launcher.fees import R2, S3, bucket_for
+from launcher.identity import RunIdentity, identity_here
 from launcher.plan import Rung
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.market import Met
@@ -68,11 +77,15 @@ def test_the_limits_travel_as_the_strategy_reads_them() -> None:
     assert limits_of(envs) == replace(limits, deadline=deadline.astimezone(UTC))
 
 
-def test_an_installed_release_travels_as_its_number() -> None:
+def test_what_is_installed_is_what_was_sent() -> None:
+    """Never our name from an index: whoever registers it there would run code on the user's machines."""
     assert "'.[trainer]'" in setup_script()
-    assert "'notus-launch[trainer]==0.1.0'" in setup_script("0.1.0")
-    assert "'.[" not in setup_script("0.1.0")
-    assert "'notus-launch[trainer,qlora]==0.1.0'" in setup_script("0.1.0", qlora=True)
+    wheel = "notus_launch-0.1.0-py3-none-any.whl"
+    assert f"'./{wheel}[trainer]'" in setup_script(wheel)
+    assert f"'./{wheel}[trainer,qlora]'" in setup_script(wheel, qlora=True)
+    for script in (setup_script(), setup_script(wheel)):
+        assert "'.[" not in script or wheel not in script
+        assert not re.search(r"notus-launch\S*==", script)
 
 
 def test_secrets_are_names_never_values() -> None:
@@ -82,3 +95,76 @@ def test_secrets_are_names_never_values() -> None:
     assert needed_secrets(RECIPE, "gs://b", LADDER[:1]) == ["HF_TOKEN", "WANDB_API_KEY"]
     assert needed_secrets(RECIPE, "gs://b", LADDER)[-1] == "GOOGLE_SERVICE_ACCOUNT_KEY", "Lambda's machines need a key"
     assert "AWS_SECRET_ACCESS_KEY" in needed_secrets(RECIPE, "s3://b", LADDER)
+
+
+def test_settings_of_the_trackers_travel_and_nothing_else_of_the_environment() -> None:
+    mine = {"WANDB_PROJECT": "dpo", "WANDB_ENTITY": "team", "WANDB_BASE_URL": "https://w", "HF_ENDPOINT": "https://h"}
+    rest = {"WANDB_API_KEY": "secret", "PATH": "/bin", "WANDB_NAME": "other", "AWS_SECRET_ACCESS_KEY": "secret"}
+    envs = task_config(RECIPE, LADDER, run="r", bucket="gs://b", environment=mine | rest)["envs"]
+    assert {name: envs.get(name) for name in mine} == mine
+    assert not set(rest) & set(envs)
+    tiny = load_recipe("tiny-dpo")
+    assert "wandb" not in tiny.tracking
+    assert set(mine) & set(task_config(tiny, LADDER, run="r", bucket="gs://b", environment=mine)["envs"]) == {
+        "HF_ENDPOINT"
+    }
+
+
+@pytest.fixture
+def profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Writes ~/.aws/config."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    return lambda text: (tmp_path / "config").write_text(text) and None
+
+
+SERVICES = "[profile r2]\nregion = auto\nservices = mine\n[services mine]\ns3 =\n  endpoint_url = https://r2.example\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "variables", "region", "endpoint"),
+    [
+        ("", {}, "", ""),
+        (
+            "[default]\nregion = eu-central-1\nendpoint_url = https://r2.example\n",
+            {},
+            "eu-central-1",
+            "https://r2.example",
+        ),
+        (SERVICES, {}, "", ""),
+        (SERVICES, {"AWS_PROFILE": "r2"}, "auto", "https://r2.example"),
+        (SERVICES, {"AWS_PROFILE": "r2", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}, "auto", ""),
+        (SERVICES, {"AWS_PROFILE": "r2", "AWS_ENDPOINT_URL": "http://a", "AWS_REGION": ""}, "auto", "http://a"),
+        ("[default]\nregion = eu-central-1\n", {"AWS_DEFAULT_REGION": "eu-west-1"}, "eu-west-1", ""),
+        ("", {"AWS_DEFAULT_REGION": "eu-west-1", "AWS_REGION": "eu-north-1"}, "eu-north-1", ""),
+        ("", {"AWS_ENDPOINT_URL": "http://all", "AWS_ENDPOINT_URL_S3": "http://s3"}, "", "http://s3"),
+    ],
+)
+def test_the_bucket_is_where_this_machines_tools_find_it(
+    profile: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    config: str,
+    variables: dict[str, str],
+    region: str,
+    endpoint: str,
+) -> None:
+    """Region and endpoint of the task, the fees and the run's identity, all by one way."""
+    profile(config)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    envs = task_config(RECIPE, LADDER, run="r", bucket="s3://b", environment=os.environ)["envs"]
+    assert (envs["AWS_REGION"], envs["AWS_ENDPOINT_URL"]) == (region, endpoint)
+    assert bucket_for("s3://b").label == (R2 if endpoint else S3).label
+    assert identity_here("s3://b/", "r") == RunIdentity("s3://b", endpoint, "r")
+    region_name = region or "us-east-1"  # boto3 knows no AWS_REGION
+    client = boto3.Session().client("s3", region_name, aws_access_key_id="x", aws_secret_access_key="x")
+    assert client.meta.endpoint_url == endpoint or (not endpoint and client.meta.endpoint_url.endswith("amazonaws.com"))
+
+
+def test_a_profile_that_is_not_there_is_named(profile: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    profile("[default]\n")
+    monkeypatch.setenv("AWS_PROFILE", "typo")
+    with pytest.raises(BucketUnusable, match="typo"):
+        s3_location()

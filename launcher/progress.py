@@ -1,0 +1,45 @@
+"""How far a run is, for a plan of the rest: the share of its work that is left, and the money that it has spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from checkpoints.events import Event
+    from checkpoints.store import Store
+
+LEAST_SHARE = 0.001
+"""A run whose steps are all done still needs a machine, for its export."""
+
+
+class SoFar(NamedTuple):
+    """Of a run; the default is one that hasn't begun."""
+
+    share_left: float = 1.0
+    """Of all its steps, those that no committed checkpoint has."""
+    spent_usd: float = 0.0
+
+
+NOT_BEGUN = SoFar()
+
+
+def so_far(store: Store, now: datetime) -> SoFar:
+    """From its diary."""
+    from checkpoints.events import read_events  # the dry run of a new run reads no bucket, and has a second
+    from launcher.policy.history import machines, spent_usd
+
+    events = read_events(store)
+    return SoFar(share_left(events), spent_usd(machines(events), now))
+
+
+def share_left(events: Sequence[Event]) -> float:
+    """1 for a run that has trained nothing yet."""
+    from checkpoints.event_kinds import Training
+    from checkpoints.events import of_kind
+    from launcher.policy.history import committed_step
+
+    total = max((training.total_steps for _, training in of_kind(events, Training)), default=0)
+    done = committed_step(events)
+    return max(LEAST_SHARE, 1 - done / total) if total else 1.0
