@@ -33,6 +33,8 @@ NEAR = Rung(cloud="gcp/us-central1", gpus="A100:8", spot=True)
 """Of one region: where a scenario is about a stock-out, ten more regions only take minutes."""
 QUICK = {"NOTUS_CHECK_MIN": "0.1", "NOTUS_RESTART_MIN": "0.02"}
 """A run of two minutes is looked at more often, and its machines start faster than a cloud's."""
+BUDGET_USD = 0.75
+"""Four minutes of a spot machine at $11 an hour: two more than its set-up takes on a loaded machine."""
 BUCKET = "s3://runs"
 START_S = 420.0
 """From the submission to the first step, on a loaded machine."""

@@ -1,7 +1,8 @@
 """Sends SkyPilot to the loopback clouds. Test only: imported at Python's start, here and on the clouds' machines.
 
 LOOPBACK_CLOUDS is the URL of `tests.e2e.cloud.server`, which a machine has in a file; without it nothing is changed.
-On a machine it also lets a scenario hold the training where it wants, see `tests.e2e.holds`.
+On a machine it also lets a scenario hold the training where it wants, see `tests.e2e.holds`. What closing a run is assumed
+to take is cut here and there.
 """
 
 import importlib.abc
@@ -68,6 +69,20 @@ def _is_for(hold, progress):
     return progress.phase == wanted["phase"] and progress.step >= wanted["step"]
 
 
+def _observe(module):
+    """A tiny model is saved, and a namespace is gone, much sooner than the policy assumes: else no budget of a scenario of
+    minutes would do."""
+    module.SAVE_H = module.LEAST_SAVE_H = 15 / 3600
+    module.TEARDOWN_H = 20 / 3600
+
+
+def _switch(module):
+    """The same for the trainer, a little later than the policy, as in the product."""
+    module.BILLED_BEFORE_BOOT_S = 5.0
+    module.TEARDOWN_S = 10.0
+    module.save_limit_s = lambda save_s: 10.0
+
+
 def _recipe(module):
     """A machine with broken GPUs: the recipe of the tests needs none, so here it says that it does."""
     load = module.load_recipe
@@ -84,9 +99,10 @@ PATCHES = {
     "sky.provision.lambda_cloud.lambda_utils": _lambda,
     "sky.backends.backend_utils": _network_check,
     "sky.adaptors.gcp": _gcp,
+    "launcher.policy.observe": _observe,
 }
 if ON_A_MACHINE.exists():
-    PATCHES["trainer.scratch"] = _scratch
+    PATCHES |= {"trainer.scratch": _scratch, "trainer.dead_mans_switch": _switch}
 if BROKEN.exists():
     PATCHES["trainer.recipe"] = _recipe
 

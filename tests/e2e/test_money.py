@@ -10,13 +10,12 @@ from launcher.policy.machine_work import SPOT_IN_A_ROW
 from launcher.sky.render import NOTUS
 from tests.e2e.clouds import Clouds
 from tests.e2e.gate import Gate
-from tests.e2e.runs import GCP_SPOT, LAMBDA, QUICK, CloudRun, later, of, places
+from tests.e2e.runs import BUDGET_USD, GCP_SPOT, LAMBDA, QUICK, CloudRun, later, of, places
 from tests.integration.conftest import assert_bit_exact
 from tests.seaweed import S3Server
 
-BUDGET_USD = 1.0
 CLOSING_USD = 0.2
-"""A minute of a spot machine at $11 an hour: a look, the tries to reach the bucket, and the end of the machine."""
+"""A minute of a machine: a look, the tries to reach the bucket, and the end of the machine."""
 
 
 def test_a_machine_that_cant_be_given_back_is_booked_until_it_is(
@@ -64,8 +63,8 @@ def test_spot_that_flaps_before_the_first_step_is_left(clouds: Clouds, bucket: S
 def test_the_bucket_is_away_for_the_controller_only(
     clouds: Clouds, bucket: S3Server, gate: Gate, reference: Store
 ) -> None:
-    """The machines reach it. One run trains on and is done; the other stands still, and ends when its budget does: that
-    takes five minutes, so meanwhile the next scenario begins."""
+    """The machines reach it. One run trains on and is done; the other stands still, and ends before its budget does: that
+    takes four minutes, so meanwhile the next scenario begins."""
     going, standing = CloudRun(clouds, gate.server, "unheard"), CloudRun(clouds, gate.server, "spending")
     standing.submit([GCP_SPOT], NOTUS, NOTUS_BUDGET_USD=f"{BUDGET_USD}", NOTUS_HOURS="0.01", **QUICK)
     going.submit([GCP_SPOT], NOTUS, **QUICK)
@@ -88,7 +87,7 @@ def test_the_bucket_is_away_for_the_controller_only(
         price = float(str(places(standing)[0]["price_usd_per_hour"]))
         assert (machine["ended_at"] - machine["started_at"]) / 3600 * price < BUDGET_USD + CLOSING_USD
         standing.wait_for_status("FAILED", "FAILED_NO_RESOURCE")
-        assert [event.data["limit"] for event in of(standing, "stopped")] == ["budget"]
+        assert {event.data["limit"] for event in of(standing, "stopped")} == {"budget"}, "whoever was first"
         assert committed_step(standing.store) == 5, "what it had saved is there"
 
     later(ends)
