@@ -31,6 +31,7 @@ class Clouds:
 
     def __init__(self, folder: Path, image: Image, cache: Path) -> None:
         self.folder = folder
+        self.holds = folder / "holds"
         self.skypilot = SkyPilot(folder / "home", SKY_PORT, cache)
         self.beside: tuple[str, ...] = ()
         """How the names of machines begin that are a later scenario's."""
@@ -44,7 +45,10 @@ class Clouds:
         """Cloud server, SkyPilot's home."""
         machines = self.folder / "machines"
         machines.mkdir(parents=True)
-        self.serve("-m", "tests.e2e.cloud.server", str(self._image.root), str(machines), log="clouds.log")
+        self.holds.mkdir()
+        self.holds.chmod(0o777)  # the trainer isn't root
+        arguments = map(str, (self._image.root, machines, self.holds))
+        self.serve("-m", "tests.e2e.cloud.server", *arguments, log="clouds.log")
         self._wait_for_server()
         self.skypilot.make_home()
 

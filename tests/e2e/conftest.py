@@ -17,6 +17,7 @@ from checkpoints.store import Store
 from tests.e2e.cloud.machines import GATEWAY
 from tests.e2e.clouds import Clouds, own_network, running_clouds
 from tests.e2e.figures import MEASURED, report
+from tests.e2e.gate import Gate, gated
 from tests.e2e.image import Image, build_tools, mirror, sky_wheel
 from tests.e2e.remote import Remote, begun
 from tests.e2e.runs import ENDING, check_endings
@@ -83,6 +84,13 @@ def bucket(tmp_path_factory: pytest.TempPathFactory, image: Image, training: Fut
         for name, value in server.environment().items():
             os.environ[name] = value
         yield server
+
+
+@pytest.fixture(scope="session")
+def gate(bucket: S3Server) -> Iterator[Gate]:
+    """A way to the bucket that can be closed to this machine."""
+    with gated(bucket) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

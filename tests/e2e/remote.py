@@ -70,7 +70,7 @@ class Remote:
     def _scenario(self) -> None:
         clouds, run = self._clouds, self._run
         launcher = self._launch()
-        run.wait("step 8", lambda: run.step() >= 8, 900)
+        run.freeze_in("training", step=8, timeout_s=900)
         first, controller = run.machine(), self._controllers()[0]
         assert self._wheels_on(controller) == [self._wheel()]
         clouds.control("preempt", id=first["id"], notice=False)

@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from checkpoints.events import Event, read_events
 from checkpoints.run import open_run
 from checkpoints.store import Store
+from launcher.local import committed_step
 from launcher.plan import Rung
 from launcher.sky.render import SKYPILOTS_OWN, task_config, to_yaml
 from tests.e2e.clouds import Clouds
+from tests.e2e.holds import Hold
 from tests.e2e.skypilot import SkyPilot
 from tests.integration.conftest import wait_for
 from tests.seaweed import S3Server
 from trainer.recipe import load_recipe
-from trainer.scratch import Phase, Progress, Scratch
+from trainer.scratch import Phase
 
 LAMBDA = Rung(cloud="lambda", gpus="A100:8", spot=False)
 GCP = Rung(cloud="gcp", gpus="A100:8", spot=False)
@@ -33,6 +33,8 @@ NEAR = Rung(cloud="gcp/us-central1", gpus="A100:8", spot=True)
 """Of one region: where a scenario is about a stock-out, ten more regions only take minutes."""
 QUICK = {"NOTUS_CHECK_MIN": "0.1", "NOTUS_RESTART_MIN": "0.02"}
 """A run of two minutes is looked at more often, and its machines start faster than a cloud's."""
+BUDGET_USD = 0.75
+"""Four minutes of a spot machine at $11 an hour: two more than its set-up takes on a loaded machine."""
 BUCKET = "s3://runs"
 START_S = 420.0
 """From the submission to the first step, on a loaded machine."""
@@ -52,8 +54,8 @@ class CloudRun:
         self._clouds = clouds
         self._skypilot = skypilot or clouds.skypilot
         self._bucket = bucket
-        self._names: dict[str, str] = {}
         self.name = name
+        self._hold = Hold(clouds.holds, name)
         self.store: Store = open_run(BUCKET, name)
 
     def submit(
@@ -143,11 +145,6 @@ class CloudRun:
     def events(self) -> list[Event]:
         return read_events(self.store)
 
-    def step(self) -> int:
-        """Of the newest attempt; a heartbeat would tell it up to five seconds later, when a tiny model is done."""
-        progress = self._progress()
-        return progress.step if progress.phase in ("training", "saving") else -1
-
     def machine(self) -> dict[str, Any]:
         """The machine that it runs on."""
         found = self.machines()
@@ -158,45 +155,25 @@ class CloudRun:
         """Those that it has now."""
         return [machine for machine in self._clouds.running() if machine["name"].startswith(f"{self.name}-")]
 
-    def freeze_in(self, phase: Phase, *, step: int = 0) -> None:
-        """Stop the ranks where they are, as soon as they are in `phase` at `step`: that of a tiny model is over before any
-        preemption arrives."""
+    def every_machine(self) -> list[dict[str, Any]]:
+        """Those that it has or had, oldest first."""
+        mine = [one for one in self._clouds.state()["machines"] if one["name"].startswith(f"{self.name}-")]
+        return sorted(mine, key=lambda machine: machine["started_at"])
 
-        def there() -> bool:
-            progress = self._progress()
-            return progress.phase == phase and progress.step >= step
+    def freeze_in(self, phase: Phase, *, step: int = 0, timeout_s: float = START_S) -> None:
+        """Hold the training as soon as it is in `phase` and has done `step`: that of a tiny model is over before any
+        preemption arrives. Uploads, heartbeats and the log go on."""
+        self._hold.set(phase, step)
+        self.wait(f"{phase}, step {step}", lambda: self._hold.holds, timeout_s)
 
-        wait_for(there, phase, timeout_s=START_S)
-        ranks = self._ranks()
-        for process in ranks:
-            process.suspend()
-        assert len(ranks) >= 2, "the ranks were faster"
-        assert self._progress().phase == phase, "the ranks were faster"
+    def freeze_after_save(self) -> None:
+        """At step 8, when the save of step 5 is committed: then a successor has something to resume."""
+        self.freeze_in("training", step=8)
+        self.wait("the save of step 5", lambda: committed_step(self.store) >= 5)
 
     def thaw(self) -> None:
-        """The ranks go on."""
-        for process in self._ranks():
-            process.resume()
-
-    def _ranks(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("NOTUS_RUN") == self.name and "trainer.worker" in process.cmdline():
-                    found.append(process)
-        return found
-
-    def _progress(self) -> Progress:
-        """Of the newest attempt, as its machine's disk has it."""
-        folders = (self._clouds.folder / "machines").glob("*/upper/tmp/notus-attempt-*")
-        scratches = [path for path in folders if self._is_mine(path.parents[2].name)]
-        return max((Scratch(path) for path in scratches), key=_age, default=Scratch(Path())).read_progress()
-
-    def _is_mine(self, machine: str) -> bool:
-        """By its id; asked once of the clouds."""
-        if machine not in self._names:
-            self._names |= {one["id"]: one["name"] for one in self._clouds.state()["machines"]}
-        return self._names[machine].startswith(f"{self.name}-")
+        """The training goes on."""
+        self._hold.release()
 
     def preempt_for_good(self) -> None:
         """The machine dies without a word, and its zone has none left: as when a spot market tightens."""
@@ -267,10 +244,3 @@ def lost_steps(run: CloudRun) -> int:
     (ended,) = [event for event in of(run, "attempt_ended") if event.attempt == 1]
     (resumed,) = [event for event in of(run, "resumed") if event.attempt == 2]
     return int(ended.data["step"]) - int(resumed.data["step"])
-
-
-def _age(scratch: Scratch) -> float:
-    try:
-        return scratch.folder.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0

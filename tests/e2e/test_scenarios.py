@@ -45,7 +45,7 @@ def test_spot_killed_without_a_word(clouds: Clouds, bucket: S3Server, reference:
     """Under SkyPilot's own strategy and under ours, with the same task: the figures of both are printed."""
     run = CloudRun(clouds, bucket, f"killed-{strategy.lower().replace('_', '-')}")
     run.submit([GCP_SPOT, LAMBDA], strategy)
-    run.wait("step 8", lambda: run.step() >= 8)
+    run.freeze_after_save()
     run.preempt_for_good()
     run.wait_until_done(600)
     run.wait_for_the_end_of_its_machines()

@@ -94,7 +94,11 @@ class Gcp:
             case "GET", []:
                 return 200, _shown(machine)
             case "DELETE", []:
-                self._world.end(machine, "terminated")
+                try:
+                    self._world.release(machine)
+                except Refused as error:  # not 503, which Google's client tries twelve times
+                    reason = {"message": str(error), "domain": "global", "reason": error.code}
+                    return 403, {"error": {"code": 403, "message": str(error), "errors": [reason]}}
             case "POST", ["setLabels"]:
                 machine.details["labels"] = dict(body["labels"])
         return 200, self._done(zone)

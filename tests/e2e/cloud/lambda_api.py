@@ -43,8 +43,11 @@ def handle(world: World, method: str, path: str, body: dict[str, Any], headers: 
             return _launch(world, body)
         case "POST", "instance-operations/terminate":
             wanted = [world.alive[name] for name in body["instance_ids"] if name in world.alive]
-            for machine in wanted:
-                world.end(machine, "terminated")
+            try:
+                for machine in wanted:
+                    world.release(machine)
+            except Refused as error:
+                return _error(500, "global/internal-error", str(error))
             return 200, {"data": {"terminated_instances": [_shown(machine) for machine in wanted]}}
     return _error(404, "global/object-does-not-exist", f"not emulated: {method} {path}")
 

@@ -23,7 +23,7 @@ BOOT_TRIES = 400
 
 INIT = r"""
 set -e
-NAME=$1; IP=$2; ROOT=$3; DIR=$4; GATEWAY=$5; URL=$6; HOOK=$7
+NAME=$1; IP=$2; ROOT=$3; DIR=$4; GATEWAY=$5; URL=$6; HOOK=$7; HOLDS=$8; BROKEN=$9
 hostname "$NAME"
 mount --make-rprivate /
 mount -t overlay overlay -o lowerdir="$ROOT",upperdir="$DIR/upper",workdir="$DIR/work" "$DIR/root"
@@ -37,7 +37,8 @@ mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts dev/pts
 ln -s pts/ptmx dev/ptmx; ln -s /proc/self/fd dev/fd
 ln -s /proc/self/fd/0 dev/stdin; ln -s /proc/self/fd/1 dev/stdout; ln -s /proc/self/fd/2 dev/stderr
 mount -t tmpfs -o size=2g,mode=1777 tmpfs dev/shm
-mount -t tmpfs -o mode=755 tmpfs run; mkdir -p run/sshd run/lock
+mount -t tmpfs -o mode=755 tmpfs run; mkdir -p run/sshd run/lock run/holds
+mount --bind "$HOLDS" run/holds
 echo "$NAME" > etc/hostname
 printf '127.0.0.1 localhost\n%s %s\n%s metadata.google.internal\n' "$IP" "$NAME" "$GATEWAY" > etc/hosts
 mkdir -p home/ubuntu/.ssh
@@ -45,8 +46,10 @@ cp "$DIR/authorized_keys" home/ubuntu/.ssh/authorized_keys
 chown -R 1000:1000 home/ubuntu/.ssh; chmod 700 home/ubuntu/.ssh; chmod 600 home/ubuntu/.ssh/authorized_keys
 # A jobs controller's own SkyPilot talks to the clouds too.
 echo "$URL" > etc/loopback-clouds
-SITE=$(echo home/ubuntu/skypilot-runtime/lib/python3*/site-packages)
-cp "$HOOK" "$SITE/sky_hook.py"; echo "import sky_hook" > "$SITE/sky_hook.pth"
+if [ "$BROKEN" = 1 ]; then touch etc/broken-gpus; fi
+for SITE in home/ubuntu/{skypilot-runtime,notus-venv}/lib/python3*/site-packages; do
+  cp "$HOOK" "$SITE/sky_hook.py"; echo "import sky_hook" > "$SITE/sky_hook.pth"
+done
 ip link set lo up
 for try in $(seq 200); do ip link show eth0 >/dev/null 2>&1 && break; sleep 0.05; done
 ip addr add "$IP/24" dev eth0; ip link set eth0 up
@@ -57,9 +60,10 @@ exec chroot "$DIR/root" /usr/sbin/sshd -D -e
 class NamespaceMachines:
     """Real processes. Must run as root inside the clouds' own network namespace, where `BRIDGE` is."""
 
-    def __init__(self, root: Path, folder: Path) -> None:
+    def __init__(self, root: Path, folder: Path, holds: Path) -> None:
         self._root = root
         self._folder = folder
+        self._holds = holds
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._inits: dict[str, int] = {}
 
@@ -72,7 +76,7 @@ class NamespaceMachines:
             process = subprocess.Popen(
                 ["unshare", "--fork", "--pid", "--kill-child", "--mount", "--net", "--uts", "--ipc", "--mount-proc",
                  "bash", "-c", INIT, "init", f"m{machine.number}", machine.ip, str(self._root), str(folder), GATEWAY,
-                 URL, str(HOOK)],
+                 URL, str(HOOK), str(self._holds), str(int(machine.broken))],
                 stdout=console, stderr=console, start_new_session=True,
             )  # fmt: skip
         self._processes[machine.id] = process

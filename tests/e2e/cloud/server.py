@@ -1,7 +1,7 @@
-"""The process that is both clouds: `python -m tests.e2e.cloud.server ROOT FOLDER`, inside the clouds' network namespace.
+"""The process that is both clouds: `python -m tests.e2e.cloud.server ROOT FOLDER HOLDS`, inside the clouds' network namespace.
 
-The control API below /control/ is for the tests: GET state; POST capacity, quota, weather (slow boots, rate limits; each
-replaces what was set), preempt, partition, lose, find, bury.
+The control API below /control/ is for the tests: GET state; POST capacity, quota, weather (slow boots, rate limits,
+broken GPUs, machines that can't be given back; each replaces what was set), preempt, partition, lose, find, bury.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class Handler(QuietHandler):
                 world.quotas = body
             case "weather":
                 world.boot_s, world.throttled = body.get("boot_s", 0.0), body.get("throttled", 0)
+                world.broken, world.kept = body.get("broken", []), body.get("kept", [])
             case "preempt":
                 world.preempt(world.alive[body["id"]], notice=body["notice"])
             case "lose":
@@ -121,8 +122,8 @@ class Metadata(QuietHandler):
 
 def main() -> None:
     """Serve until SIGTERM; then every machine ends."""
-    root, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    world = World(NamespaceMachines(root, folder))
+    root, folder, holds = map(Path, sys.argv[1:])
+    world = World(NamespaceMachines(root, folder, holds))
     Handler.world = Metadata.world = world
     Handler.gcp = Gcp(world)
 

@@ -33,6 +33,8 @@ class Machine:
     state: State = "booting"
     preempted: bool = False
     """The metadata server says so."""
+    broken: bool = False
+    """Its GPUs don't work: the preflight finds none."""
     started_at: float = 0.0
     ended_at: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +54,7 @@ class Machines(Protocol):
 
 
 class Refused(Exception):
-    """A cloud's reason not to start a machine."""
+    """A cloud's reason not to start a machine, or not to end one."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -68,6 +70,10 @@ class World:
         """How long a machine takes before it begins to boot."""
         self.throttled = 0
         """So many of Lambda's next requests are over its rate limit."""
+        self.broken: list[str] = []
+        """How names begin: the next machine of such a name comes with GPUs that don't work."""
+        self.kept: list[str] = []
+        """The same, of requests to end a machine, which fail."""
         self._numbers = itertools.count(10)
         self.lock = threading.RLock()
         self.alive: dict[str, Machine] = {}
@@ -100,6 +106,7 @@ class World:
             machine = Machine(
                 id=uuid.uuid4().hex, name=name, cloud=cloud, place=place, kind=kind, ip=f"10.77.0.{number}",
                 public_key=public_key, number=number, started_at=time.time(), details=details,
+                broken=_is_next(name, self.broken),
             )  # fmt: skip
             self.alive[machine.id] = machine
             self.note("launch", id=machine.id, name=name, place=place, machine_kind=kind)
@@ -121,6 +128,14 @@ class World:
             if machine.state == "booting":
                 machine.state = "running"
                 self.note("running", id=machine.id)
+
+    def release(self, machine: Machine) -> None:
+        """End it as its user wishes. Raises `Refused`."""
+        with self.lock:
+            if _is_next(machine.name, self.kept):
+                self.note("kept", id=machine.id, name=machine.name, place=machine.place)
+                raise Refused("forbidden", f"the machine {machine.name} can't be ended now")
+        self.end(machine, "terminated")
 
     def end(self, machine: Machine, why: str) -> None:
         """Its processes end now. A preempted machine is listed for some seconds more."""
@@ -195,3 +210,11 @@ class World:
         for machine in list(self.alive.values()):
             self.end(machine, "closed")
         self.bury()
+
+
+def _is_next(name: str, beginnings: list[str]) -> bool:
+    """Is this one meant? Then the next one isn't, unless it is listed again."""
+    found = next((one for one in beginnings if name.startswith(one)), None)
+    if found is not None:
+        beginnings.remove(found)
+    return found is not None
