@@ -16,7 +16,7 @@ from checkpoints.errors import NotusError, UserError
 from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Planned, RunEnd, Saved, SetupFailed, Training
 from checkpoints.event_order import in_order
 from checkpoints.events import Event, of_kind
-from trainer.errors import MachineFault
+from trainer.errors import MachineFault, TaskError
 from trainer.scratch import BEFORE_TRAINING, Phase
 
 MAX_FAILED_STARTS = 3
@@ -48,9 +48,9 @@ def of_this_machine(error: NotusError, events: Sequence[Event], inputs: str) -> 
 
     `inputs` identifies what this machine was given, see `trainer.inputs`.
     """
-    if isinstance(error, MachineFault):
-        return True
-    return not isinstance(error, UserError) or passed_before(events, inputs)
+    if isinstance(error, TaskError):
+        return False
+    return isinstance(error, MachineFault) or not isinstance(error, UserError) or passed_before(events, inputs)
 
 
 def passed_before(
