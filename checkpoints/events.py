@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -20,6 +21,9 @@ from checkpoints.store import Store
 from checkpoints.upload import put_once
 
 logger = logging.getLogger(__name__)
+
+LAUNCH = "NOTUS_LAUNCH"
+"""Environment of a job: the number of its launch (launches.py)."""
 
 P = TypeVar("P", bound=Payload)
 
@@ -67,11 +71,13 @@ class Diary:
     `write` takes a payload, or a kind and its data, which are validated: the second form is for tests and scripts.
     """
 
-    def __init__(self, store: Store, attempt: int, clock: Clock | None = None, launch: int = 0) -> None:
+    def __init__(self, store: Store, attempt: int, clock: Clock | None = None, launch: int | None = None) -> None:
+        """`launch`: the number of the launch that the events belong to; None = the one that this process was started
+        by (`NOTUS_LAUNCH`), if it knows."""
         self._store = store
         self._attempt = attempt
         self._clock = clock or SystemClock()
-        self._launch = launch
+        self._launch = launch_here() if launch is None else launch
 
     @overload
     def write(self, what: Payload, /) -> Event: ...
@@ -98,6 +104,12 @@ class Diary:
             self.write(payload)
         except NotusError as error:
             logger.warning("could not note %r in the diary: %s", payload.kind, error.message)
+
+
+def launch_here() -> int:
+    """The number of the launch that started this process; 0 where the environment doesn't say."""
+    text = os.environ.get(LAUNCH, "")
+    return int(text) if text.isdigit() else 0
 
 
 def read_events(store: Store, wanted: Callable[[str], bool] = lambda key: True) -> list[Event]:

@@ -9,6 +9,7 @@ from checkpoints.errors import NotusError
 from checkpoints.event_kinds import Notice, RunEnd, Stopped
 from checkpoints.events import Diary, of_kind, read_events
 from checkpoints.head import read_head
+from checkpoints.launches import newest_launch_number
 from checkpoints.requests import ask, withdraw
 from checkpoints.restore import verify_presence
 from checkpoints.run import open_run, read_heartbeat
@@ -102,7 +103,7 @@ def _end_job(store: Store, run: RunIdentity) -> None:
             "run this again where the run was launched, or watch: notus-launch status",
         )
     saved = read_status(store, name, datetime.now(UTC)).saved_step
-    Diary(store, 0).write(Stopped(step=saved or 0, reason="by the user"))
+    Diary(store, 0, launch=newest_launch_number(store)).write(Stopped(step=saved or 0, reason="by the user"))
     withdraw(store)
 
 

@@ -32,7 +32,7 @@ SPOT = tuple(
 )
 ON_DEMAND = Place("lambda", "us-east-1", None, "A100:8", False, 16.0)
 DEARER = Place("gcp", "r0", "r0-a", "A100:8", False, 20.0)
-LOOK_H = 5 / 60
+LOOK_H = 0.1
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Hostile:
 def hostile(seed: int) -> Hostile:
     """One of infinitely many."""
     chance = random.Random(seed)
-    planned_h = chance.choice([0.5, 2.0, 4.0, 6.0])
+    planned_h = chance.choice([0.5, 1.0, 2.0, 4.0])
     honest = chance.random() < 0.5
     trainer = _trainer(chance, planned_h, honest=honest)
     markets: dict[Place, Market] = {place: _market(chance) for place in SPOT[: chance.choice([1, 1, 2, 3])]}
@@ -143,6 +143,14 @@ def play(seed: int) -> tuple[Hostile, Ledger, list[str]]:
     with alone():
         told = asyncio.run(case.world.run())
     return case, told, faults_of(case, told)
+
+
+def faults_in(seed: int) -> list[str]:
+    """What does not hold in the world of a seed; an error of any kind is a fault."""
+    try:
+        return play(seed)[2]
+    except Exception as error:
+        return [f"{type(error).__name__}: {error}"]
 
 
 def main(seeds: list[int]) -> None:

@@ -202,7 +202,7 @@ class LiveWorld:
         self.store = ObjectStore.memory()
         self.markets, self.trainer, self.faults = markets, trainer, faults or Faults()
         deadline = None if deadline_h is None else self.start + timedelta(hours=deadline_h)
-        settings = Settings(check_h=look_h)
+        settings = Settings(check_h=look_h, most_wait_h=12.0)
         self.limits = Limits(hours=planned_hours, deadline=deadline, budget_usd=budget_usd, settings=settings)
         self.ledger = Ledger()
         self.machine: Machine | None = None

@@ -35,9 +35,6 @@ MOST_DOUBLINGS = 2
 UNCOMMITTED_H = 3.0
 """A machine that trains and commits nothing, because the bucket takes nothing from it."""
 
-MOST_WAIT_H = 7 * 24.0
-"""Without a machine anywhere; a run that costs nothing ends too, at last."""
-
 
 def decide(seen: Observation, settings: Settings | None = None) -> Action:
     """What to do now.
@@ -61,9 +58,9 @@ def _without_machine(seen: Observation, settings: Settings) -> Action:
     awake = [known for known in payables if known.rest_h <= 0]
     if not awake:
         return _until_one_is_awake(seen, payables)
-    if seen.without_machine_h is not None and seen.without_machine_h >= MOST_WAIT_H:
-        return GiveUp("places", f"no place has had a machine for {seen.without_machine_h / 24:.0f} days")
     worth = worth_their_price(seen, within_reserve(seen, awake), settings)
+    if (out_h := min((known.out_h or 0.0 for known in worth), default=0.0)) >= settings.most_wait_h:
+        return GiveUp("places", f"none of the {len(worth)} places has had a machine for {out_h / 24:.0f} days")
     if _all_refused_just_now(worth):
         return Wait(back_off_h(seen.refusals_in_a_row), "sold_out", f"none of the {len(worth)} places has a machine")
     if seen.market is not None and on_demand_makes_it(seen):

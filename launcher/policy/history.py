@@ -132,6 +132,8 @@ class Work(NamedTuple):
     """Done since the last commit on the machine that is up: a preemption loses it. Not in `left_h`."""
     measured: bool
     """By this run's own speed, and not by the assumed hours."""
+    whole_h: float
+    """Of the whole run."""
 
 
 def work_of(events: Sequence[Event], heartbeat: Heartbeat | None, hours: float) -> Work:
@@ -144,12 +146,12 @@ def work_of(events: Sequence[Event], heartbeat: Heartbeat | None, hours: float) 
     if heartbeat is not None:
         total = max(total, heartbeat.total_steps)
     if not total:
-        return Work(hours, 0.0, measured=False)
+        return Work(hours, 0.0, measured=False, whole_h=hours)
     committed = committed_step(events)
     done = max(committed, heartbeat.step) if heartbeat is not None else committed
     hours_each = hours_per_step(events, hours / total)
     measured = measured_speed(events) is not None
-    return Work(max(0, total - done) * hours_each, (done - committed) * hours_each, measured)
+    return Work(max(0, total - done) * hours_each, (done - committed) * hours_each, measured, total * hours_each)
 
 
 def work_left_h(events: Sequence[Event], heartbeat: Heartbeat | None, hours: float) -> float:

@@ -4,7 +4,7 @@ Two rules stand beside every price, because none is right where a market or a se
 
 - Machines in a row that bring no new committed step set their kind of place aside: a spot kind after four, on demand
   after three, a single zone after two if its kind has others. A spot kind may be tried again after half an hour, twice
-  as long after each further one.
+  as long after each further one, up to four hours.
 - After twelve such machines in a row, or the price of four hours on demand, or if on demand is set aside too, the run
   ends.
 
@@ -26,8 +26,8 @@ from launcher.policy.model import Effort, Paid, Place
 
 SPOT_IN_A_ROW, ON_DEMAND_IN_A_ROW, ZONE_IN_A_ROW = 4, 3, 2
 """Machines without a new committed step, until their kind (or zone) is set aside."""
-FIRST_REST_H = 0.5
-"""Of a spot kind that was set aside; doubled for each further machine that brings nothing."""
+FIRST_REST_H, MOST_REST_H = 0.5, 4.0
+"""Of a spot kind that was set aside; doubled for each further machine that brings nothing, up to four hours."""
 MOST_IN_A_ROW = 12
 MOST_HOURS = 4.0
 """On demand, in dollars, without a new committed step."""
@@ -35,7 +35,7 @@ NEWEST_STARTS = 3
 """Starts that the slowest is taken of: what is slow once may be slow again."""
 START_STEP = 1.15
 """Measured starts are rounded up in such steps, so that the policy's tables are shared."""
-NO_FAULT_OF_ITS_PLACE = frozenset({"no_progress", "hung"})
+NO_FAULT_OF_ITS_PLACE = frozenset({"no_progress"})
 """Ends of machines whose hours say nothing of how long a start takes."""
 
 
@@ -149,7 +149,8 @@ class Streaks:
         row = _trailing(works)
         if len(row) < most or row[-1].spell.until is None:
             return 0.0
-        return max(0.0, FIRST_REST_H * 2.0 ** (len(row) - most) - hours_of(self._now - row[-1].spell.until))
+        rest_h = min(FIRST_REST_H * 2.0 ** (len(row) - most), MOST_REST_H)
+        return max(0.0, rest_h - hours_of(self._now - row[-1].spell.until))
 
 
 def _trailing(works: Sequence[MachineWork]) -> list[MachineWork]:

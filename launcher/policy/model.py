@@ -132,11 +132,11 @@ class Observation:
     `work_left_h`."""
     measured: bool = True
     """Is the work left measured by this run's own speed, and not taken from the plan?"""
+    whole_h: float = 0.0
+    """Work of the whole run, as far as it is known."""
     closing_h: float = CLOSING_H
     """From the decision to give a machine back until it is gone: a look, a save and the teardown."""
     effort: Effort = NO_EFFORT
-    without_machine_h: float | None = None
-    """Since the first of the refusals in a row."""
     hazard_per_h: float = USUAL_HAZARD_PER_H
     """Of a spot machine, on average: what its restarts are counted by where prices are compared, and a place has no
     hazard of its own."""

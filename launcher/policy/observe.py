@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple
 
-from checkpoints.event_kinds import MachineUp, NoCapacity, Planned, Saved
+from checkpoints.event_kinds import MachineUp, NoCapacity, Saved
 from checkpoints.event_order import of_newest_launch
 from checkpoints.events import Event, of_kind
 from checkpoints.run import Heartbeat
@@ -76,9 +76,9 @@ def observe(
         moves_in_vain=_moves_in_vain(spells),
         unsaved_h=work.unsaved_h,
         measured=work.measured,
+        whole_h=work.whole_h,
         closing_h=_closing_h(events, limits, trained=not current or works[-1].trained),
         effort=streaks.effort(),
-        without_machine_h=None if current else _without_machine_h(events, now),
         hazard_per_h=1 / _life_h(learned, spot, limits),
         market=None if current or limits.deadline is None else _market(events, places, limits, now),
     )
@@ -116,18 +116,6 @@ def _closing_h(events: Sequence[Event], limits: Limits, *, trained: bool) -> flo
     newest = [saved.upload_s + saved.commit_s for _, saved in of_kind(events, Saved)][-NEWEST_SAVES:]
     save_h = SAVE_H if not newest else min(MOST_SAVE_H, LEAST_SAVE_H + 1.5 * max(newest) / 3600)
     return limits.settings.check_h + (save_h if trained else 0.0) + TEARDOWN_H
-
-
-def _without_machine_h(events: Sequence[Event], now: datetime) -> float:
-    """Since the first refusal of a row that no machine has ended."""
-    since: datetime | None = None
-    for event in events:
-        match event.payload:
-            case MachineUp() | Planned():
-                since = None
-            case NoCapacity():
-                since = since or event.time
-    return hours_of(now - since) if since else 0.0
 
 
 def _all_known(

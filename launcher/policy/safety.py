@@ -10,8 +10,10 @@ from launcher.policy.prices import restart_usd
 from launcher.policy.settings import ROUNDING_H, Settings
 
 LATE_SHARE = 0.2
-"""Of the work left: a deadline that is missed by no more than this, or a restart, on paper still binds. Speeds and
+"""Of the whole work: a deadline that is missed by no more than this, or a restart, on paper still binds. Speeds and
 starts are estimates, so being a minute late on paper is no reason to stop hurrying."""
+UNMEASURED_SHARE, UNMEASURED_START_H = 0.25, 0.75
+"""More work than planned, and a longer start, that a run allows for before it has trained anywhere."""
 USD_MARGIN = 0.02
 """Of the way to the end on demand that a budget keeps in reserve: speeds are estimates."""
 
@@ -25,9 +27,16 @@ def must_be_safe(seen: Observation, settings: Settings) -> bool:
         return False
     start_h = seen.running.restart_left_h if seen.running else seen.restart_h
     to_end_h = start_h + seen.work_left_h
+    if seen.restores:  # one spot machine was tried, and told no speed: the next one has to be certain
+        to_end_h += unmeasured_h(seen)
     if to_end_h <= min(settings.check_h, seen.deadline_h):
         return False  # done before the next look
     return seen.deadline_h < to_end_h + seen.unsaved_h + kept_h(seen.restart_h, settings) - ROUNDING_H
+
+
+def unmeasured_h(seen: Observation) -> float:
+    """What the way to the end may take beyond the plan, as far as this run knows."""
+    return 0.0 if seen.measured else UNMEASURED_SHARE * seen.work_left_h + UNMEASURED_START_H
 
 
 def kept_h(restart_h: float, settings: Settings) -> float:
@@ -46,7 +55,7 @@ def still_binds(seen: Observation) -> bool:
         return False
     start_h = seen.running.restart_left_h if seen.running else seen.restart_h
     late_h = seen.work_left_h + start_h - seen.deadline_h
-    return late_h <= max(seen.restart_h, LATE_SHARE * seen.work_left_h) + ROUNDING_H
+    return late_h <= max(seen.restart_h, LATE_SHARE * max(seen.work_left_h, seen.whole_h)) + ROUNDING_H
 
 
 def is_tight(seen: Observation, needed_h: float) -> bool:

@@ -22,6 +22,8 @@ class Settings:
     """For how long a place that took a machine away counts as a spell that has just begun: those end soon."""
     check_h: float = 1 / 60
     """Time between two looks at a running machine."""
+    most_wait_h: float = 7 * 24.0
+    """Without a machine anywhere: a run that costs nothing ends too, at last."""
     margin: float = 1.0
     """What is kept of the time to a deadline beyond what one preemption takes, as a share of a restart and a look:
     machines start late and speeds are estimates. 0 where time is exact, as in a replay."""

@@ -14,7 +14,7 @@ from launcher.policy.market import Chain, SpotMarket
 from launcher.policy.model import Action, Known, Launch, Observation, Place, Wait
 from launcher.policy.outlook import NO_RESTORES, Outlook, Problem, Restores, solve, step_of
 from launcher.policy.prices import cheapest, in_order, visible_spot_usd
-from launcher.policy.safety import must_be_safe
+from launcher.policy.safety import must_be_safe, unmeasured_h
 from launcher.policy.settings import ROUNDING_H, Settings, back_off_h
 
 FINER = 3
@@ -23,8 +23,6 @@ AS_CHEAP = 1.1
 """Spot up to so many times the cheapest price is the same market to the table."""
 PRICE_STEP = math.log(1.05)
 """Ratios of prices are rounded to steps of 5 %, so that tables are shared."""
-UNMEASURED_SHARE = 0.25
-"""Of the work left, kept of the slack by a run that has not measured its speed yet: a wait is over only once."""
 
 
 def by_outlook(seen: Observation, market: SpotMarket, worth: Sequence[Known], settings: Settings) -> Action:
@@ -51,7 +49,7 @@ def by_outlook(seen: Observation, market: SpotMarket, worth: Sequence[Known], se
 
 
 def _can_wait(seen: Observation, settings: Settings) -> bool:
-    kept_h = (1 + settings.margin) * seen.restart_h + (0.0 if seen.measured else UNMEASURED_SHARE * seen.work_left_h)
+    kept_h = (1 + settings.margin) * seen.restart_h + unmeasured_h(seen)
     return slack_of(seen) - settings.check_h >= kept_h - ROUNDING_H
 
 

@@ -123,7 +123,9 @@ class Conductor:
         What the diary says of an earlier job of this run is over with it. `notus-launch` has noted that, and plain
         `sky jobs launch` has not: a restart of the controller would then take an old end for this job's.
         """
-        if not _is_planned(await self._diary.read()):
+        is_planned = _is_planned(await self._diary.read_before_launch())
+        await self._diary.begin()
+        if not is_planned:
             await self._diary.note(Planned(strategy="NOTUS"))
         return await self.place()
 
@@ -189,6 +191,7 @@ class Conductor:
     async def recover(self) -> float:
         """After the job's end with exit code 75, or after SkyPilot has lost the machine. Raises `LimitReached`."""
         events = await self._diary.read()
+        await self._refuse_if_superseded(events)
         if (end := end_of_run(events)) is not None:  # the controller slept through the job's end
             await self._give_back_surely("closed")
             raise LimitReached(f"nothing to recover: the run is {end.kind}", "launch it again to go on")
@@ -206,6 +209,12 @@ class Conductor:
         await self._give_back_surely(why)
         self._dead_writer = await asyncio.to_thread(self._writer_of, attempt)
         return await self.place()
+
+    async def _refuse_if_superseded(self, events: Sequence[Event]) -> None:
+        """The run was launched again, here or elsewhere: two machines would be paid for it. Raises `LimitReached`."""
+        if self._diary.launch and max((event.launch for event in events), default=0) > self._diary.launch:
+            await self._give_back_surely("closed")
+            raise LimitReached("the run was launched again since, and this job ends for it", "see: notus-launch status")
 
     def _why_gone(self, events: list[Event], gone: bool) -> GoneCause:
         """A machine that its cloud still has, and on which no attempt has ended, did not run the job, or hangs."""
@@ -275,6 +284,9 @@ class Conductor:
             return end_of_run(events) is None
         if (failed := _release_due(events)) is not None:
             await self._give_back(failed.why)
+            return True
+        if self._diary.launch and max(event.launch for event in events) > self._diary.launch:
+            await self._give_back("closed")  # a newer launch has the run; SkyPilot then calls `recover`
             return True
         trained = machine_works(events)[-1].trained
         await self._show_life(len(machines(events)))

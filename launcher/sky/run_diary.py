@@ -12,6 +12,7 @@ from checkpoints.errors import NotusError
 from checkpoints.event_kinds import Payload
 from checkpoints.event_order import in_order
 from checkpoints.events import Diary, Event, read_events
+from checkpoints.launches import take_launch_number
 from checkpoints.store import Store
 
 logger = logging.getLogger("sky.notus")
@@ -21,7 +22,9 @@ class RunDiary:
     """The diary of one run, for its strategy."""
 
     def __init__(self, store: Store, clock: Clock, launch: int = 0) -> None:
-        self._store = store
+        self._store, self._clock = store, clock
+        self.launch = launch
+        """The number of the launch that this is the strategy of; 0 = not known yet."""
         self._diary = Diary(store, 0, clock, launch)
         self._known: dict[str, Event] = {}
         self._unwritten: list[Event] = []
@@ -35,7 +38,27 @@ class RunDiary:
         for event in await asyncio.to_thread(read_events, self._store, lambda key: key not in self._known):
             self._known[event.key] = event
         self._was_read = True
+        if not self.launch and (newest := max((event.launch for event in self._known.values()), default=0)):
+            self._number(newest)  # this process goes on with a launch that an earlier one has numbered
         return self.known()
+
+    async def read_before_launch(self) -> list[Event]:
+        """All events; a launch that brought no number doesn't go on with an earlier one."""
+        launch = self.launch
+        events = await self.read()
+        if not launch:
+            self._number(0)
+        return events
+
+    async def begin(self) -> None:
+        """A launch begins that brought no number, as with plain `sky jobs launch`: it takes one, so that its turns are
+        told from those of earlier launches, and from notes of clocks that are ahead. Raises `NotusError`."""
+        if not self.launch:
+            self._number(await asyncio.to_thread(take_launch_number, self._store, "", self._clock))
+
+    def _number(self, launch: int) -> None:
+        self.launch = launch
+        self._diary = Diary(self._store, 0, self._clock, launch)
 
     async def read_if_there(self) -> list[Event]:
         """All events; those of the last look if the bucket doesn't answer. Raises `NotusError` if there was none."""

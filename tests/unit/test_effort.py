@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from checkpoints.events import Event
-from launcher.policy.decide import MOST_WAIT_H, STUCK_H, UNCOMMITTED_H, decide
+from launcher.policy.decide import STUCK_H, UNCOMMITTED_H, decide
 from launcher.policy.history import place_data
 from launcher.policy.limits import Limits
 from launcher.policy.machine_work import FIRST_REST_H, MOST_IN_A_ROW, machine_works, restart_h
@@ -172,11 +172,17 @@ def test_a_machine_that_trains_and_commits_nothing_is_moved() -> None:
 
 
 def test_a_week_without_a_machine_is_the_end() -> None:
-    out = Observation((Known(A, refused_h_ago=0.0),), 8.0, 0.25, refusals_in_a_row=2000, without_machine_h=MOST_WAIT_H)
-    assert decide(out).limit == "places"  # type: ignore[union-attr]
-    waiting = decide(replace(out, without_machine_h=MOST_WAIT_H - 1))
+    week = Settings().most_wait_h
+
+    def out(hours: float) -> Observation:
+        return Observation((Known(A, refused_h_ago=0.0, out_h=hours),), 8.0, 0.25, refusals_in_a_row=2000)
+
+    assert decide(out(week)).limit == "places"  # type: ignore[union-attr]
+    waiting = decide(out(week - 1))
     assert isinstance(waiting, Wait)
     assert waiting.hours == pytest.approx(5 / 60), "however many rounds there were"
+    not_asked = replace(out(week), places=(*out(week).places, Known(LAMBDA)))
+    assert isinstance(decide(not_asked), Launch), "on demand was not asked yet"
 
 
 def test_an_hour_of_work_costs_what_its_useful_share_says() -> None:
