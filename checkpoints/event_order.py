@@ -1,8 +1,8 @@
 """Which events are of the newest launch, and whether it is over. Pure.
 
 Events are written by several machines, each by its own clock, and read in the order of `events.in_order`. Within a
-launch a clock that is off can shift a line but not a turn: whether a run is over is asked of the launch, not of the last
-line.
+launch a clock that is off can shift a line but not a turn: so the launch is asked whether a run is over, and not its
+last line.
 """
 
 from __future__ import annotations

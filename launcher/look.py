@@ -24,6 +24,7 @@ from launcher.report.render import doctor_table, status_table
 from launcher.report.status import OVER, RunStatus, read_status
 from launcher.request import check_output
 from launcher.sky import client, doctor
+from launcher.sky.credentials import ask_skypilot
 from trainer.recipe import Recipe
 
 FOLLOW_EVERY_S = 2.0
@@ -77,9 +78,10 @@ def show_report(bucket: str | None, name: str, output: str) -> None:
 def show_doctor(*, fix: bool, output: str) -> int:
     """Print what a cloud launch needs, after writing what can be written; returns the exit code."""
     check_output(output)
-    for line in doctor.fix(user_home(), os.environ) if fix else []:
+    mounted = ask_skypilot()
+    for line in doctor.fix(user_home(), os.environ, mounted) if fix else []:
         sys.stderr.write(f"notus-launch: {line}\n")
-    found = doctor.examine(user_home(), os.environ)
+    found = doctor.examine(user_home(), os.environ, mounted)
     if output == "json":
         sys.stdout.write(json.dumps([finding._asdict() for finding in found], indent=2) + "\n")
     else:

@@ -4,6 +4,7 @@ NotusError
 +-- UserError                exit code 2
 |   +-- RecipeError          a wrong key, type or value in a recipe: file, line, key, nearest valid key
 |   +-- DataError            a data set that can't be trained on
+|   +-- TaskError            the task around the run is wrong, for every machine that it gets
 |   +-- HardwareError        the machine lacks what the recipe needs
 |   |   +-- MachineFault     this one machine does: another one of its kind may not
 +-- TrainingFailed           a rank crashed, or the Hub did not answer: the next attempt may not see it
@@ -26,6 +27,10 @@ class RecipeError(UserError):
 
 class DataError(UserError):
     """A data set with missing columns, empty rows or nothing left to train on."""
+
+
+class TaskError(UserError):
+    """The task around the run asks for what no machine gives, whatever earlier attempts of the run got past."""
 
 
 class HardwareError(UserError):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from checkpoints.errors import UserError
+from trainer.errors import TaskError
 
-NODES = ("SKYPILOT_NUM_NODES", "NUM_NODES")
-"""How many there are, as SkyPilot tells the set-up and the job; the second name is what task files of others use."""
+NODES = "SKYPILOT_NUM_NODES"
+"""How many there are, as SkyPilot tells the set-up and the job."""
 
 
 def check_nodes(count: int | None) -> None:
-    """Raises `UserError` for more than one node."""
+    """Raises `TaskError` for more than one node."""
     if count is not None and count > 1:
-        raise UserError(
+        raise TaskError(
             f"the task asks for {count} nodes, and a run has one: its GPUs have to be in one machine",
             "leave num_nodes out of the task, and ask for a larger node: accelerators: A100:8",
         )
@@ -21,7 +21,6 @@ def check_nodes(count: int | None) -> None:
 
 def check_nodes_here(environment: Mapping[str, str]) -> None:
     """`check_nodes` with what the environment of this machine says; on every node, before anything else."""
-    for name in NODES:
-        text = environment.get(name, "").strip()
-        if text.isdecimal() and len(text) < 10:
-            check_nodes(int(text))
+    text = environment.get(NODES, "").strip()
+    if text.isdecimal() and len(text) < 10:
+        check_nodes(int(text))

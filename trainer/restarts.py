@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from checkpoints.errors import NotusError, UserError
 from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Planned, RunEnd, Saved, SetupFailed, Training
 from checkpoints.events import Event, in_order, of_kind
-from trainer.errors import MachineFault
+from trainer.errors import MachineFault, TaskError
 from trainer.scratch import BEFORE_TRAINING, Phase
 
 MAX_FAILED_STARTS = 3
@@ -47,9 +47,9 @@ def of_this_machine(error: NotusError, events: Sequence[Event], inputs: str) -> 
 
     `inputs` identifies what this machine was given, see `trainer.inputs`.
     """
-    if isinstance(error, MachineFault):
-        return True
-    return not isinstance(error, UserError) or passed_before(events, inputs)
+    if isinstance(error, TaskError):
+        return False
+    return isinstance(error, MachineFault) or not isinstance(error, UserError) or passed_before(events, inputs)
 
 
 def passed_before(

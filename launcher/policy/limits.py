@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, unquote
 
 from checkpoints.environment import Default, number_of
@@ -74,8 +74,11 @@ class Limits:
         }
 
 
-def limits_of(environment: Mapping[str, str]) -> Limits:
-    """Deadline, budget and the policy's settings, as the task's environment has them; '' = none. Raises `UserError`."""
+def limits_of(environment: Mapping[str, str], now: datetime | None = None) -> Limits:
+    """Deadline, budget and the policy's settings, as the task's environment has them; '' = none. Raises `UserError`.
+
+    With `now`, also for a deadline more than a year from it, whose year is a slip.
+    """
     defaults = Settings()
 
     def hours(name: str, default: float, at_least: float = 0.0) -> float:
@@ -88,7 +91,7 @@ def limits_of(environment: Mapping[str, str]) -> Limits:
     return Limits(
         hours=load_recipe(environment["NOTUS_RECIPE"]).hardware.hours if work_h is None else work_h,
         restart_h=hours("NOTUS_RESTART_MIN", Limits.restart_h),
-        deadline=_moment(environment.get("NOTUS_DEADLINE", "")),
+        deadline=_moment(environment.get("NOTUS_DEADLINE", ""), now),
         budget_usd=usd("NOTUS_BUDGET_USD", None, at_least=MIN_USD),
         hazard_h=number_of(environment, "NOTUS_HAZARD_H", None, at_least=MIN_HAZARD_H, at_most=MAX_HAZARD_H),
         restore_usd=usd("NOTUS_RESTORE_USD", 0.0),
@@ -136,14 +139,21 @@ def _count(text: str) -> float:
     return value
 
 
-def _moment(text: str) -> datetime | None:
+def _moment(text: str, now: datetime | None) -> datetime | None:
     """An ISO time; without a zone it is UTC, because the controller's is nobody's. '' = None. Raises `UserError`."""
     if not text:
         return None
     try:
         moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise UserError(
             f"NOTUS_DEADLINE is {text[:40]!r}, which is not a time", "write an ISO time: 2026-11-25T08:00Z"
         ) from error
+    if now is not None and abs(moment - now) > timedelta(hours=MAX_HOURS):
+        where = "from now" if moment > now else "ago"
+        raise UserError(
+            f"NOTUS_DEADLINE is {text[:40]!r}, more than a year {where}",
+            f"give one within {MAX_HOURS / 24:.0f} days, or leave it empty",
+        )
+    return moment

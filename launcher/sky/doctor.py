@@ -1,11 +1,12 @@
 """What a launch needs from this machine: SkyPilot, its plugin configuration, consolidation mode, cloud credentials.
 
 Reads and writes SkyPilot's files only, and builds our wheel for a controller's VM; asks no cloud and starts no server.
+Which credential files SkyPilot finds here is for the caller to ask (`ask_skypilot`): that takes seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from launcher.sky.controller import (
     wants_own_vm,
     wheels_folder,
 )
+from launcher.sky.credentials import KEY, Mounted, examine_credentials, safe_remote_identity
 from launcher.sky.findings import Finding
 from launcher.sky.settings import config_file, plugins_file, remote_plugins_file
 from launcher.sky.settings_edit import Draft
@@ -37,18 +39,23 @@ WHEELS = ".sky/notus-wheels"
 """Below the home folder: ours, where the user has no folder of wheels for SkyPilot yet."""
 
 
-def examine(home: Path, environment: Mapping[str, str]) -> list[Finding]:
-    """Everything, in the order in which a user would fix it. Raises `RequestError` for settings that can't be read."""
+def examine(home: Path, environment: Mapping[str, str], mounted: Sequence[Mounted] | None = None) -> list[Finding]:
+    """Everything, in the order in which a user would fix it. Raises `RequestError` for settings that can't be read.
+
+    `mounted` are the credential files that are here; None = SkyPilot could not be asked.
+    """
     clouds = _clouds(home, environment)
     controller = _controller(home, environment, clouds)
-    return [_skypilot(), _plugin(home, environment), controller, *_asleep(home, environment), *clouds]
+    files = examine_credentials(home, environment, mounted)
+    return [_skypilot(), _plugin(home, environment), controller, *_asleep(home, environment), *clouds, *files]
 
 
-def fix(home: Path, environment: Mapping[str, str]) -> list[str]:
+def fix(home: Path, environment: Mapping[str, str], mounted: Sequence[Mounted] | None = None) -> list[str]:
     """Write plugin and controller into SkyPilot's files, leaving the rest as it is; returns what was done.
 
     The controller goes into the API server (consolidation mode), unless the user wants a VM for it: then our wheel is
-    built for that one. Raises `RequestError` with nothing written.
+    built for that one. Of the credential files that are `mounted`, those that no rented machine needs are kept here.
+    Raises `RequestError` with nothing written.
     """
     draft, folder = Draft(), None
     done = _add_plugin(draft, plugins_file(home, environment))
@@ -62,6 +69,12 @@ def fix(home: Path, environment: Mapping[str, str]) -> list[str]:
     elif not mode and not remote:
         folder, more = _want_own_vm(draft, home, environment)
         done += more
+    if not remote:
+        for cloud, word in safe_remote_identity(path, config.config, mounted or ()).items():
+            config.put((cloud, KEY), word)
+            done.append(
+                f"set {cloud}.{KEY} to {word} in {path}: SkyPilot copies no credential file of {cloud} any more"
+            )
 
     def build() -> None:
         if folder is not None and wheel.find(folder) is None:

@@ -218,7 +218,8 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             store = open_run(environment["NOTUS_BUCKET"], environment["NOTUS_RUN"], environment)
             launch = environment.get("NOTUS_LAUNCH", "")
             number = int(launch) if launch.isdigit() else 0
-            self._opened = Conductor(store, limits_of(environment), self, SystemClock(), number)
+            limits = limits_of(environment, datetime.now(UTC))
+            self._opened = Conductor(store, limits, self, SystemClock(), number)
         return self._opened
 
     def _limits(self) -> Limits:

@@ -73,12 +73,13 @@ report() {{ # COMMAND
   [ -z "${{NOTUS_PRICE_USD_H:-}}" ] || code=75
   sleep 1 # tee writes the last lines
   "$python" -P -c 'import trainer.failed_start' 2>/dev/null \\
-    || timeout --kill-after=15 180 "$python" -m pip install -q -c constraints.txt '{light}'
+    || timeout --kill-after=15 180 "$python" -P -m pip install -q -c constraints.txt '{light}'
   timeout --kill-after=15 300 "$python" -P -m trainer.failed_start "$1" "$log" || said=$?
   case "$said" in 0) code=75 ;; {gave_up}) code=1 ;; esac
   exit "$code"
 }}
-command -v uv >/dev/null || step 180 3 python3 -m pip install --user uv
+# from /, or a pip.py in the sent folder would be run; this python may be older than -P, and -I rules out --user
+command -v uv >/dev/null || step 180 3 env --chdir=/ python3 -m pip install --user uv
 [ -x ~/notus-venv/bin/python ] || step 180 3 uv venv --python {python} --seed ~/notus-venv
 . ~/notus-venv/bin/activate
 # torch first: a later resolve may otherwise swap its build

@@ -29,7 +29,14 @@ from launcher.errors import UnclearJob
 from launcher.identity import run_identity
 from launcher.request import check_cloud_run_name, cloud_run_name
 from launcher.sky.client import own_job
-from launcher.sky.credentials import mounted_credentials, safe_remote_identity
+from launcher.sky.credentials import (
+    KEY,
+    NO_UPLOAD,
+    SETTABLE,
+    ask_skypilot,
+    mounted_credentials,
+    safe_remote_identity,
+)
 from launcher.sky.jobs import told_by
 from launcher.sky.render import task_config, to_yaml
 from launcher.sky.sent import gather
@@ -147,14 +154,16 @@ def credentials() -> None:
     config: dict[str, Any] = {"jobs": {"controller": {"consolidation_mode": True}}}
     mounted = mounted_credentials(config)
     assert [one.cloud for one in mounted] == ["gcp", "aws", "lambda"], mounted
+    assert ask_skypilot() == mounted
     assert {path for one in mounted for path in one.paths} <= {*_everything(set()).values(), *_everything(set())}
-    wanted = safe_remote_identity(config)
-    config |= {cloud: {"remote_identity": value} for cloud, value in wanted.items()}
+    wanted = safe_remote_identity(Path("config.yaml"), config, mounted)
+    assert sorted(wanted) == ["aws", "gcp"]
+    config |= {cloud: {KEY: NO_UPLOAD} for cloud in sorted(SETTABLE)}
     schema = schemas.get_config_schema()
     validator.get_schema_validator()(schema).validate(config)
     assert not {"lambda", "runpod"} & set(schema["properties"]), "they could be kept here now, too"
     assert [one.cloud for one in mounted_credentials(config)] == ["lambda"]
-    excluded = {registry.CLOUD_REGISTRY[cloud] for cloud in wanted}
+    excluded = {registry.CLOUD_REGISTRY[cloud] for cloud in SETTABLE}
     assert set(_everything(excluded)) == {"~/.lambda_cloud/lambda_keys"}
 
 

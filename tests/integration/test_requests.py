@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from checkpoints.events import read_events
+from checkpoints.interpreter import module
 from checkpoints.requests import ask, read_request
 from checkpoints.run import open_run
 from checkpoints.store import Store
@@ -67,3 +72,16 @@ def test_a_run_whose_launcher_was_killed_waits_for_one(launcher: Launcher) -> No
     assert "its launcher on this machine is gone" in status()["note"]
     receipt = launcher.run("report", "orphan", "-o", "json", "--bucket", launcher.bucket).receipt()
     assert (receipt["preemptions"], receipt["attempts"][0]["ended"]) == (0, "stopped"), "nobody took a machine away"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_second_node_trains_nothing_and_neither_does_the_first(launcher: Launcher, tmp_path: Path, rank: str) -> None:
+    """The second would find the run held by the first, and end the job after hours."""
+    words = [*module("trainer.main"), "tiny-dpo", "--run", "nodes", "--bucket", str(tmp_path)]
+    nodes = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": rank}
+    done = subprocess.run(
+        words, env=launcher.environment | nodes, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "the task asks for 2 nodes, and a run has one" in done.stderr
+    assert list(tmp_path.rglob("HEAD*")) == [], "nobody has claimed the run"

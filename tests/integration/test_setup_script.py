@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -39,9 +40,10 @@ class Machine:
                 (home / folder / name).chmod(0o755)
         (home / "notus-venv/bin/activate").write_text('PATH="$HOME/notus-venv/bin:$PATH"\n')
 
-    def set_up(self, **environment: str) -> int:
+    def set_up(self, cwd: Path | None = None, **environment: str) -> int:
         done = subprocess.run(
             ["bash", "-c", self.script],
+            cwd=cwd,
             env={"HOME": str(self.home), "PATH": os.environ["PATH"], "NOTUS_RECIPE": "tiny-dpo", "HANGS": ""}
             | environment,
             capture_output=True,
@@ -66,6 +68,19 @@ def test_everything_goes_well(machine: Machine) -> None:
     assert machine.set_up() == 0, machine.output
     assert [line.split()[0] for line in machine.said("")] == ["pip", "pip", "python", "python"]
     assert machine.said("failed_start") == []
+
+
+def test_the_systems_python_runs_no_pip_of_the_users(machine: Machine, tmp_path: Path) -> None:
+    """It may be older than `-P`. The folder that was sent is the current one."""
+    (machine.home / ".local/bin/uv").unlink()
+    system = machine.home / ".local/bin/python3"
+    system.write_text(f'#!/bin/bash\necho "python3 $*" >>"$HOME/said"\nexec {sys.executable} -m pip --version\n')
+    system.chmod(0o755)
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent/pip.py").write_text("print('a namesake')\n")
+    assert machine.set_up(cwd=tmp_path / "sent", PATH="/usr/bin:/bin") == 0, machine.output
+    assert machine.said("python3") == ["python3 -m pip install --user uv"]
+    assert "a namesake" not in machine.output
 
 
 def test_a_download_is_tried_three_times(machine: Machine) -> None:
@@ -98,7 +113,7 @@ def test_what_fails_is_reported_and_another_machine_is_asked_for(
 
 def test_a_machine_that_lacks_our_package_gets_it_to_report(machine: Machine) -> None:
     assert machine.set_up(TORCH_FAILS="99", IMPORTS="1") == 75
-    assert machine.said("-m pip install -q -c constraints.txt .")
+    assert machine.said("python -P -m pip install -q -c constraints.txt .")
 
 
 @pytest.mark.parametrize(("preflight", "code", "reports"), [("2", 2, 0), ("75", 75, 1), ("1", 75, 1), ("137", 75, 1)])

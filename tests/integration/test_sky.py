@@ -223,6 +223,34 @@ def test_skypilot_loads_the_strategy_and_knows_every_zone(sky_environment: dict[
     assert found["trusting"] == sorted([*found["trusted"], *wrong])
 
 
+REFUSED = """
+import asyncio, json
+import sky
+from sky import exceptions
+from launcher.sky.plugin import NotusStrategy
+
+def launched(num_nodes=1, **more):
+    envs = {"NOTUS_BUCKET": "/nowhere", "NOTUS_RUN": "r", "NOTUS_RECIPE": "tiny-dpo"} | more
+    strategy = object.__new__(NotusStrategy)
+    strategy._opened, strategy._recovering = None, False
+    strategy._task = sky.Task(run="true", envs=envs, num_nodes=num_nodes)
+    try:
+        asyncio.run(strategy.launch())
+    except exceptions.ProvisionPrechecksError as error:
+        return [one.message for one in error.reasons]
+
+print(json.dumps([launched(2), launched(NOTUS_DEADLINE="2999-01-01"), launched(NOTUS_BUDGET_USD="-1")]))
+"""
+
+
+def test_the_strategy_refuses_a_task_before_it_asks_for_a_machine(sky_environment: dict[str, str]) -> None:
+    """SkyPilot then ends the job as FAILED_PRECHECKS, with these words."""
+    (nodes,), (deadline,), (budget,) = run(REFUSED, sky_environment)
+    assert "asks for 2 nodes, and a run has one" in nodes
+    assert "NOTUS_DEADLINE is '2999-01-01', more than a year from now" in deadline
+    assert "NOTUS_BUDGET_USD" in budget
+
+
 LISTS = """
 import asyncio, json, os, pathlib
 import sky

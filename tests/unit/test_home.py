@@ -12,7 +12,7 @@ import typer
 from checkpoints.environment import user_path
 from checkpoints.errors import UserError
 from checkpoints.terminal import run_app
-from launcher import cli
+from launcher import cli, look
 from launcher.options import default_bucket, home, writable
 
 NO_HOME = "/proc/nobody"
@@ -24,6 +24,7 @@ def launch(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     for name in ("NOTUS_HOME", "NOTUS_BUCKET"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "argv", ["notus-launch", *arguments])
+    monkeypatch.setattr(look, "ask_skypilot", lambda: None)
     with pytest.raises(SystemExit) as caught:
         cli.main()
     return caught.value.code if isinstance(caught.value.code, int) else 0

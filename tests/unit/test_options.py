@@ -213,6 +213,23 @@ def test_other_limits_of_the_environment_are_named(name: str, text: str) -> None
         limits_of({"NOTUS_RECIPE": "tiny-dpo", name: text})
 
 
+@pytest.mark.parametrize(
+    "text", ["2126-11-25T08:00", "9999-12-31", "2027-11-28T00:00", "2006-11-25T08:00Z", "0001-01-02"]
+)
+def test_a_deadline_of_the_environment_is_within_a_year(text: str) -> None:
+    """A slip of the year would be a deadline that never binds, or always has."""
+    with pytest.raises(UserError, match=r"NOTUS_DEADLINE is .*, more than a year (from now|ago)") as caught:
+        limits_of({"NOTUS_RECIPE": "tiny-dpo", "NOTUS_DEADLINE": text}, NOW)
+    assert "366 days" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["2026-11-24T19:59Z", "2027-11-25T08:00+02:00"])
+def test_a_deadline_that_has_just_passed_is_still_the_runs(text: str) -> None:
+    """A controller that starts again reads it, too."""
+    found = limits_of({"NOTUS_RECIPE": "tiny-dpo", "NOTUS_DEADLINE": text}, NOW)
+    assert found.deadline == datetime.fromisoformat(text)
+
+
 @given(st.floats() | st.text(), st.floats(-1e9, 1e9), st.floats(-1e9, 1e9))
 def test_a_number_of_the_environment_is_within_its_bounds_or_refused(value: object, one: float, other: float) -> None:
     low, high = sorted((one, other))

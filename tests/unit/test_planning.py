@@ -312,7 +312,7 @@ def test_the_tables_of_the_policy_count_what_restores_cost(
         asked.append(problem)
         return solve(problem)
 
-    for module in ("launcher.planner", "launcher.policy.decide"):
+    for module in ("launcher.planner", "launcher.policy.slack"):
         monkeypatch.setattr(f"{module}.solve", noted)
     request = LaunchRequest(recipe="x", deadline_h=24.0, bucket=bucket, **A100_ONLY)  # type: ignore[arg-type]
     planner = Planner(request, RECIPE, load_offers(snapshot, [A100], request.clouds), "test")

@@ -108,6 +108,26 @@ def test_what_is_refused_is_in_the_runs_diary(
     assert event.data["hint"]
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_task_with_more_than_one_node_ends_the_job_before_it_trains(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: bool
+) -> None:
+    """Also where an earlier launch of the run had one: a machine more would be paid for the same answer."""
+    store = open_run(str(tmp_path), "r")
+    if trained:
+        Diary(store, 1).write("attempt_started", inputs=inputs_digest(load_recipe("tiny-dpo")))
+        Diary(store, 1).write("training", step=1, total_steps=9)
+    monkeypatch.setattr(sys, "argv", ["preflight", "tiny-dpo"])
+    monkeypatch.setenv("NOTUS_RUN", "r")
+    monkeypatch.setenv("NOTUS_BUCKET", str(tmp_path))
+    monkeypatch.setenv("SKYPILOT_NUM_NODES", "2")
+    assert main() == 2
+    assert "asks for 2 nodes" in capsys.readouterr().err
+    assert read_events(store)[-1].kind == "failed"
+    monkeypatch.setenv("SKYPILOT_NUM_NODES", "1")
+    assert main() == 0
+
+
 @pytest.mark.parametrize(("bucket", "said"), [("", False), ("nothing://at-all", True)])
 def test_a_bucket_that_cannot_be_written_hides_no_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], bucket: str, said: bool

@@ -11,7 +11,7 @@ from checkpoints.clock import FakeClock
 from checkpoints.errors import AccessDenied, RunHeld, StoreError, UserError
 from checkpoints.events import Diary, Event
 from checkpoints.object_store import ObjectStore
-from trainer.errors import DataError, HardwareError, MachineFault
+from trainer.errors import DataError, HardwareError, MachineFault, TaskError
 from trainer.restarts import MAX_FAILED_STARTS, failed_starts, gives_up, of_this_machine, passed_before
 
 
@@ -94,6 +94,7 @@ def test_what_an_earlier_attempt_got_past_is_this_machines_trouble() -> None:
         assert not of_this_machine(error, [], "same"), "the first machine"
         assert not of_this_machine(error, trained, ""), "a recipe that can't be read"
     assert of_this_machine(MachineFault("a card is missing"), [], "same")
+    assert not of_this_machine(TaskError("2 nodes"), trained, "same"), "the inputs are the same, and the task is not"
     assert of_this_machine(StoreError("away"), [], "same")
 
 
