@@ -52,6 +52,7 @@ class ControllerBeat(Record):
     version: Literal[1] = 1
     time: datetime = Field(description="by the controller's clock; a machine only looks whether it changes")
     launch: int = Field(default=0, ge=0, description="how many machines the run has asked for")
+    price_usd_per_hour: float = Field(default=0.0, ge=0, description="of the machine that is up; 0 = not known")
 
 
 def open_run(bucket_url: str, name: str, environment: Mapping[str, str] | None = None) -> Store:
@@ -91,9 +92,10 @@ def read_controller_beat(store: Store) -> ControllerBeat | None:
     return read_if_there(store, CONTROLLER_KEY, ControllerBeat)
 
 
-def write_controller_beat(store: Store, time: datetime, launch: int = 0) -> None:
-    """The controller looks after the run."""
-    store.put(CONTROLLER_KEY, ControllerBeat(time=time, launch=launch).to_json())
+def write_controller_beat(store: Store, time: datetime, launch: int = 0, price_usd_per_hour: float = 0.0) -> None:
+    """The controller looks after the run, and knows what its machine costs."""
+    beat = ControllerBeat(time=time, launch=launch, price_usd_per_hour=price_usd_per_hour)
+    store.put(CONTROLLER_KEY, beat.to_json())
 
 
 def list_runs(bucket_url: str) -> list[str]:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from checkpoints.errors import UserError
 from checkpoints.run import ControllerBeat
 from trainer.failed_start import PRICE, conducted
-from trainer.scratch import Progress
+from trainer.scratch import BEFORE_TRAINING, Progress
 
 BUDGET = "NOTUS_BUDGET_USD"
 SPENT = "NOTUS_SPENT_USD"
@@ -120,6 +120,11 @@ class Controller:
         if beat is not None and beat != self._beat:
             self._beat, self._heard_s, self._told, self._expected = beat, now_s, False, True
 
+    @property
+    def price_usd_per_hour(self) -> float:
+        """Of this machine, as the controller knows it by now; 0 = it has not told."""
+        return self._beat.price_usd_per_hour if self._beat is not None else 0.0
+
     def silent_s(self, now_s: float) -> float:
         return now_s - self._heard_s
 
@@ -150,6 +155,17 @@ class DeadMansSwitch:
         down_s = TEARDOWN_S if self.controller.looks_after_us(now_s) else AUTODOWN_S
         return save_limit_s(save_s) + down_s
 
+    def _reaches_budget(self, progress: Progress, now_s: float) -> bool:
+        """At this machine's own price, once the controller has told it: of the places that were asked, the environment
+        has the dearest. Before the first step there is nothing to save."""
+        if self._budget is None:
+            return False
+        price = self.controller.price_usd_per_hour or self._budget.price_usd_per_hour
+        closing_s = self.closing_s(now_s, progress.save_s)
+        if progress.phase in BEFORE_TRAINING:
+            closing_s -= save_limit_s(progress.save_s)
+        return replace(self._budget, price_usd_per_hour=price).reached(now_s - self._booted_s, closing_s)
+
     def stuck_s(self, progress: Progress, now_s: float) -> float:
         """Seconds since the last new step or phase. Has to be asked often."""
         if (progress.phase, progress.step) != (self._last.phase, self._last.step):
@@ -159,9 +175,7 @@ class DeadMansSwitch:
     def verdict(self, progress: Progress, *, away_s: float, now_s: float) -> Verdict:
         """Has this attempt to end? `away_s`: since the bucket's last answer."""
         stuck_s = self.stuck_s(progress, now_s)
-        if self._budget is not None and self._budget.reached(
-            now_s - self._booted_s, self.closing_s(now_s, progress.save_s)
-        ):
+        if self._reaches_budget(progress, now_s):
             return "budget"
         if not self._rented:  # on somebody's own machine patience costs nothing
             return ""

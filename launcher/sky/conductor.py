@@ -294,7 +294,7 @@ class Conductor:
             await self._give_back(failed.why)
             return True
         trained = machine_works(events)[-1].trained
-        await self._show_life(len(machines(events)))
+        await self._show_life(len(machines(events)), spell)
         beat = await self._heartbeat(events)
         await self._note_start(events, spell, trained=trained)
         seen = await self._observe(events, self._signs.look(spell, beat, events, trained=trained))
@@ -308,10 +308,11 @@ class Conductor:
             await self._see_a_stop_through(spell)
         return True
 
-    async def _show_life(self, asked: int) -> None:
-        """The machine keeps the limits by itself while no controller is heard of."""
+    async def _show_life(self, asked: int, spell: MachineSpell) -> None:
+        """The machine keeps the limits by itself while no controller is heard of, and is told what it costs."""
+        price = spell.prices[-1][1] if spell.prices else spell.place.price_usd_per_hour
         try:
-            await asyncio.to_thread(write_controller_beat, self._store, self._clock.now(), asked)
+            await asyncio.to_thread(write_controller_beat, self._store, self._clock.now(), asked, price)
         except NotusError as error:
             logger.warning("notus: the controller can't show that it lives: %s", error.message)
 

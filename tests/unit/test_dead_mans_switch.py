@@ -115,6 +115,27 @@ def test_a_hang_ends_the_attempt_where_nobody_looks_after_it() -> None:
         assert said == ({""} if heard else {"", "hung"}), "the controller moves it"
 
 
+def test_the_budget_counts_this_machines_own_price_once_the_controller_has_told_it() -> None:
+    """The environment has the dearest of the places that were asked: one at $70 must not end a run on one at $16."""
+    asked = {**CONDUCTED, "NOTUS_PRICE_USD_H": "70"}
+    one, alone = switch(asked), switch(asked)
+    own = ControllerBeat(time=NOON, launch=1, price_usd_per_hour=16.0)
+    hour = 1000.0 + 3600
+    one.controller.look(own, hour)
+    assert one.verdict(TRAINING, away_s=0.0, now_s=hour) == ""
+    assert alone.verdict(TRAINING, away_s=0.0, now_s=hour) == "budget"
+
+
+def test_an_attempt_without_a_step_keeps_nothing_for_a_save() -> None:
+    """The policy started it because the rest can be paid: it may not end itself at step 0 for a save of nothing."""
+    left_usd = 16 * (180 + 600 + TEARDOWN_S + 60) / 3600
+    tight = {**CONDUCTED, "NOTUS_SPENT_USD": str(50 - left_usd)}
+    one = switch(tight)
+    one.controller.look(beat(0), 1000.0)
+    assert one.verdict(Progress(phase="starting"), away_s=0.0, now_s=1001.0) == ""
+    assert one.verdict(TRAINING, away_s=0.0, now_s=1002.0) == "budget"
+
+
 def test_a_new_phase_is_progress_too() -> None:
     one = switch({"SKYPILOT_CLUSTER_INFO": "{}"})
     for index, phase in enumerate(("importing", "preparing data", "loading the model", "restoring")):

@@ -7,10 +7,11 @@ import io
 import math
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 import pytest
@@ -92,6 +93,8 @@ def run(name: str, *arguments: str) -> tuple[int, str]:
             module, _, function = path.rpartition(".")
             stack.enter_context(mock.patch.object(importlib.import_module(module), function, return_value=value))
         stack.enter_context(mock.patch.object(sys, "argv", [name, *arguments]))
+        # --scratch=anything makes a folder here.
+        stack.enter_context(chdir(stack.enter_context(TemporaryDirectory())))
         stack.enter_context(redirect_stdout(io.StringIO()))
         errors = stack.enter_context(redirect_stderr(io.StringIO()))
         with pytest.raises(SystemExit) as caught:
