@@ -27,7 +27,7 @@ def must_be_safe(seen: Observation, settings: Settings) -> bool:
         return False
     start_h = seen.running.restart_left_h if seen.running else seen.restart_h
     to_end_h = start_h + seen.work_left_h
-    if seen.restores:  # one spot machine was tried, and told no speed: the next one has to be certain
+    if seen.restores and seen.running is None:  # one spot machine told no speed: the next one has to be certain
         to_end_h += unmeasured_h(seen)
     if to_end_h <= min(settings.check_h, seen.deadline_h):
         return False  # done before the next look

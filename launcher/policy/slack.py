@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from launcher.policy.market import Chain, SpotMarket
+from launcher.policy.market import SHORTER_OUT, Chain, SpotMarket, counted
 from launcher.policy.model import Action, Known, Launch, Observation, Place, Wait
 from launcher.policy.outlook import NO_RESTORES, Outlook, Problem, Restores, solve, step_of
 from launcher.policy.prices import cheapest, in_order, visible_spot_usd
@@ -71,6 +72,8 @@ def _buys_at(seen: Observation, place: Place, chain: Chain, worth: Sequence[Know
     """The slack at which a place's price is paid rather than waiting for those below it, which have refused."""
     below = [known for known in worth if known.place.spot and known.place.price_usd_per_hour < place.price_usd_per_hour]
     out_h = min((known.out_h or 0.0 for known in below), default=0.0)
+    sooner = counted(len(below)) ** SHORTER_OUT  # of several zones one is back sooner
+    chain = replace(chain, down_ends=tuple(rate * sooner for rate in chain.down_ends))
     table = outlook_against(seen, place, chain, worth, settings)
     return table.at(table.buy, seen.work_left_h, SpotMarket(chain, up=False, age_h=out_h))
 
