@@ -170,6 +170,7 @@ def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
         budget_usd=request.budget_usd,
         hazard_h=request.hazard_h,
         restore_usd=plan.restore_usd,
+        keep_usd_per_h=plan.keep_usd_per_h,
         bucket_cloud=plan.bucket_cloud or "",
         store_usd_per_h=plan.storage_usd / plan.expected_finish_h,
         trust_prices=request.trust_prices,

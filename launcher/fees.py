@@ -72,6 +72,11 @@ def restore_usd(bucket: Bucket, cloud: str | None, state_bytes: float) -> float:
     return 0.0 if cloud == bucket.cloud else state_bytes / 1e9 * bucket.egress_usd_per_gb
 
 
+def keep_usd_per_h(bucket: Bucket, state_bytes: float, kept: int) -> float:
+    """For keeping so many checkpoints: all that a run costs in a pause."""
+    return kept * state_bytes / 1e9 * bucket.usd_per_gb_month / HOURS_A_MONTH
+
+
 def fees(
     bucket: Bucket,
     *,
@@ -92,7 +97,7 @@ def fees(
         saves: of the whole run.
     """
     gb, nothing = state_bytes / 1e9, np.zeros_like(hours)
-    keeping = kept * gb * bucket.usd_per_gb_month * hours / HOURS_A_MONTH
+    keeping = keep_usd_per_h(bucket, state_bytes, kept) * hours
     chunks = max(1.0, state_bytes / CHUNK_BYTES)
     writes = saves * (chunks + 3) + hours * RUN_REQUESTS_AN_HOUR
     reads = sum(restores.values(), nothing) * (chunks + 3)

@@ -62,6 +62,8 @@ class Plan(Estimate):
     """Of the machine behind a spot market; None where there is none."""
     restore_usd: float
     """For a checkpoint's way to a machine outside of the bucket's cloud."""
+    keep_usd_per_h: float = 0.0
+    """For keeping its checkpoints in a pause."""
     bucket_cloud: str | None
     """Whose machines restore for nothing."""
     hazard: str | None

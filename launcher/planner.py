@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from launcher.estimate import DEFAULT_STATE_BYTES, START_H, Estimate, SavePlan, Surroundings, estimate, save_plan
-from launcher.fees import Bucket, bucket_for, restore_usd
+from launcher.fees import Bucket, bucket_for, keep_usd_per_h, restore_usd
 from launcher.hazard import ON_DEMAND_H, Hazard, Learned, assumed
 from launcher.kinds import Kind, supply_for
 from launcher.offers import Offer
@@ -144,6 +144,7 @@ class Planner:
         in_time = told.deadline_probability is None or told.deadline_probability >= CONFIDENCE
         affordable = told.budget_probability is None or told.budget_probability >= CONFIDENCE
         behind = self._behind(kind) if kind.first.spot else None
+        saving = self._saving(kind)
         return Plan(
             **told.model_dump(),
             name=kind.name,
@@ -151,7 +152,8 @@ class Planner:
             work_h=self.work_h / kind.speed,
             price_usd_per_hour=kind.first.price_usd_per_hour,
             on_demand_usd_per_hour=behind.first.price_usd_per_hour if behind else None,
-            restore_usd=restore_usd(self.bucket, "", self._saving(kind).state_bytes),
+            restore_usd=restore_usd(self.bucket, "", saving.state_bytes),
+            keep_usd_per_h=keep_usd_per_h(self.bucket, saving.state_bytes, saving.kept),
             bucket_cloud=self.bucket.cloud,
             hazard=self._hazard(kind).source if kind.first.spot else None,
             zones=self._zone_plans(kind) if kind.first.spot else (),
