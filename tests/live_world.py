@@ -36,6 +36,8 @@ BOOT_S = 90.0
 POLL_S = 15.0
 """SkyPilot looks at the cluster that often."""
 STEPS = 1000
+GIVE_BACK_AFTER = 20
+"""Tries without the bucket, as in the plugin."""
 MOST_DAYS = 40.0
 """A world that lasts longer never ends."""
 
@@ -280,7 +282,8 @@ class LiveWorld:
         return self.ledger
 
     async def _patiently(self, call: object) -> None:
-        """As the plugin: a bucket that is away is waited for."""
+        """As the plugin: a bucket that is away is waited for, and after ten minutes a machine is given back anyway."""
+        failures = 0
         while True:
             self._check_time()
             try:
@@ -289,7 +292,10 @@ class LiveWorld:
             except LimitReached:
                 raise
             except NotusError:
-                self._sleep(30 / 3600)
+                failures += 1
+            if failures % GIVE_BACK_AFTER == 0 and self.machine is not None:
+                await self.conductor.close("unknown")
+            self._sleep(30 / 3600)
 
     async def _clean_up(self) -> None:
         """SkyPilot tears down the cluster of a job that is over; a failing teardown is tried again."""

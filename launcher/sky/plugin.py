@@ -174,7 +174,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                 # A run of hours doesn't end because the bucket, or a right to it, is away for a while.
                 failures += 1
                 logger.warning("notus: %s; trying again in %.0f s", error.message, BUCKET_RETRY_S)
-            if failures == RELEASE_AFTER and self._recovering:
+            if failures % RELEASE_AFTER == 0 and self._recovering:
                 await self._give_back_blindly()  # not every cloud gives an idle machine back by itself
             if failures >= BUCKET_TRIES:
                 raise exceptions.ManagedJobReachedMaxRetriesError("the bucket has not answered for a day")
