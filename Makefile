@@ -34,7 +34,7 @@ test: $(READY) ## All tests that this machine can run
 test-unit: $(READY) ## The tests that take seconds
 	@$(BIN)/pytest tests/unit tests/contract
 
-e2e: $(READY) ## Real SkyPilot on loopback clouds (root on Linux; 33 min and 3 GB of cache)
+e2e: $(READY) ## Real SkyPilot on loopback clouds (root on Linux; most of an hour and 3 GB of cache)
 	@NOTUS_E2E=1 $(BIN)/pytest tests/e2e --timeout 1800
 
 e2e-quick: $(READY) ## The one of its scenarios that CI runs; installs the Debian packages that it needs

@@ -213,6 +213,7 @@ class LiveWorld:
         self.reading = False
         """The world's own look into the bucket, which is never away."""
         self.releasing_h: float | None = None
+        self._trained: set[tuple[int, str]] = set()
         self.conductor = self._new_conductor()
 
     # --- time -------------------------------------------------------------------------------------
@@ -407,7 +408,6 @@ class LiveWorld:
             return
         if until_h >= machine.first_step_h and machine.from_step >= 0 and machine.stuck_at_h > machine.first_step_h:
             self._note(machine, machine.first_step_h, "training", step=machine.from_step + 1, total_steps=STEPS)
-            machine.from_step = machine.from_step
         self._save(machine, until_h)
         if self._steps_at(machine, until_h) >= STEPS:
             self._finish(machine, until_h)
@@ -473,10 +473,10 @@ class LiveWorld:
 
     def _note(self, machine: Machine, hour: float, kind: str, **data: object) -> None:
         key = (machine.attempt, kind)
-        if kind == "training":
-            if key in self._once:
+        if kind == "training":  # lived through again at each look
+            if key in self._trained:
                 return
-            self._once.add(key)
+            self._trained.add(key)
         moment = self.moment(hour) + timedelta(seconds=self.trainer.clock_off_s)
         Diary(self.store, machine.attempt, FakeClock(moment)).write(kind, **data)
 
@@ -502,10 +502,6 @@ class LiveWorld:
                 factor = change if begin >= hour else factor
             total += (end - begin) * listed.price_usd_per_hour * factor
         return total
-
-    @property
-    def _once(self) -> set[tuple[int, str]]:
-        return self.__dict__.setdefault("_noted", set())
 
 
 @contextlib.contextmanager

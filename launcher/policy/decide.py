@@ -2,8 +2,8 @@
 
 It never lets a spot machine run into the time, or the money, that an on-demand machine needs to get to the end, and
 starts nothing that the budget can't pay to its end. Machines in a row that bring no new committed step end a place's
-turn, and at last the run (progress.py). With a deadline and a view of the spot market, what the slack is worth decides
-between waiting, spot and on demand (slack.py); without a deadline nobody waits while on demand has a machine.
+turn, and at last the run (machine_work.py). With a deadline and a view of the spot market, what the slack is worth
+decides between waiting, spot and on demand (slack.py); without a deadline nobody waits while on demand has a machine.
 """
 
 from __future__ import annotations

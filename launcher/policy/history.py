@@ -44,6 +44,11 @@ class MachineSpell(NamedTuple):
     start_h: float | None = None
     """From its request to the first new step on it, as the strategy saw it."""
 
+    @property
+    def usd_per_hour(self) -> float:
+        """By the newest price list."""
+        return self.prices[-1][1] if self.prices else self.place.price_usd_per_hour
+
     def hours(self, now: datetime) -> float:
         """Billed until its end, or until `now`."""
         return hours_of((self.until or now) - self.since)
@@ -108,6 +113,19 @@ def on_machine(events: Sequence[Event], spells: Sequence[MachineSpell], number: 
         for event in events
         if event.attempt > 0 and event.time >= spell.since and (until is None or event.time < until)
     ]
+
+
+def beat_on_machine(
+    heartbeat: Heartbeat | None, events: Sequence[Event], spells: Sequence[MachineSpell]
+) -> Heartbeat | None:
+    """The heartbeat, if it is of an attempt on the machine that is up: a zombie's steps are not done steps."""
+    if heartbeat is None or machine_now(spells) is None:
+        return None
+    after = spells[-1].after_attempt
+    if after is not None:
+        return heartbeat if heartbeat.attempt > after else None
+    attempts = {event.attempt for event in on_machine(events, spells, len(spells) - 1)}
+    return heartbeat if heartbeat.attempt in attempts else None
 
 
 def why_gone(its_events: Sequence[Event], *, ran: bool = True) -> GoneCause:

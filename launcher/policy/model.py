@@ -62,8 +62,8 @@ class Known:
     out_h: float | None = None
     """Since the first refusal of a row that no machine has ended; None = it has not refused since the last machine."""
     rest_h: float = 0.0
-    """Set aside for that long: its last machines brought no new committed step (progress.py). Infinite = until another
-    place has brought one."""
+    """Set aside for that long: its last machines brought no new committed step (machine_work.py). Infinite = until
+    another place has brought one."""
     paid: Paid = NOTHING_PAID
     """The machines of this run here that have ended."""
     up_h: float | None = None

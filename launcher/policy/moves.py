@@ -7,7 +7,7 @@ move gives up what it has first, and may find nothing: it has to be worth that t
 from __future__ import annotations
 
 from launcher.policy.market import USUAL_UP, SpotMarket, churned, survival
-from launcher.policy.model import Action, Known, Move, Observation, Place, Running, Stay
+from launcher.policy.model import Action, Known, Move, Observation, Running, Stay
 from launcher.policy.prices import cheapest, hour_usd, restart_usd, spot_usd
 from launcher.policy.safety import bears_a_start, is_safe_place, is_tight, on_demand_makes_it, payable
 from launcher.policy.settings import Settings
@@ -70,7 +70,7 @@ def _expected_gain_usd(seen: Observation, here: Known, there: Known, settings: S
     chance = chance_up(seen, there)
     hourly = hour_usd(seen, here, settings) - hour_usd(seen, there, settings)
     good = seen.work_left_h * hourly - 2 * restart_usd(seen, there.place)
-    slack_usd = (1 + chance) * _slack_usd(seen, here.place, seen.restart_h, settings)
+    slack_usd = (1 + chance) * _slack_usd(seen, seen.restart_h, settings)
     return chance * good - (1 - chance) * restart_usd(seen, here.place) - slack_usd
 
 
@@ -84,7 +84,7 @@ def chance_up(seen: Observation, known: Known) -> float:
     return float(USUAL_UP * (1 - survival(chain.down_ends, min(ago))))
 
 
-def _slack_usd(seen: Observation, here: Place, hours: float, settings: Settings) -> float:
+def _slack_usd(seen: Observation, hours: float, settings: Settings) -> float:
     """What so many hours less of slack cost, by the table; nothing without a deadline."""
     certain = cheapest(seen.places, spot=False)
     if seen.deadline_h is None or certain is None:

@@ -17,9 +17,9 @@ from launcher.hazard import ON_DEMAND_H, assumed
 from launcher.policy.experience import MarketCounts, counts_of, kind_of, tuned_chain, world_of
 from launcher.policy.history import (
     MachineSpell,
+    beat_on_machine,
     hours_of,
     machine_now,
-    on_machine,
     place_of,
     spent_usd,
     work_of,
@@ -57,7 +57,7 @@ def observe(
     works = machine_works(events)
     spells = [work.spell for work in works]
     current = machine_now(spells)
-    on_it = _beat_of(heartbeat, events, spells) if current else None
+    on_it = beat_on_machine(heartbeat, events, spells)
     work = work_of(events, on_it, limits.hours)
     restart = restart_h(works, limits.restart_h, now)
     streaks = Streaks(_of_this_launch(works, events), places, now)
@@ -98,17 +98,6 @@ def _of_this_launch(works: Sequence[MachineWork], events: Sequence[Event]) -> li
         (event.time for event in of_newest_launch(events) if isinstance(event.payload, MachineUp)), default=None
     )
     return [work for work in works if since is not None and (work.spell.until is None or work.spell.until >= since)]
-
-
-def _beat_of(heartbeat: Heartbeat | None, events: Sequence[Event], spells: Sequence[MachineSpell]) -> Heartbeat | None:
-    """The heartbeat, if it is of an attempt on the newest machine: a zombie's steps are not done steps."""
-    if heartbeat is None:
-        return None
-    after = spells[-1].after_attempt
-    if after is not None:
-        return heartbeat if heartbeat.attempt > after else None
-    attempts = {event.attempt for event in on_machine(events, spells, len(spells) - 1)}
-    return heartbeat if heartbeat.attempt in attempts else None
 
 
 def _closing_h(events: Sequence[Event], limits: Limits, *, trained: bool) -> float:
@@ -175,9 +164,8 @@ def _life_h(learned: Mapping[Place, float], spot: Sequence[Place], limits: Limit
 
 def _running(current: MachineWork, restart: float, signs: Signs | None, now: datetime) -> Running:
     age_h = hours_of(now - current.spell.since)
-    place, prices = current.spell.place, current.spell.prices
     return Running(
-        replace(place, price_usd_per_hour=prices[-1][1]) if prices else place,
+        replace(current.spell.place, price_usd_per_hour=current.spell.usd_per_hour),
         age_h,
         restart_left_h=0.0 if current.trained else max(0.0, restart - age_h),
         trained=current.trained,

@@ -19,21 +19,17 @@ from checkpoints.causes import GoneCause
 from checkpoints.clock import Clock
 from checkpoints.errors import NotusError
 from checkpoints.event_kinds import (
-    AttemptEnded,
     AttemptStarted,
     Decided,
     FalseRecovery,
-    MachineGone,
     MachineUp,
     NoCapacity,
     Planned,
     PriceChanged,
-    ReleaseFailed,
-    RunEnd,
     Stopped,
     UnderWay,
 )
-from checkpoints.event_order import end_of_run, of_newest_launch
+from checkpoints.event_order import end_of_run
 from checkpoints.events import Event, of_kind
 from checkpoints.head import read_head
 from checkpoints.requests import Request, ask, read_request, withdraw
@@ -42,6 +38,7 @@ from checkpoints.store import Store
 from launcher.policy.decide import decide
 from launcher.policy.history import (
     MachineSpell,
+    beat_on_machine,
     hours_of,
     machine_now,
     machines,
@@ -51,13 +48,15 @@ from launcher.policy.history import (
     why_gone,
 )
 from launcher.policy.limits import Limits
-from launcher.policy.machine_work import machine_works
+from launcher.policy.machine_work import MachineWork, machine_works
 from launcher.policy.model import Action, GiveUp, Launch, Move, Observation, Place, Wait
 from launcher.policy.observe import Signs, hours_to_preemption, observe, paid_usd
 from launcher.policy.safety import bears_a_start
-from launcher.sky.hands import Hands, Lost, Refused, Told, Up
+from launcher.sky.give_back import give_back, give_back_surely
+from launcher.sky.hands import Hands, LimitReached, Lost, Refused, Told, Up
 from launcher.sky.life_signs import LifeSigns
 from launcher.sky.run_diary import RunDiary
+from launcher.sky.turns import attempt_now, is_noted_as_gone, is_planned, release_due, since_machine, was_decided
 
 __all__ = ["Conductor", "Hands", "LimitReached", "Lost", "Refused", "Told", "Up"]
 
@@ -72,17 +71,7 @@ DEAF_SHARE = 2 / 3
 """Of a restart's time: what a trainer may take where a deadline waits. Later, on demand could not meet it any more."""
 LOST_WAIT_S = 60.0
 """Before the next machine, where two in a row were gone before they ran the job."""
-RELEASE_RETRY_S = (60.0, 600.0)
-"""Between tries to give a machine back, growing from the first to the second."""
-RELEASE_FOR_S = 24 * 3600.0
-"""After that long of failing tries the job ends, and says so: only a person can help."""
 SAME_PRICE = 0.001
-
-
-class LimitReached(NotusError):
-    """The run ends here, its state saved: a limit, or no place at all."""
-
-    exit_code = 3
 
 
 @dataclass(frozen=True)
@@ -123,9 +112,9 @@ class Conductor:
         What the diary says of an earlier job of this run is over with it. `notus-launch` has noted that, and plain
         `sky jobs launch` has not: a restart of the controller would then take an old end for this job's.
         """
-        is_planned = _is_planned(await self._diary.read_before_launch())
+        planned = is_planned(await self._diary.read_before_launch())
         await self._diary.begin()
-        if not is_planned:
+        if not planned:
             await self._diary.note(Planned(strategy="NOTUS"))
         return await self.place()
 
@@ -135,6 +124,7 @@ class Conductor:
         while True:
             await self._obey_a_stop()
             events = await self._diary.read()
+            await self._refuse_if_superseded(events)
             seen = await self._without_machine(events)
             action = await self._choose(seen)
             if isinstance(action, GiveUp):
@@ -163,7 +153,7 @@ class Conductor:
 
     async def _without_machine(self, events: list[Event]) -> Observation:
         """What is seen when the run has no machine, whatever the diary says: steps that were not committed are lost."""
-        seen = await self._observe(events, Signs())
+        seen = await self._observe(events, await self._heartbeat(events), Signs())
         left_h = seen.work_left_h + seen.unsaved_h
         return replace(seen, running=None, work_left_h=left_h, unsaved_h=0.0)
 
@@ -204,7 +194,7 @@ class Conductor:
                 await self._diary.note(FalseRecovery(place=place_data(spell.place)))
                 return self._clock.now().timestamp()
             events = await self._diary.read()
-            attempt = _attempt_now(events)
+            attempt = attempt_now(events)
             why = self._why_gone(events, gone)
         await self._give_back_surely(why)
         self._dead_writer = await asyncio.to_thread(self._writer_of, attempt)
@@ -226,54 +216,22 @@ class Conductor:
         its_events = on_machine(events, spells, len(spells) - 1)
         ran = gone or bool(of_kind(its_events, AttemptStarted))
         why = why_gone(its_events, ran=ran)
-        wished = [decided for _, decided in of_kind(_since_machine(events), Decided) if decided.action == "move"]
+        wished = [decided for _, decided in of_kind(since_machine(events), Decided) if decided.action == "move"]
         return "no_progress" if why == "moved" and wished and wished[-1].cause == "progress" else why
 
     # --- giving a machine back --------------------------------------------------------------------
 
     async def close(self, why: GoneCause, job_status: str = "") -> bool:
         """The job is over, and so is its machine. False = it could not be given back; to be tried again."""
-        return await self._give_back(why, job_status=job_status)
+        return await self._give_back(why, job_status)
+
+    async def _give_back(self, why: GoneCause, job_status: str = "") -> bool:
+        self._wish = None
+        return await give_back(self._hands, self._diary, why, job_status=job_status)
 
     async def _give_back_surely(self, why: GoneCause, said: str = "") -> None:
-        """Before anything else may happen. Raises `LimitReached` after a day of trying."""
-        pause_s, waited_s = RELEASE_RETRY_S[0], 0.0
-        while not await self._give_back(why, said=said):
-            if waited_s >= RELEASE_FOR_S:
-                raise LimitReached(
-                    "the machine could not be given back for a day: it is billed until somebody terminates it",
-                    "terminate it in the console of its cloud, or with `sky down`; then launch the same --name again",
-                )
-            await self._hands.wait(pause_s, "the machine could not be given back yet, and is billed")
-            waited_s += pause_s
-            pause_s = min(pause_s * 1.6, RELEASE_RETRY_S[1])
-
-    async def _give_back(self, why: GoneCause, *, said: str = "", job_status: str = "") -> bool:
-        """Release, verify, then note. What fails is noted too, with an alarm's weight, and billed on."""
-        spells = machines(self._diary.known())
-        spell = spells[-1] if spells else None
-        failed = ""
-        try:
-            await self._hands.release()
-            if not await self._hands.cloud_says_gone():
-                failed = "it was released, and its cloud still shows it, or does not answer"
-        except NotusError as error:
-            failed = error.message
-        except Exception as error:  # SkyPilot raises many kinds; whichever it is, the machine is billed on
-            logger.warning("notus: the machine could not be given back", exc_info=True)
-            failed = str(error) or type(error).__name__
-        if failed and spell is not None:
-            tries = 1 + len(of_kind(_since_machine(self._diary.known()), ReleaseFailed))
-            await self._diary.note(ReleaseFailed(place=place_data(spell.place), message=failed, tries=tries, why=why))
-            return False
-        if failed:
-            logger.warning("notus: no machine is known, and releasing it failed: %s", failed)
-            return False
-        if spell is not None and not _is_noted_as_gone(self._diary.known()):
-            gone = MachineGone(why=why, place=place_data(spell.place), said=said, job_status=job_status)
-            await self._diary.note(gone)
         self._wish = None
-        return True
+        await give_back_surely(self._hands, self._diary, why, said)
 
     # --- looking after it -------------------------------------------------------------------------
 
@@ -284,20 +242,20 @@ class Conductor:
         """
         events = await self._diary.read_if_there()
         if self._is_superseded(events):  # SkyPilot then finds no machine, and calls `recover`
-            if not _is_noted_as_gone(events):
+            if not is_noted_as_gone(events):
                 await self._give_back("closed")
             return True
         spell = machine_now(machines(events))
         if spell is None:
             return end_of_run(events) is None
-        if (failed := _release_due(events)) is not None:
+        if (failed := release_due(events)) is not None:
             await self._give_back(failed.why)
             return True
-        trained = machine_works(events)[-1].trained
-        await self._show_life(len(machines(events)), spell)
+        works = machine_works(events)
+        await self._show_life(len(works), spell)
+        await self._note_start(works[-1])
         beat = await self._heartbeat(events)
-        await self._note_start(events, spell, trained=trained)
-        seen = await self._observe(events, self._signs.look(spell, beat, events, trained=trained))
+        seen = await self._observe(events, beat, self._signs.look(spell, beat, events, trained=works[-1].trained))
         await self._note_price(spell, seen)
         if (alarm := self._signs.alarm()) is not None:
             await self._diary.note(alarm)
@@ -310,22 +268,22 @@ class Conductor:
 
     async def _show_life(self, asked: int, spell: MachineSpell) -> None:
         """The machine keeps the limits by itself while no controller is heard of, and is told what it costs."""
-        price = spell.prices[-1][1] if spell.prices else spell.place.price_usd_per_hour
+        price, now = spell.usd_per_hour, self._clock.now()
         try:
-            await asyncio.to_thread(write_controller_beat, self._store, self._clock.now(), asked, price)
+            await asyncio.to_thread(write_controller_beat, self._store, now, asked, price)
         except NotusError as error:
             logger.warning("notus: the controller can't show that it lives: %s", error.message)
 
-    async def _note_start(self, events: list[Event], spell: MachineSpell, *, trained: bool) -> None:
+    async def _note_start(self, work: MachineWork) -> None:
         """What a start takes is measured by our own clock, if we looked before its first step; else that clock, which
         tells too much, and the machine's, which may be off, each bound it."""
-        if not trained:
+        spell = work.spell
+        if not work.trained:
             self._untrained = spell.since
         elif spell.start_h is None:
             hours = hours_of(self._clock.now() - spell.since)
-            by_machine = machine_works(events)[-1].start_h
-            if self._untrained != spell.since and by_machine is not None:
-                hours = min(hours, by_machine)
+            if self._untrained != spell.since and work.start_h is not None:
+                hours = min(hours, work.start_h)
             await self._diary.note(UnderWay(hours=round(hours, 4)))
 
     async def _note_price(self, spell: MachineSpell, seen: Observation) -> None:
@@ -345,7 +303,7 @@ class Conductor:
         if self._wish is None or (self._wish.what, self._wish.machine.since) != (what, spell.since):
             self._wish = Wish(what, _why_taken(action), spell, self._clock.monotonic())
             cause = action.limit if isinstance(action, GiveUp) else action.cause
-            if not _was_decided(self._diary.known(), what):  # by an earlier process
+            if not was_decided(self._diary.known(), what):  # by an earlier process
                 await self._diary.note(Decided(action=what, cause=cause, reason=action.reason))
         if not self._wish.sent:
             await self._send(action)
@@ -414,7 +372,7 @@ class Conductor:
         word counts, unless the cloud says that the machine is gone: one that lives on without its cloud's knowledge is
         a zombie. Alive is what changes; no clock of another machine is compared with ours.
         """
-        attempt = _attempt_now(events)
+        attempt = attempt_now(events)
         before = await asyncio.to_thread(read_heartbeat, self._store) if attempt is not None else None
         if before is None or before.attempt != attempt:
             return False
@@ -431,9 +389,8 @@ class Conductor:
         logger.info("notus: %s", action)
         return action
 
-    async def _observe(self, events: list[Event], signs: Signs) -> Observation:
+    async def _observe(self, events: list[Event], beat: Heartbeat | None, signs: Signs) -> Observation:
         self._places = [self._limits.priced(place) for place in await self._hands.places()]
-        beat = await self._heartbeat(events)
         return observe(events, beat, self._places, self._limits, self._clock.now(), signs)
 
     async def _heartbeat(self, events: list[Event]) -> Heartbeat | None:
@@ -442,11 +399,7 @@ class Conductor:
             self._beat = await asyncio.to_thread(read_heartbeat, self._store)
         except NotusError:
             logger.debug("notus: no heartbeat could be read", exc_info=True)
-        spells = machines(events)
-        if self._beat is None or machine_now(spells) is None:
-            return None
-        after = spells[-1].after_attempt
-        return self._beat if after is None or self._beat.attempt > after else None
+        return beat_on_machine(self._beat, events, machines(events))
 
     def _writer_of(self, attempt: int | None) -> str:
         """Who holds the run, if it is this attempt; '' if that can't be told."""
@@ -455,43 +408,6 @@ class Conductor:
         except NotusError:  # its successor then waits for the lease, as ever
             return ""
         return head.writer.id if head is not None and head.epoch == attempt else ""
-
-
-def _attempt_now(events: Sequence[Event]) -> int | None:
-    """The attempt that the newest machine began, unless it has ended."""
-    spells = machines(events)
-    its_events = on_machine(events, spells, len(spells) - 1) if spells else []
-    begun = [event.attempt for event, _ in of_kind(its_events, AttemptStarted)]
-    ended = {event.attempt for event, _ in of_kind(events, AttemptEnded)}
-    return max(begun) if begun and max(begun) not in ended else None
-
-
-def _since_machine(events: Sequence[Event]) -> list[Event]:
-    """The events after the newest machine came."""
-    ups = [place for place, event in enumerate(events) if isinstance(event.payload, MachineUp)]
-    return list(events[ups[-1] + 1 :]) if ups else list(events)
-
-
-def _is_noted_as_gone(events: Sequence[Event]) -> bool:
-    return bool(of_kind(_since_machine(events), MachineGone))
-
-
-def _release_due(events: Sequence[Event]) -> ReleaseFailed | None:
-    """A machine that is still up although it was to be given back."""
-    failed = [failure for _, failure in of_kind(_since_machine(events), ReleaseFailed)]
-    return failed[-1] if failed and not _is_noted_as_gone(events) else None
-
-
-def _was_decided(events: Sequence[Event], what: str) -> bool:
-    """Was the last wish to this machine the same?"""
-    wishes = [decided.action for _, decided in of_kind(_since_machine(events), Decided)]
-    return bool(wishes) and wishes[-1] == what
-
-
-def _is_planned(events: Sequence[Event]) -> bool:
-    """Does the newest launch begin with a plan, and has nothing happened since?"""
-    turns = [e.payload for e in of_newest_launch(events) if isinstance(e.payload, RunEnd | Planned | MachineUp)]
-    return bool(turns) and isinstance(turns[-1], Planned)
 
 
 def _why_taken(action: Move | GiveUp) -> GoneCause:

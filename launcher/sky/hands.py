@@ -7,8 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from checkpoints.errors import NotusError
 from launcher.policy.model import Place
 from launcher.sky.asked import Answer
+
+
+class LimitReached(NotusError):
+    """The run ends here, its state saved: a limit, or no place at all."""
+
+    exit_code = 3
 
 
 @dataclass(frozen=True)

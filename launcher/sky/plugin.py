@@ -270,6 +270,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                     search.otherwise = f"SkyPilot had no machine ready within {PROVISION_S / 60:.0f} min: given up"
                     if (machine := search.machine or await asyncio.to_thread(self._machine)) is not None:
                         return Lost(*machine, answers(search.tries, places), search.otherwise)
+                    await self._give_back_blindly()  # what the cancelled request has left is nowhere in the books
                     asked = True
                 except exceptions.ProvisionPrechecksError as error:  # of these entries: others may be good
                     search.otherwise = "; ".join(str(reason) for reason in error.reasons)

@@ -213,6 +213,22 @@ def test_a_newer_launch_ends_the_older_job() -> None:
         run.recover()
 
 
+def test_a_job_that_waits_for_a_machine_buys_none_once_a_newer_launch_has_the_run() -> None:
+    run = Run({SPOT_A: 0})
+    run.sky.after_wait = {SPOT_A: 1}
+    wait = run.sky.wait
+
+    async def launched_again_meanwhile(seconds: float, reason: str) -> None:
+        await wait(seconds, reason)
+        number = take_launch_number(run.store, "", run.clock)
+        Diary(run.store, 0, run.clock, number).write("planned", strategy="NOTUS")
+
+    run.sky.wait = launched_again_meanwhile  # type: ignore[method-assign]
+    with pytest.raises(LimitReached, match="launched again"):
+        run.launch()
+    assert run.events("machine_up") == []
+
+
 def test_a_launch_has_its_number_and_a_restart_goes_on_with_it() -> None:
     run = Run({LAMBDA: 3})
     run.launch()

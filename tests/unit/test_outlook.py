@@ -16,13 +16,17 @@ from launcher.policy.market import (
     BINS,
     PRIOR_DOWN,
     PRIOR_UP,
+    USUAL_UP,
     Chain,
     Prober,
     SpotMarket,
     age_bin,
     churned,
     log_churn,
+    survival,
 )
+from launcher.policy.model import Known, Observation, Place
+from launcher.policy.moves import chance_up
 from launcher.policy.outlook import (
     AFTER_A_LOSS,
     NO_END_H,
@@ -315,3 +319,25 @@ def test_a_step_is_short_where_the_time_is_and_never_shorter_than_a_look() -> No
     assert step_of(96, 1 / 12) == pytest.approx(1 / 6)
     assert step_of(1.5, 1 / 600) == pytest.approx(1.5 / 240, rel=0.3)
     assert step_of(0.1, 0.25) == 0.25
+
+
+def test_slack_costs_more_the_less_of_it_there_is() -> None:
+    """An hour less of it is, at the worst, an hour on demand instead of on spot, and the restarts of the change."""
+    table = solve(Problem(12.0, 24.0, 0.25, 0.35, 0.1, Chain(), 3))
+    costs = [table.slack_cost(10.0, slack_h, 0.5) for slack_h in (1.0, 2.0, 4.0, 8.0)]
+    assert costs == sorted(costs, reverse=True)
+    assert 0.0 <= costs[-1] < costs[0] < 1.0
+    assert table.slack_cost(10.0, 4.0, 0.0) == 0.0
+    assert table.slack_cost(10.0, 0.1, 0.5) > 5.0, "the deadline is lost"
+    assert table.slack_cost(10.0, 1e3, 0.5) == 0.0, "beyond the table it is plenty"
+
+
+def test_a_place_that_refused_long_ago_may_have_a_machine_again() -> None:
+    place = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
+    seen = Observation((), 8.0, 0.25)
+    chances = [chance_up(seen, Known(place, refused_h_ago=hours)) for hours in (0.0, 0.5, 3.0, 1e3)]
+    assert chances == sorted(chances)
+    assert chances[0] == 0.0
+    assert chances[-1] == pytest.approx(USUAL_UP)
+    assert chance_up(seen, Known(place)) == USUAL_UP, "never asked"
+    assert survival(PRIOR_DOWN, 0.2) == pytest.approx(math.exp(-0.2 * PRIOR_DOWN[0]))
