@@ -17,6 +17,7 @@ from checkpoints.head import Head
 from checkpoints.manifest import Record
 from checkpoints.store import Store
 from trainer.attempt import pid_scope
+from trainer.processes import is_alive
 
 LAUNCHER_KEY = "launcher.json"
 
@@ -67,7 +68,7 @@ def is_gone(launcher: LauncherRecord) -> bool:
     if not launcher.pid_scope or launcher.pid_scope != pid_scope():
         return False
     try:
-        return abs(psutil.Process(launcher.pid).create_time() - launcher.started) > 1.0
+        return not is_alive(launcher.pid) or abs(psutil.Process(launcher.pid).create_time() - launcher.started) > 1.0
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:
@@ -81,4 +82,4 @@ def dead_holder(head: Head | None) -> str:
     """
     if head is None or not head.writer.pid_scope or head.writer.pid_scope != pid_scope():
         return ""
-    return "" if psutil.pid_exists(head.writer.pid) else head.writer.id
+    return "" if is_alive(head.writer.pid) else head.writer.id

@@ -22,6 +22,17 @@ def die_with_parent(signum: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signum)
 
 
+def is_alive(pid: int) -> bool:
+    """Does the process still run? One that has ended and that nobody reaps (a container's first process often reaps
+    nothing) keeps its number for as long as the container lives."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
 def any_descendant(word: str) -> bool:
     """Is there a living descendant with `word` on its command line?"""
     for process in psutil.Process().children(recursive=True):

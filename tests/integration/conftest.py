@@ -163,6 +163,15 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_
         time.sleep(0.05)
 
 
+def stop_after(launcher: Launcher, arguments: tuple[str, ...], run: str, step: int) -> None:
+    """Run until `step` and stop as a user would."""
+    process = launcher.start(*arguments)
+    wait_for(lambda: launcher.progress_step(run) >= step, f"step {step}")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 75, err
+
+
 def assert_bit_exact(one: Store, other: Store) -> None:
     """Every rank's loss of every step, and every tensor of the final state: read back, not compared by hash."""
     import torch

@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from checkpoints.run import open_run
-from tests.integration.conftest import Launcher, recipe
+from tests.integration.conftest import Launcher, stop_after
 
 
 def test_a_new_machine_takes_the_operators_from_the_bucket(launcher: Launcher, tmp_path: Path) -> None:
-    mine = recipe(tmp_path, "tiny-dpo", ("  epochs: 2", "  epochs: 1\n  max_steps: 2"))
-    arguments = launcher.local(mine, "--name", "run")
+    arguments = launcher.local("tiny-dpo", "--name", "run")
     launcher.environment |= {
         "HF_TOKEN": "hf_only_for_a_test_of_operators",
         "TORCH_EXTENSIONS_DIR": str(tmp_path / "first"),
     }
-    launcher.run(*arguments).receipt()
+    stop_after(launcher, arguments, "run", 2)
     compiled = list((tmp_path / "first").rglob("*.so"))
     assert compiled
     keys = [entry.key for entry in open_run(launcher.bucket, "run").list("cache/ops")]

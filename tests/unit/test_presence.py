@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -204,3 +206,21 @@ def test_a_stopped_run_is_started_again(monkeypatch: pytest.MonkeyPatch, tmp_pat
     Diary(store, 1).write(Finished(step=24))
     assert _is_done(store, "r", recipe, compare=False)
     assert not _is_done(store, "r", recipe, compare=True), "the comparison that was asked for is not made yet"
+
+
+@pytest.fixture
+def zombie() -> Iterator[int]:
+    """The pid of a process that has ended, and that nobody has reaped."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    yield process.pid
+    process.wait()
+
+
+def test_a_process_that_nobody_reaps_is_gone(zombie: int) -> None:
+    """In a container without an init the orphan of a killed launcher keeps its pid for ever."""
+    assert is_gone(record(zombie))
+    store = ObjectStore.memory()
+    local_run(store, writer=zombie)
+    store.put(LAUNCHER_KEY, record(zombie).to_json())
+    assert state(store) == "waiting for a launcher"
