@@ -30,7 +30,9 @@ from sky.utils import registry, resources_utils, status_lib
 
 from checkpoints.clock import SystemClock
 from checkpoints.errors import NotusError, StoreError, UserError
+from checkpoints.events import read_events
 from checkpoints.run import open_run
+from checkpoints.store import Store
 from launcher.offers import find_catalog
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.model import Place
@@ -38,6 +40,7 @@ from launcher.sky import catalog
 from launcher.sky.asked import Tried, all_refused, answers, asked_at, count_asked, one_line, tries_in, was_given
 from launcher.sky.conductor import Conductor, LimitReached, Lost, Refused, Told, Up
 from launcher.sky.entries import Entry, requests
+from launcher.sky.last_word import ends_the_run
 from launcher.sky.places import Candidate, Hourly, booked, is_price, judge, offers_for, report
 from trainer.attempt import PREDECESSOR_GONE
 from trainer.interval import HOURS_TO_PREEMPTION
@@ -148,6 +151,10 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         self._recovering = True
         return await self._within_limits(lambda conductor: conductor.recover())
 
+    def should_restart_on_failure(self, exit_codes: list[int] | None = None) -> bool:
+        """SkyPilot's own ends the job for every code that the task doesn't list."""
+        return not ends_the_run(exit_codes, lambda: read_events(self._store()))
+
     async def monitor_task(self, **_: Any) -> bool | None:
         """Looks after the running job beside SkyPilot's own loop, which goes on as ever."""
         if (old := WATCHING.get(self.job_id)) is not None:  # of the executor before SkyPilot's emergency recovery
@@ -211,16 +218,21 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         """Opens the bucket; raises `UserError` for a task that isn't one of ours, or can't."""
         if self._opened is None:
             environment = job_environment(self._task)
-            for name in ("NOTUS_BUCKET", "NOTUS_RUN", "NOTUS_RECIPE"):
-                if not environment.get(name):
-                    raise UserError(f"the task has no {name}", "the NOTUS strategy is for tasks of notus-launch")
+            store = self._store()
             check_nodes(self._task.num_nodes)
-            store = open_run(environment["NOTUS_BUCKET"], environment["NOTUS_RUN"], environment)
             launch = environment.get("NOTUS_LAUNCH", "")
             number = int(launch) if launch.isdigit() else 0
             limits = limits_of(environment, datetime.now(UTC))
             self._opened = Conductor(store, limits, self, SystemClock(), number)
         return self._opened
+
+    def _store(self) -> Store:
+        """The run's; raises `UserError` for a task that isn't one of ours."""
+        environment = job_environment(self._task)
+        for name in ("NOTUS_BUCKET", "NOTUS_RUN", "NOTUS_RECIPE"):
+            if not environment.get(name):
+                raise UserError(f"the task has no {name}", "the NOTUS strategy is for tasks of notus-launch")
+        return open_run(environment["NOTUS_BUCKET"], environment["NOTUS_RUN"], environment)
 
     def _limits(self) -> Limits:
         return limits_of(job_environment(self._task))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from checkpoints.events import Event, read_events
 from checkpoints.run import open_run
 from checkpoints.store import Store
@@ -180,6 +182,16 @@ class CloudRun:
         machine = self.machine()
         self._clouds.control("capacity", **{f"{machine['place']}/{machine['kind']}": 0})
         self._clouds.control("preempt", id=machine["id"], notice=False)
+
+    def kill_supervisor(self) -> None:
+        """SIGKILL, as the kernel sends it where memory is short: nothing is noted, and the machine stays."""
+        (supervisor,) = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if any(part.endswith("/notus-train") for part in process.info["cmdline"] or [])
+            and self.name in process.info["cmdline"]
+        ]
+        supervisor.kill()
 
     def wait(self, what: str, condition: Callable[[], bool], timeout_s: float = START_S) -> None:
         deadline = time.monotonic() + timeout_s

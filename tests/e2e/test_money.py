@@ -93,13 +93,15 @@ def test_the_bucket_is_away_for_the_controller_only(
     later(ends)
 
 
-def test_a_second_machine_with_broken_gpus_is_replaced(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
-    """The preflight fails on it. A run that has trained doesn't end for that: other machines are sound."""
+def test_a_killed_supervisor_and_then_a_machine_with_broken_gpus_end_no_run(
+    clouds: Clouds, bucket: S3Server, reference: Store
+) -> None:
+    """The kernel kills the first, the preflight fails on the second. A run that has trained doesn't end for either."""
     run = CloudRun(clouds, bucket, "broken")
     run.submit([GCP_SPOT, LAMBDA], NOTUS, **QUICK)
     run.freeze_after_save()
     clouds.control("weather", broken=[run.name])
-    run.preempt_for_good()
+    run.kill_supervisor()
     run.wait_until_done(900)
     assert [machine["broken"] for machine in run.every_machine()] == [False, True, False]
     assert "GPUs" in str([event.data for event in run.events()]), "the preflight's words are in the diary"
