@@ -15,9 +15,9 @@ from functools import reduce
 
 from pydantic import BaseModel, ConfigDict
 
-from checkpoints.event_kinds import MachineUp, NoCapacity
+from checkpoints.event_kinds import MachineUp, NoCapacity, PlaceRecord
 from checkpoints.events import Event
-from launcher.policy.history import hours_of, machines, place_of
+from launcher.policy.history import hours_of, machines
 from launcher.policy.market import (
     AGE_BINS_H,
     BINS,
@@ -161,10 +161,10 @@ def _stock_outs(events: Sequence[Event]) -> list[tuple[Kind, float, bool]]:
     for event in events:
         match event.payload:
             case NoCapacity(places=places):
-                for kind in {kind_of(place) for place in map(place_of, places) if place.spot}:
+                for kind in {kind_of(place) for place in places if place.spot}:
                     refused[kind] = (refused.get(kind, (event.time, event.time))[0], event.time)
             case MachineUp(place=record, since=since):
-                came = kind_of(place_of(record)) if record.spot else None
+                came = kind_of(record) if record.spot else None
                 if came in refused and refused[came][0] >= since:
                     del refused[came]
                 for kind, (first, last) in refused.items():
@@ -174,7 +174,7 @@ def _stock_outs(events: Sequence[Event]) -> list[tuple[Kind, float, bool]]:
     return [*found, *((kind, hours_of(last - first), False) for kind, (first, last) in refused.items())]
 
 
-def kind_of(place: Place) -> Kind:
+def kind_of(place: Place | PlaceRecord) -> Kind:
     """The market that a place belongs to."""
     return place.cloud, place.gpus
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import NamedTuple
 
 from checkpoints.causes import GoneCause
@@ -63,9 +64,13 @@ def place_data(place: Place) -> PlaceRecord:
     return PlaceRecord(**asdict(place))
 
 
+_VALUES = attrgetter(*Place.__dataclass_fields__)
+"""A long night's diary has ten thousand refusals, and each look at it asks for the place of each."""
+
+
 def place_of(record: PlaceRecord) -> Place:
     """The place that an event names."""
-    return Place(**{name: getattr(record, name) for name in Place.__dataclass_fields__})
+    return Place(*_VALUES(record))
 
 
 def machines(events: Sequence[Event]) -> list[MachineSpell]:
