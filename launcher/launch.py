@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -11,10 +12,10 @@ from rich.console import Console
 
 from checkpoints.errors import NotusError
 from checkpoints.event_kinds import Compared
-from checkpoints.events import Diary, of_kind, read_events
+from checkpoints.events import Diary, Event, of_kind, read_events
 from checkpoints.names import check_run_name
 from checkpoints.requests import withdraw
-from checkpoints.run import open_run, read_metrics, read_run, register_run
+from checkpoints.run import open_run, read_heartbeat, read_metrics, read_run, register_run
 from checkpoints.store import Store, probe
 from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.experience import remember
@@ -24,7 +25,7 @@ from launcher.options import default_folder, home, writable
 from launcher.report.exact import compare_runs
 from launcher.report.receipt import Receipt, make_receipt
 from launcher.report.render import receipt_panel
-from launcher.report.status import read_status
+from launcher.report.status import ABANDONED, read_status
 from launcher.request import LaunchRequest, parse_gpus
 from launcher.watch import watcher
 from trainer.main import default_processes, new_record
@@ -123,7 +124,14 @@ def read_receipt(store: Store, name: str, recipe: Recipe | None = None) -> Recei
     """The receipt of a run, from the bucket. What it met of spot markets is remembered for later plans."""
     events, now = read_events(store), datetime.now(UTC)
     remember(store.url, events, now)
-    return make_receipt(name, events, read_metrics(store), priced_offers(recipe), now)
+    abandoned = bool(events) and read_status(store, name, now).state == ABANDONED
+    until = _last_sign(store, events) if abandoned else now
+    return make_receipt(name, events, read_metrics(store), priced_offers(recipe), until, abandoned=abandoned)
+
+
+def _last_sign(store: Store, events: Sequence[Event]) -> datetime:
+    beat = read_heartbeat(store)
+    return max([event.time for event in events] + ([beat.time] if beat else []))
 
 
 def priced_offers(recipe: Recipe | None) -> list[Offer]:

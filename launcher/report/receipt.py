@@ -41,7 +41,7 @@ class AttemptLine(BaseModel):
     number: int
     started_at: datetime
     ended_at: datetime
-    ended: str = Field(description="finished, preempted, failed, user_error, running, ...")
+    ended: str = Field(description="finished, preempted, failed, user_error, running, killed, ...")
     from_step: int = Field(description="the step it resumed from, 0 = the start")
     not_exact: tuple[str, ...] = Field(default=(), description="what differs from the attempt it resumed from")
     trained: bool = Field(description="did it get as far as a first step?")
@@ -111,10 +111,20 @@ class Receipt(BaseModel):
 
 
 def make_receipt(
-    run: str, events: Sequence[Event], metrics: Sequence[StepMetrics], offers: Sequence[Offer], now: datetime
+    run: str,
+    events: Sequence[Event],
+    metrics: Sequence[StepMetrics],
+    offers: Sequence[Offer],
+    now: datetime,
+    *,
+    abandoned: bool = False,
 ) -> Receipt:
-    """Work out the receipt. `offers` are the ones to price the machine hours with; `now` ends a running attempt."""
-    attempts = _attempts(events, now)
+    """Work out the receipt. `offers` are the ones to price the machine hours with; `now` ends a running attempt.
+
+    `abandoned`: nobody looks after the run any more, so an attempt that noted no end was killed; `now` is then the last
+    sign of life.
+    """
+    attempts = _attempts(events, now, "killed" if abandoned else "running")
     kept = _kept_seconds(metrics, attempts)
     saves = of_kind(events, Saved)
     saving_s = sum(float(item.values.get("stalled_s", 0.0)) for item in metrics if item.rank == 0)
@@ -172,27 +182,25 @@ def make_receipt(
 def _machines(events: Sequence[Event], now: datetime) -> tuple[MachineLine, ...]:
     lines = []
     for spell in machines(events):
-        hours = ((spell.until or now) - spell.since).total_seconds() / 3600
-        price = spell.place.price_usd_per_hour
         lines.append(
             MachineLine(
                 place=str(spell.place),
-                price_usd_per_hour=price,
-                hours=hours,
-                cost_usd=hours * price,
+                price_usd_per_hour=spell.usd_per_hour,
+                hours=spell.hours(now),
+                cost_usd=spell.usd(now),
                 ended=spell.job_status or spell.ended or "running",
             )
         )
     return tuple(lines)
 
 
-def _attempts(events: Sequence[Event], now: datetime) -> list[AttemptLine]:
+def _attempts(events: Sequence[Event], now: datetime, without_end: str) -> list[AttemptLine]:
     numbers = sorted({event.attempt for event, _ in of_kind(events, AttemptStarted)})
     lines: list[AttemptLine] = []
     for number in numbers:
         mine = [event for event in events if event.attempt == number]
         # Without an event of its end it still runs, or its machine died before it could write one.
-        unended = (now, "running") if number == numbers[-1] else (max(event.time for event in mine), "preempted")
+        unended = (now, without_end) if number == numbers[-1] else (max(event.time for event in mine), "preempted")
         lines.append(_attempt(mine, number, _end(mine) or unended))
     for index, line in enumerate(lines):
         # An attempt that died before its first step says nothing about what it would have resumed from.

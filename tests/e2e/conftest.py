@@ -98,6 +98,7 @@ def clouds(tmp_path_factory: pytest.TempPathFactory, image: Image, bucket: S3Ser
     """Lambda, GCP, and a SkyPilot that knows both."""
     with running_clouds(tmp_path_factory.mktemp("clouds"), image, CACHE) as made:
         made.skypilot.run("notus-launch", "doctor", "--fix")
+        made.skypilot.start()
         made.skypilot.sky("check", "gcp", "lambda")
         yield made
         while ENDING:

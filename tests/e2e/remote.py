@@ -88,6 +88,7 @@ class Remote:
         self._skypilot.make_home()
         (self._skypilot.home / ".sky/config.yaml").write_text(CONFIG)
         self._skypilot.run("notus-launch", "doctor", "--fix")
+        self._skypilot.start()
         self._skypilot.sky("check", "gcp")
         return self._run.launch("--cloud", "gcp", "--gpus", "A100:8")
 

@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from tests.e2e.cloud.gcp_api import ACCOUNT, GCLOUD, PROJECT
 from tests.e2e.cloud.lambda_api import KEY
 from tests.e2e.cloud.machines import URL
 from tests.e2e.image import CATALOGS, REPOSITORY
+from tests.integration.conftest import wait_for
 
 
 class SkyPilot:
@@ -91,6 +93,22 @@ class SkyPilot:
     def sky(self, *arguments: str, answer: str = "") -> str:
         """The `sky` command."""
         return self.run("sky", *arguments, timeout_s=900, answer=answer)
+
+    def start(self) -> None:
+        """Start its server. SkyPilot waits a minute for it; on a loaded machine it takes longer, and starts all the same."""
+        try:
+            self.sky("api", "start")
+        except RuntimeError as error:
+            if "Failed to start SkyPilot API server" not in str(error):
+                raise
+            wait_for(self._answers, "SkyPilot's API server")
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/api/health", timeout=10) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     def stop(self) -> None:
         """End its server and everything that it has started."""

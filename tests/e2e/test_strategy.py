@@ -142,7 +142,7 @@ def test_the_api_server_restarts_in_mid_run(clouds: Clouds, bucket: S3Server, re
     run.submit([GCP_SPOT, LAMBDA], NOTUS, **QUICK)
     run.freeze_in("training", step=3)
     clouds.skypilot.sky("api", "stop")
-    clouds.skypilot.sky("api", "start")
+    clouds.skypilot.start()
     run.thaw()
     run.wait_until_done(600)
     assert run.status()[1] == 0, "the job went on"

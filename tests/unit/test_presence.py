@@ -16,11 +16,12 @@ import pytest
 from checkpoints.confirm import read_if_there
 from checkpoints.errors import StoreError
 from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Finished, Preempted, Stopped
-from checkpoints.events import Diary, Event
+from checkpoints.events import Diary, Event, read_events
 from checkpoints.head import Lease, Writer
 from checkpoints.object_store import ObjectStore
 from checkpoints.run import HEARTBEAT_KEY, Heartbeat, open_run, register_run
 from launcher import cli
+from launcher.launch import read_receipt
 from launcher.presence import LAUNCHER_KEY, LauncherRecord, is_gone, looked_after, nobody_here
 from launcher.report.receipt import make_receipt
 from launcher.report.status import read_status
@@ -92,6 +93,16 @@ def test_a_run_whose_launcher_was_killed_is_not_running() -> None:
     assert status.state == "waiting for a launcher"
     assert status.phase is None
     assert status.note == "its launcher on this machine is gone; to resume: launch --name r again"
+
+
+def test_the_receipt_of_an_attempt_that_was_killed_with_its_launcher_says_so() -> None:
+    store = ObjectStore.memory()
+    local_run(store, writer=NO_PID)
+    store.put(LAUNCHER_KEY, record(NO_PID).to_json())
+    receipt = read_receipt(store, "r")
+    assert (receipt.state, receipt.attempts[0].ended, receipt.preemptions) == ("stopped", "killed", 0)
+    begun = read_events(store)[0].time
+    assert receipt.attempts[0].ended_at == max(begun, NOW - timedelta(seconds=1)), "the last sign of life, not now"
 
 
 def test_an_attempt_that_still_saves_after_its_launcher_was_killed_is_running() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -314,7 +315,7 @@ def test_preemptions_are_spread_over_the_run() -> None:
 
 def test_only_a_dead_process_of_this_boot_is_known_to_be_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.presence.pid_scope", lambda: "this-boot")
-    monkeypatch.setattr("launcher.presence.psutil.pid_exists", lambda pid: pid == 1)
+    monkeypatch.setattr("launcher.presence.is_alive", lambda pid: pid == 1)
 
     def head(pid: int, boot: str) -> Any:
         store = ObjectStore.memory()
@@ -399,6 +400,18 @@ def test_a_refusal_names_zones_prices_and_why() -> None:
         f"no machine in 2 places: the key is not valid: {LAMBDA.where} ($"
     )
     assert "no reason given" in str(line_of(event(0, "no_capacity", 0, **odd)))
+
+
+def test_a_price_that_changed_is_paid_from_then_on() -> None:
+    dearer = replace(SPOT, price_usd_per_hour=72.0)
+    events = [
+        up(0, SPOT),
+        event(1800, "price_changed", 0, place=place_data(dearer)),
+        event(3600, "machine_gone", 0, place=place_data(SPOT), why="preempted"),
+    ]
+    receipt = make_receipt("r", events, [], [], START + timedelta(hours=9))
+    assert receipt.cost_usd == pytest.approx(18 + 36)
+    assert receipt.machines[0].price_usd_per_hour == 72.0, "the newest"
 
 
 def test_a_set_up_that_failed_says_why_everywhere() -> None:
