@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import Field
 
 from checkpoints.clock import Clock, SystemClock
-from checkpoints.confirm import read_record
+from checkpoints.confirm import read_if_there, read_record
 from checkpoints.errors import AlreadyExists, StoreError
 from checkpoints.manifest import Record
 from checkpoints.store import Store
@@ -37,17 +37,19 @@ class Launch(Record):
     number: int = Field(ge=1)
     id: str = Field(description="of this record: two launchers at one moment never write the same bytes")
     submission: str = Field(description="id that travels with the job (NOTUS_SUBMISSION); '' = plain `sky jobs launch`")
+    job: str = Field(default="", description="SkyPilot's job, where that brought no number and took this one itself")
     time: datetime
     host: str = Field(description="where it was launched from, see `this_host`")
 
 
-def take_launch_number(store: Store, submission: str = "", clock: Clock | None = None) -> int:
+def take_launch_number(store: Store, submission: str = "", clock: Clock | None = None, *, job: str = "") -> int:
     """The next number of this run; never given to another launch. Raises `StoreError`."""
     for _ in range(MOST_RACES):
         launch = Launch(
             number=newest_launch_number(store) + 1,
             id=uuid.uuid4().hex[:12],
             submission=submission,
+            job=job,
             time=(clock or SystemClock()).now(),
             host=this_host(),
         )
@@ -74,6 +76,15 @@ def newest_launch(store: Store) -> Launch | None:
     """The last launch of this run, wherever it was made; None where the run has none."""
     number = newest_launch_number(store)
     return read_record(store, _key(number), Launch) if number else None
+
+
+def launch_number_of(store: Store, job: str) -> int:
+    """The newest number that this job has taken; 0 = none. Raises `StoreError`."""
+    for number in range(newest_launch_number(store), 0, -1):
+        launch = read_if_there(store, _key(number), Launch)
+        if launch is not None and launch.job == job:
+            return number
+    return 0
 
 
 def _key(number: int) -> str:

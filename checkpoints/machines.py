@@ -47,6 +47,8 @@ class Machine(NamedTuple):
     """Dollars per hour from a moment on, where its price has changed since."""
     start_h: float | None = None
     """From its request to the first new step on it, as the strategy saw it."""
+    given_up: datetime | None = None
+    """When it was first given back in vain: it was of no use from then on, and is billed until it is gone."""
 
     def cost_usd(self, now: datetime) -> float:
         """Until its end, or until `now`."""
@@ -94,7 +96,7 @@ def machines_of(events: Sequence[Event]) -> list[Machine]:
                 found[-1] = last._replace(until=event.time, ended=kept, job_status=job_status)
                 unconfirmed = False
             case ReleaseFailed() if last and (is_up or unconfirmed):
-                found[-1] = last._replace(until=None)
+                found[-1] = last._replace(until=None, given_up=last.given_up or event.time)
             case payload if last and is_up and (ended := _run_end(payload)):
                 found[-1] = last._replace(until=event.time, ended=ended)
                 unconfirmed = True

@@ -173,6 +173,8 @@ def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
         keep_usd_per_h=plan.keep_usd_per_h,
         bucket_cloud=plan.bucket_cloud or "",
         store_usd_per_h=plan.storage_usd / plan.expected_finish_h,
+        save_h=plan.upload_h,
+        save_every_h=plan.save_every_h,
         trust_prices=request.trust_prices,
         met={kind: known.met for kind, known in learned.items() if kind in markets},
     )

@@ -64,6 +64,10 @@ class Plan(Estimate):
     """For a checkpoint's way to a machine outside of the bucket's cloud."""
     keep_usd_per_h: float = 0.0
     """For keeping its checkpoints in a pause."""
+    upload_h: float = 0.0
+    """Of a checkpoint, as assumed."""
+    save_every_h: float = 0.0
+    """Between two saves, where the recipe says it in time."""
     bucket_cloud: str | None
     """Whose machines restore for nothing."""
     hazard: str | None

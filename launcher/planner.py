@@ -154,6 +154,8 @@ class Planner:
             on_demand_usd_per_hour=behind.first.price_usd_per_hour if behind else None,
             restore_usd=restore_usd(self.bucket, "", saving.state_bytes),
             keep_usd_per_h=keep_usd_per_h(self.bucket, saving.state_bytes, saving.kept),
+            upload_h=saving.upload_h,
+            save_every_h=(self.recipe.saves.every_minutes or 0.0) / 60,
             bucket_cloud=self.bucket.cloud,
             hazard=self._hazard(kind).source if kind.first.spot else None,
             zones=self._zone_plans(kind) if kind.first.spot else (),

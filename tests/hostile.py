@@ -33,6 +33,8 @@ SPOT = tuple(
 ON_DEMAND = Place("lambda", "us-east-1", None, "A100:8", False, 16.0)
 DEARER = Place("gcp", "r0", "r0-a", "A100:8", False, 20.0)
 LOOK_H = 0.1
+RICH = 2.0
+"""Times the way on demand: a budget that asks for no other places than the deadline does."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Hostile:
     """A world, and what may be asked of it."""
 
     world: LiveWorld
-    honest: bool
-    """Nothing lies but the market, starts and speed: then a deadline that on demand could keep is kept."""
+    keepable: bool
+    """Training and on demand are what they seem, whatever else fails: then a deadline that on demand could keep is kept.
+    Not asked where nothing can be given back, or where a controller that forgot everything finds the bucket away."""
     budget_usd: float | None
     deadline_h: float | None
 
@@ -51,8 +54,9 @@ def hostile(seed: int) -> Hostile:
     chance = random.Random(seed)
     planned_h = chance.choice([0.5, 1.0, 2.0, 4.0])
     honest = chance.random() < 0.5
-    trainer = _trainer(chance, planned_h, honest=honest)
+    trainer = _trainer(chance, planned_h, honest=honest or chance.random() < 0.3)
     markets: dict[Place, Market] = {place: _market(chance) for place in SPOT[: chance.choice([1, 1, 2, 3])]}
+    faults = None if honest else _faults(chance, planned_h, tuple(markets))
     markets[ON_DEMAND] = Always() if honest or chance.random() < 0.7 else Spells(chance, 5.0, 1.0)
     if chance.random() < 0.3:
         markets[DEARER] = Always()
@@ -63,14 +67,23 @@ def hostile(seed: int) -> Hostile:
     world = LiveWorld(
         markets,
         trainer,
-        None if honest else _faults(chance, planned_h),
+        faults,
         planned_hours=planned_h,
         deadline_h=deadline_h,
         budget_usd=budget_usd,
         look_h=LOOK_H,
+        planned_save_h=chance.choice([None, trainer.save_h / 2, trainer.save_h, 2 * trainer.save_h]),
         seed=seed,
     )
-    return Hostile(world, honest, budget_usd, deadline_h)
+    return Hostile(world, _keepable(world, budget_usd, whole_usd), budget_usd, deadline_h)
+
+
+def _keepable(world: LiveWorld, budget_usd: float | None, whole_usd: float) -> bool:
+    trainer, faults = world.trainer, world.faults
+    as_it_seems = not (trainer.deaf or trainer.hangs or trainer.crashes or trainer.never_runs)
+    forgets = bool(faults.controller_restarts_h) and bool(faults.bucket_away or faults.prices_away)
+    certain = isinstance(world.markets[ON_DEMAND], Always) and not faults.release_fails and not forgets
+    return as_it_seems and certain and (budget_usd is None or budget_usd >= RICH * whole_usd)
 
 
 def _trainer(chance: random.Random, planned_h: float, *, honest: bool) -> Trainer:
@@ -79,6 +92,7 @@ def _trainer(chance: random.Random, planned_h: float, *, honest: bool) -> Traine
         hours=planned_h / speed,
         restart_h=chance.choice([0.1, 0.25, 0.25, 0.4, 0.7, 1.0]),
         save_every_h=chance.choice([0.05, 1 / 6, 0.5]),
+        save_h=chance.choice([1 / 60, 1 / 60, 0.1, 0.3]),
         clock_off_s=chance.choice([0.0, 0.0, -600.0, 600.0]),
     )
     if honest:
@@ -101,7 +115,7 @@ def _market(chance: random.Random) -> Market:
     return Always() if kind == "always" else Never()
 
 
-def _faults(chance: random.Random, planned_h: float) -> Faults:
+def _faults(chance: random.Random, planned_h: float, spot: tuple[Place, ...]) -> Faults:
     away = sorted(chance.uniform(0, 3 * planned_h) for _ in range(chance.choice([0, 0, 2])))
     restarts = tuple(chance.uniform(0, 2 * planned_h) for _ in range(chance.choice([0, 0, 1, 3])))
     return Faults(
@@ -109,6 +123,8 @@ def _faults(chance: random.Random, planned_h: float) -> Faults:
         bucket_away=((away[0], away[1]),) if away else (),
         controller_restarts_h=restarts,
         launcher_clock_off_s=chance.choice([0.0, 600.0, -600.0]),
+        surge=(chance.uniform(0, planned_h), spot[0], chance.choice([2.0, 3.5])) if chance.random() < 0.2 else None,
+        prices_away=((begins := chance.uniform(0.1, 2 * planned_h), begins + 2.0),) if chance.random() < 0.2 else (),
         price_changes=((chance.uniform(0, planned_h), chance.choice([0.8, 1.5])),) if chance.random() < 0.2 else (),
     )
 
@@ -127,9 +143,11 @@ def faults_of(case: Hostile, told: Ledger) -> list[str]:
     if case.budget_usd is not None:
         dearest = max(place.price_usd_per_hour for place in case.world.markets) * 1.5
         closing_usd = dearest * (told.closing_h + LOOK_H + 3 / 60)
+        if case.world.faults.surge is not None:  # unknown for up to a look, and for as long as no list can be read
+            closing_usd += (LOOK_H + (2.0 if case.world.faults.prices_away else 0.0)) * 3.5 * SPOT[0].price_usd_per_hour
         if told.spent_usd > case.budget_usd + closing_usd:
             found.append(f"spent ${told.spent_usd:.2f} of ${case.budget_usd:.2f}, and closing takes ${closing_usd:.2f}")
-    if case.honest and case.deadline_h is not None and case.budget_usd is None:
+    if case.keepable and case.deadline_h is not None:
         if told.finished_h is None:
             found.append(f"never finished: {told.why}")
         elif told.finished_h > case.deadline_h + 1e-6:

@@ -13,16 +13,16 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import stamina
 
 from checkpoints.clock import FakeClock
-from checkpoints.errors import NotusError, StoreError
+from checkpoints.errors import NotusError, StoreError, UserError
 from checkpoints.events import Diary
 from checkpoints.head import Lease, Writer
 from checkpoints.object_store import ObjectStore
-from checkpoints.requests import read_request
+from checkpoints.requests import Request, read_request
 from checkpoints.run import HEARTBEAT_KEY, Heartbeat
 from launcher.policy.limits import Limits
 from launcher.policy.model import Place
@@ -125,6 +125,10 @@ class Faults:
     launcher_clock_off_s: float = 0.0
     price_changes: tuple[tuple[float, float], ...] = ()
     """Hours, and the factor on all prices from then on."""
+    surge: tuple[float, Place, float] | None = None
+    """From an hour on, one place costs so many times as much. From three times on the list is not believed there."""
+    prices_away: tuple[tuple[float, float], ...] = ()
+    """From and to, hours: no list can be read."""
 
 
 @dataclass
@@ -146,6 +150,15 @@ class Machine:
     exit_code: int = 0
     saved: int = 0
     next_save_h: float = 1e9
+    last_save: LastSave | None = None
+
+
+class LastSave(NamedTuple):
+    """What a trainer does that was asked to stop or move: it is committed only if its machine lives to see it."""
+
+    done_h: float
+    step: int
+    request: Request
 
 
 @dataclass
@@ -196,6 +209,7 @@ class LiveWorld:
         deadline_h: float | None = None,
         budget_usd: float | None = None,
         look_h: float = 1 / 60,
+        planned_save_h: float | None = None,
         seed: int = 0,
     ) -> None:
         self.random = random.Random(seed)
@@ -205,7 +219,9 @@ class LiveWorld:
         self.markets, self.trainer, self.faults = markets, trainer, faults or Faults()
         deadline = None if deadline_h is None else self.start + timedelta(hours=deadline_h)
         settings = Settings(check_h=look_h, most_wait_h=12.0)
-        self.limits = Limits(hours=planned_hours, deadline=deadline, budget_usd=budget_usd, settings=settings)
+        self.limits = Limits(
+            hours=planned_hours, deadline=deadline, budget_usd=budget_usd, save_h=planned_save_h, settings=settings
+        )
         self.ledger = Ledger()
         self.machine: Machine | None = None
         self.attempts = 0
@@ -236,10 +252,14 @@ class LiveWorld:
         return Conductor(AwayStore(self.store, self), self.limits, self, self.clock)  # type: ignore[arg-type]
 
     def price(self, place: Place) -> Place:
+        return replace(place, price_usd_per_hour=place.price_usd_per_hour * self._factor(place, self.hour))
+
+    def _factor(self, place: Place, hour: float) -> float:
         factor = 1.0
-        for hour, change in self.faults.price_changes:
-            factor = change if self.hour >= hour else factor
-        return replace(place, price_usd_per_hour=place.price_usd_per_hour * factor)
+        for begins, change in self.faults.price_changes:
+            factor = change if hour >= begins else factor
+        surge = self.faults.surge
+        return factor * (surge[2] if surge is not None and place == surge[1] and hour >= surge[0] else 1.0)
 
     # --- the run ----------------------------------------------------------------------------------
 
@@ -264,7 +284,7 @@ class LiveWorld:
                         self.conductor = self._new_conductor()
                     if self.machine is None or self.machine.ended_h is not None:
                         break
-                    if self.hour >= next_look:
+                    if self.hour >= next_look - 1e-9:
                         next_look = self.hour + self.limits.settings.check_h
                         with contextlib.suppress(NotusError):
                             await self.conductor.look()
@@ -317,7 +337,18 @@ class LiveWorld:
     # --- Hands ------------------------------------------------------------------------------------
 
     async def places(self) -> list[Place]:
-        return [self.price(place) for place in self.markets]
+        if any(begin <= self.hour < end for begin, end in self.faults.prices_away):
+            raise UserError("no price list can be read", "fetch one")
+        surge = self.faults.surge
+        odd = surge[1] if surge is not None and surge[2] >= 3 and self.hour >= surge[0] else None
+        return [self.price(place) for place in self.markets if place != odd]
+
+    def listed_usd(self, place: Place) -> float | None:
+        return next((self.price(one).price_usd_per_hour for one in self.markets if one == place), None)
+
+    async def machine(self) -> tuple[Place, datetime] | None:
+        machine = self.machine
+        return None if machine is None else (self.price(machine.place), self.moment(machine.asked_h))
 
     async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
         assert self.machine is None, "one cluster name has one machine"
@@ -403,6 +434,9 @@ class LiveWorld:
             self._claim(machine, begins_h)
         if not machine.attempt:
             return
+        if machine.last_save is not None:
+            self._see_last_save_through(machine, machine.last_save, until_h)
+            return
         if machine.crashes_h <= until_h:
             self._end_attempt(machine, machine.crashes_h, "failed", 75)
             return
@@ -448,14 +482,22 @@ class LiveWorld:
         if request is None or not request.is_for(machine.attempt) or machine.deaf or stuck:
             self._beat(machine, until_h)
             return
-        done_h = until_h + self.trainer.save_h
         self._note(machine, until_h, "notice", source=request.action)
-        if until_h > machine.first_step_h:
-            self._commit(machine, done_h, max(self._steps_at(machine, until_h), self.committed))
-        stopped = request.action == "stop"
-        self._end_attempt(machine, done_h, "stopped" if stopped else "preempted", 76 if stopped else 75)
+        trained = until_h > machine.first_step_h
+        done_h = until_h + (self.trainer.save_h if trained else 0.0)
+        machine.last_save = LastSave(done_h, self._steps_at(machine, until_h) if trained else 0, request)
+        self._see_last_save_through(machine, machine.last_save, until_h)
+
+    def _see_last_save_through(self, machine: Machine, save: LastSave, until_h: float) -> None:
+        if until_h < save.done_h:
+            self._beat(machine, until_h)
+            return
+        if save.step > machine.saved:
+            self._commit(machine, save.done_h, save.step)
+        stopped, request = save.request.action == "stop", save.request
+        self._end_attempt(machine, save.done_h, "stopped" if stopped else "preempted", 76 if stopped else 75)
         if stopped:
-            self._note(machine, done_h, "stopped", reason=request.reason, limit=request.limit, step=self.committed)
+            self._note(machine, save.done_h, "stopped", reason=request.reason, limit=request.limit, step=self.committed)
 
     def _end_attempt(self, machine: Machine, hour: float, outcome: str, code: int) -> None:
         machine.ended_h, machine.exit_code = hour, code
@@ -494,22 +536,21 @@ class LiveWorld:
     def _usd(self, machine: Machine, until_h: float) -> float:
         """By the price of each moment."""
         listed = next(place for place in self.markets if place == machine.place)
-        edges = [machine.asked_h, *(hour for hour, _ in self.faults.price_changes if machine.asked_h < hour < until_h)]
-        total = 0.0
-        for begin, end in zip(edges, [*edges[1:], until_h], strict=True):
-            factor = 1.0
-            for hour, change in self.faults.price_changes:
-                factor = change if begin >= hour else factor
-            total += (end - begin) * listed.price_usd_per_hour * factor
-        return total
+        changes = [hour for hour, _ in self.faults.price_changes]
+        changes += [self.faults.surge[0]] if self.faults.surge is not None else []
+        edges = [machine.asked_h, *(hour for hour in sorted(changes) if machine.asked_h < hour < until_h)]
+        return sum(
+            (end - begin) * listed.price_usd_per_hour * self._factor(listed, begin)
+            for begin, end in zip(edges, [*edges[1:], until_h], strict=True)
+        )
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Without threads, which would only wait for each other here, without pauses in real time, and without log lines."""
 
-    async def at_once(act: Callable[..., object], *args: object) -> object:
-        return act(*args)
+    async def at_once(act: Callable[..., object], *args: object, **more: object) -> object:
+        return act(*args, **more)
 
     logger = logging.getLogger("sky.notus")
     threaded, asyncio.to_thread = asyncio.to_thread, at_once  # type: ignore[assignment]

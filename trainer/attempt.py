@@ -39,7 +39,6 @@ from trainer.dead_mans_switch import (
     DeadMansSwitch,
     Verdict,
     machine_age_s,
-    save_limit_s,
 )
 from trainer.errors import EXIT_FAILED
 from trainer.failed_start import conducted, gave_up_because
@@ -220,7 +219,7 @@ class Supervisor:
         self._verdict = self._switch.verdict(progress, away_s=self._upkeep.away_s(now), now_s=now)
         if self._verdict == "budget":
             logger.warning("this machine has reached the run's budget: saving and stopping")
-            seconds = save_limit_s(progress.save_s)
+            seconds = self._switch.save_limit_s(progress.save_s)
             self._kill_at = min(self._kill_at, now + seconds)
             request_stop(self._scratch.stop, "budget", datetime.now(UTC) + timedelta(seconds=seconds))
         elif self._verdict:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from checkpoints.environment import number_of
 from checkpoints.errors import UserError
 from checkpoints.run import ControllerBeat
 from trainer.failed_start import PRICE, conducted
@@ -27,6 +28,8 @@ from trainer.scratch import BEFORE_TRAINING, Progress
 BUDGET = "NOTUS_BUDGET_USD"
 SPENT = "NOTUS_SPENT_USD"
 """Environment: what the run had cost when this machine was asked for."""
+SAVE_MIN = "NOTUS_SAVE_MIN"
+"""Environment: minutes that the plan assumes for the upload of a checkpoint."""
 CLUSTER = "SKYPILOT_CLUSTER_INFO"
 
 SILENT_S = 900.0
@@ -41,6 +44,7 @@ BILLED_BEFORE_BOOT_S = 180.0
 SET_UP_S = 2700.0
 """Assumed where the machine doesn't tell its age: boot and set-up at their limits."""
 ASSUMED_SAVE_S = 300.0
+MOST_SAVE_MIN = 24 * 60.0
 SAVE_MARGIN = 1.5
 """A save takes longer when all ranks want to be done; and the step before it counts, too."""
 TEARDOWN_S = 120.0
@@ -74,6 +78,12 @@ def machine_budget(environment: Mapping[str, str]) -> MachineBudget | None:
     return MachineBudget(budget, _dollars(environment, SPENT) or 0.0, price)
 
 
+def planned_save_s(environment: Mapping[str, str]) -> float | None:
+    """None where nobody has planned. Raises `UserError`."""
+    minutes = number_of(environment, SAVE_MIN, None, at_least=0.0, at_most=MOST_SAVE_MIN)
+    return 60 * minutes if minutes else None
+
+
 def _dollars(environment: Mapping[str, str], name: str) -> float | None:
     text = environment.get(name)
     if not text:
@@ -100,9 +110,10 @@ def machine_age_s(proc: Path = Path("/proc")) -> float:
         return SET_UP_S
 
 
-def save_limit_s(save_s: float | None) -> float:
-    """Seconds that a last save may take. `save_s` was measured."""
-    return ASSUMED_SAVE_S if save_s is None else SAVE_MARGIN * save_s + 60.0
+def save_limit_s(save_s: float | None, planned_s: float | None = None) -> float:
+    """Seconds that a last save may take. `save_s` was measured; else the plan's."""
+    told_s = planned_s if save_s is None else save_s
+    return ASSUMED_SAVE_S if told_s is None else SAVE_MARGIN * told_s + 60.0
 
 
 class Controller:
@@ -144,6 +155,7 @@ class DeadMansSwitch:
 
     def __init__(self, environment: Mapping[str, str], *, age_s: float, now_s: float) -> None:
         self._budget = machine_budget(environment)
+        self._planned_save_s = planned_save_s(environment)
         self._rented = CLUSTER in environment
         self._booted_s = now_s - age_s
         self._moved_s = now_s
@@ -153,7 +165,11 @@ class DeadMansSwitch:
     def closing_s(self, now_s: float, save_s: float | None) -> float:
         """From now until this machine is no longer paid, if the attempt ends now."""
         down_s = TEARDOWN_S if self.controller.looks_after_us(now_s) else AUTODOWN_S
-        return save_limit_s(save_s) + down_s
+        return self.save_limit_s(save_s) + down_s
+
+    def save_limit_s(self, save_s: float | None) -> float:
+        """Seconds that a last save may take."""
+        return save_limit_s(save_s, self._planned_save_s)
 
     def _reaches_budget(self, progress: Progress, now_s: float) -> bool:
         """At this machine's own price, once the controller has told it: of the places that were asked, the environment
@@ -163,7 +179,7 @@ class DeadMansSwitch:
         price = self.controller.price_usd_per_hour or self._budget.price_usd_per_hour
         closing_s = self.closing_s(now_s, progress.save_s)
         if progress.phase in BEFORE_TRAINING:
-            closing_s -= save_limit_s(progress.save_s)
+            closing_s -= self.save_limit_s(progress.save_s)
         return replace(self._budget, price_usd_per_hour=price).reached(now_s - self._booted_s, closing_s)
 
     def stuck_s(self, progress: Progress, now_s: float) -> float:

@@ -34,6 +34,8 @@ STUCK_H = 0.75
 MOST_DOUBLINGS = 2
 UNCOMMITTED_H = 3.0
 """A machine that trains and commits nothing, because the bucket takes nothing from it."""
+SAVES_MISSED = 1.5
+"""Of a run that saves less often than that: so many of its intervals without a commit."""
 
 
 def decide(seen: Observation, settings: Settings | None = None) -> Action:
@@ -94,7 +96,7 @@ def _while_running(seen: Observation, running: Running, settings: Settings) -> A
     place = running.place
     if seen.budget_left_usd is not None and seen.budget_left_usd <= closing_usd(seen, place):
         return GiveUp("budget", f"the budget is used up but for ${money(seen):.2f}")
-    if (stuck := _stuck(running, seen.effort.stuck)) is not None:
+    if (stuck := _stuck(seen, running)) is not None:
         return stuck
     if not place.spot:
         return leave_on_demand(seen, running, settings)
@@ -108,11 +110,14 @@ def _while_running(seen: Observation, running: Running, settings: Settings) -> A
     return leave_spot(seen, running, settings)
 
 
-def _stuck(running: Running, before: int) -> Move | None:
-    """A machine without progress. The next one in a row gets twice the time: its start may really be that slow."""
-    if running.stuck_h >= STUCK_H * 2 ** min(before, MOST_DOUBLINGS):
+def _stuck(seen: Observation, running: Running) -> Move | None:
+    """A machine without progress. The next one in a row gets twice the time, because its start may really be that slow;
+    but none is kept for it once the dollars without progress are used up."""
+    patience_h = STUCK_H * 2 ** min(seen.effort.stuck, MOST_DOUBLINGS)
+    bears_it = seen.effort.usd + running.age_h * running.place.price_usd_per_hour < seen.effort.most_usd
+    if running.stuck_h >= (patience_h if bears_it else STUCK_H):
         return Move("progress", f"no progress for {running.stuck_h * 60:.0f} min", urgent=True)
-    if running.trained and running.uncommitted_h >= UNCOMMITTED_H:
+    if running.trained and running.uncommitted_h >= max(UNCOMMITTED_H, SAVES_MISSED * seen.save_every_h):
         return Move("progress", f"no step was committed for {running.uncommitted_h:.1f} h", urgent=True)
     return None
 

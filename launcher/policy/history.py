@@ -44,6 +44,8 @@ class MachineSpell(NamedTuple):
     """Dollars per hour from a moment on, where its price has changed since."""
     start_h: float | None = None
     """From its request to the first new step on it, as the strategy saw it."""
+    given_up: datetime | None = None
+    """When it was first given back in vain."""
 
     @property
     def usd_per_hour(self) -> float:
@@ -53,6 +55,10 @@ class MachineSpell(NamedTuple):
     def hours(self, now: datetime) -> float:
         """Billed until its end, or until `now`."""
         return hours_of((self.until or now) - self.since)
+
+    def used_h(self, now: datetime) -> float:
+        """Until it was given back, if in vain."""
+        return hours_of(min(self.given_up or now, self.until or now) - self.since)
 
     def usd(self, now: datetime) -> float:
         """Until its end, or until `now`."""
@@ -205,17 +211,20 @@ def hours_per_step(events: Sequence[Event], assumed: float) -> float:
 
 
 def measured_speed(events: Sequence[Event]) -> Speed | None:
-    """Of the newest attempt that trained for long enough, else of the one that trained longest: from its first step to
-    its last save, both by its own clock."""
+    """Of the newest attempt that trained for long enough, else of the one that trained longest: from its first step, or
+    its first save, to the moment that its last save is of. An upload, however long, is no training."""
     all_saves = of_kind(events, Saved)
     longest: Speed | None = None
     for began, first in reversed(of_kind(events, Training)):
-        saves = [(event.time, saved.step) for event, saved in all_saves if event.attempt == began.attempt]
-        if not saves or saves[-1][1] - first.step < MIN_MEASURED_STEPS:
+        marks = [(began.time, first.step)]
+        marks += [(_taken_at(event, saved), saved.step) for event, saved in all_saves if event.attempt == began.attempt]
+        start = marks[0]
+        if len(marks) > 2 and marks[-1][1] - marks[1][1] >= MIN_MEASURED_STEPS:
+            start = marks[1]  # the first steps compile and warm up
+        if (steps := marks[-1][1] - start[1]) < MIN_MEASURED_STEPS:
             continue
-        time, step = saves[-1]
-        trained_h = hours_of(time - began.time)
-        speed = Speed(trained_h / (step - first.step), trained_h)
+        trained_h = max(0.0, hours_of(marks[-1][0] - start[0]))
+        speed = Speed(trained_h / steps, trained_h)
         if trained_h >= TRUSTED_H:
             return speed
         if longest is None or trained_h > longest.trained_h:
@@ -226,3 +235,8 @@ def measured_speed(events: Sequence[Event]) -> Speed | None:
 def hours_of(span: timedelta) -> float:
     """A time span in hours."""
     return float(span.total_seconds()) / 3600
+
+
+def _taken_at(event: Event, saved: Saved) -> datetime:
+    """When the state was taken that a save has committed: training goes on beside the upload."""
+    return event.time - timedelta(seconds=saved.upload_s + saved.commit_s)

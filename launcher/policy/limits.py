@@ -45,6 +45,10 @@ class Limits:
     """For keeping checkpoints, and requests, while the run has a machine."""
     keep_usd_per_h: float = 0.0
     """For keeping checkpoints in a pause."""
+    save_h: float | None = None
+    """For the upload of a checkpoint, by the plan; until one is measured."""
+    save_every_h: float = 0.0
+    """Between two saves, by the plan; 0 = not known."""
     trust_prices: bool = False
     """The user also takes prices that look wrong (`--trust-prices`)."""
     settings: Settings = field(default_factory=Settings)
@@ -62,6 +66,8 @@ class Limits:
             "NOTUS_BUCKET_CLOUD": self.bucket_cloud if self.restore_usd else "",
             "NOTUS_STORE_USD_H": f"{self.store_usd_per_h:.3g}" if self.store_usd_per_h else "",
             "NOTUS_KEEP_USD_H": f"{self.keep_usd_per_h:.3g}" if self.keep_usd_per_h else "",
+            "NOTUS_SAVE_MIN": f"{self.save_h * 60:.3g}" if self.save_h else "",
+            "NOTUS_SAVE_EVERY_MIN": f"{self.save_every_h * 60:.3g}" if self.save_every_h else "",
             "NOTUS_MET": _met_text(self.met),
             "NOTUS_TRUST_PRICES": "1" if self.trust_prices else "",
         }
@@ -98,6 +104,8 @@ def limits_of(environment: Mapping[str, str], now: datetime | None = None) -> Li
         bucket_cloud=environment.get("NOTUS_BUCKET_CLOUD", ""),
         store_usd_per_h=usd("NOTUS_STORE_USD_H", 0.0),
         keep_usd_per_h=usd("NOTUS_KEEP_USD_H", 0.0),
+        save_h=hours("NOTUS_SAVE_MIN", 0.0) or None,
+        save_every_h=hours("NOTUS_SAVE_EVERY_MIN", 0.0),
         trust_prices=environment.get("NOTUS_TRUST_PRICES", "") == "1",
         met=_met_of(environment.get("NOTUS_MET", "")),
         settings=Settings(

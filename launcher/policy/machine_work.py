@@ -86,7 +86,7 @@ def restart_h(works: Sequence[MachineWork], assumed_h: float, now: datetime) -> 
         estimate = max(slowest, (assumed_h + math.fsum(newest)) / (1 + len(newest)))
     for work in works[-NEWEST_STARTS:]:
         if not work.trained and work.spell.ended not in NO_FAULT_OF_ITS_PLACE:
-            estimate = max(estimate, work.spell.hours(now))
+            estimate = max(estimate, work.spell.used_h(now))
     steps = math.ceil(math.log(estimate / assumed_h) / math.log(START_STEP) - 1e-9) if assumed_h > 0 else 0
     return assumed_h * START_STEP**steps if assumed_h > 0 else estimate
 
@@ -123,7 +123,8 @@ class Streaks:
         usd = math.fsum(work.spell.usd(self._now) for work in row)
         effort = Effort(len(row), usd, stuck=sum(work.spell.ended == "no_progress" for work in row))
         told = f"{len(row)} machines in a row, for ${usd:.2f}, brought no new committed step"
-        if len(row) >= MOST_IN_A_ROW or (len(row) > 1 and usd >= self._most_usd()):
+        effort = effort._replace(most_usd=self._most_usd())
+        if len(row) >= MOST_IN_A_ROW or (len(row) > 1 and usd >= effort.most_usd):
             return effort._replace(exhausted=told)
         on_demand = [place for place in self._places if not place.spot]
         if on_demand and all(math.isinf(self.rest_h(place)) for place in on_demand):
@@ -132,7 +133,8 @@ class Streaks:
 
     def _most_usd(self) -> float:
         on_demand = [place.price_usd_per_hour for place in self._places if not place.spot]
-        return MOST_HOURS * (min(on_demand) if on_demand else max(place.price_usd_per_hour for place in self._places))
+        prices = [place.price_usd_per_hour for place in self._places]
+        return MOST_HOURS * (min(on_demand) if on_demand else max(prices, default=math.inf))
 
     def rest_h(self, place: Place) -> float:
         """For how long a place is set aside from now on."""

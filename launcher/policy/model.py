@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -80,16 +81,24 @@ class Running:
 
     place: Place
     age_h: float
+    """Since it was asked for."""
     restart_left_h: float = 0.0
     """Of its start: until it does new work."""
     trained: bool = True
     """Has it done a step? Until then a move would only waste its start."""
+    start_h: float = 0.0
+    """From its request to its first step, as far as that is known."""
     stuck_h: float = 0.0
     """Since the last sign of progress: a new step, or another phase of its start."""
     uncommitted_h: float = 0.0
     """Since the last committed step, or its start."""
     reserve: bool = False
     """When it was asked for, the budget could pay the way to the end on demand besides."""
+
+    @property
+    def worked_h(self) -> float:
+        """Since its first step."""
+        return self.age_h - self.start_h if self.trained else 0.0
 
 
 class Effort(NamedTuple):
@@ -99,6 +108,8 @@ class Effort(NamedTuple):
     usd: float = 0.0
     stuck: int = 0
     """Of them, those that were given up because they made no progress."""
+    most_usd: float = math.inf
+    """What they may cost."""
     exhausted: str = ""
     """Why no further machine may be paid for this; empty = it may."""
 
@@ -136,6 +147,8 @@ class Observation:
     """Work of the whole run, as far as it is known."""
     closing_h: float = CLOSING_H
     """From the decision to give a machine back until it is gone: a look, a save and the teardown."""
+    save_every_h: float = 0.0
+    """Between two saves, as far as that is known."""
     effort: Effort = NO_EFFORT
     hazard_per_h: float = USUAL_HAZARD_PER_H
     """Of a spot machine, on average: what its restarts are counted by where prices are compared, and a place has no

@@ -20,7 +20,7 @@ WORTH_IT = 0.05
 
 def leave_spot(seen: Observation, running: Running, settings: Settings) -> Action:
     """For on demand, where that is cheaper by now; else for cheaper spot."""
-    if not running.trained or running.age_h < settings.return_h * 2**seen.moves_in_vain:
+    if not running.trained or running.worked_h < settings.return_h * 2**seen.moves_in_vain:
         return Stay()
     here = next((known for known in seen.places if known.place == running.place), Known(running.place))
     action = _to_on_demand(seen, here, settings)
@@ -107,8 +107,10 @@ def _try_spot(seen: Observation, running: Running, settings: Settings) -> Action
     spot = [known for known in seen.places if known.place.spot and known.rest_h <= 0 and payable(seen, known.place)]
     spot = [known for known in spot if bears_a_start(seen, known.place, seen.places)]
     spot = [known for known in spot if spot_usd(seen, known, settings) < on_demand_usd]
-    if not spot or running.age_h < settings.return_h * 2**seen.moves_in_vain:
+    if not spot or running.worked_h < settings.return_h * 2**seen.moves_in_vain:
         return Stay()
+    if seen.budget_left_usd is not None and not seen.measured:
+        return Stay()  # what the way to the end costs is not known yet, and this machine is on it
     if is_tight(seen, seen.work_left_h + 3 * seen.restart_h + settings.check_h):
         return Stay()  # time for an unsuccessful move, and for a preemption after a good one
     best = min(spot, key=lambda known: spot_usd(seen, known, settings)).place

@@ -31,8 +31,8 @@ from launcher.policy.model import Known, Observation, Place, Running
 from launcher.policy.zones import MarketMet
 
 NEWEST_SAVES = 5
-SAVE_H, LEAST_SAVE_H, MOST_SAVE_H = 4 / 60, 0.5 / 60, 15 / 60
-"""Of a save that ends an attempt: before one was measured, and the bounds of one and a half times the slowest."""
+SAVE_H, LEAST_SAVE_H, SLOWER = 4 / 60, 0.5 / 60, 1.5
+"""Of a save that ends an attempt: where neither the plan nor a save tells; else those, with a margin."""
 TEARDOWN_H = 1 / 60
 
 
@@ -78,6 +78,7 @@ def observe(
         measured=work.measured,
         whole_h=work.whole_h,
         closing_h=_closing_h(events, limits, trained=not current or works[-1].trained),
+        save_every_h=limits.save_every_h,
         effort=streaks.effort(),
         hazard_per_h=1 / _life_h(learned, spot, limits),
         market=None if current or limits.deadline is None else _market(events, places, limits, now),
@@ -103,7 +104,8 @@ def _of_this_launch(works: Sequence[MachineWork], events: Sequence[Event]) -> li
 def _closing_h(events: Sequence[Event], limits: Limits, *, trained: bool) -> float:
     """A look, a save as slow as the newest ones, and the teardown; a set-up has nothing to save."""
     newest = [saved.upload_s + saved.commit_s for _, saved in of_kind(events, Saved)][-NEWEST_SAVES:]
-    save_h = SAVE_H if not newest else min(MOST_SAVE_H, LEAST_SAVE_H + 1.5 * max(newest) / 3600)
+    told_h = max(newest) / 3600 if newest else limits.save_h
+    save_h = SAVE_H if told_h is None else LEAST_SAVE_H + SLOWER * told_h
     return limits.settings.check_h + (save_h if trained else 0.0) + TEARDOWN_H
 
 
@@ -169,6 +171,7 @@ def _running(current: MachineWork, restart: float, signs: Signs | None, now: dat
         age_h,
         restart_left_h=0.0 if current.trained else max(0.0, restart - age_h),
         trained=current.trained,
+        start_h=current.start_h or 0.0,
         stuck_h=signs.stuck_h if signs else 0.0,
         uncommitted_h=signs.uncommitted_h if signs else 0.0,
         reserve=current.spell.reserve,

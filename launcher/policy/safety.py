@@ -14,6 +14,9 @@ LATE_SHARE = 0.2
 starts are estimates, so being a minute late on paper is no reason to stop hurrying."""
 UNMEASURED_SHARE, UNMEASURED_START_H = 0.25, 0.75
 """More work than planned, and a longer start, that a run allows for before it has trained anywhere."""
+SHORT_SHARE = 0.1
+"""Of the way to the end on demand: a budget that is short by no more than this on paper may still reach, because speeds
+and starts are estimates. Once it is used up the run ends anyway, its state saved."""
 USD_MARGIN = 0.02
 """Of the way to the end on demand that a budget keeps in reserve: speeds are estimates."""
 
@@ -71,7 +74,8 @@ def is_safe_place(seen: Observation, known: Known) -> bool:
 
 def payable(seen: Observation, place: Place) -> bool:
     """Does the budget reach to the end there?"""
-    return seen.budget_left_usd is None or cost_to_end(seen, place) <= seen.budget_left_usd
+    share = 1.0 if place.spot else 1 - SHORT_SHARE
+    return seen.budget_left_usd is None or share * cost_to_end(seen, place) <= seen.budget_left_usd
 
 
 def cost_to_end(seen: Observation, place: Place) -> float:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypeVar
 
 from checkpoints.causes import GoneCause
 from checkpoints.clock import Clock
@@ -51,7 +51,7 @@ from launcher.policy.limits import Limits
 from launcher.policy.machine_work import MachineWork, machine_works
 from launcher.policy.model import Action, GiveUp, Launch, Move, Observation, Place, Wait
 from launcher.policy.observe import Signs, hours_to_preemption, observe, paid_usd
-from launcher.policy.safety import bears_a_start
+from launcher.policy.safety import bears_a_start, must_be_safe, still_binds
 from launcher.sky.give_back import give_back, give_back_surely
 from launcher.sky.hands import Hands, LimitReached, Lost, Refused, Told, Up
 from launcher.sky.life_signs import LifeSigns
@@ -63,6 +63,7 @@ __all__ = ["Conductor", "Hands", "LimitReached", "Lost", "Refused", "Told", "Up"
 logger = logging.getLogger("sky.notus")
 """Below "sky", so that what we say is in the job's controller log."""
 
+T = TypeVar("T")
 BEAT_WAIT_S = 12.0
 """A live trainer's heartbeat comes every 5 s."""
 DEAF_S = 900.0
@@ -88,16 +89,21 @@ class Wish:
 class Conductor:
     """One run."""
 
-    def __init__(self, store: Store, limits: Limits, hands: Hands, clock: Clock, launch: int = 0) -> None:
+    def __init__(
+        self, store: Store, limits: Limits, hands: Hands, clock: Clock, launch: int = 0, job: str = ""
+    ) -> None:
         self._store = store
         self._limits = limits
         self._hands = hands
         self._clock = clock
-        self._diary = RunDiary(store, clock, launch)
+        self._diary = RunDiary(store, clock, launch, job)
         self._signs = LifeSigns(clock)
         self._dead_writer = ""
         self._places: list[Place] = []
         self._beat: Heartbeat | None = None
+        self._beat_is_current = False
+        self._searching = False
+        """Is a machine being looked for? SkyPilot knows of it before we do."""
         self._wish: Wish | None = None
         self._untrained: datetime | None = None
         """When the newest machine that we have seen without a first step was asked for."""
@@ -120,10 +126,17 @@ class Conductor:
 
     async def place(self) -> float:
         """Find a machine for the job; returns the job's start. Raises `LimitReached`, `NotusError` (the bucket)."""
+        self._searching = True
+        try:
+            return await self._search()
+        finally:
+            self._searching = False
+
+    async def _search(self) -> float:
         lost = 0
         while True:
-            await self._obey_a_stop()
-            events = await self._diary.read()
+            await self._unless_pressed(self._obey_a_stop)
+            events = await self._read_unless_pressed()
             await self._refuse_if_superseded(events)
             seen = await self._without_machine(events)
             action = await self._choose(seen)
@@ -180,7 +193,7 @@ class Conductor:
 
     async def recover(self) -> float:
         """After the job's end with exit code 75, or after SkyPilot has lost the machine. Raises `LimitReached`."""
-        events = await self._diary.read()
+        events = await self._read_unless_pressed()
         await self._refuse_if_superseded(events)
         if (end := end_of_run(events)) is not None:  # the controller slept through the job's end
             await self._give_back_surely("closed")
@@ -190,15 +203,39 @@ class Conductor:
         why: GoneCause = "unknown"
         if spell is not None:
             gone = await self._hands.cloud_says_gone()
-            if not gone and await self._is_alive(events):
+            if not gone and await self._unless_pressed(lambda: self._is_alive(events)):
                 await self._diary.note(FalseRecovery(place=place_data(spell.place)))
                 return self._clock.now().timestamp()
-            events = await self._diary.read()
+            events = await self._read_unless_pressed()
             attempt = attempt_now(events)
             why = self._why_gone(events, gone)
         await self._give_back_surely(why)
         self._dead_writer = await asyncio.to_thread(self._writer_of, attempt)
         return await self.place()
+
+    async def _read_unless_pressed(self) -> list[Event]:
+        """All events; those that are known where the bucket doesn't answer and the deadline can't wait for it."""
+        await self._unless_pressed(self._diary.read)
+        return self._diary.known()
+
+    async def _unless_pressed(self, ask: Callable[[], Awaitable[T]]) -> T | None:
+        """What the bucket says; None where it doesn't answer and the deadline can't wait for it. Raises `NotusError`.
+
+        Without a machine a wait costs nothing but time. With too little of that, what is known has to do.
+        """
+        try:
+            return await ask()
+        except LimitReached:
+            raise
+        except NotusError as error:
+            if not self._diary.was_read or not await self._is_pressed():
+                raise
+            logger.warning("notus: the deadline can't wait for the bucket, so what is known decides: %s", error.message)
+            return None
+
+    async def _is_pressed(self) -> bool:
+        seen = await self._without_machine(self._diary.known())
+        return must_be_safe(seen, self._limits.settings) and still_binds(seen)
 
     def _is_superseded(self, events: Sequence[Event]) -> bool:
         """Has a newer launch the run? Then this one's machine is not wanted any more."""
@@ -247,15 +284,17 @@ class Conductor:
             return True
         spell = machine_now(machines(events))
         if spell is None:
-            return end_of_run(events) is None
+            return end_of_run(events) is None and await self._find_machine(events)
         if (failed := release_due(events)) is not None:
             await self._give_back(failed.why)
             return True
         works = machine_works(events)
-        await self._show_life(len(works), spell)
-        await self._note_start(works[-1])
         beat = await self._heartbeat(events)
-        seen = await self._observe(events, beat, self._signs.look(spell, beat, events, trained=works[-1].trained))
+        readable = self._diary.is_current and self._beat_is_current
+        signs = self._signs.look(spell, beat, events, trained=works[-1].trained, readable=readable)
+        seen = await self._observe(events, beat, signs)
+        await self._show_life(len(works), spell)  # not before it could decide: the machine relies on that
+        await self._note_start(works[-1])
         await self._note_price(spell, seen)
         if (alarm := self._signs.alarm()) is not None:
             await self._diary.note(alarm)
@@ -263,7 +302,18 @@ class Conductor:
         if isinstance(action, Move | GiveUp):
             await self._ask(action, spell, seen)
         else:
-            await self._see_a_stop_through(spell)
+            await self._see_a_stop_through(seen)
+        return True
+
+    async def _find_machine(self, events: list[Event]) -> bool:
+        """A machine that the diary doesn't know is paid all the same: it came while the bucket was away, and the
+        process that knew of it is gone. True = the run goes on."""
+        found = None if self._searching else await self._hands.machine()
+        if found is not None and self._diary.is_current:
+            place, since = found
+            begun = [event.attempt for event, _ in of_kind(events, AttemptStarted) if event.time < since]
+            record = place_data(self._limits.priced(place))
+            await self._diary.note(MachineUp(place=record, since=since, after_attempt=max(begun, default=0)))
         return True
 
     async def _show_life(self, asked: int, spell: MachineSpell) -> None:
@@ -289,9 +339,12 @@ class Conductor:
     async def _note_price(self, spell: MachineSpell, seen: Observation) -> None:
         assert seen.running is not None
         billed = seen.running.place.price_usd_per_hour
-        listed = next((known.place for known in seen.places if known.place == spell.place), None)
-        if listed is not None and abs(listed.price_usd_per_hour - billed) > SAME_PRICE * billed:
-            await self._diary.note(PriceChanged(place=place_data(listed)))
+        trusted = next((known.place.price_usd_per_hour for known in seen.places if known.place == spell.place), None)
+        # A price that looks wrong is no reason to rent a machine. That of a machine which is rented may be right.
+        listed = max(billed, self._hands.listed_usd(spell.place) or 0.0) if trusted is None else trusted
+        if abs(listed - billed) > SAME_PRICE * billed:
+            place = replace(self._limits.priced(spell.place), price_usd_per_hour=listed)
+            await self._diary.note(PriceChanged(place=place_data(place)))
 
     async def _ask(self, action: Move | GiveUp, spell: MachineSpell, seen: Observation) -> None:
         """Leave the wish in the bucket; the trainer saves and ends. Said once to each machine.
@@ -336,7 +389,7 @@ class Conductor:
             return max(60.0, min(DEAF_S, DEAF_SHARE * seen.restart_h * 3600))
         return max(60.0, (seen.closing_h - self._limits.settings.check_h) * 3600 - 60.0)
 
-    async def _see_a_stop_through(self, spell: MachineSpell) -> None:
+    async def _see_a_stop_through(self, seen: Observation) -> None:
         """A user's stop that the trainer doesn't obey ends the run all the same."""
         request = await self._request()
         if request is None or request.action != "stop":
@@ -344,7 +397,8 @@ class Conductor:
             return
         if self._told_to_stop is None or self._told_to_stop[0] != request.id:
             self._told_to_stop = request.id, self._clock.monotonic()
-        if self._clock.monotonic() - self._told_to_stop[1] >= DEAF_S and await self._give_back("stopped"):
+        patience_s = max(DEAF_S, seen.closing_h * 3600)
+        if self._clock.monotonic() - self._told_to_stop[1] >= patience_s and await self._give_back("stopped"):
             await self._end_as_asked(request)
 
     async def _request(self) -> Request | None:
@@ -390,13 +444,28 @@ class Conductor:
         return action
 
     async def _observe(self, events: list[Event], beat: Heartbeat | None, signs: Signs) -> Observation:
-        self._places = [self._limits.priced(place) for place in await self._hands.places()]
+        self._places = await self._known_places(events)
         return observe(events, beat, self._places, self._limits, self._clock.now(), signs)
+
+    async def _known_places(self, events: list[Event]) -> list[Place]:
+        """Today's; else those of an earlier look, or at least the one that the run is in. Raises `NotusError`."""
+        spell = machine_now(machines(events))
+        before = self._places or ([spell.place] if spell is not None else [])
+        try:
+            found = await self._hands.places()
+        except NotusError as error:
+            if not before:
+                raise
+            logger.warning("notus: no prices can be read, so what is known decides: %s", error.message)
+            return before
+        return [self._limits.priced(place) for place in found] or before
 
     async def _heartbeat(self, events: list[Event]) -> Heartbeat | None:
         """The newest one that could be read, of an attempt on the machine that is up."""
+        self._beat_is_current = False
         try:
             self._beat = await asyncio.to_thread(read_heartbeat, self._store)
+            self._beat_is_current = True
         except NotusError:
             logger.debug("notus: no heartbeat could be read", exc_info=True)
         return beat_on_machine(self._beat, events, machines(events))

@@ -69,7 +69,13 @@ class Hands(Protocol):
     """What SkyPilot does for us."""
 
     async def places(self) -> list[Place]:
-        """Every market of the task, with today's price."""
+        """Every market of the task that may be asked, with today's price. Raises `NotusError` where there is none."""
+
+    def listed_usd(self, place: Place) -> float | None:
+        """What today's list asks per hour there, to be believed or not; None = it says nothing."""
+
+    async def machine(self) -> tuple[Place, datetime] | None:
+        """The machine that the job has, and since when it is paid, as SkyPilot knows; None = it has none."""
 
     async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
         """Ask for a machine, one place after the other, and start the job on it. Bounded in time."""

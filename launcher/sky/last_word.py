@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from checkpoints.errors import UserError
-from checkpoints.event_kinds import AttemptEnded, AttemptStarted, RunEnd
+from checkpoints.event_kinds import AttemptEnded, AttemptStarted
+from checkpoints.event_order import end_of_run
 from checkpoints.events import Event, of_kind
-from launcher.sky.turns import since_machine
+from launcher.policy.history import machines, on_machine
 from trainer.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_STOPPED
 
 logger = logging.getLogger("sky.notus")
@@ -41,9 +42,9 @@ def ends_the_run(exit_codes: Sequence[int] | None, read: Callable[[], list[Event
 
 def _has_ended(events: list[Event]) -> bool:
     """Code 1 is that of a trainer that gave up, and has noted it, and of an interpreter that falls over an import."""
-    its_own = since_machine(events)
-    noted = bool(of_kind(its_own, AttemptEnded) or of_kind(its_own, RunEnd))
-    return noted or not _has_begun(events)
+    spells = machines(events)
+    its_own = on_machine(events, spells, len(spells) - 1) if spells else []
+    return bool(of_kind(its_own, AttemptEnded)) or end_of_run(events) is not None or not _has_begun(events)
 
 
 def _has_begun(events: list[Event]) -> bool:

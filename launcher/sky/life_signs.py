@@ -33,11 +33,26 @@ class LifeSigns:
         self._machine: MachineSpell | None = None
         self._sign: Sign | None = None
         self._committed = 0
-        self._new_at = self._committed_at = self._alarm_at = 0.0
+        self._new_at = self._committed_at = self._alarm_at = self._looked_at = 0.0
 
-    def look(self, spell: MachineSpell, beat: Heartbeat | None, events: Sequence[Event], *, trained: bool) -> Signs:
-        """At the machine that is up; `beat` is that of an attempt on it."""
+    def look(
+        self,
+        spell: MachineSpell,
+        beat: Heartbeat | None,
+        events: Sequence[Event],
+        *,
+        trained: bool,
+        readable: bool = True,
+    ) -> Signs:
+        """At the machine that is up; `beat` is that of an attempt on it.
+
+        Not `readable`: nothing that is new could be read, so nothing is old. The machine itself looks for hangs then
+        (`trainer.dead_mans_switch`).
+        """
         now = self._clock.monotonic()
+        if not readable:
+            self._stand_still(now - self._looked_at)
+        self._looked_at = now
         if self._machine is None or self._machine.since != spell.since:
             self._begin(spell, beat, events, now)
         sign = _sign_of(beat)
@@ -47,6 +62,11 @@ class LifeSigns:
         if committed != self._committed or not trained:
             self._committed, self._committed_at = committed, now
         return Signs((now - self._new_at) / 3600, (now - self._committed_at) / 3600)
+
+    def _stand_still(self, seconds: float) -> None:
+        self._new_at += seconds
+        self._committed_at += seconds
+        self._alarm_at += seconds
 
     def alarm(self) -> Alarm | None:
         """Once for every `ALARM_S` without a sign."""

@@ -26,7 +26,7 @@ from sky.clouds.cloud import CloudCapability
 from sky.jobs import recovery_strategy, state
 from sky.jobs import utils as managed_job_utils
 from sky.server import plugins
-from sky.utils import registry, resources_utils, status_lib
+from sky.utils import common_utils, registry, resources_utils, status_lib
 
 from checkpoints.clock import SystemClock
 from checkpoints.errors import NotusError, StoreError, UserError
@@ -136,6 +136,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         self._wanted: list[sky.Resources] = list(self._task.resources)
         self._resources: dict[Place, sky.Resources] = {}
         self._prices = Hourly(self._read_prices, SystemClock())
+        self._listed: dict[Place, float] = {}
         self._recovering = False
         self._search = Search()
         self._opened: Conductor | None = None
@@ -180,11 +181,12 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                     raise exceptions.ProvisionPrechecksError([error]) from error  # FAILED_PRECHECKS
                 # A run of hours doesn't end because the bucket, or a right to it, is away for a while.
                 failures += 1
-                logger.warning("notus: %s; trying again in %.0f s", error.message, BUCKET_RETRY_S)
+                trouble = error.message
+                logger.warning("notus: %s; trying again in %.0f s", trouble, BUCKET_RETRY_S)
             if failures % RELEASE_AFTER == 0 and self._recovering:
                 await self._give_back_blindly()  # not every cloud gives an idle machine back by itself
             if failures >= BUCKET_TRIES:
-                raise exceptions.ManagedJobReachedMaxRetriesError("the bucket has not answered for a day")
+                raise exceptions.ManagedJobReachedMaxRetriesError(f"tried for a day: {trouble}")
             await asyncio.sleep(BUCKET_RETRY_S)
 
     async def _give_back_blindly(self) -> None:
@@ -223,7 +225,8 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             launch = environment.get("NOTUS_LAUNCH", "")
             number = int(launch) if launch.isdigit() else 0
             limits = limits_of(environment, datetime.now(UTC))
-            self._opened = Conductor(store, limits, self, SystemClock(), number)
+            job = f"{common_utils.get_user_hash()}/{self.job_id}"
+            self._opened = Conductor(store, limits, self, SystemClock(), number, job)
         return self._opened
 
     def _store(self) -> Store:
@@ -253,7 +256,12 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
 
     def _read_prices(self) -> dict[Place, sky.Resources]:
         catalog.read_again()
-        return expand(self._wanted, trust_prices=self._limits().trust_prices)
+        found, self._listed = expand(self._wanted, trust_prices=self._limits().trust_prices)
+        return found
+
+    def listed_usd(self, place: Place) -> float | None:
+        """Of the last reading."""
+        return self._listed.get(place)
 
     async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
         """Requests of SkyPilot's with exactly these places in this order, each bounded in time."""
@@ -271,7 +279,10 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                         submitted_at = await self._launch_within(len(places))
                     await asyncio.to_thread(self._tell_where)
                     if (machine := search.machine or await asyncio.to_thread(self._machine)) is None:
-                        return Refused(answers(search.tries, places))  # gone again, and nobody knows where it was
+                        # Gone again, and nobody knows where it was: paid all the same, at the most that it can be.
+                        dearest = max(places, key=lambda place: place.price_usd_per_hour)
+                        said = "it was gone before SkyPilot could tell where it was"
+                        return Lost(dearest, search.began, answers(search.tries, places), said, taken=True)
                     return Up(*machine, submitted_at, answers(search.tries, places))
                 except exceptions.ManagedJobReachedMaxRetriesError:
                     if search.machine is not None:
@@ -309,6 +320,10 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             return None
         place = booked(place_of(handle.launched_resources), self._resources)
         return place, asked_at(cluster_events(self.cluster_name), self._search.began)
+
+    async def machine(self) -> tuple[Place, datetime] | None:
+        """From SkyPilot's own database."""
+        return await asyncio.to_thread(self._machine)
 
     async def release(self) -> None:
         """Terminate what is left of the cluster. One try: SkyPilot's own six take four minutes, and note nothing."""
@@ -399,8 +414,11 @@ def cluster_events(cluster: str) -> list[dict[str, Any]]:
         return []
 
 
-def expand(resources: Sequence[sky.Resources], *, trust_prices: bool = False) -> dict[Place, sky.Resources]:
-    """Every zone where one of the entries can be had at a price to rely on, the cheapest machine type of each.
+def expand(
+    resources: Sequence[sky.Resources], *, trust_prices: bool = False
+) -> tuple[dict[Place, sky.Resources], dict[Place, float]]:
+    """Every zone where one of the entries can be had at a price to rely on, the cheapest machine type of each; and what
+    SkyPilot's list asks in all of them, to be believed or not.
 
     Raises `UserError` where there are zones and none has such a price.
     """
@@ -414,7 +432,11 @@ def expand(resources: Sequence[sky.Resources], *, trust_prices: bool = False) ->
     offers = offers_for(find_catalog(), (candidate.place for candidate in candidates))
     found, dropped = judge(candidates, offers, trust_prices=trust_prices)
     report(dropped, len(found))
-    return found
+    listed: dict[Place, float] = {}
+    for place, _ in candidates:
+        if is_price(usd := place.price_usd_per_hour):
+            listed[place] = min(usd, listed.get(place, usd))
+    return found, listed
 
 
 def everywhere(launchables: Iterable[sky.Resources]) -> list[Place]:

@@ -11,7 +11,7 @@ from checkpoints.clock import Clock
 from checkpoints.errors import NotusError
 from checkpoints.event_kinds import Payload
 from checkpoints.events import Diary, Event, in_order, read_events
-from checkpoints.launches import take_launch_number
+from checkpoints.launches import launch_number_of, take_launch_number
 from checkpoints.store import Store
 
 logger = logging.getLogger("sky.notus")
@@ -20,8 +20,9 @@ logger = logging.getLogger("sky.notus")
 class RunDiary:
     """The diary of one run, for its strategy."""
 
-    def __init__(self, store: Store, clock: Clock, launch: int = 0) -> None:
-        self._store, self._clock = store, clock
+    def __init__(self, store: Store, clock: Clock, launch: int = 0, job: str = "") -> None:
+        """`job` names the job to itself after a restart of its controller, where it brought no launch number."""
+        self._store, self._clock, self._job = store, clock, job
         self.launch = launch
         """The number of the launch that this is the strategy of; 0 = not known yet."""
         self._diary = Diary(store, 0, clock, launch)
@@ -29,17 +30,27 @@ class RunDiary:
         self._unwritten: list[Event] = []
         self._writing = threading.Lock()
         self._noted_at = datetime.min.replace(tzinfo=UTC)
-        self._was_read = False
+        self.was_read = False
+        """Has it been read at all?"""
+        self.is_current = False
+        """Did the last reading work?"""
 
     async def read(self) -> list[Event]:
         """All events. Raises `NotusError` if the bucket doesn't answer."""
+        self.is_current = False
         await asyncio.to_thread(self._write_down)
         for event in await asyncio.to_thread(read_events, self._store, lambda key: key not in self._known):
             self._known[event.key] = event
-        self._was_read = True
-        if not self.launch and (newest := max((event.launch for event in self._known.values()), default=0)):
-            self._number(newest)  # this process goes on with a launch that an earlier one has numbered
+        if not self.launch and (number := await self._number_of_before()):
+            self._number(number)  # this process goes on with a launch that an earlier one has numbered
+        self.was_read = self.is_current = True
         return self.known()
+
+    async def _number_of_before(self) -> int:
+        newest = max((event.launch for event in self._known.values()), default=0)
+        if not newest or not self._job:
+            return newest
+        return await asyncio.to_thread(launch_number_of, self._store, self._job) or newest
 
     async def read_before_launch(self) -> list[Event]:
         """All events; a launch that brought no number doesn't go on with an earlier one."""
@@ -53,7 +64,7 @@ class RunDiary:
         """A launch begins that brought no number, as with plain `sky jobs launch`: it takes one, so that its turns are
         told from those of earlier launches, and from notes of clocks that are ahead. Raises `NotusError`."""
         if not self.launch:
-            self._number(await asyncio.to_thread(take_launch_number, self._store, "", self._clock))
+            self._number(await asyncio.to_thread(take_launch_number, self._store, "", self._clock, job=self._job))
 
     def _number(self, launch: int) -> None:
         self.launch = launch
@@ -64,7 +75,7 @@ class RunDiary:
         try:
             return await self.read()
         except NotusError as error:
-            if not self._was_read:
+            if not self.was_read:
                 raise
             logger.warning("notus: the bucket does not answer, so what is known decides: %s", error.message)
             return self.known()

@@ -80,7 +80,7 @@ def _switch(module):
     """The same for the trainer, a little later than the policy, as in the product."""
     module.BILLED_BEFORE_BOOT_S = 5.0
     module.TEARDOWN_S = 10.0
-    module.save_limit_s = lambda save_s: 10.0
+    module.save_limit_s = lambda save_s, planned_s=None: 10.0
 
 
 def _recipe(module):

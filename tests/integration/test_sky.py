@@ -178,9 +178,9 @@ def refused(environment):
         return error.hint
 
 spot = sky.Resources(infra="gcp", accelerators="A100:8", use_spot=True)
-places = expand([spot, sky.Resources(infra="lambda", accelerators="A100:8")])
+places = expand([spot, sky.Resources(infra="lambda", accelerators="A100:8")])[0]
 flagged = [sky.Resources(infra="gcp", accelerators="A100-80GB:8", use_spot=False)]
-areas = lambda trust: sorted(place.zone for place in expand(flagged, trust_prices=trust))
+areas = lambda trust: sorted(place.zone for place in expand(flagged, trust_prices=trust)[0])
 print(json.dumps({
     "strategy": registry.JOBS_RECOVERY_STRATEGY_REGISTRY.from_str("NOTUS").__name__,
     "places": [[p.cloud, p.region, p.zone, p.gpus, p.spot, p.price_usd_per_hour] for p in places],
@@ -273,7 +273,7 @@ def written(*changes, twice=False):
     path.write_text("".join(lines))
 
 def prices():
-    return {place.zone: round(place.price_usd_per_hour, 2) for place in expand(wanted)}
+    return {place.zone: round(place.price_usd_per_hour, 2) for place in expand(wanted)[0]}
 
 out = {"before": prices()}
 original = path.read_text()

@@ -53,7 +53,7 @@ from launcher.sky import plugin
 from launcher.sky.plugin import NotusStrategy, Told, expand
 
 plugin.PROVISION_S, plugin.ASK_S = 0.2, 0.0
-known = expand([sky.Resources(infra="gcp/us-central1", accelerators="A100:8", use_spot=True)])
+known = expand([sky.Resources(infra="gcp/us-central1", accelerators="A100:8", use_spot=True)])[0]
 
 async def for_hours(self, **how):
     try:

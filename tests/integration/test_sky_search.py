@@ -22,7 +22,7 @@ from launcher.sky.plugin import NotusStrategy, Told, expand
 KIND = global_user_state.ClusterEventType.STATUS_CHANGE
 WARNING = "W 11-26 03:50:40.971 PID=1 instance_utils.py:155] Got return code 'ZONE_RESOURCE_POOL_EXHAUSTED'"
 state.set_job_infra = lambda *args, **kwargs: None
-known = expand([sky.Resources(infra="gcp/us-central1", accelerators="A100:8", use_spot=True)])
+known = expand([sky.Resources(infra="gcp/us-central1", accelerators="A100:8", use_spot=True)])[0]
 zones = list(known)
 log = []
 
@@ -95,7 +95,7 @@ from sky.client import sdk
 from sky.jobs import scheduler
 from launcher.sky.plugin import NotusStrategy, Told, expand
 
-known = expand([sky.Resources(infra="gcp/us-central1", accelerators="A100:8", use_spot=True)])
+known = expand([sky.Resources(infra="gcp/us-central1", accelerators="A100:8", use_spot=True)])[0]
 
 @contextlib.asynccontextmanager
 async def slot(*args):
@@ -145,7 +145,7 @@ def asked(*wanted):
     strategy = object.__new__(NotusStrategy)
     strategy.cluster_name, strategy.job_id, strategy._recovering = "run-1", 1, True
     strategy._task = sky.Task(run="true")
-    strategy._resources = expand([sky.Resources(infra=i, accelerators="A100:8", use_spot=spot) for i, spot in wanted])
+    strategy._resources = expand([sky.Resources(infra=i, accelerators="A100:8", use_spot=spot) for i, spot in wanted])[0]
     requests = []
 
     async def launch(self, **how):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from checkpoints.causes import AttemptOutcome
@@ -40,6 +41,10 @@ class FakeSky:
         """Machines that will be gone before they run the job."""
         self.taken = False
         """By their cloud."""
+        self.mine: tuple[Place, datetime] | None = None
+        """The machine that is up."""
+        self.listed: dict[Place, float] = {}
+        """Prices of places that may not be asked."""
 
     @property
     def lives_h(self) -> list[float]:
@@ -51,6 +56,12 @@ class FakeSky:
 
     async def places(self) -> list[Place]:
         return list(self.stock)
+
+    def listed_usd(self, place: Place) -> float | None:
+        return self.listed.get(place)
+
+    async def machine(self) -> tuple[Place, datetime] | None:
+        return self.mine if self.up else None
 
     async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
         self.asked.append(tuple(places))
@@ -64,7 +75,7 @@ class FakeSky:
                 if self.lost:
                     self.lost -= 1
                     return Lost(place, since, refused, "SkyPilot: connection reset", taken=self.taken)
-                self.up = True
+                self.up, self.mine = True, (place, since)
                 return Up(place, since, self.clock.now().timestamp(), refused)
             refused += (Answer(place, "ZONE_RESOURCE_POOL_EXHAUSTED"),)
         return Refused(refused)

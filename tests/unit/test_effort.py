@@ -104,7 +104,7 @@ def test_machines_that_commit_steps_set_nothing_aside() -> None:
     for _ in range(20):
         story.machine(A, 0.6, steps=20)
     seen = story.seen()
-    assert seen.effort == Effort()
+    assert seen.effort == Effort(most_usd=4 * 16.0)
     assert all(one.rest_h == 0 for one in seen.places)
 
 
@@ -148,7 +148,7 @@ def test_a_new_launch_tries_again() -> None:
     story._add("planned", story.hour + 1, 0)
     story.hour += 2
     assert known(story.seen((A, LAMBDA)), LAMBDA).rest_h == 0
-    assert story.seen((A, LAMBDA)).effort == Effort()
+    assert story.seen((A, LAMBDA)).effort == Effort(most_usd=4 * 16.0)
 
 
 def running(**more: Any) -> Observation:
@@ -245,3 +245,36 @@ def test_the_attempts_of_a_machine_are_told_by_their_numbers_not_by_its_clock() 
     assert [work.new_steps for work in works] == [50, 50]
     assert [work.start_h for work in works] == [0.25, 0.25]
     assert restart_h(works, 0.25, at(story.hour)) == pytest.approx(0.25)
+
+
+def test_a_release_that_fails_makes_no_start_longer() -> None:
+    """Billed for hours, and of no use from the first try on."""
+    story = Story()
+    story._add("machine_up", 0.0, 0, place=place_data(A), since=at(0.0).isoformat(), after_attempt=0)
+    story._add("attempt_started", 0.2, 1)
+    story._add("attempt_ended", 0.3, 1, outcome="failed", step=0)
+    story._add("release_failed", 0.35, 0, place=place_data(A), why="crashed", tries=1, message="403")
+    story._add("machine_gone", 2.5, 0, place=place_data(A), why="crashed")
+    works = machine_works(story.events)
+    assert works[0].spell.usd(at(9)) == pytest.approx(2.5 * A.price_usd_per_hour)
+    assert restart_h(works, 0.25, at(2.5)) < 0.45
+
+
+def test_a_set_up_that_hangs_gets_no_more_time_than_dollars_without_progress_bear() -> None:
+    effort = Effort(machines=2, usd=50.0, stuck=2, most_usd=64.0)
+    stuck = running(trained=False, stuck_h=0.8, age_h=0.8)
+    assert isinstance(decide(replace(stuck, effort=effort._replace(usd=10.0))), Stay)
+    assert isinstance(decide(replace(stuck, effort=effort._replace(usd=60.0))), Move)
+
+
+def test_a_run_that_saves_seldom_is_not_moved_between_two_saves() -> None:
+    seldom = replace(running(uncommitted_h=7.0), save_every_h=6.0)
+    assert not isinstance(decide(seldom), Move)
+    assert isinstance(decide(replace(running(uncommitted_h=9.1), save_every_h=6.0)), Move)
+
+
+def test_no_place_at_all_is_no_crash() -> None:
+    story = Story()
+    for _ in range(3):
+        story.machine(A, 0.2)
+    assert math.isinf(story.seen(()).effort.most_usd)

@@ -95,7 +95,9 @@ def test_a_machine_has_trained_when_its_own_first_step_is_done() -> None:
     assert not running.trained
     assert running.restart_left_h < 0.1, "it is older than a start is assumed to take"
     diary.add("training", 91, attempt=2, step=11, total_steps=100)
-    assert diary.observe(120).running == Running(LAMBDA, 1.0, trained=True)
+    running = diary.observe(120).running
+    assert running == Running(LAMBDA, 1.0, trained=True, start_h=31 / 60)
+    assert running.worked_h == pytest.approx(29 / 60)
 
 
 def test_a_machine_whose_end_nobody_wrote_ends_where_the_next_begins() -> None:

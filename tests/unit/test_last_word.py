@@ -20,6 +20,7 @@ from launcher.sky.last_word import ends_the_run
 CLOCK = FakeClock()
 PLACE = Place("gcp", "us-central1", "us-central1-a", "A100:8", spot=True, price_usd_per_hour=9.0)
 UP = MachineUp(place=place_data(PLACE), since=CLOCK.now() - timedelta(minutes=9), after_attempt=0)
+SECOND = UP.model_copy(update={"after_attempt": 1})
 FAILED = AttemptEnded(outcome="failed", step=0, message="CUDA error")
 
 
@@ -61,7 +62,7 @@ def test_code_1_is_final_where_the_trainer_noted_its_end() -> None:
 
 def test_code_1_of_a_machine_that_noted_nothing_is_its_own() -> None:
     """A broken environment: the interpreter falls over the first import, and the machine before had ended well."""
-    assert not ends_the_run([1], lambda: story(UP, AttemptStarted(), FAILED, UP))
+    assert not ends_the_run([1], lambda: story(UP, AttemptStarted(), FAILED, SECOND))
     assert not ends_the_run([1], lambda: story(UP, AttemptStarted())), "nor does it end what it began"
     assert ends_the_run([1], lambda: story(UP)), "no machine has got past it"
 
@@ -80,3 +81,9 @@ def test_a_bucket_that_is_away_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert not ends_the_run([1], late)
     answer.set()
+
+
+def test_the_machines_are_told_by_their_attempts_and_not_by_their_clocks() -> None:
+    """The first one's clock is ahead: its last line is dated after the second machine came."""
+    told = story(UP, AttemptStarted(), SECOND, FAILED)
+    assert not ends_the_run([1], lambda: told)
