@@ -45,7 +45,7 @@ def by_outlook(seen: Observation, market: SpotMarket, worth: Sequence[Known], se
     early = visible and slack_h > outlook.at(outlook.wait, seen.work_left_h, market)
     taken = () if early else _taken(seen, _by_price(seen, spot, market, settings), market, worth, settings)
     if taken:
-        return Launch(taken, "slack_enough", "spot is available, and there is enough slack to absorb a preemption")
+        return Launch(taken, "slack_enough", "there is enough slack to try spot, and to absorb a preemption")
     return wait if _can_wait(seen, settings) else buy
 
 

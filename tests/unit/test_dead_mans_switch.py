@@ -19,6 +19,7 @@ from trainer.dead_mans_switch import (
     DeadMansSwitch,
     machine_age_s,
     machine_budget,
+    save_limit_s,
 )
 from trainer.scratch import Progress
 
@@ -58,6 +59,16 @@ def test_the_machine_ends_before_the_budget_is_gone_with_what_closing_takes(hear
     paid_s = 600 + seconds + 1.5 * 40 + 60 + down_s
     assert 7200 - 180 - 10 <= paid_s <= 7200
     assert 18 + 16 * paid_s / 3600 <= 50
+
+
+def test_before_the_first_save_the_plans_save_is_kept_in_reserve() -> None:
+    """A state that takes 12 min on its way is not given up after five."""
+    assert save_limit_s(None) == 300.0
+    planned = switch({**CONDUCTED, "NOTUS_SAVE_MIN": "12"})
+    assert planned.save_limit_s(None) == 1.5 * 720 + 60
+    assert planned.save_limit_s(40.0) == 1.5 * 40 + 60, "measured"
+    with pytest.raises(UserError, match="NOTUS_SAVE_MIN"):
+        switch({**CONDUCTED, "NOTUS_SAVE_MIN": "long"})
 
 
 def test_a_budget_that_is_gone_already_ends_it_at_once() -> None:

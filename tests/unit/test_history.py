@@ -185,6 +185,36 @@ def test_work_left_is_assumed_first_and_measured_later() -> None:
     assert work.measured
 
 
+def test_an_upload_is_no_training() -> None:
+    """78 steps of 3 min each; a save takes 18 min on its way."""
+    diary = Diary()
+    diary.add("training", 10, attempt=1, step=1, total_steps=79)
+    diary.add("saved", 10 + 5 * 3 + 18, attempt=1, step=6, upload_s=1080.0, commit_s=0.0)
+    assert work_left_h(diary.events, None, 78 * 3 / 60) == pytest.approx(73 * 3 / 60)
+    diary.add("saved", 10 + 15 * 3 + 18, attempt=1, step=16, upload_s=1080.0, commit_s=0.0)
+    assert work_left_h(diary.events, None, 78 * 3 / 60) == pytest.approx(63 * 3 / 60)
+
+
+def test_the_first_steps_do_not_count_once_there_are_two_saves() -> None:
+    """They compile: ten minutes for the first five steps, one for each later one."""
+    diary = Diary()
+    diary.add("training", 0, attempt=1, step=1, total_steps=101)
+    diary.add("saved", 10, attempt=1, step=6)
+    diary.add("saved", 30, attempt=1, step=26)
+    assert work_left_h(diary.events, None, 8.0) == pytest.approx(75 / 60)
+
+
+def test_what_closing_takes_is_a_save_as_slow_as_the_newest_or_as_the_plan_says() -> None:
+    diary = Diary()
+    diary.up(A, 0)
+    diary.add("training", 10, attempt=1, step=1, total_steps=101)
+    assert diary.observe(20).closing_h == pytest.approx((1 + 4 + 1) / 60)
+    planned = diary.observe(20, save_h=12 / 60)
+    assert planned.closing_h == pytest.approx((1 + 0.5 + 1.5 * 12 + 1) / 60)
+    diary.add("saved", 60, attempt=1, step=21, upload_s=24 * 60.0, commit_s=0.0)
+    assert diary.observe(61, save_h=12 / 60).closing_h == pytest.approx((1 + 0.5 + 1.5 * 24 + 1) / 60), "measured"
+
+
 def test_steps_that_were_not_saved_are_not_done_in_the_first_minute_after_a_loss() -> None:
     diary = Diary()
     diary.up(A, 0)

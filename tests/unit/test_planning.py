@@ -19,6 +19,7 @@ from launcher.offers import Catalog, Offer, cheapest_by_kind, find_catalog, load
 from launcher.plan import MAX_ON_DEMAND_RUNGS, DryRun, Plan, ladder, require_plan
 from launcher.planner import Planner
 from launcher.policy.experience import Counts, MarketCounts
+from launcher.policy.limits import limits_of
 from launcher.policy.outlook import Outlook, Problem, solve
 from launcher.report.plans import show_dry_run
 from launcher.request import Gpus, LaunchRequest
@@ -169,6 +170,10 @@ def test_egress_makes_a_plan_move_less_and_travels_to_the_run(snapshot: Catalog)
     assert (limits.restore_usd, limits.bucket_cloud) == (there.restore_usd, "aws")
     assert limits.store_usd_per_h == pytest.approx(there.storage_usd / there.expected_finish_h)
     assert limits_of_plan(near_request, here, datetime.now(UTC)).bucket_cloud == "gcp"
+    assert limits.save_h == there.upload_h > 0
+    assert limits_of({**limits.environment(), "NOTUS_RECIPE": "tiny-dpo"}).save_h == pytest.approx(
+        there.upload_h, rel=0.01
+    )
 
 
 def test_flagged_prices_are_taken_on_request_only(snapshot: Catalog) -> None:

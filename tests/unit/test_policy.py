@@ -171,6 +171,26 @@ def test_back_to_spot_after_a_while_where_it_pays() -> None:
     assert isinstance(decide(seen(LAMBDA, ON_DEMAND, running=Running(LAMBDA, 9.0))), Stay), "no spot was asked for"
 
 
+def test_a_machine_on_demand_is_not_left_for_a_start_that_was_long() -> None:
+    """An hour to its first step: it has worked for six minutes, and half an hour is what a try takes."""
+    just_began = Running(LAMBDA, 1.1, start_h=1.0)
+    assert isinstance(decide(seen(running=just_began)), Stay)
+    assert isinstance(decide(seen(running=replace(just_began, age_h=1.6))), Move)
+
+
+def test_a_machine_on_demand_is_not_left_before_the_way_to_the_end_has_a_price() -> None:
+    """With a budget: what it takes to come back may be more than is left."""
+    running = Running(LAMBDA, 0.6)
+    assert isinstance(decide(seen(running=running, budget_left_usd=400.0, measured=False)), Stay)
+    assert isinstance(decide(seen(running=running, budget_left_usd=400.0)), Move)
+
+
+def test_a_budget_that_is_a_little_short_on_paper_still_buys_on_demand() -> None:
+    """8.25 h x $16 = $132. Speeds and starts are estimates."""
+    assert order(seen(LAMBDA, budget_left_usd=125.0)) == (LAMBDA,)
+    assert isinstance(decide(seen(LAMBDA, budget_left_usd=115.0)), GiveUp)
+
+
 def test_a_move_pays_for_its_restores_too() -> None:
     """3 h of work: spot saves $18, and trying costs $9 of restarts; three ways of a checkpoint are $15 more."""
     abroad = replace(A, restore_usd=5.0), replace(LAMBDA, restore_usd=5.0)
