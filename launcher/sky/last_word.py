@@ -43,7 +43,7 @@ def ends_the_run(exit_codes: Sequence[int] | None, read: Callable[[], list[Event
 def _has_ended(events: list[Event]) -> bool:
     """Code 1 is that of a trainer that gave up, and has noted it, and of an interpreter that falls over an import."""
     spells = machines(events)
-    its_own = on_machine(events, spells, len(spells) - 1) if spells else []
+    its_own = on_machine(events, spells, len(spells) - 1) if spells else events
     return bool(of_kind(its_own, AttemptEnded)) or end_of_run(events) is not None or not _has_begun(events)
 
 
