@@ -60,9 +60,9 @@ def hostile(seed: int) -> Hostile:
     markets[ON_DEMAND] = Always() if honest or chance.random() < 0.7 else Spells(chance, 5.0, 1.0)
     if chance.random() < 0.3:
         markets[DEARER] = Always()
-    least_h = trainer.hours + trainer.restart_h + learning_h(trainer)
+    least_h = trainer.hours + trainer.restart_h + trainer.save_h + learning_h(trainer)
     deadline_h = least_h + chance.choice([0.0, 0.1, 0.5, 1.0, 3.0, 12.0]) if chance.random() < 0.6 else None
-    whole_usd = (trainer.hours + trainer.restart_h) * ON_DEMAND.price_usd_per_hour
+    whole_usd = (trainer.hours + trainer.restart_h + trainer.save_h) * ON_DEMAND.price_usd_per_hour
     budget_usd = chance.choice([0.3, 0.7, 1.0, 1.1, 1.5, 2.0]) * whole_usd if chance.random() < 0.6 else None
     world = LiveWorld(
         markets,
@@ -72,7 +72,7 @@ def hostile(seed: int) -> Hostile:
         deadline_h=deadline_h,
         budget_usd=budget_usd,
         look_h=LOOK_H,
-        planned_save_h=chance.choice([None, trainer.save_h / 2, trainer.save_h, 2 * trainer.save_h]),
+        planned_save_h=chance.choice([None, trainer.save_h / 2, trainer.save_h]),
         seed=seed,
     )
     return Hostile(world, _keepable(world, budget_usd, whole_usd), budget_usd, deadline_h)

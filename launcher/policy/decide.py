@@ -17,6 +17,7 @@ from launcher.policy.prices import in_order, worth_their_price
 from launcher.policy.safety import (
     closing_usd,
     cost_to_end,
+    ends_in_it,
     is_safe_place,
     money,
     must_be_safe,
@@ -94,7 +95,8 @@ def _until_one_is_awake(seen: Observation, places: Sequence[Known]) -> Action:
 
 def _while_running(seen: Observation, running: Running, settings: Settings) -> Action:
     place = running.place
-    if seen.budget_left_usd is not None and seen.budget_left_usd <= closing_usd(seen, place):
+    closing = seen.budget_left_usd is not None and seen.budget_left_usd <= closing_usd(seen, place)
+    if closing and not ends_in_it(seen, place):
         return GiveUp("budget", f"the budget is used up but for ${money(seen):.2f}")
     if (stuck := _stuck(seen, running)) is not None:
         return stuck

@@ -127,7 +127,7 @@ class Observation:
     """From the end of one machine to the first new step on the next one."""
     running: Running | None = None
     deadline_h: float | None = None
-    """Until the deadline; negative when it has passed."""
+    """Until the last step has to be done, so that its save is there at the deadline; negative when that has passed."""
     budget_left_usd: float | None = None
     restores: bool = True
     """Does the next machine have a checkpoint to restore?"""
@@ -147,6 +147,8 @@ class Observation:
     """Work of the whole run, as far as it is known."""
     closing_h: float = CLOSING_H
     """From the decision to give a machine back until it is gone: a look, a save and the teardown."""
+    save_h: float = 0.0
+    """A save takes, as far as that is known: the last one, too."""
     save_every_h: float = 0.0
     """Between two saves, as far as that is known."""
     effort: Effort = NO_EFFORT

@@ -31,8 +31,10 @@ from launcher.policy.model import Known, Observation, Place, Running
 from launcher.policy.zones import MarketMet
 
 NEWEST_SAVES = 5
-SAVE_H, LEAST_SAVE_H, SLOWER = 4 / 60, 0.5 / 60, 1.5
-"""Of a save that ends an attempt: where neither the plan nor a save tells; else those, with a margin."""
+SAVE_H = 3 / 60
+"""Where neither the plan nor a save tells."""
+LEAST_SAVE_H, SLOWER = 0.5 / 60, 1.5
+"""What is kept in reserve for a save: half as much again, and half a minute."""
 TEARDOWN_H = 1 / 60
 
 
@@ -60,6 +62,7 @@ def observe(
     on_it = beat_on_machine(heartbeat, events, spells)
     work = work_of(events, on_it, limits.hours)
     restart = restart_h(works, limits.restart_h, now)
+    save_h = _save_h(events, limits)
     streaks = Streaks(_of_this_launch(works, events), places, now)
     spot = [place for place in places if place.spot]
     learned = _churns(events, spot, limits, now, zones=len(spot))
@@ -68,7 +71,7 @@ def observe(
         work_left_h=work.left_h,
         restart_h=restart,
         running=_running(works[-1], restart, signs, now) if current else None,
-        deadline_h=None if limits.deadline is None else hours_of(limits.deadline - now),
+        deadline_h=None if limits.deadline is None else hours_of(limits.deadline - now) - save_h,
         budget_left_usd=None if limits.budget_usd is None else limits.budget_usd - paid_usd(spells, limits, now),
         restores=bool(spells),
         store_usd_per_h=limits.store_usd_per_h,
@@ -77,7 +80,8 @@ def observe(
         unsaved_h=work.unsaved_h,
         measured=work.measured,
         whole_h=work.whole_h,
-        closing_h=_closing_h(events, limits, trained=not current or works[-1].trained),
+        closing_h=_closing_h(save_h, limits, trained=not current or works[-1].trained),
+        save_h=save_h,
         save_every_h=limits.save_every_h,
         effort=streaks.effort(),
         hazard_per_h=1 / _life_h(learned, spot, limits),
@@ -101,12 +105,17 @@ def _of_this_launch(works: Sequence[MachineWork], events: Sequence[Event]) -> li
     return [work for work in works if since is not None and (work.spell.until is None or work.spell.until >= since)]
 
 
-def _closing_h(events: Sequence[Event], limits: Limits, *, trained: bool) -> float:
-    """A look, a save as slow as the newest ones, and the teardown; a set-up has nothing to save."""
+def _save_h(events: Sequence[Event], limits: Limits) -> float:
+    """As slow as the newest ones; before the first, by the plan."""
     newest = [saved.upload_s + saved.commit_s for _, saved in of_kind(events, Saved)][-NEWEST_SAVES:]
-    told_h = max(newest) / 3600 if newest else limits.save_h
-    save_h = SAVE_H if told_h is None else LEAST_SAVE_H + SLOWER * told_h
-    return limits.settings.check_h + (save_h if trained else 0.0) + TEARDOWN_H
+    planned_h = SAVE_H if limits.save_h is None else limits.save_h
+    return max(newest) / 3600 if newest else planned_h
+
+
+def _closing_h(save_h: float, limits: Limits, *, trained: bool) -> float:
+    """A look, a save, and the teardown; a set-up has nothing to save."""
+    last_h = LEAST_SAVE_H + SLOWER * save_h if trained else 0.0
+    return limits.settings.check_h + last_h + TEARDOWN_H
 
 
 def _all_known(

@@ -17,6 +17,8 @@ UNMEASURED_SHARE, UNMEASURED_START_H = 0.25, 0.75
 SHORT_SHARE = 0.1
 """Of the way to the end on demand: a budget that is short by no more than this on paper may still reach, because speeds
 and starts are estimates. Once it is used up the run ends anyway, its state saved."""
+LAST_H = 2 / 60
+"""For a look and the teardown after the last save."""
 USD_MARGIN = 0.02
 """Of the way to the end on demand that a budget keeps in reserve: speeds are estimates."""
 
@@ -79,8 +81,8 @@ def payable(seen: Observation, place: Place) -> bool:
 
 
 def cost_to_end(seen: Observation, place: Place) -> float:
-    """Of a machine that is started there now and not taken away."""
-    hours = seen.work_left_h + seen.restart_h
+    """Of a machine that is started there now and not taken away, its last save included."""
+    hours = seen.work_left_h + seen.restart_h + seen.save_h
     restore_usd = place.restore_usd if seen.restores else 0.0
     return hours * (place.price_usd_per_hour + seen.store_usd_per_h) + restore_usd
 
@@ -88,6 +90,15 @@ def cost_to_end(seen: Observation, place: Place) -> float:
 def money(seen: Observation) -> float:
     """What is left of the budget."""
     return max(0.0, seen.budget_left_usd or 0.0)
+
+
+def ends_in_it(seen: Observation, place: Place) -> bool:
+    """Is the run on this machine done, and its last save there, before the budget is gone? Then closing it now would
+    take the same save for nothing."""
+    if seen.running is None or not seen.running.trained:
+        return False
+    hours = seen.work_left_h + seen.save_h + LAST_H
+    return hours * (place.price_usd_per_hour + seen.store_usd_per_h) <= money(seen)
 
 
 def closing_usd(seen: Observation, place: Place) -> float:

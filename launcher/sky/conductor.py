@@ -50,7 +50,7 @@ from launcher.policy.history import (
 from launcher.policy.limits import Limits
 from launcher.policy.machine_work import MachineWork, machine_works
 from launcher.policy.model import Action, GiveUp, Launch, Move, Observation, Place, Wait
-from launcher.policy.observe import Signs, hours_to_preemption, observe, paid_usd
+from launcher.policy.observe import TEARDOWN_H, Signs, hours_to_preemption, observe, paid_usd
 from launcher.policy.safety import bears_a_start, must_be_safe, still_binds
 from launcher.sky.give_back import give_back, give_back_surely
 from launcher.sky.hands import Hands, LimitReached, Lost, Refused, Told, Up
@@ -102,6 +102,7 @@ class Conductor:
         self._places: list[Place] = []
         self._beat: Heartbeat | None = None
         self._beat_is_current = False
+        self._begun = False
         self._searching = False
         """Is a machine being looked for? SkyPilot knows of it before we do."""
         self._wish: Wish | None = None
@@ -118,10 +119,12 @@ class Conductor:
         What the diary says of an earlier job of this run is over with it. `notus-launch` has noted that, and plain
         `sky jobs launch` has not: a restart of the controller would then take an old end for this job's.
         """
-        planned = is_planned(await self._diary.read_before_launch())
-        await self._diary.begin()
-        if not planned:
-            await self._diary.note(Planned(strategy="NOTUS"))
+        if not self._begun:  # else it was called again, because the bucket didn't answer while a machine was looked for
+            planned = is_planned(await self._diary.read_before_launch())
+            await self._diary.begin()
+            if not planned:
+                await self._diary.note(Planned(strategy="NOTUS"))
+            self._begun = True
         return await self.place()
 
     async def place(self) -> float:
@@ -385,9 +388,19 @@ class Conductor:
             return math.inf
         if not seen.running.trained:
             return 0.0
+        look_h = self._limits.settings.check_h
         if isinstance(action, Move) and action.cause == "deadline":
-            return max(60.0, min(DEAF_S, DEAF_SHARE * seen.restart_h * 3600))
-        return max(60.0, (seen.closing_h - self._limits.settings.check_h) * 3600 - 60.0)
+            patience_s = max(60.0, min(DEAF_S, DEAF_SHARE * seen.restart_h * 3600))
+            return patience_s if (seen.save_h + look_h) * 3600 <= patience_s else 0.0
+        if isinstance(action, GiveUp) and action.limit == "budget" and not self._pays_another_look(seen):
+            return 0.0
+        return max(60.0, (seen.closing_h - look_h) * 3600 - 60.0)
+
+    def _pays_another_look(self, seen: Observation) -> bool:
+        """And the teardown after it."""
+        assert seen.running is not None
+        hours = self._limits.settings.check_h + TEARDOWN_H
+        return hours * seen.running.place.price_usd_per_hour < (seen.budget_left_usd or 0.0)
 
     async def _see_a_stop_through(self, seen: Observation) -> None:
         """A user's stop that the trainer doesn't obey ends the run all the same."""

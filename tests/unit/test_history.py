@@ -208,7 +208,7 @@ def test_what_closing_takes_is_a_save_as_slow_as_the_newest_or_as_the_plan_says(
     diary = Diary()
     diary.up(A, 0)
     diary.add("training", 10, attempt=1, step=1, total_steps=101)
-    assert diary.observe(20).closing_h == pytest.approx((1 + 4 + 1) / 60)
+    assert diary.observe(20).closing_h == pytest.approx((1 + 0.5 + 1.5 * 3 + 1) / 60)
     planned = diary.observe(20, save_h=12 / 60)
     assert planned.closing_h == pytest.approx((1 + 0.5 + 1.5 * 12 + 1) / 60)
     diary.add("saved", 60, attempt=1, step=21, upload_s=24 * 60.0, commit_s=0.0)
@@ -233,4 +233,6 @@ def test_steps_that_were_not_saved_are_not_done_in_the_first_minute_after_a_loss
 
 
 def test_the_deadline_is_what_is_left_of_it() -> None:
-    assert Diary().observe(60, deadline=at(180)).deadline_h == pytest.approx(2.0)
+    """The last save has to be there, too."""
+    assert Diary().observe(60, deadline=at(180)).deadline_h == pytest.approx(2.0 - 3 / 60)
+    assert Diary().observe(60, deadline=at(180), save_h=0.5).deadline_h == pytest.approx(1.5)
