@@ -160,6 +160,7 @@ class DeadMansSwitch:
         self._booted_s = now_s - age_s
         self._moved_s = now_s
         self._last = Progress(phase="starting")
+        self._first_step: tuple[int, float] | None = None
         self.controller = Controller(expected=conducted(environment), now_s=now_s)
 
     def closing_s(self, now_s: float, save_s: float | None) -> float:
@@ -180,7 +181,21 @@ class DeadMansSwitch:
         closing_s = self.closing_s(now_s, progress.save_s)
         if progress.phase in BEFORE_TRAINING:
             closing_s -= self.save_limit_s(progress.save_s)
-        return replace(self._budget, price_usd_per_hour=price).reached(now_s - self._booted_s, closing_s)
+        budget, age_s = replace(self._budget, price_usd_per_hour=price), now_s - self._booted_s
+        if not budget.reached(age_s, closing_s):
+            return False
+        to_end_s = self._to_end_s(progress, now_s)
+        return to_end_s is None or budget.reached(age_s, to_end_s)
+
+    def _to_end_s(self, progress: Progress, now_s: float) -> float | None:
+        """Until this machine is no longer paid, if the run ends on it by itself; None before it has a speed. Closing it
+        a little sooner would take the same save for nothing."""
+        if self._first_step is None or progress.step <= self._first_step[0] or progress.phase != "training":
+            return None
+        first, since_s = self._first_step
+        steps_s = max(0, progress.total_steps - progress.step) * (now_s - since_s) / (progress.step - first)
+        save_s = progress.save_s or self._planned_save_s or ASSUMED_SAVE_S
+        return steps_s + save_s + (TEARDOWN_S if self.controller.looks_after_us(now_s) else AUTODOWN_S)
 
     def stuck_s(self, progress: Progress, now_s: float) -> float:
         """Seconds since the last new step or phase. Has to be asked often."""
@@ -191,6 +206,8 @@ class DeadMansSwitch:
     def verdict(self, progress: Progress, *, away_s: float, now_s: float) -> Verdict:
         """Has this attempt to end? `away_s`: since the bucket's last answer."""
         stuck_s = self.stuck_s(progress, now_s)
+        if self._first_step is None and progress.phase == "training" and progress.total_steps:
+            self._first_step = progress.step, now_s
         if self._reaches_budget(progress, now_s):
             return "budget"
         if not self._rented:  # on somebody's own machine patience costs nothing

@@ -47,7 +47,10 @@ def ends_after_s(one: DeadMansSwitch, *, heard: bool) -> float:
         now = 1000.0 + second
         if heard:
             one.controller.look(beat(second), now)
-        if one.verdict(TRAINING.model_copy(update={"step": second}), away_s=0.0, now_s=now) == "budget":
+        if (
+            one.verdict(TRAINING.model_copy(update={"step": second, "total_steps": 10**6}), away_s=0.0, now_s=now)
+            == "budget"
+        ):
             return second
     raise AssertionError("it never ends")
 
@@ -69,6 +72,26 @@ def test_before_the_first_save_the_plans_save_is_kept_in_reserve() -> None:
     assert planned.save_limit_s(40.0) == 1.5 * 40 + 60, "measured"
     with pytest.raises(UserError, match="NOTUS_SAVE_MIN"):
         switch({**CONDUCTED, "NOTUS_SAVE_MIN": "long"})
+
+
+def test_a_run_that_ends_within_its_budget_is_not_closed_before() -> None:
+    """The reserve is half as much again as its last save takes, and that one comes anyway."""
+
+    def ends(total_steps: int) -> bool:
+        """By the budget, and not by its last step; a step takes a minute."""
+        one = switch({**CONDUCTED, "NOTUS_SAVE_MIN": "20"})
+        for minute in range(300):
+            now = 1000.0 + 60 * minute
+            one.controller.look(beat(minute), now)
+            if minute >= total_steps:
+                return False
+            at = Progress(phase="training", step=minute, total_steps=total_steps, save_s=1200.0)
+            if one.verdict(at, away_s=0.0, now_s=now) == "budget":
+                return True
+        raise AssertionError("it never ends")
+
+    assert not ends(84), "13 min before its first step, 20 for the save, 2 for the teardown: 119 of 120"
+    assert ends(86)
 
 
 def test_a_budget_that_is_gone_already_ends_it_at_once() -> None:
