@@ -353,9 +353,20 @@ def test_gc_cleans_up_only_where_nobody_trains(
     url = folder_run.store.url
     folder_run.store.put("data/e000000-s00000003-x/r00000/c00000", b"left behind")
     held = Lease.claim(folder_run.store, Writer(id="alive", host="h", pid=1), gone="w")
+
+    class Beside(FakeClock):
+        """The attempt lives."""
+
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            held.renew()
+
+    monkeypatch.setattr("checkpoints.cli.SystemClock", Beside)
     assert ckpt("gc", url, monkeypatch=monkeypatch) == 2
     assert "the run is held by attempt 2" in capsys.readouterr().err
+    held.renew()
     held.release()
+    monkeypatch.setattr("checkpoints.cli.SystemClock", FakeClock)
     assert ckpt("gc", url, monkeypatch=monkeypatch) == 0
     assert capsys.readouterr().out == "deleted 0 expired checkpoints and 1 orphaned objects\n"
     assert ckpt("verify", url, monkeypatch=monkeypatch) == 0
