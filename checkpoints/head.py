@@ -111,7 +111,7 @@ class Tombstone(Record):
     """A checkpoint that was taken out of `commits`; its objects are deleted some time later (`retention.expired`)."""
 
     commit: Commit
-    until: datetime = Field(description="by the writer's clock: for people, and for versions before 0.1.0's release")
+    until: datetime = Field(description="by the writer's clock: for people, and for older versions")
 
 
 class Head(Record):
@@ -122,7 +122,7 @@ class Head(Record):
     writer: Writer
     nonce: str = Field(description="new with each write: tells our own success from somebody else's")
     lease_until: datetime = Field(
-        description="by the writer's clock: for people, and for versions before 0.1.0's release; 1970 = given back"
+        description="by the writer's clock: for people, and for older versions; 1970 = given back"
     )
     commits: tuple[Commit, ...] = Field(default=(), description="newest first")
     tombstones: tuple[Tombstone, ...] = ()
@@ -333,7 +333,7 @@ class _HeadWatch:
     def wait(self, head: Head | None, limit_s: float) -> None:
         """Until the next look."""
         if not self._told and head is not None:
-            logger.warning("held by %s: looking for up to %.0f s whether it lives", _name(head), limit_s)
+            logger.warning("the run is held by %s: looking for up to %.0f s whether it lives", _name(head), limit_s)
             self._told = True
         self._clock.sleep(CLAIM_POLL_S)
 

@@ -18,7 +18,8 @@ from launcher.errors import RunFailed, UnclearJob
 from launcher.identity import RunIdentity, identity_here
 from launcher.launch import say
 from launcher.options import default_bucket
-from launcher.report.status import OVER, read_status
+from launcher.presence import nobody_here
+from launcher.report.status import ABANDONED, OVER, RunStatus, read_status
 from launcher.sky import client
 from launcher.sky.submission import had_the_run_last
 
@@ -44,7 +45,7 @@ def stop_run(bucket: str | None, name: str, *, at_once: bool) -> int:
     if at_once and status.in_cloud:
         say("cancelling the job without saving")
         _end_job(store, run)
-    elif not status.in_cloud and status.state not in MAY_LIVE:
+    elif not status.in_cloud and not _may_live(store, status):
         ask(store, "stop", 0, "by the user")
         say("the run is not running; if a launcher still tries, it will stop")
     elif not _save_and_end(store, name, SystemClock()):
@@ -56,6 +57,13 @@ def stop_run(bucket: str | None, name: str, *, at_once: bool) -> int:
     elif status.in_cloud:
         _cancel_job(store, run)
     return _say_what_is_saved(store, name)
+
+
+def _may_live(store: Store, status: RunStatus) -> bool:
+    """Of a local run: does only a clock say that it doesn't run?"""
+    if status.state == ABANDONED:
+        return not nobody_here(store, read_head(store), silent=True)
+    return status.state in MAY_LIVE
 
 
 def _say_what_is_saved(store: Store, name: str) -> int:

@@ -705,7 +705,7 @@ def local_run(store: ObjectStore, beat: datetime) -> None:
     store.put(HEARTBEAT_KEY, Heartbeat(attempt=1, time=beat, phase="training", step=3, total_steps=9).to_json())
 
 
-@pytest.mark.parametrize("skew_s", [-600.0, 0.0, 600.0])
+@pytest.mark.parametrize("skew_s", [-3600.0, -600.0, 0.0, 600.0])
 def test_a_stop_waits_for_a_local_run_that_lives_whatever_its_clock_says(
     launch: Launch, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     skew_s: float,
@@ -726,7 +726,7 @@ def test_a_stop_waits_for_a_local_run_that_lives_whatever_its_clock_says(
     assert "run r: stopped at step 4" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("skew_s", [-600.0, 0.0, 600.0])
+@pytest.mark.parametrize("skew_s", [-3600.0, -600.0, 0.0, 600.0])
 def test_a_stop_does_not_wait_for_long_for_a_run_that_is_dead(
     launch: Launch, store: ObjectStore, quick: None, capsys: pytest.CaptureFixture[str], skew_s: float
 ) -> None:
