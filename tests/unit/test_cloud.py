@@ -490,8 +490,11 @@ def test_a_run_that_lives_elsewhere_gets_no_second_job(
     launch: Launch, sky: FakeSky, store: ObjectStore, capsys: pytest.CaptureFixture[str],
     who: str, every_s: float, skew_s: float,
 ) -> None:  # fmt: skip
-    registered(store)
-    up_since(store, FakeClock(datetime.now(UTC) + timedelta(seconds=skew_s)))
+    register_run(store, new_record("r", load_recipe("tiny-dpo")))
+    clock = FakeClock(datetime.now(UTC) + timedelta(seconds=skew_s))
+    Diary(store, 0, clock).write("planned")
+    clock.sleep(1)
+    up_since(store, clock)
     with lives_elsewhere(store, who, every_s, skew_s):
         assert launch(*LAUNCH, "--bucket", "s3://b") == 2
         said = capsys.readouterr().err
@@ -500,7 +503,7 @@ def test_a_run_that_lives_elsewhere_gets_no_second_job(
         sky.job = Job(6, "r", "CANCELLED", 0, "", ended_at=datetime.now(UTC) - timedelta(days=3))
         assert launch(*LAUNCH, "--bucket", "s3://b") == 2, "a job of long ago is not the one that lives"
     assert sky.submitted == []
-    assert sorted(event.kind for event in read_events(store)) == ["machine_up", "planned"]
+    assert [event.kind for event in read_events(store)] == ["planned", "machine_up"]
 
 
 @pytest.mark.parametrize("skew_s", SKEWS_S)
@@ -511,6 +514,7 @@ def test_a_run_that_died_elsewhere_can_be_launched_here(
     register_run(store, new_record("r", load_recipe("tiny-dpo")))
     clock = FakeClock(datetime.now(UTC) + timedelta(seconds=skew_s, hours=-1))
     Diary(store, 0, clock).write("planned")
+    clock.sleep(1)
     up_since(store, clock)
     store.put(HEARTBEAT_KEY, Heartbeat(attempt=1, time=clock.now(), phase="training").to_json())
     assert launch(*LAUNCH, "--bucket", "s3://b") == 0
