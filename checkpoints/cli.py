@@ -10,17 +10,17 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from checkpoints.clock import Clock, SystemClock, looks
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing, UserError
-from checkpoints.head import Commit, Head, Lease, Writer, best_of, pin, read_head
+from checkpoints.head import BURIED_S, LEASE_S, PATIENCE_S, Commit, Head, Lease, Writer, best_of, pin, read_head
 from checkpoints.manifest import Manifest
 from checkpoints.pull import pull
-from checkpoints.readers import reading
+from checkpoints.readers import FOLDER, reading
 from checkpoints.rebuild import find_remains
 from checkpoints.restore import load_index, load_manifest, restore_shard, verify
 from checkpoints.retention import collect, collect_orphans
@@ -172,17 +172,34 @@ def export_checkpoint(
 
 @app.command("gc")
 def collect_garbage(url: UrlArgument, debug: DebugOption = False) -> None:
-    """Delete what no checkpoint needs: expired ones, and what crashed attempts left. Only while nobody trains."""
-    store = open_store(url)
+    """Delete what no checkpoint needs: expired ones, and what crashed attempts left. Only while nobody trains.
+
+    Where the last attempt died without a word it looks for a minute whether it lives, and it leaves expired checkpoints
+    two minutes for those who have just begun to read.
+    """
+    store, clock = open_store(url), SystemClock()
     _head(store)
     writer = Writer(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid())
-    lease = Lease.claim(store, writer)
+    lease = Lease.claim(store, writer, wait_s=PATIENCE_S, patient=False, clock=clock)
     try:
-        expired = collect(store, lease, datetime.now(UTC))
+        _let_readers_begin(lease, clock)
+        expired = collect(store, lease)
         orphans = collect_orphans(store, lease)
     finally:
         lease.release()
     sys.stdout.write(f"deleted {expired} expired checkpoints and {orphans} orphaned objects\n")
+    if kept := len(lease.head.tombstones):
+        sys.stdout.write(
+            f"kept {kept} expired checkpoints: somebody reads them, or died less than an hour ago, see {url}/{FOLDER}\n"
+        )
+
+
+def _let_readers_begin(lease: Lease, clock: Clock) -> None:
+    """A tombstone says when it was made by a clock that isn't ours: its time counts from now."""
+    if lease.head.tombstones:
+        sys.stderr.write(f"notus-ckpt: waiting {BURIED_S:.0f} s for those who have just begun to read\n")
+        for _ in looks(clock, LEASE_S / 3, BURIED_S):
+            lease.renew()
 
 
 @app.command("pin")

@@ -4,6 +4,10 @@ A writer *claims* the run by swapping HEAD to the next epoch, then *commits* by 
 write is a compare-and-swap, so a writer that lost the run (a zombie: preempted, partitioned, slow) fails at its next
 swap, whatever it has uploaded. The protocol and its evidence: docs/concepts/commit-and-fence.md.
 
+Safety rests on the swaps alone. The lease only keeps a claimer from a holder that lives: a holder changes HEAD every
+20 s, and one whose HEAD stood still for a whole lease, on the claimer's own monotonic clock, is dead. No wall clock of
+another machine is read for that.
+
 The first half of this module decides (pure functions of the old HEAD and the time), the second half writes.
 """
 
@@ -12,7 +16,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from pydantic import Field
@@ -23,6 +27,7 @@ from checkpoints.errors import AlreadyExists, Conflict, Fenced, ObjectMissing, R
 from checkpoints.manifest import Key, Manifest, Record, Sha256, manifest_key, parse, sha256
 from checkpoints.rebuild import Remains, find_remains
 from checkpoints.store import Store
+from checkpoints.unchanged import Unchanged
 from checkpoints.upload import put_once
 
 logger = logging.getLogger(__name__)
@@ -30,6 +35,14 @@ logger = logging.getLogger(__name__)
 HEAD_KEY = "HEAD"
 LEASE_S = 60.0
 CLAIM_POLL_S = 2.0
+MARGIN_S = 2 * CLAIM_POLL_S
+"""A renewal may be on its way when the lease is over."""
+PATIENCE_S = 2 * LEASE_S
+"""Enough to see a whole lease without a change, also of a holder that dies while one waits."""
+BURIED_S = 2 * LEASE_S
+"""Then a reader that started from the HEAD before has long read its manifest."""
+RELEASED = datetime.fromtimestamp(0, UTC)
+"""`lease_until` of a lease that was given back: over by every clock, and no time that a machine could have meant."""
 
 
 class Writer(Record):
@@ -95,10 +108,10 @@ def best_of(commits: Sequence[Commit]) -> Commit | None:
 
 
 class Tombstone(Record):
-    """A checkpoint that retention has taken out of `commits`; its objects may be deleted after `until`."""
+    """A checkpoint that was taken out of `commits`; its objects are deleted some time later (`retention.expired`)."""
 
     commit: Commit
-    until: datetime
+    until: datetime = Field(description="by the writer's clock: for people, and for older versions")
 
 
 class Head(Record):
@@ -108,31 +121,45 @@ class Head(Record):
     epoch: int = Field(ge=1, description="fencing token: grows by one with each claim; also the attempt's number")
     writer: Writer
     nonce: str = Field(description="new with each write: tells our own success from somebody else's")
-    lease_until: datetime
+    lease_until: datetime = Field(
+        description="by the writer's clock: for people, and for older versions; 1970 = given back"
+    )
     commits: tuple[Commit, ...] = Field(default=(), description="newest first")
     tombstones: tuple[Tombstone, ...] = ()
 
-    def held(self, now: datetime) -> bool:
-        return now < self.lease_until
+    @property
+    def released(self) -> bool:
+        """Has its holder given the run back? Known at once; whether a holder lives is not."""
+        return self.lease_until <= RELEASED
 
 
 # --- decisions ------------------------------------------------------------------------------------
 
 
-def next_claim(head: Head | None, writer: Writer, now: datetime, lease_s: float, gone: str = "") -> Head:
+def lease_over_s(lease_s: float) -> float:
+    """HEAD has to stand still for so long until its holder is taken for dead."""
+    return lease_s + MARGIN_S
+
+
+def next_claim(
+    head: Head | None,
+    writer: Writer,
+    now: datetime,
+    lease_s: float,
+    gone: str = "",
+    *,
+    still_s: float = 0.0,
+    moved: bool = False,
+) -> Head:
     """The HEAD that makes `writer` the holder.
 
     `gone` is the id of a writer of which the caller knows that it is dead (its processes are reaped, its machine is
-    terminated); only then may a lease be broken. Raises `RunHeld`, naming the holder, while another lease runs.
+    terminated); only then may a lease be broken. `still_s`: how long the caller has seen HEAD as it is; `moved`: has it
+    seen it change? Raises `RunHeld`, naming the holder, while it may live.
     """
-    if head is not None and head.held(now) and head.writer.id not in (gone, writer.id):
-        holder = head.writer
-        remaining_s = (head.lease_until - now).total_seconds()
-        raise RunHeld(
-            f"the run is held by attempt {head.epoch} on {holder.host} (pid {holder.pid}), "
-            f"whose lease runs for {remaining_s:.0f} s more",
-            "wait until it is done, stop its launcher (Ctrl-C saves and stops), or choose another --name",
-        )
+    may_live = head is not None and not head.released and head.writer.id not in (gone, writer.id)
+    if head is not None and may_live and still_s < lease_over_s(lease_s):
+        raise _held(head, lease_s, still_s, moved=moved)
     return Head(
         epoch=1 if head is None else head.epoch + 1,
         writer=writer,
@@ -141,6 +168,27 @@ def next_claim(head: Head | None, writer: Writer, now: datetime, lease_s: float,
         commits=() if head is None else head.commits,
         tombstones=() if head is None else head.tombstones,
     )
+
+
+def _held(head: Head, lease_s: float, still_s: float, *, moved: bool) -> RunHeld:
+    over_s = lease_over_s(lease_s)
+    if moved:
+        known = ", which lives: it has changed HEAD while we looked"
+    elif still_s:
+        known = f", whose HEAD has stood still for {still_s:.0f} s; it is taken for dead after {over_s:.0f} s"
+    else:
+        known = (
+            f", which lives or has died without giving it back: HEAD has to stand still for {over_s:.0f} s to tell, "
+            "and nobody has waited for that"
+        )
+    return RunHeld(
+        f"the run is held by {_name(head)}{known}",
+        "wait until it is done, stop its launcher (Ctrl-C saves and stops), or choose another --name",
+    )
+
+
+def _name(head: Head) -> str:
+    return f"attempt {head.epoch} on {head.writer.host} (pid {head.writer.pid})"
 
 
 def claim_of_remains(remains: Remains, writer: Writer, now: datetime, lease_s: float) -> Head:
@@ -169,8 +217,13 @@ def _commit_of(manifest: Manifest, key: str, digest: str, at: datetime) -> Commi
 
 
 def next_renewal(head: Head, now: datetime, lease_s: float) -> Head:
-    """The same HEAD with the lease extended (or, with `lease_s` = 0, given back)."""
+    """The same HEAD with the lease extended. Never the same bytes twice: the nonce is what a claimer sees change."""
     return head.model_copy(update={"nonce": uuid.uuid4().hex, "lease_until": now + timedelta(seconds=lease_s)})
+
+
+def next_release(head: Head) -> Head:
+    """The same HEAD with the lease given back."""
+    return head.model_copy(update={"nonce": uuid.uuid4().hex, "lease_until": RELEASED})
 
 
 def next_commit(head: Head, commit: Commit, now: datetime, lease_s: float, retention: Retention) -> Head:
@@ -186,8 +239,7 @@ def next_commit(head: Head, commit: Commit, now: datetime, lease_s: float, reten
     if head.commits and commit.step <= head.commits[0].step:
         raise StoreError(f"step {commit.step} is not newer than the committed step {head.commits[0].step}")
     commits = (commit, *head.commits)
-    # Twice the lease: a reader that started from the old HEAD has long read its manifest by then.
-    until = now + timedelta(seconds=2 * LEASE_S)
+    until = now + timedelta(seconds=BURIED_S)
     kept = retention.kept(commits)
     buried = tuple(Tombstone(commit=old, until=until) for old in commits if old not in kept)
     return next_renewal(head, now, lease_s).model_copy(
@@ -209,7 +261,7 @@ def next_score(head: Head, step: int, score: Score) -> Head:
 
 def next_discard(head: Head, damaged: Sequence[Commit], now: datetime, lease_s: float) -> Head:
     """The HEAD without checkpoints that failed verification, so that training can go on from an older one."""
-    until = now + timedelta(seconds=2 * LEASE_S)
+    until = now + timedelta(seconds=BURIED_S)
     bad = {commit.manifest for commit in damaged}
     return next_renewal(head, now, lease_s).model_copy(
         update={
@@ -257,6 +309,53 @@ def pin(store: Store, step: int, *, pinned: bool = True) -> None:
                 return
 
 
+class _HeadWatch:
+    """Looks at HEAD again and again, and knows for how long it has stood still."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._unchanged = Unchanged(clock)
+        self._told = False
+        self.still_s = 0.0
+
+    def look(self) -> tuple[Head | None, str]:
+        """HEAD and its token."""
+        asked_at = self._clock.monotonic()
+        head, token = _read(self._store)
+        self.still_s = self._unchanged.seconds(HEAD_KEY, token, asked_at=asked_at)
+        return head, token
+
+    @property
+    def moved(self) -> bool:
+        return self._unchanged.has_changed(HEAD_KEY)
+
+    def wait(self, head: Head | None, limit_s: float) -> None:
+        """Until the next look."""
+        if not self._told and head is not None:
+            logger.warning("the run is held by %s: looking for up to %.0f s whether it lives", _name(head), limit_s)
+            self._told = True
+        self._clock.sleep(CLAIM_POLL_S)
+
+
+def silent_holder(store: Store, clock: Clock | None = None, *, lease_s: float = LEASE_S) -> str:
+    """The id of HEAD's writer if it is dead, '' where nobody holds the run.
+
+    Looks for a whole lease, if it must. Raises `RunHeld` as soon as the holder shows that it lives.
+    """
+    clock = clock or SystemClock()
+    watch = _HeadWatch(store, clock)
+    while True:
+        head, _ = watch.look()
+        if head is None or head.released:
+            return ""
+        if watch.moved:
+            raise _held(head, lease_s, watch.still_s, moved=True)
+        if watch.still_s >= lease_over_s(lease_s):
+            return head.writer.id
+        watch.wait(head, lease_over_s(lease_s))
+
+
 class Lease:
     """The right to commit, held by one writer of one run. Not for use by several threads at once.
 
@@ -267,7 +366,13 @@ class Lease:
         self._store = store
         self._clock = clock
         self._lease_s = lease_s
-        self.head = head
+        self.unchanged = Unchanged(clock)
+        """What this writer has seen of others, and of its own tombstones."""
+        self._saw(head)
+
+    @property
+    def clock(self) -> Clock:
+        return self._clock
 
     @classmethod
     def claim(
@@ -277,28 +382,33 @@ class Lease:
         *,
         gone: str = "",
         wait_s: float = 0.0,
+        patient: bool = True,
         clock: Clock | None = None,
         lease_s: float = LEASE_S,
     ) -> Lease:
         """Become the writer of the run.
 
-        Waits up to `wait_s` for another writer's lease to run out, then raises `RunHeld` (see `next_claim`). Where HEAD
-        is gone and checkpoints are there, it is made anew from them.
+        At once where nobody holds it, or `gone` does. Else it looks at HEAD for up to `wait_s` and takes the run as
+        soon as HEAD has stood still for a whole lease (`lease_over_s`), or was given back; then it raises `RunHeld`.
+        Without `patient` it does so as soon as the holder shows that it lives. Where HEAD is gone and checkpoints are
+        there, it is made anew from them.
         """
         clock = clock or SystemClock()
         patience_ends = clock.monotonic() + wait_s
+        watch = _HeadWatch(store, clock)
         while True:
-            old, token = _read(store)
+            old, token = watch.look()
             remains = find_remains(store) if old is None else None
             try:
                 if remains is not None:
                     head = claim_of_remains(remains, writer, clock.now(), lease_s)
                 else:
-                    head = next_claim(old, writer, clock.now(), lease_s, gone)
+                    now, still_s = clock.now(), watch.still_s
+                    head = next_claim(old, writer, now, lease_s, gone, still_s=still_s, moved=watch.moved)
             except RunHeld:
-                if clock.monotonic() >= patience_ends:
+                if clock.monotonic() >= patience_ends or (watch.moved and not patient):
                     raise
-                clock.sleep(CLAIM_POLL_S)
+                watch.wait(old, wait_s)
                 continue
             try:
                 if old is None:
@@ -330,7 +440,7 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back, so that a successor need not wait."""
-        self._update(lambda head: next_renewal(head, self._clock.now(), 0.0))
+        self._update(next_release)
 
     def commit(self, manifest: Manifest, retention: Retention) -> Commit:
         """Write the manifest and make it the newest checkpoint.
@@ -376,8 +486,18 @@ class Lease:
             except (Conflict, ObjectMissing):
                 if not _is_ours(self._store, wanted):
                     continue
-            self.head = wanted
+            self._saw(wanted)
             return
+
+    def _saw(self, head: Head) -> None:
+        """From the first time that a tombstone is seen its age counts."""
+        self.head = head
+        for stone in head.tombstones:
+            self.buried_s(stone)
+
+    def buried_s(self, stone: Tombstone) -> float:
+        """For how long this writer has known `stone`."""
+        return self.unchanged.seconds(f"tombstone of {stone.commit.manifest}")
 
 
 def _current(store: Store, writer_id: str, epoch: int) -> tuple[Head, str]:

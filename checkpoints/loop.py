@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any
 
 from checkpoints.errors import Fenced, NotusError, UserError
-from checkpoints.head import LEASE_S, Lease, Retention, Writer, read_head
+from checkpoints.head import LEASE_S, PATIENCE_S, Lease, Retention, Writer, read_head
 from checkpoints.names import check_run_name
 from checkpoints.restore import newest_good, restore_shard
 from checkpoints.run import open_run
@@ -50,12 +50,13 @@ class Checkpointer:
         bucket: s3://..., gs://... or a folder that exists.
         run: name of the run in it; the same name goes on with that run.
         keep: newest checkpoints kept; one more stays as the fallback.
-        wait_s: how long to wait for a predecessor that may be dead (its lease runs for 60 s).
-        predecessor_gone: id of a writer that is known to be dead: its lease is not waited for.
+        wait_s: how long to look whether a predecessor that gave nothing back lives; it takes 64 s without a change of
+            HEAD to know that it doesn't. Nobody waits for one that ended well.
+        predecessor_gone: id of a writer that is known to be dead: nobody looks whether it lives.
     """
 
     def __init__(
-        self, bucket: str, run: str, *, keep: int = 1, wait_s: float = 2 * LEASE_S, predecessor_gone: str = ""
+        self, bucket: str, run: str, *, keep: int = 1, wait_s: float = PATIENCE_S, predecessor_gone: str = ""
     ) -> None:
         self._store = open_run(bucket, check_run_name(run))
         probe(self._store)

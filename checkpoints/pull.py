@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from checkpoints.confirm import confirmed
 from checkpoints.errors import AlreadyExists, CorruptCheckpoint, ObjectMissing, UserError
 from checkpoints.folder_store import FolderStore
-from checkpoints.head import HEAD_KEY, Commit, Head
+from checkpoints.head import HEAD_KEY, RELEASED, Commit, Head
 from checkpoints.manifest import Chunk, sha256
 from checkpoints.parallel import parallel_map
 from checkpoints.restore import fetch_chunk, load_index, load_manifest
@@ -50,9 +49,7 @@ def pull(
     for entry in store.list(MODEL_FOLDER):
         _copy(store, target, entry.key)
     _copy(store, target, RUN_KEY)
-    own = head.model_copy(
-        update={"commits": (commit,), "tombstones": (), "lease_until": datetime.fromtimestamp(0, UTC)}
-    )
+    own = head.model_copy(update={"commits": (commit,), "tombstones": (), "lease_until": RELEASED})
     target.put(HEAD_KEY, own.to_json())
     return target
 

@@ -5,7 +5,8 @@ as long as a slow link takes.
 
 Why no clock has to be right for it: a reader first writes its record and then looks whether HEAD still names the
 checkpoint. If so, its tombstone comes later than the record, and who collects tombstones lists the records after it
-has read them.
+has read them. And a reader that lives writes its record again and again: who collects counts the time in which it stood
+still, on a clock of its own, and never reads the time in it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+
+from pydantic import Field
 
 from checkpoints.clock import Clock, SystemClock
 from checkpoints.confirm import read_if_there
@@ -25,10 +29,11 @@ from checkpoints.errors import BucketUnusable, CorruptCheckpoint, NotusError, St
 from checkpoints.head import Commit, read_head
 from checkpoints.manifest import Key, Record
 from checkpoints.store import Store
+from checkpoints.unchanged import Unchanged
 
 FOLDER = "readers"
 VALID = timedelta(hours=1)
-"""A reader that died protects nothing for longer."""
+"""A record that stood still for so long, as the one who collects has seen it, protects nothing more."""
 RENEW_S = 1200.0
 
 logger = logging.getLogger(__name__)
@@ -39,7 +44,7 @@ class Reader(Record):
 
     version: int = 1
     manifests: tuple[Key, ...]
-    until: datetime
+    until: datetime = Field(description="by the reader's clock: new with each renewal, and for people")
     host: str
     pid: int
 
@@ -79,15 +84,18 @@ def announce(store: Store, key: str, commits: Sequence[Commit], clock: Clock) ->
             raise StoreError(f"the checkpoint of step {commit.step} has just been replaced", "start again")
 
 
-def manifests_being_read(store: Store, now: datetime) -> set[str]:
-    """Keys of the manifests that nobody may delete now. Records that ran out are deleted."""
+def manifests_being_read(store: Store, unchanged: Unchanged) -> set[str]:
+    """Keys of the manifests that nobody may delete now. Records of dead readers are deleted.
+
+    `unchanged` is the memory of the one who asks. A record that it hasn't seen before belongs to a living reader.
+    """
     found: set[str] = set()
     for entry in store.list(FOLDER):
         try:
             reader = read_if_there(store, entry.key, Reader)
         except CorruptCheckpoint:
             reader = None
-        if reader is not None and now < reader.until:
+        if reader is not None and unchanged.seconds(entry.key, reader.until.isoformat()) < VALID.total_seconds():
             found.update(reader.manifests)
         else:
             store.delete(entry.key)
@@ -96,7 +104,9 @@ def manifests_being_read(store: Store, now: datetime) -> set[str]:
 
 def _write(store: Store, key: str, commits: Sequence[Commit], clock: Clock) -> None:
     manifests = tuple(commit.manifest for commit in commits)
-    reader = Reader(manifests=manifests, until=clock.now() + VALID, host=socket.gethostname(), pid=os.getpid())
+    # Some of its microseconds by chance: a renewal has to be seen, also by a clock that stands still.
+    until = clock.now() + VALID + timedelta(microseconds=secrets.randbelow(1_000_000))
+    reader = Reader(manifests=manifests, until=until, host=socket.gethostname(), pid=os.getpid())
     store.put(key, reader.to_json())
 
 

@@ -2,15 +2,19 @@
 
 HEAD does not fence deletes. They are safe because only what HEAD no longer names is deleted, and no later HEAD can name
 it again: data prefixes are unique to one save of one attempt, and an attempt of an older epoch can't commit any more.
+
+A tombstone's age and a reader's silence are what this writer has seen of them, on its own monotonic clock: the times in
+them come from other machines' clocks. A writer that is new sees everything for the first time and waits once more.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.head import Commit, Head, Lease, Tombstone
+from checkpoints.head import BURIED_S, Commit, Head, Lease, Tombstone
 from checkpoints.parallel import parallel_map
 from checkpoints.readers import manifests_being_read
 from checkpoints.rebuild import MANIFEST_KEY
@@ -22,17 +26,23 @@ _DATA = re.compile(r"(data/e(\d{6,})-[^/]+?(?:-(\d{4,}))?)/.+")
 """A save's prefix (`upload.save_prefix`), its epoch and its number within the attempt."""
 
 
-def expired(head: Head, now: datetime) -> tuple[Tombstone, ...]:
-    """The tombstones whose objects may be deleted now."""
+def expired(head: Head, buried_s: Callable[[Tombstone], float]) -> tuple[Tombstone, ...]:
+    """The tombstones whose objects may be deleted; `buried_s` tells for how long one has been seen."""
     kept = {commit.manifest for commit in head.commits}
-    return tuple(stone for stone in head.tombstones if stone.until <= now and stone.commit.manifest not in kept)
+    return tuple(
+        stone for stone in head.tombstones if buried_s(stone) >= BURIED_S and stone.commit.manifest not in kept
+    )
 
 
-def collect(store: Store, lease: Lease, now: datetime) -> int:
-    """Delete the objects of expired tombstones that nobody reads; returns how many checkpoints went."""
-    stones = expired(lease.head, now)
+def collect(store: Store, lease: Lease, now: datetime | None = None) -> int:
+    """Delete the objects of expired tombstones that nobody reads; returns how many checkpoints went.
+
+    `now`: the moment to decide for, by this machine's clock, where it isn't the present one.
+    """
+    ahead_s = (now - lease.clock.now()).total_seconds() if now is not None else 0.0
+    stones = expired(lease.head, lambda stone: lease.buried_s(stone) + max(0.0, ahead_s))
     if stones:
-        read = manifests_being_read(store, now)  # after the tombstones: see checkpoints.readers
+        read = manifests_being_read(store, lease.unchanged)  # after the tombstones: see checkpoints.readers
         stones = tuple(stone for stone in stones if stone.commit.manifest not in read)
     for stone in stones:
         prefix = _data_prefix(store, stone.commit)

@@ -17,9 +17,10 @@ from checkpoints.environment import user_home
 from checkpoints.errors import NotusError
 from checkpoints.event_kinds import Planned, Stopped
 from checkpoints.events import Diary, read_events
+from checkpoints.head import read_head
 from checkpoints.launches import newest_launch, take_launch_number, this_host
 from checkpoints.requests import withdraw
-from checkpoints.run import Heartbeat, open_run, read_heartbeat, register_run
+from checkpoints.run import open_run, read_controller_beat, read_heartbeat, register_run
 from checkpoints.store import Store, probe
 from launcher.dry_run import limits_of_plan, planner_for, price_warnings, rungs_of, strategy_here
 from launcher.errors import RequestError, SkyFailed
@@ -28,6 +29,7 @@ from launcher.identity import RunIdentity, identity_here
 from launcher.launch import new_name, read_receipt, say, show_receipt
 from launcher.options import home, writable
 from launcher.plan import DryRun, Plan, Rung, require_plan
+from launcher.policy.history import machine_now, machines
 from launcher.policy.limits import Limits
 from launcher.progress import so_far
 from launcher.report.status import ABANDONED_S, OVER, RunStatus, read_status
@@ -46,8 +48,8 @@ from trainer.recipe import Recipe, load_recipe
 STALE_S = 300.0
 """A plan that a user has looked at for longer than this is made again before it is launched."""
 BEGINNINGS = frozenset({"planned", "decided", "machine_up", "attempt_started"})
-BEAT_EVERY_S, BEATS_S = 3.0, 15.0
-"""A live trainer writes a heartbeat every 5 s."""
+LOOK_EVERY_S, LIFE_S = 3.0, 90.0
+"""A live trainer writes a heartbeat every 5 s, and a controller with a machine its own every minute."""
 MISSING_WITHOUT_PLUGIN = (
     "without the NOTUS strategy SkyPilot chooses where to go on: no way back to spot, no deadline or budget kept while "
     "it runs, and the zone that was just preempted may be tried first"
@@ -168,18 +170,46 @@ def _agreed(choice: _Choice, request: LaunchRequest, recipe: Recipe, store: Stor
 def _check_that_nobody_else_runs_it(store: Store, status: RunStatus, now: datetime) -> None:
     """A run that lives without a job here was launched elsewhere, and a second job would be paid too.
 
-    One that has given no sign for long is taken for dead, as by `status`. Raises `RequestError`.
+    Whether it lives is told by what it does while we look, never by the times that another machine has written. Raises
+    `RequestError`. A job elsewhere that is missed all the same ends as soon as it sees that there is a newer launch.
     """
     if not status.in_cloud or status.state in (*OVER, "failed"):
         return
-    heartbeat = read_heartbeat(store)
-    last_sign = max([event.time for event in read_events(store)] + ([heartbeat.time] if heartbeat else []))
-    if (now - last_sign).total_seconds() < ABANDONED_S or _beats(store, heartbeat, SystemClock()):
-        raise RequestError(
-            f"run {status.run} is {status.state}, and SkyPilot here has no such job: it was launched somewhere else",
-            f"watch it: notus-launch status {status.run}; to launch it from here, end it first: notus-launch stop "
-            f"{status.run}; a run without a sign of life for {ABANDONED_S / 60:.0f} min can be launched again",
-        )
+    if not _may_be_searching(store, now):
+        say(f"run {status.run} was launched somewhere else: looking for up to {LIFE_S:.0f} s whether it lives")
+        if not _shows_life(store, SystemClock()):
+            return
+    raise RequestError(
+        f"run {status.run} is {status.state}, and SkyPilot here has no such job: it was launched somewhere else",
+        f"watch it: notus-launch status {status.run}; to launch it from here, end it first: notus-launch stop "
+        f"{status.run}; once nothing of it changes any more it can be launched again, at the latest in "
+        f"{ABANDONED_S / 60:.0f} min",
+    )
+
+
+def _may_be_searching(store: Store, now: datetime) -> bool:
+    """Has the run no machine, and has it said so a short while ago? A search shows no life for up to `ABANDONED_S`.
+
+    The one place where another machine's time is looked at: it can only make the user wait, and not for longer than
+    that. A time that is still to come says nothing.
+    """
+    events = read_events(store)
+    if machine_now(machines(events)) is not None or not events:
+        return False
+    age_s = (now - max(event.time for event in events)).total_seconds()
+    return 0 <= age_s < ABANDONED_S
+
+
+def _shows_life(store: Store, clock: Clock) -> bool:
+    """Does anything of the run change?"""
+    before = _signs(store)
+    return any(_signs(store) != before for _ in looks(clock, LOOK_EVERY_S, LIFE_S))
+
+
+def _signs(store: Store) -> tuple[object, ...]:
+    head = read_head(store)
+    news = frozenset(event.id for event in read_events(store))
+    return read_heartbeat(store), read_controller_beat(store), head.nonce if head else "", news
 
 
 def _was_cut_off_here(store: Store) -> bool:
@@ -192,13 +222,6 @@ def _was_cut_off_here(store: Store) -> bool:
         return False  # by its number, whatever the controller's clock says
     turns = [event for event in events if event.kind in BEGINNINGS]
     return not turns or (turns[-1].kind, turns[-1].launch) == ("planned", newest.number)
-
-
-def _beats(store: Store, before: Heartbeat | None, clock: Clock) -> bool:
-    """Does a heartbeat change? Its time is another machine's, whose clock may be wrong; that it changes is not."""
-    if before is None:
-        return False
-    return any(read_heartbeat(store) != before for _ in looks(clock, BEAT_EVERY_S, BEATS_S))
 
 
 def _submit(

@@ -22,11 +22,10 @@ from typing import Protocol
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
-from checkpoints.clock import SystemClock
 from checkpoints.errors import NotusError, UserError
 from checkpoints.event_kinds import AttemptEnded, Failed, Preempted, Stopped
 from checkpoints.events import Diary, read_events
-from checkpoints.head import Head, next_claim, read_head
+from checkpoints.head import Head, read_head, silent_holder
 from checkpoints.interpreter import module
 from checkpoints.journal import Journal
 from checkpoints.shm import RunMemory
@@ -95,14 +94,13 @@ class LocalBackend:
         """Supervise attempts until the run is finished, stopped or given up; returns how the last one ended.
 
         Raises:
-            RunHeld: another launcher or machine has it.
+            RunHeld: another launcher or machine has it, and lives: it has changed HEAD while we looked.
             UserError: the trainer refused the input.
             RunFailed: crashes without progress.
         """
         head = read_head(self._store)
-        gone = dead_holder(head)
-        if head is not None and not gone:
-            self._refuse_if_held(head)
+        # Before anything is started; the attempt's own claim is what protects.
+        gone = dead_holder(head) or silent_holder(self._store)
         with self._signals(), self._no_orphans(), looked_after(self._store):
             while True:
                 scratch = Scratch(self._scratch_root / f"attempt-{time.time_ns()}")
@@ -229,10 +227,6 @@ class LocalBackend:
     def _diary(self) -> Diary:
         head = self._claimed()
         return Diary(self._store, head.epoch if head else 0)
-
-    def _refuse_if_held(self, head: Head) -> None:
-        """Ask the decision of the fence before anything is started; the attempt's own claim is what protects."""
-        next_claim(head, head.writer.model_copy(update={"id": "launcher"}), SystemClock().now(), 0.0)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -18,15 +18,18 @@ from launcher.errors import RunFailed, UnclearJob
 from launcher.identity import RunIdentity, identity_here
 from launcher.launch import say
 from launcher.options import default_bucket
-from launcher.report.status import OVER, read_status
+from launcher.presence import nobody_here
+from launcher.report.status import ABANDONED, OVER, RunStatus, read_status
 from launcher.sky import client
 from launcher.sky.submission import had_the_run_last
 
 PATIENCE_S = 900.0
 """For a step, a save and its upload; a 7B model's takes a few minutes."""
-ANSWER_S = 60.0
-"""For a heartbeat that changes: a live trainer writes one every 5 s."""
+ANSWER_S = 120.0
+"""For a heartbeat that changes: a live trainer writes one every 5 s, and a bucket may hold a request for 2 min."""
 POLL_S = 2.0
+MAY_LIVE = ("running", "starting", "silent")
+"""States that differ by the clock of another machine only."""
 
 
 def stop_run(bucket: str | None, name: str, *, at_once: bool) -> int:
@@ -42,15 +45,25 @@ def stop_run(bucket: str | None, name: str, *, at_once: bool) -> int:
     if at_once and status.in_cloud:
         say("cancelling the job without saving")
         _end_job(store, run)
-    elif not status.in_cloud and status.state != "running":
+    elif not status.in_cloud and not _may_live(store, status):
         ask(store, "stop", 0, "by the user")
         say("the run is not running; if a launcher still tries, it will stop")
-    elif not _save_and_end(store, name, SystemClock(), sure=status.state == "running"):
+    elif not _save_and_end(store, name, SystemClock()):
+        if not status.in_cloud:
+            say("no trainer answers; if a launcher still tries, it will stop")
+            return _say_what_is_saved(store, name)
         say("no trainer answers: cancelling the job")
         _end_job(store, run)
     elif status.in_cloud:
         _cancel_job(store, run)
     return _say_what_is_saved(store, name)
+
+
+def _may_live(store: Store, status: RunStatus) -> bool:
+    """Of a local run: does only a clock say that it doesn't run?"""
+    if status.state == ABANDONED:
+        return not nobody_here(store, read_head(store), silent=True)
+    return status.state in MAY_LIVE
 
 
 def _say_what_is_saved(store: Store, name: str) -> int:
@@ -64,13 +77,13 @@ def _say_what_is_saved(store: Store, name: str) -> int:
     return 0
 
 
-def _save_and_end(store: Store, name: str, clock: Clock, *, sure: bool) -> bool:
+def _save_and_end(store: Store, name: str, clock: Clock) -> bool:
     """Ask the trainer, and wait until it has ended; False = nobody answers.
 
     Whether one is alive is not judged by the clock of its heartbeat, which isn't ours, but by what it does: a changed
-    heartbeat, or its note that it was told to stop. `sure` that one is: wait to the end.
+    heartbeat, or its note that it was told to stop. Then it is waited for to the end.
     """
-    head = read_head(store)
+    head, sure = read_head(store), False
     before = {event.id for event in read_events(store)}
     beat = read_heartbeat(store)
     ask(store, "stop", head.epoch if head else 0, "by the user", clock)

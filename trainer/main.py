@@ -18,9 +18,9 @@ import stamina
 import typer
 
 from checkpoints.causes import AttemptOutcome
-from checkpoints.errors import AccessDenied, NotusError, StoreError, UserError
+from checkpoints.errors import AccessDenied, NotusError, RunHeld, StoreError, UserError
 from checkpoints.events import read_events
-from checkpoints.head import LEASE_S, read_head
+from checkpoints.head import PATIENCE_S, read_head
 from checkpoints.run import RunRecord, open_run, register_run
 from checkpoints.store import Store, probe
 from checkpoints.terminal import run_app, show_error
@@ -76,7 +76,10 @@ def train(
         ),
     ] = "",
     wait: Annotated[
-        bool, typer.Option(help="Wait for the lease of a predecessor that may be gone; --no-wait refuses at once.")
+        bool,
+        typer.Option(
+            help="Look for up to 2 min whether the run's holder lives; --no-wait refuses where that isn't known."
+        ),
     ] = True,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # run_app reads it
 ) -> None:
@@ -90,9 +93,7 @@ def train(
     """
     folder = Scratch(scratch or Path(tempfile.mkdtemp(prefix="notus-attempt-")))
     try:
-        outcome = _attempt(
-            recipe, run, bucket, processes, folder, predecessor_gone, wait_s=2 * LEASE_S if wait else 0.0
-        )
+        outcome = _attempt(recipe, run, bucket, processes, folder, predecessor_gone, wait_s=PATIENCE_S if wait else 0.0)
     except NotusError as error:
         outcome = _refused(error)
         folder.write_result(outcome)
@@ -124,16 +125,17 @@ def exit_code(outcome: Outcome) -> int:
 
 def judge_refusal(error: NotusError, refused: Outcome, recipe: str, run: str, bucket: str) -> Outcome:
     """What an error before the claim means for the run. Raises it, if every machine would meet it."""
-    inputs = _inputs(recipe)
+    inputs, rented = _inputs(recipe), CLUSTER in os.environ
     try:
         store = open_run(bucket, run)
-        again = of_this_machine(error, read_events(store), inputs)
+        again = of_this_machine(error, read_events(store), inputs, rented=rented)
         if again:
             again = note_failed_start(store, error.message, "notus-train")
             return refused.model_copy(update={"kind": "failed", "gave_up": not again})
     except Exception as trouble:  # a bucket's client raises what it likes, and the first error is the one to show
         logger.info("could not read or note in %s what became of this run: %s", bucket, trouble)
-        if not isinstance(error, UserError) or isinstance(error, MachineFault) or _worked_before(error):
+        held = rented and isinstance(error, RunHeld)
+        if held or not isinstance(error, UserError) or isinstance(error, MachineFault) or _worked_before(error):
             return refused.model_copy(update={"kind": "failed", "gave_up": not conducted(os.environ)})
     raise error
 

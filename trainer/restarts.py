@@ -5,14 +5,15 @@ often as it takes. A *failed start* crashed before that, or its machine never be
 run gives up. A machine that is taken away is neither.
 
 What every machine would meet (recipe, data, code) ends the run at once. An error that an earlier attempt with the
-same input got past isn't of that kind, whatever its class: it is this machine's.
+same input got past isn't of that kind, whatever its class: it is this machine's. Nor is a run that somebody else
+holds, on a machine that is rented: the holder may be a zombie that dies meanwhile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from checkpoints.errors import NotusError, UserError
+from checkpoints.errors import NotusError, RunHeld, UserError
 from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Planned, RunEnd, Saved, SetupFailed, Training
 from checkpoints.events import Event, in_order, of_kind
 from trainer.errors import MachineFault, TaskError
@@ -42,13 +43,16 @@ def gives_up(events: Sequence[Event]) -> bool:
     return failed_starts(events) >= MAX_FAILED_STARTS
 
 
-def of_this_machine(error: NotusError, events: Sequence[Event], inputs: str) -> bool:
+def of_this_machine(error: NotusError, events: Sequence[Event], inputs: str, *, rented: bool = False) -> bool:
     """May another machine get past an error that came before this one had claimed the run?
 
-    `inputs` identifies what this machine was given, see `trainer.inputs`.
+    `inputs` identifies what this machine was given, see `trainer.inputs`. `rented`: nobody sits before it who could
+    choose another name, so a run that is held (by a predecessor that is dying, as a rule) is worth another try.
     """
     if isinstance(error, TaskError):
         return False
+    if rented and isinstance(error, RunHeld):
+        return True
     return isinstance(error, MachineFault) or not isinstance(error, UserError) or passed_before(events, inputs)
 
 

@@ -25,7 +25,7 @@ import greenlet
 import pytest
 
 from checkpoints.errors import AlreadyExists, Conflict, CorruptCheckpoint, Fenced, ObjectMissing, RunHeld, StoreError
-from checkpoints.head import Head, Lease, Retention, Writer, read_head
+from checkpoints.head import PATIENCE_S, Head, Lease, Retention, Writer, read_head
 from checkpoints.manifest import Manifest
 from checkpoints.readers import FOLDER, VALID, announce
 from checkpoints.restore import restore_shard
@@ -171,19 +171,22 @@ class SteppedStore:
 
 
 class SkewedClock:
-    """An attempt's own idea of the time: off by minutes."""
+    """A machine's own idea of the time: off by minutes, and its monotonic clock starts where it likes."""
 
     def __init__(self, world: World, skew_s: float) -> None:
         self.world, self.skew = world, timedelta(seconds=skew_s)
+        self.booted = datetime(2000, 1, 1, tzinfo=UTC) + 1000 * self.skew
 
     def now(self) -> datetime:
         return self.world.now + self.skew
 
     def monotonic(self) -> float:
-        return (self.world.now - datetime(2000, 1, 1, tzinfo=UTC)).total_seconds()
+        return (self.world.now - self.booted).total_seconds()
 
     def sleep(self, seconds: float) -> None:
-        raise AssertionError("nobody sleeps here")
+        """Everybody else goes on meanwhile."""
+        self.world.now += timedelta(seconds=seconds)
+        self.world.hub.switch()
 
 
 def content(step: int, rank: int) -> dict[str, Any]:
@@ -214,7 +217,8 @@ class Attempt:
         gone = ""
         if self.world.random.random() < 0.5 and (head := read_head(self.store)):
             gone = head.writer.id  # the orchestrator says so; it may even be wrong, the fence holds all the same
-        lease = Lease.claim(self.store, self.writer, gone=gone, clock=self.clock)
+        wait_s = self.world.random.choice([0.0, PATIENCE_S])
+        lease = Lease.claim(self.store, self.writer, gone=gone, wait_s=wait_s, clock=self.clock)
         step = self._restore(lease.head)
         for number in range(self.world.random.randint(1, 4)):
             step += self.world.random.randint(1, 3)
@@ -398,9 +402,9 @@ def test_the_model_notices_a_broken_protocol(sabotage: str, monkeypatch: pytest.
 
         monkeypatch.setattr(DictStore, "swap", blind)
     elif sabotage == "readers ignored":
-        monkeypatch.setattr("checkpoints.retention.manifests_being_read", lambda store, now: set())
+        monkeypatch.setattr("checkpoints.retention.manifests_being_read", lambda store, unchanged: set())
     else:
-        monkeypatch.setattr("checkpoints.retention.expired", lambda head, now: _all_but_newest(head))
+        monkeypatch.setattr("checkpoints.retention.expired", lambda head, buried_s: _all_but_newest(head))
     with pytest.raises(AssertionError):
         _run_schedules(2000)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from checkpoints.head import Lease, Writer
 from checkpoints.launches import newest_launch, take_launch_number
 from checkpoints.object_store import ObjectStore
 from checkpoints.requests import ask, read_request
-from checkpoints.run import HEARTBEAT_KEY, Heartbeat, register_run
+from checkpoints.run import HEARTBEAT_KEY, Heartbeat, register_run, write_controller_beat
 from launcher import cli, cloud, follow, look, stop
 from launcher.errors import RequestError, RunFailed, SkyFailed, UnclearJob
 from launcher.identity import RunIdentity, run_identity
@@ -348,9 +349,8 @@ def test_an_old_job_is_told_from_the_newest_launch_by_its_submission_not_by_cloc
     sky.job = sky.job._replace(status="CANCELLED", ended_at=datetime.now(UTC) - timedelta(minutes=1))
     number = take_launch_number(store, "elsewhere")
     up_since(store, FakeClock(datetime.now(UTC) - timedelta(hours=1)), number)
-    beating = FakeClock(datetime.now(UTC))
-    store.put(HEARTBEAT_KEY, Heartbeat(attempt=1, time=beating.now(), phase="training").to_json())
-    assert launch(*LAUNCH, "--bucket", "s3://b") == 2, "launched somewhere else"
+    with lives_elsewhere(store, "trainer"):
+        assert launch(*LAUNCH, "--bucket", "s3://b") == 2, "launched somewhere else"
     assert len(sky.submitted) == 1
 
 
@@ -458,28 +458,77 @@ def up_since(store: ObjectStore, clock: FakeClock, launch: int = 0) -> None:
     Diary(store, 0, clock, launch).write("machine_up", place=place_data(place), since=clock.now().isoformat())
 
 
+@contextlib.contextmanager
+def lives_elsewhere(store: ObjectStore, who: str, every_s: float = 5.0, skew_s: float = 0.0) -> Iterator[None]:
+    """While somebody here looks, another machine goes on, with a clock that is its own affair."""
+
+    class Clock(FakeClock):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            if self.monotonic() // every_s == (self.monotonic() - seconds) // every_s:
+                return
+            time = datetime.now(UTC) + timedelta(seconds=skew_s + self.monotonic())
+            if who == "trainer":
+                store.put(HEARTBEAT_KEY, Heartbeat(attempt=1, time=time, phase="training").to_json())
+            elif who == "controller":
+                write_controller_beat(store, time)
+            else:
+                held.renew()
+
+    held = Lease.claim(store, Writer(id=uuid.uuid4().hex, host="h", pid=1), clock=FakeClock())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cloud, "SystemClock", Clock)
+        yield
+
+
+SKEWS_S = (0.0, -3600.0, 3600.0, -86400.0, 86400.0)
+
+
+@pytest.mark.parametrize("skew_s", SKEWS_S)
+@pytest.mark.parametrize(("who", "every_s"), [("trainer", 5.0), ("controller", 60.0), ("holder", 20.0)])
 def test_a_run_that_lives_elsewhere_gets_no_second_job(
-    launch: Launch, sky: FakeSky, store: ObjectStore, capsys: pytest.CaptureFixture[str]
-) -> None:
-    registered(store)
-    up_since(store, FakeClock(datetime.now(UTC)))
-    assert launch(*LAUNCH, "--bucket", "s3://b") == 2
-    said = capsys.readouterr().err
-    assert "launched somewhere else" in said
-    assert "notus-launch stop r" in said
-    sky.job = Job(6, "r", "CANCELLED", 0, "", ended_at=datetime.now(UTC) - timedelta(days=1))
-    assert launch(*LAUNCH, "--bucket", "s3://b") == 2, "a job of yesterday is not the one that lives"
+    launch: Launch, sky: FakeSky, store: ObjectStore, capsys: pytest.CaptureFixture[str],
+    who: str, every_s: float, skew_s: float,
+) -> None:  # fmt: skip
+    register_run(store, new_record("r", load_recipe("tiny-dpo")))
+    clock = FakeClock(datetime.now(UTC) + timedelta(seconds=skew_s))
+    Diary(store, 0, clock).write("planned")
+    clock.sleep(1)
+    up_since(store, clock)
+    with lives_elsewhere(store, who, every_s, skew_s):
+        assert launch(*LAUNCH, "--bucket", "s3://b") == 2
+        said = capsys.readouterr().err
+        assert "launched somewhere else" in said
+        assert "notus-launch stop r" in said
+        sky.job = Job(6, "r", "CANCELLED", 0, "", ended_at=datetime.now(UTC) - timedelta(days=3))
+        assert launch(*LAUNCH, "--bucket", "s3://b") == 2, "a job of long ago is not the one that lives"
     assert sky.submitted == []
     assert [event.kind for event in read_events(store)] == ["planned", "machine_up"]
 
 
-def test_a_run_that_died_elsewhere_can_be_launched_here(launch: Launch, sky: FakeSky, store: ObjectStore) -> None:
+@pytest.mark.parametrize("skew_s", SKEWS_S)
+def test_a_run_that_died_elsewhere_can_be_launched_here(
+    launch: Launch, sky: FakeSky, store: ObjectStore, skew_s: float
+) -> None:
+    """Its last words are an hour old by a clock that was right."""
     register_run(store, new_record("r", load_recipe("tiny-dpo")))
-    clock = FakeClock(datetime.now(UTC) - timedelta(hours=1))
+    clock = FakeClock(datetime.now(UTC) + timedelta(seconds=skew_s, hours=-1))
     Diary(store, 0, clock).write("planned")
+    clock.sleep(1)
     up_since(store, clock)
+    store.put(HEARTBEAT_KEY, Heartbeat(attempt=1, time=clock.now(), phase="training").to_json())
     assert launch(*LAUNCH, "--bucket", "s3://b") == 0
     assert len(sky.submitted) == 1
+
+
+@pytest.mark.parametrize(("ago_min", "code"), [(1, 2), (29, 2), (31, 0), (-10, 0), (-600, 0)])
+def test_a_search_elsewhere_makes_a_launch_wait_for_half_an_hour_at_most(
+    launch: Launch, sky: FakeSky, store: ObjectStore, ago_min: float, code: int
+) -> None:
+    """It shows no life while SkyPilot looks for a machine; the time of its last word may be wrong, and costs no more."""
+    register_run(store, new_record("r", load_recipe("tiny-dpo")))
+    Diary(store, 0, FakeClock(datetime.now(UTC) - timedelta(minutes=ago_min))).write("planned")
+    assert launch(*LAUNCH, "--bucket", "s3://b") == code
 
 
 def test_a_launch_that_skypilot_refused_can_be_tried_again_at_once(
@@ -652,6 +701,43 @@ def test_a_run_of_plain_skypilot_can_be_stopped_before_its_trainer_started(
     sky.job = Job(7, "r", "PENDING", 0, "")
     assert launch("stop", "r") == 0
     assert sky.cancelled == [7]
+
+
+def local_run(store: ObjectStore, beat: datetime) -> None:
+    register_run(store, new_record("r", load_recipe("tiny-dpo")))
+    Diary(store, 1, FakeClock(beat)).write("attempt_started")
+    store.put(HEARTBEAT_KEY, Heartbeat(attempt=1, time=beat, phase="training", step=3, total_steps=9).to_json())
+
+
+@pytest.mark.parametrize("skew_s", [-3600.0, -600.0, 0.0, 600.0])
+def test_a_stop_waits_for_a_local_run_that_lives_whatever_its_clock_says(
+    launch: Launch, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    skew_s: float,
+) -> None:  # fmt: skip
+    def now() -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=skew_s)
+
+    class Clock(FakeClock):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            store.put(HEARTBEAT_KEY, Heartbeat(attempt=1, time=now(), phase="saving", step=4, total_steps=9).to_json())
+            if self.monotonic() > 300:
+                Diary(store, 1).write("stopped", step=4, reason="by the user")
+
+    local_run(store, now())
+    monkeypatch.setattr(stop, "SystemClock", Clock)
+    assert launch("stop", "r") == 0
+    assert "run r: stopped at step 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("skew_s", [-3600.0, -600.0, 0.0, 600.0])
+def test_a_stop_does_not_wait_for_long_for_a_run_that_is_dead(
+    launch: Launch, store: ObjectStore, quick: None, capsys: pytest.CaptureFixture[str], skew_s: float
+) -> None:
+    local_run(store, datetime.now(UTC) + timedelta(seconds=skew_s))
+    assert launch("stop", "r") == 0
+    assert "no trainer answers" in capsys.readouterr().err
+    assert read_request(store) is not None, "it stands, if a launcher still tries"
 
 
 @pytest.fixture

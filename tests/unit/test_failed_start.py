@@ -25,7 +25,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     (tmp_path / "bucket").mkdir()
     monkeypatch.setenv("NOTUS_BUCKET", str(tmp_path / "bucket"))
     monkeypatch.setenv("NOTUS_RUN", "r")
-    for name in ("NOTUS_PRICE_USD_H", "NOTUS_SPENT_USD"):
+    for name in ("NOTUS_PRICE_USD_H", "NOTUS_SPENT_USD", "SKYPILOT_CLUSTER_INFO"):
         monkeypatch.delenv(name, raising=False)
     return open_run(str(tmp_path / "bucket"), "r")
 
@@ -89,6 +89,30 @@ def test_the_first_machine_says_at_once_what_every_other_would(run: Store, error
     with pytest.raises(type(error)):
         judged(run, error)
     assert read_events(run) == []
+
+
+def test_a_run_that_is_held_asks_for_another_try_on_a_rented_machine(
+    run: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on the first machine of a job, of which nobody has got past anything: exit code 2 would end the job."""
+    monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", '{"cloud": "gcp"}')
+    assert [judged(run, RunHeld("held")) for _ in range(3)] == [75, 75, 1]
+    assert [event.kind for event in read_events(run)] == [*["setup_failed"] * 3, "failed"]
+    with pytest.raises(UserError):
+        judged(run, UserError("no such file"))
+
+
+@pytest.mark.parametrize(("price", "code"), [({}, 1), ({"NOTUS_PRICE_USD_H": "16"}, 75)])
+def test_a_run_that_is_held_never_ends_a_job_as_the_users_error_also_without_the_diary(
+    run: Store, monkeypatch: pytest.MonkeyPatch, price: dict[str, str], code: int
+) -> None:
+    def away(*arguments: object) -> Store:
+        raise StoreError("away")
+
+    for name, value in {"SKYPILOT_CLUSTER_INFO": "{}", **price}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(main, "open_run", away)
+    assert judged(run, RunHeld("held")) == code
 
 
 def test_no_wait_for_the_bucket_breaks_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -12,10 +13,23 @@ from hypothesis import strategies as st
 from checkpoints.clock import FakeClock
 from checkpoints.errors import Conflict, CorruptCheckpoint, Fenced, RunHeld, StoreError
 from checkpoints.events import Diary
-from checkpoints.head import HEAD_KEY, LEASE_S, Lease, Retention, Score, Writer, best_of, read_head
+from checkpoints.head import (
+    HEAD_KEY,
+    LEASE_S,
+    PATIENCE_S,
+    Lease,
+    Retention,
+    Score,
+    Writer,
+    best_of,
+    lease_over_s,
+    read_head,
+    silent_holder,
+)
 from checkpoints.manifest import Manifest
 from checkpoints.object_store import ObjectStore
 from checkpoints.rebuild import find_remains
+from checkpoints.unchanged import Unchanged
 from checkpoints.upload import put_once
 
 
@@ -48,7 +62,7 @@ def test_a_running_lease_is_respected_and_its_holder_named() -> None:
     store, clock = ObjectStore.memory(), FakeClock()
     Lease.claim(store, writer("a"), clock=clock)
     clock.sleep(10)
-    with pytest.raises(RunHeld, match=r"attempt 1 on host-a \(pid 1\), whose lease runs for 50 s more") as caught:
+    with pytest.raises(RunHeld, match=r"attempt 1 on host-a \(pid 1\), which lives or has died without") as caught:
         Lease.claim(store, writer("b"), clock=clock)
     assert caught.value.exit_code == 2
 
@@ -57,12 +71,12 @@ def test_a_running_lease_is_respected_and_its_holder_named() -> None:
 def test_a_successor_takes_over(how: str) -> None:
     store, clock = ObjectStore.memory(), FakeClock()
     old = Lease.claim(store, writer("a"), clock=clock)
-    if how == "lease over":
-        clock.sleep(LEASE_S + 1)
-    elif how == "released":
+    if how == "released":
         old.release()
-    new = Lease.claim(store, writer("b"), clock=clock, gone="a" if how == "known dead" else "")
+    gone, wait_s = "a" if how == "known dead" else "", PATIENCE_S if how == "lease over" else 0.0
+    new = Lease.claim(store, writer("b"), clock=clock, gone=gone, wait_s=wait_s)
     assert new.head.epoch == 2
+    assert clock.monotonic() == (lease_over_s(LEASE_S) if wait_s else 0), "a known end is waited for by nobody"
 
 
 def test_a_successor_can_wait_for_the_lease() -> None:
@@ -84,6 +98,146 @@ def test_renewals_keep_the_run() -> None:
         lease.renew()
     with pytest.raises(RunHeld):
         Lease.claim(store, writer("b"), clock=clock)
+
+
+# --- clocks -------------------------------------------------------------------------------------------
+
+SKEWS_S = (0.0, 61.0, -61.0, 3600.0, -3600.0, 10 * 365 * 86400.0)
+
+
+def own_clock(skew_s: float) -> FakeClock:
+    """Another machine's: what its wall clock says is its affair."""
+    return FakeClock(FakeClock().now() + timedelta(seconds=skew_s))
+
+
+class Shared(FakeClock):
+    """A claimer's clock. While it waits the world goes on: `world` is told how long it has waited."""
+
+    def __init__(self, world: Callable[[float], None], skew_s: float = 0.0) -> None:
+        super().__init__(own_clock(skew_s).now())
+        self._world = world
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self._world(self.monotonic())
+
+
+@pytest.mark.parametrize("skew_s", SKEWS_S)
+def test_a_dead_holder_is_replaced_after_one_lease_whatever_its_clock_said(skew_s: float) -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    Lease.claim(store, writer("dead"), clock=own_clock(skew_s))
+    assert Lease.claim(store, writer("b"), clock=clock, wait_s=PATIENCE_S).head.epoch == 2
+    assert clock.monotonic() == lease_over_s(LEASE_S)
+
+
+@pytest.mark.parametrize("skew_s", SKEWS_S)
+def test_no_clock_takes_a_live_run_from_its_holder(skew_s: float) -> None:
+    """Its own clock stands still: a renewal has to be seen all the same."""
+    store = ObjectStore.memory()
+    held = Lease.claim(store, writer("alive"), clock=FakeClock())
+    with pytest.raises(RunHeld):
+        Lease.claim(store, writer("b"), clock=own_clock(skew_s))
+
+    def world(waited_s: float) -> None:
+        if waited_s % 20 == 0:
+            held.renew()
+
+    claimer = Shared(world, skew_s)
+    with pytest.raises(RunHeld, match="which lives: it has changed HEAD while we looked"):
+        Lease.claim(store, writer("b"), clock=claimer, wait_s=PATIENCE_S)
+    assert claimer.monotonic() == PATIENCE_S
+    held.renew()
+
+
+def test_a_holder_that_dies_while_one_waits_is_replaced_within_the_patience() -> None:
+    store = ObjectStore.memory()
+    held = Lease.claim(store, writer("a"))
+    clock = Shared(lambda waited_s: held.renew() if waited_s <= 50 else None)
+    assert Lease.claim(store, writer("b"), clock=clock, wait_s=PATIENCE_S).head.epoch == 2
+    assert clock.monotonic() == 50 + lease_over_s(LEASE_S)
+
+
+def test_a_clock_that_is_set_while_one_waits_changes_nothing() -> None:
+    store = ObjectStore.memory()
+    held = Lease.claim(store, writer("a"))
+
+    def world(waited_s: float) -> None:
+        clock.set(clock.now() + timedelta(hours=1))
+        if waited_s % 20 == 0:
+            held.renew()
+
+    clock = Shared(world)
+    with pytest.raises(RunHeld):
+        Lease.claim(store, writer("b"), clock=clock, wait_s=PATIENCE_S)
+
+
+def test_a_slow_answer_counts_only_from_its_end() -> None:
+    """HEAD may have changed while the first answer was on its way."""
+    clock = FakeClock()
+    unchanged = Unchanged(clock)
+    clock.sleep(50)
+    assert unchanged.seconds("HEAD", "t", asked_at=0.0) == 0
+    clock.sleep(50)
+    assert unchanged.seconds("HEAD", "t", asked_at=70.0) == 20
+    assert not unchanged.has_changed("HEAD")
+    assert unchanged.seconds("HEAD", "u", asked_at=100.0) == 0
+    assert unchanged.has_changed("HEAD")
+    assert not unchanged.has_changed("never seen")
+
+
+def test_a_person_who_claims_hears_at_once_that_the_holder_lives() -> None:
+    store = ObjectStore.memory()
+    held = Lease.claim(store, writer("alive"))
+    for claim in (
+        lambda clock: Lease.claim(store, writer("b"), clock=clock, wait_s=PATIENCE_S, patient=False),
+        lambda clock: silent_holder(store, clock),
+    ):
+        clock = Shared(lambda waited_s: held.renew() if waited_s == 20 else None)
+        with pytest.raises(RunHeld, match="which lives"):
+            claim(clock)
+        assert clock.monotonic() == 20
+
+
+def test_whether_a_holder_is_dead_is_known_after_one_lease() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    assert silent_holder(store, clock) == ""
+    held = Lease.claim(store, writer("a"), clock=own_clock(3600))
+    assert silent_holder(store, clock) == "a"
+    assert clock.monotonic() == lease_over_s(LEASE_S)
+    held.release()
+    assert silent_holder(store, clock) == ""
+    assert clock.monotonic() == lease_over_s(LEASE_S), "what was given back is known at once"
+
+
+def test_a_lease_that_an_older_version_gave_back_costs_one_lease() -> None:
+    """It wrote the time of its own clock."""
+    store, clock = ObjectStore.memory(), FakeClock()
+    lease = Lease.claim(store, writer("old"), clock=clock)
+    store.put(HEAD_KEY, lease.head.model_copy(update={"lease_until": clock.now()}).to_json())
+    assert Lease.claim(store, writer("b"), clock=clock, wait_s=PATIENCE_S).head.epoch == 2
+
+
+def test_an_older_version_reads_what_is_given_back_as_over() -> None:
+    store, clock = ObjectStore.memory(), own_clock(-10 * 365 * 86400.0)
+    lease = Lease.claim(store, writer("a"), clock=clock)
+    assert lease.head.lease_until > clock.now()
+    assert not lease.head.released
+    lease.release()
+    head = read_head(store)
+    assert head is not None
+    assert head.released
+    assert head.lease_until < clock.now()
+
+
+def test_no_two_versions_of_head_are_the_same_bytes() -> None:
+    store, clock = ObjectStore.memory(), FakeClock()
+    lease = Lease.claim(store, writer("a"), clock=clock)
+    tokens = [store.get(HEAD_KEY).token]
+    for act in (lease.renew, lease.renew, lambda: lease.commit(manifest(5, 1, clock), Retention(newest=1)), lease.renew,
+                lambda: lease.score(5, Score(metric="m", value=1.0)), lease.release, lease.release):  # fmt: skip
+        act()
+        tokens.append(store.get(HEAD_KEY).token)
+    assert len(set(tokens)) == len(tokens)
 
 
 def test_a_zombie_cannot_commit_renew_or_release() -> None:
@@ -218,27 +372,35 @@ def test_lost_replies_lose_no_commit(faults: list[str], keep: int) -> None:
     assert [commit.step for commit in head.commits] == list(range(7, 7 - keep, -1))
 
 
-operations = st.tuples(st.sampled_from(["claim", "commit", "renew", "sleep", "release", "kill"]), st.integers(0, 2))
+operations = st.tuples(
+    st.sampled_from(["claim", "claim patiently", "commit", "renew", "sleep", "release", "kill"]), st.integers(0, 2)
+)
 
 
-@given(st.lists(operations, max_size=60))
+@given(st.lists(operations, max_size=60), st.tuples(*[st.sampled_from(SKEWS_S)] * 3))
 @settings(max_examples=300)
-def test_any_schedule_of_writers_and_zombies_keeps_the_promises(schedule: list[tuple[str, int]]) -> None:
-    """A small model: whoever claimed last may commit; nobody else can; the committed step only grows."""
-    store, clock = ObjectStore.memory(), FakeClock()
+def test_any_schedule_of_writers_and_zombies_keeps_the_promises(
+    schedule: list[tuple[str, int]], skews_s: tuple[float, ...]
+) -> None:
+    """A small model: whoever claimed last may commit; nobody else can; the committed step only grows. Each process has
+    clocks of its own."""
+    store, clocks = ObjectStore.memory(), [own_clock(skew_s) for skew_s in skews_s]
+    clock = clocks[0]
     leases: dict[int, Lease] = {}
     owner, committed, dead, claims = None, 0, set(), 0
     fenced: list[bool] = []
     for operation, index in schedule:
         try:
             if operation == "sleep":
-                clock.sleep(LEASE_S / 2)
+                clocks[index].sleep(LEASE_S / 2)
             elif operation == "kill":
                 dead.add(index)
-            elif operation == "claim":
+            elif operation in ("claim", "claim patiently"):
                 claims += 1
                 gone = leases[owner].head.writer.id if owner in dead else ""
-                leases[index] = Lease.claim(store, writer(f"{index}-{claims}"), clock=clock, gone=gone)
+                wait_s = PATIENCE_S if operation == "claim patiently" else 0.0
+                name = writer(f"{index}-{claims}")
+                leases[index] = Lease.claim(store, name, clock=clocks[index], gone=gone, wait_s=wait_s)
                 owner = index
                 dead.discard(index)
             elif index in leases:

@@ -72,8 +72,7 @@ def test_a_wait_looks_at_once_and_once_more_at_its_end() -> None:
     assert list(looks(clock, 2.0, 0.0)) == [0.0]
 
 
-@pytest.mark.parametrize("sure", [False, True])
-def test_a_computer_that_slept_has_not_waited(tmp_path: Path, sure: bool) -> None:
+def test_a_computer_that_slept_has_not_waited(tmp_path: Path) -> None:
     """The lid is closed for an hour between two looks; the trainer has saved and ended meanwhile."""
     store = open_run(f"file://{tmp_path}", "r")
 
@@ -85,10 +84,10 @@ def test_a_computer_that_slept_has_not_waited(tmp_path: Path, sure: bool) -> Non
                 return
             Diary(store, 1, self).write("stopped", step=7, reason="by the user")
 
-    assert stop._save_and_end(store, "r", Laptop(), sure=sure)
+    assert stop._save_and_end(store, "r", Laptop())
 
 
 def test_a_trainer_that_does_not_answer_is_not_waited_for_longer(tmp_path: Path) -> None:
     clock = FakeClock()
-    assert not stop._save_and_end(open_run(f"file://{tmp_path}", "r"), "r", clock, sure=False)
+    assert not stop._save_and_end(open_run(f"file://{tmp_path}", "r"), "r", clock)
     assert stop.ANSWER_S <= clock.monotonic() < stop.ANSWER_S + 2 * stop.POLL_S

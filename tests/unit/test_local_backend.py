@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from checkpoints.errors import StoreError
+from checkpoints.clock import FakeClock
+from checkpoints.errors import RunHeld, StoreError
 from checkpoints.events import Diary, read_events
-from checkpoints.head import Lease, Writer
+from checkpoints.head import LEASE_S, Lease, Writer, lease_over_s, silent_holder
 from checkpoints.object_store import ObjectStore
 from launcher import local
 from launcher.local import LocalBackend, LocalRun
+from trainer.attempt import pid_scope
 from trainer.scratch import Outcome, Progress, Scratch
 
 
@@ -81,3 +84,64 @@ def test_without_the_diary_it_gives_up(attempts: Attempts, monkeypatch: pytest.M
     outcome = attempts.ended(None)
     assert outcome.gave_up
     assert "no route to the bucket" in outcome.message
+
+
+# --- a run that somebody may hold -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def gone(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whom the attempts are told to be dead."""
+    told: list[str] = []
+
+    def attempt(scratch: Scratch, gone: str) -> Outcome:
+        told.append(gone)
+        return Outcome(kind="finished", step=24)
+
+    monkeypatch.setattr(attempts.backend, "_attempt", attempt)
+    return told
+
+
+def test_a_holder_on_another_machine_that_shows_no_life_for_a_lease_is_dead(
+    attempts: Attempts, gone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock was an hour ahead; or this machine has been restarted since."""
+    clock = FakeClock()
+    ahead = FakeClock(clock.now() + timedelta(hours=1))
+    Lease.claim(attempts.store, Writer(id="w", host="h", pid=1, pid_scope="elsewhere"), clock=ahead)
+    monkeypatch.setattr(local, "silent_holder", lambda store: silent_holder(store, clock))
+    assert attempts.backend.run().kind == "finished"
+    assert gone == ["w"]
+    assert clock.monotonic() == lease_over_s(LEASE_S)
+
+
+def test_a_holder_that_lives_is_left_alone(
+    attempts: Attempts, gone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Lease.claim(attempts.store, Writer(id="w", host="h", pid=1, pid_scope="elsewhere"), clock=FakeClock())
+
+    class Clock(FakeClock):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            held.renew()
+
+    monkeypatch.setattr(local, "silent_holder", lambda store: silent_holder(store, Clock()))
+    with pytest.raises(RunHeld) as caught:
+        attempts.backend.run()
+    assert (caught.value.exit_code, gone) == (2, [])
+
+
+@pytest.mark.parametrize("how", ["new", "given back", "a dead process of this machine"])
+def test_nobody_waits_where_it_is_known(
+    attempts: Attempts, gone: list[str], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    if how != "new":
+        scope = pid_scope() if how.startswith("a dead") else "elsewhere"
+        lease = Lease.claim(attempts.store, Writer(id="w", host="h", pid=2**22 + 1, pid_scope=scope))
+        if how == "given back":
+            lease.release()
+    clock = FakeClock()
+    monkeypatch.setattr(local, "silent_holder", lambda store: silent_holder(store, clock))
+    assert attempts.backend.run().kind == "finished"
+    assert gone == ["w" if how.startswith("a dead") else ""]
+    assert clock.monotonic() == 0

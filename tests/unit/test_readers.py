@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from checkpoints import readers
+from checkpoints.clock import FakeClock
 from checkpoints.errors import BucketUnusable, StoreError
+from checkpoints.head import BURIED_S, Lease, Writer
 from checkpoints.object_store import ObjectStore
 from checkpoints.readers import FOLDER, VALID, announce, manifests_being_read, reading
 from checkpoints.restore import verify
 from checkpoints.retention import collect, collect_orphans
+from checkpoints.unchanged import Unchanged
 from tests.unit.test_restore import Run
 
 
@@ -40,6 +43,8 @@ def test_a_reader_that_died_protects_nothing_for_long(run: Run) -> None:
     commit = run.save(1, keep=1)
     announce(run.store, f"{FOLDER}/dead.json", [commit], run.clock)
     run.save(2, keep=1)
+    run.clock.sleep(BURIED_S)
+    assert collect(run.store, run.lease) == 0, "it is seen for the first time"
     run.clock.sleep(VALID.total_seconds() - 1)
     assert collect(run.store, run.lease, run.clock.now()) == 0
     run.clock.sleep(2)
@@ -48,11 +53,43 @@ def test_a_reader_that_died_protects_nothing_for_long(run: Run) -> None:
 
 
 def test_a_word_that_is_renewed_holds(run: Run) -> None:
-    commit = run.save(1)
-    for _ in range(3):
-        announce(run.store, f"{FOLDER}/one.json", [commit], run.clock)
-        run.clock.sleep((VALID - timedelta(seconds=1)).total_seconds())
-        assert manifests_being_read(run.store, run.clock.now()) == {commit.manifest}
+    """Also where the reader's clock stands still."""
+    commit, unchanged, stands_still = run.save(1), Unchanged(run.clock), FakeClock()
+    for _ in range(5):
+        announce(run.store, f"{FOLDER}/one.json", [commit], stands_still)
+        assert manifests_being_read(run.store, unchanged) == {commit.manifest}
+        run.clock.sleep(VALID.total_seconds() - 1)
+        assert manifests_being_read(run.store, unchanged) == {commit.manifest}
+    run.clock.sleep(2)
+    assert manifests_being_read(run.store, unchanged) == set()
+
+
+@pytest.mark.parametrize("skew_s", [-61 * 60.0, 61 * 60.0, -10 * 365 * 86400.0, 10 * 365 * 86400.0])
+def test_a_readers_clock_decides_nothing(run: Run, skew_s: float) -> None:
+    commit = run.save(1, keep=2)
+    announce(run.store, f"{FOLDER}/x.json", [commit], FakeClock(run.clock.now() + timedelta(seconds=skew_s)))
+    for step in (2, 3):
+        run.save(step, keep=2)
+    run.clock.sleep(BURIED_S + 1)
+    assert collect(run.store, run.lease, run.clock.now()) == 0
+    assert verify(run.store, commit).step == 1
+    run.clock.sleep(VALID.total_seconds())
+    assert collect(run.store, run.lease, run.clock.now()) == 1, "it died: nobody has renewed its word"
+
+
+@pytest.mark.parametrize("skew_s", [-86400.0, 86400.0])
+def test_the_clock_of_who_buried_a_checkpoint_decides_nothing(run: Run, skew_s: float) -> None:
+    run.save(1, keep=1)
+    run.clock.set(run.clock.now() + timedelta(seconds=skew_s))
+    run.save(2, keep=1)
+    run.lease.release()
+    clock = FakeClock()
+    successor = Lease.claim(run.store, Writer(id="w2", host="h", pid=2), clock=clock)
+    assert collect(run.store, successor) == 0, "it is seen for the first time"
+    clock.sleep(BURIED_S - 1)
+    assert collect(run.store, successor) == 0
+    clock.sleep(1)
+    assert collect(run.store, successor) == 1
 
 
 def test_a_checkpoint_that_was_replaced_is_not_read(run: Run) -> None:
@@ -65,7 +102,7 @@ def test_a_checkpoint_that_was_replaced_is_not_read(run: Run) -> None:
 
 def test_a_damaged_word_is_removed(run: Run) -> None:
     run.store.put(f"{FOLDER}/odd.json", b"{}")
-    assert manifests_being_read(run.store, run.clock.now()) == set()
+    assert manifests_being_read(run.store, Unchanged(run.clock)) == set()
     assert not list(run.store.list(FOLDER))
 
 

@@ -96,6 +96,9 @@ def test_what_an_earlier_attempt_got_past_is_this_machines_trouble() -> None:
     assert of_this_machine(MachineFault("a card is missing"), [], "same")
     assert not of_this_machine(TaskError("2 nodes"), trained, "same"), "the inputs are the same, and the task is not"
     assert of_this_machine(StoreError("away"), [], "same")
+    assert of_this_machine(RunHeld("held"), [], "", rented=True), "the holder may be a zombie that dies meanwhile"
+    for error in (DataError("x"), AccessDenied("403"), HardwareError("small"), UserError("x"), TaskError("2 nodes")):
+        assert not of_this_machine(error, [], "same", rented=True)
 
 
 def test_during_training_the_point_is_a_step() -> None:

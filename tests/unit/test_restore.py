@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,22 @@ from checkpoints import cli
 from checkpoints.clock import FakeClock
 from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, UserError
 from checkpoints.folder_store import FolderStore
-from checkpoints.head import Commit, Lease, Retention, Score, Writer, pin
+from checkpoints.head import (
+    BURIED_S,
+    LEASE_S,
+    Commit,
+    Lease,
+    Retention,
+    Score,
+    Writer,
+    lease_over_s,
+    pin,
+    read_head,
+)
 from checkpoints.manifest import Manifest
 from checkpoints.object_store import ObjectStore
 from checkpoints.pull import pull
+from checkpoints.readers import announce
 from checkpoints.restore import (
     RestoredShard,
     differing_tensors,
@@ -353,12 +366,45 @@ def test_gc_cleans_up_only_where_nobody_trains(
     url = folder_run.store.url
     folder_run.store.put("data/e000000-s00000003-x/r00000/c00000", b"left behind")
     held = Lease.claim(folder_run.store, Writer(id="alive", host="h", pid=1), gone="w")
+
+    class Beside(FakeClock):
+        """The attempt lives."""
+
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            held.renew()
+
+    monkeypatch.setattr("checkpoints.cli.SystemClock", Beside)
     assert ckpt("gc", url, monkeypatch=monkeypatch) == 2
     assert "the run is held by attempt 2" in capsys.readouterr().err
+    held.renew()
     held.release()
+    monkeypatch.setattr("checkpoints.cli.SystemClock", FakeClock)
     assert ckpt("gc", url, monkeypatch=monkeypatch) == 0
     assert capsys.readouterr().out == "deleted 0 expired checkpoints and 1 orphaned objects\n"
     assert ckpt("verify", url, monkeypatch=monkeypatch) == 0
+
+
+def test_gc_leaves_readers_time_and_keeps_what_they_read(
+    folder_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run's last holder died long ago by its own clock, which was ahead; so was that of a reader that died."""
+    store, ahead = folder_run.store, FakeClock(folder_run.clock.now() + timedelta(days=1))
+    commit = folder_run.save(20, keep=2)
+    announce(store, "readers/x.json", [commit], ahead)
+    for step in (30, 40, 50):
+        folder_run.save(step, keep=2)
+    clock = FakeClock()
+    monkeypatch.setattr("checkpoints.cli.SystemClock", lambda: clock)
+    assert ckpt("gc", store.url, monkeypatch=monkeypatch) == 0
+    told = capsys.readouterr().out
+    assert "deleted 3 expired checkpoints" in told
+    assert "kept 1 expired checkpoints: somebody reads them" in told
+    assert clock.monotonic() == lease_over_s(LEASE_S) + BURIED_S
+    assert verify(store, commit).step == 20
+    head = read_head(store)
+    assert head is not None
+    assert head.released
 
 
 @pytest.mark.parametrize(
