@@ -47,9 +47,9 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     """Run on this machine; on request preempt it, and compare it with an uninterrupted twin."""
     recipe = load_recipe(request.recipe)
     check_local(recipe.dataset)
-    bucket = request.bucket or f"file://{writable(default_folder())}"
+    bucket = f"file://{writable(default_folder())}" if request.bucket is None else request.bucket
     writable(home() / "scratch")
-    name = check_run_name(request.name or new_name(recipe))
+    name = check_run_name(new_name(recipe) if request.name is None else request.name)
     store = open_run(bucket, name)
     if _is_done(store, name, recipe, compare=options.compare):
         say(f"run {name} is done already")

@@ -17,7 +17,7 @@ from checkpoints.store import Store
 from launcher.errors import RunFailed, UnclearJob
 from launcher.identity import RunIdentity, identity_here
 from launcher.launch import say
-from launcher.options import default_bucket
+from launcher.options import bucket_or_default
 from launcher.report.status import OVER, read_status
 from launcher.sky import client
 from launcher.sky.submission import had_the_run_last
@@ -31,7 +31,7 @@ POLL_S = 2.0
 
 def stop_run(bucket: str | None, name: str, *, at_once: bool) -> int:
     """Stop a run; returns the exit code. Raises `RunFailed` where it can't be said to have ended."""
-    url = bucket or default_bucket()
+    url = bucket_or_default(bucket)
     store, run = open_run(url, name), identity_here(url, name)
     status = read_status(store, name, datetime.now(UTC))
     if status.state in OVER:
