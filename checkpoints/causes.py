@@ -1,7 +1,7 @@
 """The words that say why, shared by the policy, the diary, the request in the bucket and the exit codes.
 
 A sentence for people (`reason`, `message`) goes with each, and nothing is ever decided by that sentence. New words are
-added here; a reader older than a word reads it as "other" instead of failing.
+added here; a reader older than a word reads it as "other" (of a machine's end: "unknown") instead of failing.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ MoveCause = Literal[
     "budget",  # a preemption would leave too little of the budget for the way to the end
     "progress",  # the machine makes none
 ]
+Action = Literal["launch", "move", "stop"]
+"""What the policy decides."""
+
 Cause = Literal[LaunchCause, WaitCause, MoveCause, Limit]
 """Why the policy decided as it did."""
 

@@ -13,25 +13,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    ModelWrapValidatorHandler,
     NonNegativeInt,
     PlainSerializer,
+    PrivateAttr,
     model_validator,
 )
 
-from checkpoints.causes import AttemptOutcome, Cause, GoneCause, Limit, words
+from checkpoints.causes import Action, AttemptOutcome, Cause, GoneCause, Limit, words
 
 _AS_TEXT = PlainSerializer(datetime.isoformat)
 Moment = Annotated[AwareDatetime, _AS_TEXT]
 AnyLimit = Annotated[Limit | Literal["other"], BeforeValidator(words(Limit, otherwise="other"))]
 AnyCause = Annotated[Cause | Literal["other"], BeforeValidator(words(Cause, otherwise="other"))]
-AnyOutcome = Annotated[AttemptOutcome, BeforeValidator(words(AttemptOutcome, otherwise="failed"))]
+AnyAction = Annotated[Action | Literal["other"], BeforeValidator(words(Action, otherwise="other"))]
+AnyOutcome = Annotated[AttemptOutcome | Literal["other"], BeforeValidator(words(AttemptOutcome, otherwise="other"))]
+AnyGone = Annotated[GoneCause, BeforeValidator(words(GoneCause, otherwise="unknown"))]
 About = Literal["progress", "release", "bucket", "controller", "price", "other"]
 AnyAbout = Annotated[About, BeforeValidator(words(About, otherwise="other"))]
 
@@ -60,16 +64,33 @@ class Payload(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     kind: ClassVar[str]
+    _unknown_words: dict[str, str] = PrivateAttr(default_factory=dict)
+    """Of a newer version, by field: they stay in the bucket's form, and read as "other" or "unknown"."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_unknown_words(cls, data: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        payload = read(data)
+        if isinstance(data, Mapping):
+            for name in cls.model_fields.keys() & data.keys():
+                if isinstance(data[name], str) and getattr(payload, name) in ("other", "unknown", "closed"):
+                    payload._unknown_words[name] = data[name]
+        return payload
 
     def wire(self) -> dict[str, Any]:
         """The event's `data` in the bucket: what its writer set, without today's defaults."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        return {**self.model_dump(mode="json", exclude_unset=True), **self._unknown_words}
 
 
 class UnknownPayload(Payload):
-    """The content of an event whose kind this version does not know."""
+    """The content of an event whose kind this version does not know, whatever it is."""
 
     kind = ""
+    _no_mapping: tuple[Any, ...] = PrivateAttr(default=())
+    """The data, if it is something else."""
+
+    def wire(self) -> Any:
+        return self._no_mapping[0] if self._no_mapping else super().wire()
 
 
 class AtStep(Payload):
@@ -102,7 +123,7 @@ class Decided(Payload):
 
     kind = "decided"
 
-    action: Literal["launch", "move", "stop"]
+    action: AnyAction
     cause: AnyCause | None = None
     """None in a diary of an earlier version."""
     reason: str = ""
@@ -148,7 +169,7 @@ class MachineGone(Payload):
 
     kind = "machine_gone"
 
-    why: GoneCause
+    why: GoneCause = "unknown"
     place: PlaceRecord | None = None
     said: str = ""
     """The cloud's or SkyPilot's own words, for people."""
@@ -215,7 +236,7 @@ class ReleaseFailed(Payload):
     """For people."""
     tries: int
     """How many have failed so far."""
-    why: GoneCause = "unknown"
+    why: AnyGone = "unknown"
     """Why it is given back."""
 
 
@@ -436,4 +457,8 @@ KINDS: Mapping[str, type[Payload]] = {model.kind: model for model in _MODELS}
 
 def payload_of(kind: str, data: Any) -> Payload:
     """Validate an event's data as its kind. Raises pydantic's `ValidationError`."""
-    return KINDS.get(kind, UnknownPayload).model_validate(data)
+    if kind in KINDS or isinstance(data, Mapping | Payload):
+        return KINDS.get(kind, UnknownPayload).model_validate(data)
+    unknown = UnknownPayload()
+    unknown._no_mapping = (data,)
+    return unknown

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from checkpoints.errors import BucketUnusable, UserError
+from checkpoints.s3_location import s3_location
 
 CUT_OFF_DAYS = 2
 OLD_VERSION_DAYS = 7
@@ -89,11 +90,10 @@ def apply(url: str, client: Any = None) -> list[str]:
     scheme, bucket, prefix = _parts(url)
     if scheme != "s3":
         raise UserError("only S3's rules can be set from here", how_to_apply(url))
-    import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        client = client or boto3.client("s3")
+        client = client or _client()
         rules = merge_rules(_existing(client, bucket), s3_rules(prefix))
         client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": rules})
     except (ClientError, BotoCoreError) as error:
@@ -104,6 +104,14 @@ def apply(url: str, client: Any = None) -> list[str]:
             f"the key needs {rights}; they aren't needed for a run" if denied else "the rules are as before",
         ) from error
     return [str(rule.get("ID", "without a name")) for rule in rules]
+
+
+def _client() -> Any:
+    """For the place that the store opens, too: boto3 reads one variable for the region less."""
+    import boto3
+
+    region, endpoint = s3_location()
+    return boto3.Session().client("s3", region_name=region or None, endpoint_url=endpoint or None)
 
 
 def _existing(client: Any, bucket: str) -> list[dict[str, Any]]:

@@ -288,12 +288,16 @@ def _s3_stores(bucket: str, prefix: str, environment: Mapping[str, str]) -> tupl
                 f"s3://{bucket} at {endpoint} is GCS through its S3 interface, which has no compare-and-swap",
                 f"write gs://{bucket}, and unset AWS_ENDPOINT_URL",
             )
-        config |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
         if endpoint.startswith("http://"):  # test servers
             allow_http = {"allow_http": True}
+    region = region or "us-east-1"
     config |= {
         "prefix": prefix or None,
-        "region": region or session.region_name or "us-east-1",
+        # Always: obstore would look into this process's environment by rules of its own, and take an endpoint that is
+        # ignored, or another user's.
+        "region": region,
+        "aws_endpoint_url_s3": endpoint or f"https://s3.{region}.amazonaws.com",
+        "virtual_hosted_style_request": False,
         "credential_provider": Boto3CredentialProvider(session),
         "retry_config": _RETRY,
     }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
+from checkpoints.causes import words
 from checkpoints.clock import Clock, SystemClock
 from checkpoints.confirm import read_if_there
 from checkpoints.event_kinds import AnyLimit
@@ -15,6 +16,7 @@ from checkpoints.manifest import Record
 from checkpoints.store import Store
 
 REQUEST_KEY = "request.json"
+Wish = Literal["stop", "move"]
 
 
 class Request(Record):
@@ -28,7 +30,7 @@ class Request(Record):
     version: Literal[1] = 1
     id: str
     time: datetime
-    action: Literal["stop", "move"] = Field(
+    action: Annotated[Wish | Literal["other"], BeforeValidator(words(Wish, otherwise="other"))] = Field(
         description="stop: save and end the run, whichever attempt sees it. move: save and go on elsewhere"
     )
     attempt: int = Field(description="of a move: the attempt that is meant; another one takes no notice")
@@ -36,13 +38,13 @@ class Request(Record):
     limit: AnyLimit | None = Field(default=None, description="of a stop: the limit that the run has reached")
 
     def is_for(self, attempt: int) -> bool:
-        """Is it for this attempt?"""
-        return self.action == "stop" or self.attempt == attempt
+        """Is it for this attempt? A wish of a newer version's is for none that doesn't know the word."""
+        return self.action == "stop" or (self.action == "move" and self.attempt == attempt)
 
 
 def ask(
     store: Store,
-    action: Literal["stop", "move"],
+    action: Wish,
     attempt: int,
     reason: str,
     clock: Clock | None = None,

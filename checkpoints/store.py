@@ -101,9 +101,13 @@ def open_store(url: str, prefix: str = "", environment: Mapping[str, str] | None
     works for several users gives each one's `environment` instead. Raises `UserError` for an unknown scheme. Nothing
     is contacted yet: see `probe`.
     """
+    if not url.strip():
+        raise UserError(f"bucket {url!r} is blank", "give s3://bucket/prefix, gs://bucket/prefix or a folder")
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "file", str(user_path(url).absolute())
+    if scheme == "file" and not rest.startswith("/"):
+        raise UserError(f"bucket {url!r} names no folder", "write file:///path, or the path alone")
     if scheme == "file":
         from checkpoints.folder_store import FolderStore
 

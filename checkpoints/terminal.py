@@ -1,4 +1,5 @@
-"""What the four command lines share: streams that don't break, one way to show an error, tracebacks on demand."""
+"""What the four command lines share: streams that don't break, one way to show an error, tracebacks on demand, and no
+blank value."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+import typer
 
 from checkpoints.errors import NotusError, UserError
 from checkpoints.streams import reliable_streams
@@ -41,7 +44,8 @@ def _run(app: Callable[..., Any], name: str, *, debug: bool) -> None:
         level=logging.INFO if debug else logging.WARNING, format=f"{name}: %(message)s", stream=sys.stderr
     )
     try:
-        app(prog_name=name)
+        command = refuse_blanks(typer.main.get_command(app)) if isinstance(app, typer.Typer) else app
+        command(prog_name=name)
     except NotusError as error:
         if debug:
             traceback.print_exc()
@@ -53,6 +57,42 @@ def _run(app: Callable[..., Any], name: str, *, debug: bool) -> None:
         refusal = UserError(f"{_shown(error.filename)}: {error.strerror}", "fix that and try again; --debug shows more")
         show_error(refusal, name)
         raise SystemExit(refusal.exit_code) from None
+
+
+def refuse_blanks(command: Any) -> Any:
+    """The same command, and every subcommand, where a blank text is refused for each option and argument.
+
+    `--bucket "$B"` with B unset would otherwise mean the default bucket, `--name "$N"` a new run, and a path the
+    current folder. An empty environment variable counts as unset, and an option whose default is '' may be given as ''.
+    """
+    for parameter in command.params:
+        parameter.process_value = _refusing(parameter, parameter.process_value)
+    for subcommand in getattr(command, "commands", {}).values():
+        refuse_blanks(subcommand)
+    return command
+
+
+def _refusing(parameter: Any, convert: Callable[..., Any]) -> Callable[..., Any]:
+    """Looks at the text as it was given: as a path '' is the current folder already."""
+
+    def check(context: Any, value: Any) -> Any:
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str) and not text.strip() and text != parameter.default:
+                raise UserError(*_blank(context, parameter, text))
+        return convert(context, value)
+
+    return check
+
+
+def _blank(context: Any, parameter: Any, text: str) -> tuple[str, str]:
+    """Message and hint."""
+    source = context.get_parameter_source(parameter.name)
+    option = max(parameter.opts, key=len)
+    if source is not None and source.name == "ENVIRONMENT":
+        return f"{parameter.envvar} is set to {text!r}, which is blank", f"give it a value, or unset {parameter.envvar}"
+    if not option.startswith("-"):
+        return f"the argument {option.upper()} is {text!r}, which is blank", "give it a value: is a variable unset?"
+    return f"{option} {text!r} is blank", f"give {option} a value, or leave it out: is a variable unset?"
 
 
 def _shown(path: object) -> str:

@@ -31,7 +31,7 @@ from checkpoints.errors import Fenced, NotusError, StoreError, UserError
 from checkpoints.event_kinds import Saved
 from checkpoints.events import Diary
 from checkpoints.head import Lease, Retention
-from checkpoints.interpreter import module
+from checkpoints.interpreter import environment, module
 from checkpoints.manifest import Manifest
 from checkpoints.retention import collect, collect_orphans
 from checkpoints.run import write_metrics
@@ -128,6 +128,7 @@ class UploaderClient:
             module("checkpoints.uploader"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env=environment(),
             start_new_session=True,  # a signal to the rank's group is not for the uploader
         )
         self._send(setup)

@@ -80,7 +80,7 @@ def launch(
         hazard_h=asked.parse_hazard(hazard) if hazard is not None else None,
         trust_prices=trust_prices,
         bucket=bucket,
-        name=check_name(name) if name else None,
+        name=check_name(name) if name is not None else None,
     )
     if clouds == (asked.LOCAL,):
         from launcher import launch as story
@@ -113,7 +113,7 @@ def status(
     from launcher.find import check_default_bucket
 
     check_default_bucket(bucket, run)
-    look.show_status(bucket, [run] if run else None, output)
+    look.show_status(bucket, None if run is None else [run], output)
 
 
 @app.command()

@@ -172,7 +172,7 @@ def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
         restore_usd=plan.restore_usd,
         keep_usd_per_h=plan.keep_usd_per_h,
         bucket_cloud=plan.bucket_cloud or "",
-        store_usd_per_h=plan.storage_usd / plan.expected_finish_h,
+        store_usd_per_h=plan.store_usd_per_h,
         save_h=plan.upload_h,
         save_every_h=plan.save_every_h,
         trust_prices=request.trust_prices,

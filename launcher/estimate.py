@@ -87,17 +87,31 @@ def save_plan(saves: Saves, state_bytes: float | None, mean_to_preemption_h: flo
 
 
 def estimate(
-    scenario: Scenario, saving: SavePlan, around: Surroundings, *, budget_usd: float | None = None, runs: int = RUNS
+    scenario: Scenario,
+    saving: SavePlan,
+    around: Surroundings,
+    *,
+    budget_usd: float | None = None,
+    machine_h_before: float = 0.0,
+    runs: int = RUNS,
 ) -> Estimate | None:
-    """Sum up simulated runs of a plan; None where more than one run in twenty would never end."""
+    """Sum up simulated runs of a plan; None where more than one run in twenty would never end.
+
+    `budget_usd` has to pay the store for the `machine_h_before` of an earlier launch too, at this plan's rate.
+    """
     done = simulate(scenario, runs)
     if np.mean(np.isfinite(done.finish_h)) < 0.95:
         return None
-    return summed_up(done, saving, around, scenario.deadline_h, budget_usd)
+    return summed_up(done, saving, around, scenario.deadline_h, budget_usd, machine_h_before)
 
 
 def summed_up(
-    done: Runs, saving: SavePlan, around: Surroundings, deadline_h: float | None, budget_usd: float | None
+    done: Runs,
+    saving: SavePlan,
+    around: Surroundings,
+    deadline_h: float | None,
+    budget_usd: float | None,
+    machine_h_before: float = 0.0,
 ) -> Estimate:
     """The figures of simulated runs."""
     finite = np.isfinite(done.finish_h)
@@ -105,6 +119,8 @@ def summed_up(
     total = done.cost + storage + egress
     cost = np.where(finite, total, np.max(total[finite]))
     finish = np.where(finite, done.finish_h, np.max(done.finish_h[finite]))
+    if budget_usd is not None:
+        budget_usd -= machine_h_before * _mean(storage) / _mean(finish)
     return Estimate(
         expected_cost_usd=_mean(cost),
         cost_p5_usd=_level(cost, 5),

@@ -47,12 +47,14 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     """Run on this machine; on request preempt it, and compare it with an uninterrupted twin."""
     recipe = load_recipe(request.recipe)
     check_local(recipe.dataset)
-    bucket = request.bucket or f"file://{writable(default_folder())}"
+    bucket = f"file://{writable(default_folder())}" if request.bucket is None else request.bucket
     writable(home() / "scratch")
-    name = check_run_name(request.name or new_name(recipe))
+    name = check_run_name(new_name(recipe) if request.name is None else request.name)
     store = open_run(bucket, name)
-    if _is_done(store, name, recipe, compare=options.compare):
-        say(f"run {name} is done already")
+    finished = _is_finished(store, name, recipe)
+    if finished:
+        _say_finished(name, options)
+    if finished and not (options.compare and _has_no_comparison(store)):
         show_receipt(read_receipt(store, name, recipe), output)
         return 0
     run = LocalRun(
@@ -65,10 +67,10 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     )
     probe(store)
     say(f"run {name} in {store.url}")
-    if run.preemptions:
+    if run.preemptions and not finished:
         say(f"it will be killed {run.preemptions} times (seed {run.seed})")
-    outcome = _run(run, recipe, store, label="run")
-    if outcome.kind != "finished":
+    outcome = None if finished else _run(run, recipe, store, label="run")
+    if outcome is not None and outcome.kind != "finished":
         saved = committed_step(store)
         say(f"stopped; saved at step {saved}" if saved > 0 else "stopped before anything was saved")
         say(
@@ -83,12 +85,23 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     return 0
 
 
-def _is_done(store: Store, name: str, recipe: Recipe, *, compare: bool) -> bool:
-    """Is nothing left to do? Raises `UserError` for a finished run of another recipe."""
+def _is_finished(store: Store, name: str, recipe: Recipe) -> bool:
+    """A finished run is never trained again: that would spoil its receipt. Raises `UserError` if it has another
+    recipe."""
     if read_run(store) is None or read_status(store, name, datetime.now(UTC)).state != "finished":
         return False
     register_run(store, new_record(name, recipe))
-    return not compare or bool(of_kind(read_events(store), Compared))
+    return True
+
+
+def _say_finished(name: str, options: LocalOptions) -> None:
+    say(f"run {name} is done already")
+    if options.preemptions:
+        say("--preempt has nothing left to preempt; give another --name to see it")
+
+
+def _has_no_comparison(store: Store) -> bool:
+    return not of_kind(read_events(store), Compared)
 
 
 def _run(run: LocalRun, recipe: Recipe, store: Store, *, label: str) -> Outcome:
@@ -102,12 +115,12 @@ def _compare_with_twin(run: LocalRun, recipe: Recipe, store: Store) -> None:
     """Make the run that was never preempted, and note whether it is the same."""
     name = f"{run.run[:50].rstrip('-')}-uninterrupted"
     twin_store = open_run(run.bucket, name)
-    say(f"now the same run without preemptions, to compare: {name}")
-    twin = run.model_copy(update={"run": name, "preemptions": 0})
-    outcome = _run(twin, recipe, twin_store, label="twin")
-    if outcome.kind != "finished":
-        say("the comparison was stopped; the run itself is complete")
-        return
+    if not _is_finished(twin_store, name, recipe):
+        say(f"now the same run without preemptions, to compare: {name}")
+        twin = run.model_copy(update={"run": name, "preemptions": 0})
+        if _run(twin, recipe, twin_store, label="twin").kind != "finished":
+            say("the comparison was stopped; the run itself is complete")
+            return
     result = compare_runs(store, twin_store)
     Diary(store, 0).write(
         Compared(

@@ -26,7 +26,7 @@ from checkpoints.errors import NotusError, UserError
 from checkpoints.event_kinds import AttemptEnded, Failed, Preempted, Stopped
 from checkpoints.events import Diary, read_events
 from checkpoints.head import Head, read_head, silent_holder
-from checkpoints.interpreter import module
+from checkpoints.interpreter import environment, module
 from checkpoints.journal import Journal
 from checkpoints.shm import RunMemory
 from checkpoints.store import Store
@@ -126,6 +126,7 @@ class LocalBackend:
                 self._command(scratch, gone),
                 stdout=output,
                 stderr=output,
+                env=environment(),
                 start_new_session=True,
                 preexec_fn=lambda: die_with_parent(signal.SIGTERM),
             )

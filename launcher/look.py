@@ -19,7 +19,7 @@ from checkpoints.store import Store
 from launcher.errors import UnknownRun
 from launcher.identity import identity_here
 from launcher.launch import read_receipt, show_receipt
-from launcher.options import default_bucket
+from launcher.options import bucket_or_default
 from launcher.report.render import doctor_table, status_table
 from launcher.report.status import OVER, RunStatus, read_status
 from launcher.request import check_output
@@ -33,7 +33,7 @@ FOLLOW_EVERY_S = 2.0
 def show_status(bucket: str | None, names: list[str] | None, output: str) -> None:
     """Print the status of some or all runs."""
     check_output(output)
-    url = bucket or default_bucket()
+    url = bucket_or_default(bucket)
     now = datetime.now(UTC)
     if names is None:
         statuses = [_status_or_damage(url, name, now) for name in list_runs(url)]
@@ -123,7 +123,7 @@ def log_stream(store: Store, name: str, attempt: int | None, *, follow: bool, cl
 
 def existing_run(bucket: str | None, name: str) -> Store:
     """The store of a run that is there; raises `UnknownRun`."""
-    store = open_run(bucket or default_bucket(), name)
+    store = open_run(bucket_or_default(bucket), name)
     if read_run(store) is None:
-        raise UnknownRun(f"there is no run {name!r} in {bucket or default_bucket()}", "list them: notus-launch runs")
+        raise UnknownRun(f"there is no run {name!r} in {bucket_or_default(bucket)}", "list them: notus-launch runs")
     return store

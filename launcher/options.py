@@ -159,3 +159,8 @@ def default_folder() -> Path:
 def default_bucket() -> str:
     """The embedded default bucket: `writable(default_folder())` makes it."""
     return f"file://{default_folder()}"
+
+
+def bucket_or_default(bucket: str | None) -> str:
+    """The bucket that was named. The default is for None alone: a blank name is refused when it is opened."""
+    return default_bucket() if bucket is None else bucket

@@ -80,7 +80,12 @@ class Plan(Estimate):
     share_left: float = 1.0
     """Of the run's work: what this plan is about. Less than 1 for a run that goes on."""
     spent_usd: float = 0.0
-    """By the run before; in the budget, and not in this plan's cost."""
+    """By the run before, its store and pauses included; in the budget, and not in this plan's cost."""
+
+    @property
+    def store_usd_per_h(self) -> float:
+        """For keeping checkpoints, and requests, while the run has a machine."""
+        return self.storage_usd / self.expected_finish_h
 
     @property
     def whole_work_h(self) -> float:

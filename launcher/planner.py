@@ -70,7 +70,7 @@ class Planner:
             advice=tuple(advice(compared)),
             assumptions=tuple(assumptions(compared)),
             share_left=self.done.share_left,
-            spent_usd=self.done.spent_usd,
+            spent_usd=compared.done.spent_usd,
         )
 
     def hazard_of(self, plan: Plan) -> Hazard | None:
@@ -111,7 +111,7 @@ class Planner:
             request=self.request,
             recipe=self.recipe,
             work_h=self.work_h,
-            done=self.done,
+            done=self._booked(plans, best),
             work_gpus=self.supply.base.gpus,
             bucket=self.bucket,
             price_source=self.source,
@@ -129,6 +129,11 @@ class Planner:
         tried = [(plan, hours := PATIENCE * plan.work_h, self._with_deadline(plan, hours)) for plan in spot]
         return [Patient(plan, hours, told.expected_cost_usd) for plan, hours, told in tried if told is not None]
 
+    def _booked(self, plans: Sequence[Plan], best: Plan | None) -> SoFar:
+        """With what the strategy will book of the time before, by the plan that is recommended or comes first."""
+        shown = best or next(iter(plans), None)
+        return self.done if shown is None else self.done._replace(spent_usd=shown.spent_usd)
+
     # --- one plan -----------------------------------------------------------------------------------
 
     def _wanted(self, kind: Kind) -> bool:
@@ -141,10 +146,12 @@ class Planner:
         told = self._estimate(kind, self.request)
         if told is None:
             return None
+        saving = self._saving(kind)
+        keeping = keep_usd_per_h(self.bucket, saving.state_bytes, saving.kept)
+        storing = told.storage_usd / told.expected_finish_h
         in_time = told.deadline_probability is None or told.deadline_probability >= CONFIDENCE
         affordable = told.budget_probability is None or told.budget_probability >= CONFIDENCE
         behind = self._behind(kind) if kind.first.spot else None
-        saving = self._saving(kind)
         return Plan(
             **told.model_dump(),
             name=kind.name,
@@ -153,7 +160,7 @@ class Planner:
             price_usd_per_hour=kind.first.price_usd_per_hour,
             on_demand_usd_per_hour=behind.first.price_usd_per_hour if behind else None,
             restore_usd=restore_usd(self.bucket, "", saving.state_bytes),
-            keep_usd_per_h=keep_usd_per_h(self.bucket, saving.state_bytes, saving.kept),
+            keep_usd_per_h=keeping,
             upload_h=saving.upload_h,
             save_every_h=(self.recipe.saves.every_minutes or 0.0) / 60,
             bucket_cloud=self.bucket.cloud,
@@ -162,7 +169,7 @@ class Planner:
             memory=kind.memory,
             within_limits=in_time and affordable,
             share_left=self.done.share_left,
-            spent_usd=self.done.spent_usd,
+            spent_usd=self.done.paid_usd(store_usd_per_h=storing, keep_usd_per_h=keeping),
         )
 
     def _estimate(self, kind: Kind, request: LaunchRequest) -> Estimate | None:
@@ -170,8 +177,17 @@ class Planner:
         behind = self._behind(kind) if kind.first.spot else kind
         around = Surroundings(self.bucket, kind.first.cloud, behind.first.cloud if behind else "")
         saving = self._saving(kind)
-        left_usd = None if request.budget_usd is None else request.budget_usd - self.done.spent_usd
-        return estimate(self._scenario(kind, behind, saving, request), saving, around, budget_usd=left_usd)
+        left_usd = None
+        if request.budget_usd is not None:
+            keeping = keep_usd_per_h(self.bucket, saving.state_bytes, saving.kept)
+            left_usd = request.budget_usd - self.done.paid_usd(store_usd_per_h=0.0, keep_usd_per_h=keeping)
+        return estimate(
+            self._scenario(kind, behind, saving, request),
+            saving,
+            around,
+            budget_usd=left_usd,
+            machine_h_before=self.done.machine_h,
+        )
 
     def _scenario(self, kind: Kind, behind: Kind | None, saving: SavePlan, request: LaunchRequest) -> Scenario:
         work_h = self.work_h / kind.speed

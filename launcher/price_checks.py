@@ -1,7 +1,8 @@
 """Reasons to distrust a price. A flagged offer is shown, and not used unless the user says `--trust-prices`.
 
-A list is compared with itself (the same node in other zones of its cloud), and with what it doesn't contain: the lists
-of other clouds, and the shipped snapshot. Else a list that is wrong throughout would be consistent, and believed.
+A list is compared with itself (the same node in other zones of its cloud, and its other sizes), and with what it
+doesn't contain: the lists of other clouds, and the shipped snapshot. Else a list that is wrong throughout would be
+consistent, and believed.
 """
 
 from __future__ import annotations
@@ -24,11 +25,18 @@ H100:8), and the dearest 3.2 times above (GCP H100:8 on demand; too dear is no d
 Errors begin at 8, a price per GPU taken for the node's, and go on at 100, cents taken for dollars. A single row that is
 off is found in its own cloud."""
 
+OFF_SIZES = 1.9
+"""Times that a node's price per GPU is below the cloud's other sizes of the kind. A price per GPU that is taken for
+that of a node of two is 2 times below. In the real lists of 2026-11 all sizes cost the same per GPU; AWS asks up to
+1.75 times less for one small card than for each of eight, so a single GPU has the bound of its cloud. So have the
+snapshot's other sizes: a cloud may halve all its prices."""
+
 ZERO, NEGATIVE = "zero price", "negative price"
 TWICE = "listed twice, with different prices"
 BELOW_SPOT = "on-demand price below its own spot price"
 OFF_ITS_CLOUD = f"more than {OFF_IN_CLOUD:g}x off the same node elsewhere"
 BELOW_OTHERS = f"more than {FAR_OFF:g}x below such GPUs in other clouds"
+BELOW_SIZES = "far below the cloud's other sizes, per GPU"
 OFF_SNAPSHOT = f"the cloud's prices are more than {FAR_OFF:g}x off the shipped snapshot"
 
 
@@ -43,6 +51,7 @@ class Yardstick:
         self._moved = own is not None and before is not None and _off(own, before, FAR_OFF)
         vouched = before is not None and not self._moved
         self._below_others = own is not None and others is not None and own * FAR_OFF < others and not vouched
+        self._below_sizes = own is not None and _below_sizes(catalog, cloud, gpus, own, before, spot=spot)
 
     def flags(self, node: NodePrice, *, spot: bool) -> tuple[str, ...]:
         """Reasons to distrust the price of a node in this market."""
@@ -57,6 +66,7 @@ class Yardstick:
                 (BELOW_SPOT, not spot and _below_spot(node, price)),
                 (OFF_ITS_CLOUD, price > 0 and own is not None and _off(price, own, OFF_IN_CLOUD)),
                 (BELOW_OTHERS, price > 0 and self._below_others),
+                (BELOW_SIZES, price > 0 and self._below_sizes),
                 (OFF_SNAPSHOT, price > 0 and self._moved),
             )
             if raised
@@ -80,6 +90,22 @@ def _below_spot(node: NodePrice, price: float) -> bool:
 
 def _off(price: float, usual: float, times: float) -> bool:
     return price * times < usual or price > times * usual
+
+
+def _below_sizes(catalog: Catalog, cloud: str, gpus: Gpus, own: float, before: float | None, *, spot: bool) -> bool:
+    """Is this size too cheap per GPU, by its cloud's others? Not if the snapshot vouches for it."""
+    if before is not None and not _off(own, before, OFF_SIZES):
+        return False
+    bounds = ((catalog, OFF_SIZES if gpus.count > 1 else OFF_IN_CLOUD), (shipped_catalog(), OFF_IN_CLOUD))
+    usual = [(_per_node(_other_sizes(lists, cloud, gpus, spot=spot), gpus), times) for lists, times in bounds]
+    return any(price is not None and own * times < price for price, times in usual)
+
+
+def _other_sizes(catalog: Catalog, cloud: str, gpus: Gpus, *, spot: bool) -> list[float]:
+    """Per GPU, the median of each other size of this kind that the cloud sells."""
+    others = [Gpus(gpus.name, count) for count in _sizes(catalog, cloud, gpus.name) if count != gpus.count]
+    found = [(_median(_prices_in(catalog, cloud, other, spot=spot)), other.count) for other in others]
+    return [price / count for price, count in found if price is not None]
 
 
 def _elsewhere(catalog: Catalog, cloud: str, gpus: Gpus, *, spot: bool) -> float | None:

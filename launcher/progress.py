@@ -20,6 +20,18 @@ class SoFar(NamedTuple):
     share_left: float = 1.0
     """Of all its steps, those that no committed checkpoint has."""
     spent_usd: float = 0.0
+    """On machines and restores."""
+    machine_h: float = 0.0
+    """That it had machines."""
+    pause_h: float = 0.0
+    """Since its first machine, without one: its checkpoints are kept meanwhile."""
+
+    def paid_usd(self, *, store_usd_per_h: float, keep_usd_per_h: float) -> float:
+        """What counts against the budget: the figure that the strategy will book (`launcher.policy.observe.paid_usd`).
+
+        The diary knows no rates: those are the ones of the launch that is planned, for the time before it too.
+        """
+        return self.spent_usd + self.machine_h * store_usd_per_h + self.pause_h * keep_usd_per_h
 
 
 NOT_BEGUN = SoFar()
@@ -28,10 +40,15 @@ NOT_BEGUN = SoFar()
 def so_far(store: Store, now: datetime) -> SoFar:
     """From its diary."""
     from checkpoints.events import read_events  # the dry run of a new run reads no bucket, and has a second
-    from launcher.policy.history import machines, spent_usd
+    from launcher.policy.history import hours_of, machines, spent_usd
 
     events = read_events(store)
-    return SoFar(share_left(events), spent_usd(machines(events), now))
+    spells = machines(events)
+    if not spells:
+        return SoFar(share_left(events))
+    machine_h = sum(spell.hours(now) for spell in spells)
+    pause_h = max(0.0, hours_of(now - spells[0].since) - machine_h)
+    return SoFar(share_left(events), spent_usd(spells, now), machine_h, pause_h)
 
 
 def share_left(events: Sequence[Event]) -> float:

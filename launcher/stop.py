@@ -17,7 +17,7 @@ from checkpoints.store import Store
 from launcher.errors import RunFailed, UnclearJob
 from launcher.identity import RunIdentity, identity_here
 from launcher.launch import say
-from launcher.options import default_bucket
+from launcher.options import bucket_or_default
 from launcher.presence import nobody_here
 from launcher.report.status import ABANDONED, OVER, RunStatus, read_status
 from launcher.sky import client
@@ -34,7 +34,7 @@ MAY_LIVE = ("running", "starting", "silent")
 
 def stop_run(bucket: str | None, name: str, *, at_once: bool) -> int:
     """Stop a run; returns the exit code. Raises `RunFailed` where it can't be said to have ended."""
-    url = bucket or default_bucket()
+    url = bucket_or_default(bucket)
     store, run = open_run(url, name), identity_here(url, name)
     status = read_status(store, name, datetime.now(UTC))
     if status.state in OVER:

@@ -27,6 +27,7 @@ from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Failed, Finish
 from checkpoints.event_kinds import Notice as NoticeEvent
 from checkpoints.events import Diary, read_events
 from checkpoints.head import LEASE_S, Lease, Writer, read_head
+from checkpoints.interpreter import environment as safe_environment
 from checkpoints.interpreter import module
 from checkpoints.journal import Journal
 from checkpoints.requests import withdraw
@@ -401,7 +402,7 @@ def rank_environment(
 ) -> dict[str, str]:
     """The environment of the ranks. `predecessor` is the writer whose memory may still be on this machine."""
     environment = {
-        **base,
+        **safe_environment(base),
         # ninja and torchrun's children are looked up by name
         "PATH": f"{Path(sys.executable).parent}:{base.get('PATH', '')}",
         "PYTHONUNBUFFERED": "1",

@@ -24,7 +24,7 @@ from importlib.metadata import distributions, requires, version
 from pathlib import Path
 
 from checkpoints.errors import NotusError
-from checkpoints.interpreter import module
+from checkpoints.interpreter import environment, module
 from checkpoints.run import open_run
 from checkpoints.store import Store
 from trainer.processes import kill_descendants
@@ -154,7 +154,7 @@ def requirement() -> str:
 def run_pip(arguments: Sequence[str]) -> None:
     """The pip of this environment, its output shown. Out of time, its compilers end with it."""
     command = [*module("pip"), *arguments]
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, env=environment()) as process:
         try:
             code = process.wait(COMPILE_S if arguments[0] == "wheel" else INSTALL_S)
         except BaseException:

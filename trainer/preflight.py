@@ -17,7 +17,7 @@ from checkpoints.environment import user_home
 from checkpoints.errors import NotusError
 from checkpoints.event_kinds import Failed
 from checkpoints.events import Diary, read_events
-from checkpoints.interpreter import SAFE
+from checkpoints.interpreter import SAFE, environment
 from checkpoints.run import open_run
 from checkpoints.terminal import show_error
 from trainer.errors import EXIT_PREEMPTED, HardwareError, MachineFault
@@ -99,7 +99,9 @@ def check_torch() -> None:
     code = "import torch; [torch.zeros(1, device=i).add(1).item() for i in range(torch.cuda.device_count())]"
     code += "; torch.zeros(1, device='cuda')"  # which says why, where the loop had nothing to go over
     try:
-        done = subprocess.run([*SAFE, "-c", code], capture_output=True, text=True, check=False, timeout=TORCH_S)
+        done = subprocess.run(
+            [*SAFE, "-c", code], capture_output=True, text=True, check=False, timeout=TORCH_S, env=environment()
+        )
     except subprocess.TimeoutExpired as error:
         raise MachineFault(f"torch has not reached the GPUs in {TORCH_S:.0f} s", "a GPU or its driver hangs") from error
     if done.returncode != 0:

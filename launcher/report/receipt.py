@@ -175,7 +175,7 @@ def make_receipt(
         ),
         damaged_checkpoints=len(of_kind(events, DamageFound)),
         bit_exact=compared[-1].equal if compared else None,
-        compared=compared[-1].wire() if compared else {},
+        compared=compared[-1].model_dump(mode="json") if compared else {},
     )
 
 

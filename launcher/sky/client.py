@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from checkpoints.interpreter import PATH, environment
 from launcher.errors import SkyFailed, UnclearJob
 from launcher.identity import RunIdentity
 from launcher.sky.jobs import Told, told_by
@@ -244,6 +245,8 @@ def _call(act: Callable[[], T]) -> T:
     os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
     # Else the API server that SkyPilot may start would load the strategy from a folder `launcher` where the user is.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    if (path := os.environ.pop(PATH, None)) is not None:
+        os.environ.update(environment({PATH: path}))
     try:
         return act()
     except Exception as error:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from checkpoints.interpreter import module
+from checkpoints.interpreter import environment, module
 from launcher.sky.controller import FIX, has_remote_server, mode_of
 from launcher.sky.findings import Finding
 from launcher.sky.settings import config_file, read, section
@@ -79,7 +79,7 @@ def ask_skypilot() -> list[Mounted] | None:
     """The credential files that are here, whatever is configured; None if SkyPilot could not be asked."""
     try:
         words = module("launcher.sky.credentials")
-        done = subprocess.run(words, capture_output=True, text=True, timeout=ASK_S, check=True)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=ASK_S, check=True, env=environment())
         return [Mounted(cloud, tuple(paths)) for cloud, paths in json.loads(done.stdout.splitlines()[-1])]
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         logger.info("SkyPilot does not report which credential files it would copy: %s", error)

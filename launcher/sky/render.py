@@ -20,6 +20,7 @@ from launcher.policy.limits import Limits
 from launcher.sky.jobs import LAUNCH, SUBMISSION
 from trainer.errors import EXIT_PREEMPTED
 from trainer.failed_start import GAVE_UP
+from trainer.nodes import NODES
 from trainer.recipe import Recipe
 
 SKYPILOTS_OWN = "EAGER_NEXT_REGION"
@@ -43,6 +44,10 @@ SETUP_S = 2100
 after which a run without a step is moved."""
 
 _SETUP = """\
+if [ "${{{nodes}:-1}}" -gt 1 ] 2>/dev/null; then
+  echo "notus: the task asks for ${nodes} nodes, and a run has one: leave num_nodes out, and ask for a larger node" >&2
+  exit 2 # before anything is installed: every node is paid meanwhile
+fi
 set -uo pipefail
 # Runs on every fresh VM, recoveries included. Each command has a time limit, and so has the whole: {total_s} s. What
 # fails goes into the run's diary, which counts the failed starts in a row: 75 asks for another VM, 1 gives up, 2 is an
@@ -103,6 +108,7 @@ def setup_script(release: str | None = None, *, qlora: bool = False) -> str:
         total_s=SETUP_S,
         flash_s=SETUP_S,
         gave_up=GAVE_UP,
+        nodes=NODES,
     )
 
 

@@ -59,7 +59,7 @@ def _aws_keys() -> dict[str, str]:
 def _gcs_key(environment: Mapping[str, str]) -> str:
     path = environment.get("GOOGLE_APPLICATION_CREDENTIALS", "")
     try:
-        text = Path(path).read_text() if path else ""
+        text = Path(path).read_text() if path and Path(path).is_file() else ""
         if text and json.loads(text).get("type") == "service_account":
             return text
     except (OSError, ValueError):

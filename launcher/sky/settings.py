@@ -6,19 +6,30 @@ The files are the user's. A section may be missing, empty (everything below it c
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import (
+    DoubleQuotedScalarString,
+    FoldedScalarString,
+    LiteralScalarString,
+    SingleQuotedScalarString,
+)
 
 from checkpoints.environment import user_path
 from launcher.errors import RequestError
 
 REPAIR = "repair it, or move it away"
 BOM = "\ufeff"
-_TRUE, _FALSE = ("true", "yes", "on", "y"), ("false", "no", "off", "n")
-"""SkyPilot reads YAML 1.1, where these are booleans; YAML 1.2 reads some of them as text."""
+_TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
+_BOOLEANS = {way(word): word in _TRUE for word in (*_TRUE, *_FALSE) for way in (str.lower, str.upper, str.capitalize)}
+"""What SkyPilot's reader, PyYAML, takes for a boolean where it is not quoted; ours reads some of them as text."""
+
+
+_QUOTED = (SingleQuotedScalarString, DoubleQuotedScalarString, LiteralScalarString, FoldedScalarString)
 
 
 class Text(NamedTuple):
@@ -56,8 +67,9 @@ def read(path: Path) -> dict[str, Any]:
 def read_text(path: Path) -> Text:
     """The text of a file, '' for a missing one. Raises `RequestError`."""
     try:
-        if path.is_fifo() or path.is_socket():
-            raise RequestError(f"{path} is not a file", REPAIR)
+        if path.exists() and not path.is_file() and not path.samefile(os.devnull):
+            # A device may have no end, and a pipe no beginning; /dev/null is how people write "no settings".
+            raise RequestError(f"{path} is not a regular file", REPAIR)
         data = path.read_bytes()
     except FileNotFoundError:
         return Text("", False, "\n")
@@ -131,9 +143,12 @@ def flag_of(path: Path, config: Mapping[str, Any], key: str) -> bool | None:
     found = config.get(key)
     if found is None or isinstance(found, bool):
         return found
-    if isinstance(found, str) and found.lower() in (*_TRUE, *_FALSE):
-        return found.lower() in _TRUE
-    raise RequestError(f"{path}: {key} has to be true or false, and is {_kind(found)}", "write true or false")
+    if isinstance(found, str) and not isinstance(found, _QUOTED) and found in _BOOLEANS:
+        return _BOOLEANS[found]
+    raise RequestError(
+        f"{path}: {key} has to be true or false, and is {_kind(found)}",
+        "write true or false, without quotes: SkyPilot refuses a text",
+    )
 
 
 def _kind(value: Any) -> str:

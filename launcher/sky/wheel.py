@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from checkpoints.interpreter import module
+from checkpoints.interpreter import environment, module
 from launcher.errors import RequestError
 from launcher.sky.repack import build_tag, installed_name, repack
 from launcher.sky.sent import TREE, find_checkout
@@ -51,7 +51,7 @@ def pip_wheel(what: str, folder: Path) -> None:
     """Let pip make a wheel of a folder or a requirement, without those that it depends on."""
     command = [*module("pip"), "wheel", "--no-deps", what]
     quietly = ["--quiet", "--disable-pip-version-check", "--wheel-dir", str(folder)]
-    done = subprocess.run([*command, *quietly], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *quietly], capture_output=True, text=True, check=False, env=environment())
     if done.returncode:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
         raise RequestError(

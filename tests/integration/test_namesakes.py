@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.interpreter import SAFE, module
+from checkpoints.interpreter import SAFE, environment, module
 from launcher.sky.render import setup_script
 from tests.integration.conftest import Launcher
 from trainer import preflight
@@ -44,6 +45,32 @@ def test_python_without_care_would_run_them(hostile: Path) -> None:
     """Else the tests below would show nothing."""
     subprocess.run([sys.executable, "-m", "trainer"], cwd=hostile, check=True)
     assert "trainer" in marks(hostile)
+
+
+@pytest.mark.parametrize("path", [":/nowhere", "/nowhere:", "/nowhere::/elsewhere", ".:/nowhere", "../users", ":"])
+def test_a_path_with_the_users_folder_in_it_is_left_out(
+    hostile: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(hostile)
+    monkeypatch.setenv("PYTHONPATH", path)
+    code = "import sys, json, random; print(sys.path)"
+    careless = {**environment(), "PYTHONPATH": path}
+    if path != ":":  # which Python itself reads as two empty ones, too
+        subprocess.run([*SAFE, "-c", code], env=careless, check=True, capture_output=True)
+        assert "random" in marks(hostile), "-P alone does not help"
+        (hostile.parent / "marks").unlink()
+    told = subprocess.run([*SAFE, "-c", code], env=environment(), check=True, capture_output=True, text=True).stdout
+    assert marks(hostile) == ""
+    assert str(hostile) not in told
+    assert ("/nowhere" in told) == ("/nowhere" in path), "the rest stays"
+
+
+def test_a_checkout_on_a_relative_path_is_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).resolve().parents[2]
+    monkeypatch.chdir(root / "docs")
+    assert environment({"PYTHONPATH": ":..:how-to", "X": "1"}) == {"PYTHONPATH": str(root), "X": "1"}
+    assert environment({"X": "1"}) == {"X": "1"}
+    assert environment({"PYTHONPATH": "::"}) == {}
 
 
 def test_a_run_executes_no_namesake(hostile: Path, launcher: Launcher) -> None:
@@ -96,5 +123,15 @@ def test_no_process_is_started_without_it() -> None:
         for number, line in enumerate(path.read_text().splitlines(), start=1)
         if 'sys.executable, "' in line or line.lstrip().startswith("sys.executable,")
     ]
+    bare = [
+        f"{path.relative_to(root)}:{call.lineno}"
+        for path in sources
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func) in ("subprocess.run", "subprocess.Popen")
+        and re.search(r"module\(|SAFE|\bcommand\b|words|_command", ast.unparse(call))
+        and not any(keyword.arg == "env" for keyword in call.keywords)
+    ]
+    assert bare == []
     assert SAFE[1] == "-P"
     assert careless == []

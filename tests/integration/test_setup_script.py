@@ -70,6 +70,20 @@ def test_everything_goes_well(machine: Machine) -> None:
     assert machine.said("failed_start") == []
 
 
+@pytest.mark.parametrize("nodes", ["2", "16"])
+def test_more_nodes_than_one_are_refused_before_anything_is_installed(machine: Machine, nodes: str) -> None:
+    """SkyPilot's own strategies don't look, and pay the set-up on all of them until the preflight."""
+    assert machine.set_up(SKYPILOT_NUM_NODES=nodes) == 2
+    assert f"the task asks for {nodes} nodes" in machine.output
+    assert machine.said("") == []
+
+
+@pytest.mark.parametrize("nodes", ["1", "", "many"])
+def test_one_node_is_set_up(machine: Machine, nodes: str) -> None:
+    assert machine.set_up(SKYPILOT_NUM_NODES=nodes) == 0, machine.output
+    assert machine.said("torch==")
+
+
 def test_the_systems_python_runs_no_pip_of_the_users(machine: Machine, tmp_path: Path) -> None:
     """It may be older than `-P`. The folder that was sent is the current one."""
     (machine.home / ".local/bin/uv").unlink()

@@ -446,11 +446,11 @@ def test_going_on_is_planned_from_where_the_run_is(
     request = ("--hours", "12", "--deadline", "3h", "--budget", "80")
     assert launch(*LAUNCH, *request, "--on-demand", "--bucket", "s3://b") == 0
     said = capsys.readouterr().err
-    assert "0.6 h of 12.0 h of work are left, spent so far $32.00 of the budget of $80.00" in said
+    assert "0.6 h of 12.0 h of work are left, spent so far $32.02 of the budget of $80.00" in said, "the store, too"
     ((config, _),) = sky.submitted
     assert (config["envs"]["NOTUS_HOURS"], config["envs"]["NOTUS_BUDGET_USD"]) == ("12", "80"), "of the whole run"
     assert launch(*LAUNCH, *request[:4], "--budget", "33", "--on-demand", "--dry-run", "--bucket", "s3://b") == 3
-    assert "a budget of $33.00 (of which $32.00 is spent)" in capsys.readouterr().err
+    assert "a budget of $33.00 (of which $32.02 is spent)" in capsys.readouterr().err
 
 
 def up_since(store: ObjectStore, clock: FakeClock, launch: int = 0) -> None:

@@ -22,11 +22,16 @@ from hypothesis import strategies as st
 from checkpoints.cli import app as ckpt
 from checkpoints.environment import number_of
 from checkpoints.errors import UserError
+from checkpoints.store import open_store
 from checkpoints.terminal import run_app
+from launcher import launch as launch_story
+from launcher import look as look_story
+from launcher import stop as stop_story
 from launcher.cli import app as launch
 from launcher.errors import RequestError
+from launcher.launch import LocalOptions
 from launcher.policy.limits import limits_of
-from launcher.request import parse_deadline, parse_gpus, parse_hazard
+from launcher.request import LaunchRequest, parse_deadline, parse_gpus, parse_hazard
 from trainer.curation.cli import app as data
 from trainer.errors import RecipeError
 from trainer.interval import HOURS_TO_PREEMPTION, hours_to_preemption
@@ -241,6 +246,104 @@ def test_a_number_of_the_environment_is_within_its_bounds_or_refused(value: obje
     except UserError:
         return
     assert found is None or (math.isfinite(found) and low <= found <= high)
+
+
+TEXT_TYPES = (str, Path, list[str], list[Path])
+
+
+def texts_of(command: tuple[str, ...]) -> list[str]:
+    """The long options that take a text, and have none of their own that is empty."""
+    found = typer.main.get_command(APPS[command[0]])
+    for word in command[1:]:
+        found = found.commands[word]  # type: ignore[attr-defined]
+    return [
+        max(one.opts, key=len)
+        for one in found.params
+        if one.opts[0].startswith("-") and one.default != "" and one.type_descriptor.annotation in TEXT_TYPES
+    ]
+
+
+TEXTS = [(*command, option) for command in COMMANDS for option in texts_of(command)]
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t\n"])
+@pytest.mark.parametrize("words", TEXTS, ids=" ".join)
+def test_a_blank_text_is_never_a_default(words: tuple[str, ...], blank: str) -> None:
+    """`--bucket "$B"` of a shell in which B is unset: a run of the default bucket would be stopped."""
+    required = {
+        "notus-train": {"RECIPE": "tiny-dpo", "--run": "r", "--bucket": "/tmp"},
+        "notus-data": {"INPUTS": "/no/such/file.jsonl", "--out": "/no/such/out"},
+        "notus-ckpt": {"URL": "/no/such/folder", "--step": "3"}
+        | ({"FOLDER": "/no/such/out"} if words[1] in ("pull", "export") else {}),
+    }.get(words[0], {"RUN": "a-run"} if words[1] in ("logs", "report", "stop") else {})
+    known = [*TEXTS, *((*command, "--run") for command in COMMANDS)]
+    given_ = [
+        f"{name}={value}" if name.startswith("--") else value
+        for name, value in required.items()
+        if name != words[-1] and (not name.startswith("--") or (*words[:-1], name) in known)
+    ]
+    traced = ["--trace=t"] if words[1] == "simulate" and words[-1] != "--trace" else []
+    code, errors = run(*words[:-1], *given_, *traced, f"{words[-1]}={blank}")
+    assert code == 2
+    assert f"{words[-1]} {blank!r} is blank" in errors
+
+
+def test_every_option_that_takes_a_text_is_tried_blank() -> None:
+    tried = {words[-1] for words in TEXTS}
+    assert tried >= {"--recipe", "--cloud", "--gpus", "--deadline", "--bucket", "--name", "--hazard", "--output"}
+    assert tried >= {"--step", "--dtype", "--run", "--scratch", "--out", "--push", "--drop-source", "--trace", "--plot"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("notus-launch", "stop", ""),
+        ("notus-launch", "status", " "),
+        ("notus-ckpt", "ls", ""),
+        ("notus-ckpt", "pull", "/no/such/folder", ""),
+        ("notus-train", "", "--run=r", "--bucket=b"),
+        ("notus-data", "curate", "", "--out=x"),
+        ("notus-launch", "--cloud=gcp", "--cloud="),
+    ],
+)
+def test_a_blank_argument_is_refused(words: tuple[str, ...]) -> None:
+    code, errors = run(*words)
+    assert code == 2
+    assert "blank" in errors
+
+
+@pytest.mark.parametrize("command", [("status",), ("runs",), ("logs", "r"), ("report", "r"), ("stop", "r")])
+def test_an_empty_variable_is_unset_and_a_blank_one_is_refused(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NOTUS_HOME", str(tmp_path))
+    (tmp_path / "bucket").mkdir()
+    monkeypatch.setenv("NOTUS_BUCKET", "")
+    assert run("notus-launch", *command)[0] == 0
+    monkeypatch.setenv("NOTUS_BUCKET", " ")
+    code, errors = run("notus-launch", *command)
+    assert code == 2
+    assert "NOTUS_BUCKET is set to ' ', which is blank" in errors
+
+
+@pytest.mark.parametrize("url", ["", " ", "file://", "file://runs", "s3://", "s3:///x", "gs://"])
+def test_a_url_without_a_bucket_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match=r"is blank|names no"):
+        open_store(url)
+
+
+@pytest.mark.parametrize("bucket", ["", "file://"])
+def test_what_looks_at_runs_takes_the_default_bucket_for_none_alone(bucket: str) -> None:
+    for look in (
+        lambda: look_story.show_status(bucket, None, "text"),
+        lambda: look_story.show_report(bucket, "r", "text"),
+        lambda: stop_story.stop_run(bucket, "r", at_once=True),
+        lambda: launch_story.launch_local(
+            LaunchRequest(recipe="tiny-dpo", bucket=bucket, name="r"), LocalOptions(0, False, None, None), "text"
+        ),
+    ):
+        with pytest.raises(UserError, match=r"is blank|names no folder"):
+            look()
 
 
 SUBCOMMANDS = ("status", "runs", "logs", "report", "stop", "prices", "simulate", "doctor")

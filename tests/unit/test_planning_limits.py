@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import io
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from rich.console import Console
 
-from launcher.dry_run import explanation
+from checkpoints.clock import FakeClock
+from checkpoints.event_kinds import MachineUp, Saved, Stopped, Training
+from checkpoints.events import Diary, read_events
+from checkpoints.object_store import ObjectStore
+from launcher.dry_run import explanation, limits_of_plan
 from launcher.errors import NothingFits
 from launcher.fees import GCS, R2, S3, Bucket, bucket_for
 from launcher.offers import Catalog, load_offers
-from launcher.plan import nearest, require_plan
+from launcher.plan import DryRun, nearest, require_plan
 from launcher.planner import Planner
+from launcher.policy.history import machines, place_data
+from launcher.policy.model import Place
+from launcher.policy.observe import paid_usd
+from launcher.progress import NOT_BEGUN, so_far
 from launcher.report.plans import show_dry_run
 from launcher.request import LaunchRequest, parse_deadline
 from tests.unit.plans import A100, A100_ONLY, RECIPE, plan
@@ -92,3 +100,51 @@ def test_the_task_can_be_read_as_it_is_printed(snapshot: Catalog) -> None:
 )
 def test_an_endpoint_says_whose_prices_count(endpoint: str, bucket: Bucket) -> None:
     assert bucket_for("s3://b", {"AWS_ENDPOINT_URL": endpoint}) == bucket
+
+
+def paused_run(now: datetime) -> ObjectStore:
+    """40 h on a machine of $10/h, half of its steps, and a pause of 3,000 h."""
+    store, clock = ObjectStore.memory(), FakeClock(now - timedelta(hours=3040))
+    place = Place("gcp", "us-central1", "us-central1-a", "A100:8", False, 10.0)
+    Diary(store, 0, clock).write(MachineUp(place=place_data(place), since=clock.now()))
+    trainer = Diary(store, 1, clock)
+    trainer.write(Training(step=1, total_steps=1000))
+    clock.sleep(40 * 3600)
+    trainer.write(Saved(step=500))
+    trainer.write(Stopped(step=500, reason="by the user"))
+    return store
+
+
+def test_what_a_run_has_spent_is_what_the_strategy_will_book(snapshot: Catalog) -> None:
+    """Else a launch near the budget is planned, and its job ends at the first look."""
+    now = datetime(2026, 11, 28, tzinfo=UTC)
+    store = paused_run(now)
+    done = so_far(store, now)
+    assert (done.spent_usd, done.machine_h, done.pause_h) == pytest.approx((400.0, 40.0, 3000.0))
+
+    def planned(budget_usd: float | None) -> tuple[LaunchRequest, DryRun]:
+        request = LaunchRequest(
+            recipe="notus-7b-dpo", gpus=(A100,), clouds=("gcp",), budget_usd=budget_usd, bucket="gs://b"
+        )
+        return request, Planner(request, RECIPE, load_offers(snapshot, [A100], ["gcp"]), "test", done=done).compare()
+
+    request, free = planned(None)
+    spells = machines(read_events(store))
+    for one in free.plans:
+        assert one.spent_usd == pytest.approx(paid_usd(spells, limits_of_plan(request, one, now), now))
+        assert one.spent_usd > 405, "the pause alone is some dollars"
+    assert free.best is not None
+    assert free.spent_usd == free.best.spent_usd
+
+    for name, budget_usd in [(one.name, done.spent_usd + one.cost_p95_usd + 0.01) for one in free.plans]:
+        near = next(one for one in planned(budget_usd)[1].plans if one.name == name)
+        assert not near.within_limits, "by the machines' price alone it would be"
+        enough = next(one for one in planned(near.total_p95_usd + 0.01)[1].plans if one.name == name)
+        assert enough.within_limits
+
+
+def test_a_run_without_machines_has_spent_nothing() -> None:
+    now = datetime(2026, 11, 28, tzinfo=UTC)
+    store = ObjectStore.memory()
+    assert so_far(store, now) == NOT_BEGUN
+    assert NOT_BEGUN.paid_usd(store_usd_per_h=1.0, keep_usd_per_h=1.0) == 0

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -15,13 +16,14 @@ import pytest
 
 from checkpoints.confirm import read_if_there
 from checkpoints.errors import StoreError
-from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Finished, Preempted, Stopped
-from checkpoints.events import Diary, Event, read_events
+from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Compared, Finished, Preempted, Stopped
+from checkpoints.events import Diary, Event, of_kind, read_events
 from checkpoints.head import Lease, Writer
 from checkpoints.object_store import ObjectStore
 from checkpoints.run import HEARTBEAT_KEY, Heartbeat, open_run, register_run
 from launcher import cli
 from launcher.launch import read_receipt
+from launcher.local import LocalRun
 from launcher.presence import LAUNCHER_KEY, LauncherRecord, is_gone, looked_after, nobody_here
 from launcher.report.receipt import make_receipt
 from launcher.report.status import read_status
@@ -188,6 +190,8 @@ def test_a_finished_run_is_not_started_again(
     diary.write(AttemptEnded(outcome="finished", step=24))
     diary.write(Finished(step=24))
     before = sorted(entry.key for entry in store.list(""))
+    made: list[str] = []
+    monkeypatch.setattr("launcher.launch._compare_with_twin", lambda run, *_: made.append(run.run))
 
     def launch(*more: str) -> int:
         command = ["notus-launch", "--cloud", "local", "--name", "r", "--bucket", str(tmp_path / "bucket"), *more]
@@ -202,21 +206,51 @@ def test_a_finished_run_is_not_started_again(
     assert "receipt of r" in told.out
     assert launch("--recipe", "tiny-dpo-lora") == 2, "its recipe is another one"
     assert "exists with another recipe" in capsys.readouterr().err
+    assert launch("--recipe", "tiny-dpo", "--preempt", "3", "--no-compare") == 0
+    told = capsys.readouterr()
+    assert "--preempt has nothing left to preempt" in told.err
+    assert "killed 3 times" not in told.err
     assert sorted(entry.key for entry in store.list("")) == before
+    assert made == []
+
+    for asked in (("--preempt", "2"), ("--compare",)):  # only the twin is made
+        assert launch("--recipe", "tiny-dpo", *asked) == 0
+        assert "run r is done already" in capsys.readouterr().err
+    assert made == ["r", "r"]
+    assert sorted(entry.key for entry in store.list("")) == before
+    diary.write(Compared(equal=True))
+    assert launch("--recipe", "tiny-dpo", "--compare") == 0
+    assert made == ["r", "r"], "it has been compared"
 
 
 def test_a_stopped_run_is_started_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from launcher.launch import _is_done
+    from launcher.launch import _is_finished
 
     store = ObjectStore.memory()
     recipe = load_recipe("tiny-dpo")
-    assert not _is_done(store, "r", recipe, compare=False), "it was never launched"
+    assert not _is_finished(store, "r", recipe), "it was never launched"
     register_run(store, new_record("r", recipe))
     Diary(store, 1).write(Stopped(step=5))
-    assert not _is_done(store, "r", recipe, compare=False)
+    assert not _is_finished(store, "r", recipe)
     Diary(store, 1).write(Finished(step=24))
-    assert _is_done(store, "r", recipe, compare=False)
-    assert not _is_done(store, "r", recipe, compare=True), "the comparison that was asked for is not made yet"
+    assert _is_finished(store, "r", recipe)
+
+
+def test_a_finished_twin_is_only_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from launcher import launch as story
+
+    monkeypatch.setattr("launcher.launch._run", lambda *_, **__: pytest.fail("the twin is done"))
+    recipe, bucket = load_recipe("tiny-dpo"), str(tmp_path)
+    for name in ("r", "r-uninterrupted"):
+        store = open_run(bucket, name)
+        register_run(store, new_record(name, recipe))
+        Diary(store, 1).write(Finished(step=24))
+    run = LocalRun(run="r", recipe="tiny-dpo", bucket=bucket, processes=1)
+    compared = SimpleNamespace(equal=True, steps=24, tensors=64, differences=())
+    monkeypatch.setattr("launcher.launch.compare_runs", lambda *_: compared)
+    story._compare_with_twin(run, recipe, open_run(bucket, "r"))
+    [(_, result)] = of_kind(read_events(open_run(bucket, "r")), Compared)
+    assert (result.equal, result.twin) == (True, "r-uninterrupted")
 
 
 @pytest.fixture

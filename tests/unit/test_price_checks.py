@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import NothingFits
-from launcher.offers import Catalog, Offer, load_offers
+from launcher.offers import Catalog, Offer, find_catalog, load_offers
 from launcher.plan import require_plan
 from launcher.planner import Planner
-from launcher.price_checks import BELOW_OTHERS, NEGATIVE, OFF_SNAPSHOT, ZERO
+from launcher.price_checks import BELOW_OTHERS, BELOW_SIZES, NEGATIVE, OFF_SNAPSHOT, ZERO
 from launcher.request import CLOUDS, Gpus, LaunchRequest
 from tests.unit.plans import A100, A100_80, H100, HEADER, RECIPE, lists
 
@@ -96,6 +96,49 @@ def test_a_cloud_that_is_really_cheap_is_believed(tmp_path: Path, usd: float) ->
     offers = load_offers(lists(tmp_path, node(usd), "nebius"), [H100])
     assert not any(offer.flags for offer in offers if offer.cloud == "nebius")
     assert recommended([offer for offer in offers if not offer.spot]) == "Nebius on demand H100:8"
+
+
+def sizes(*prices: tuple[int, float, float | str], gpu: str = "A100") -> str:
+    rows = (f"g{count},{gpu},{count},96,680,{usd},us-central1,,{spot}\n" for count, usd, spot in prices)
+    return HEADER + "".join(rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "wrong"),
+    [
+        (((4, 2.94, 1.39), (8, 23.5, 11.15)), {4}),  # the price of one GPU for a node of four, 4 times below
+        (((2, 2.94, 1.39), (8, 23.5, 11.15)), {2}),
+        (((1, 2.94, 1.39), (2, 2.94, 1.39), (4, 2.94, 1.39), (8, 23.5, 11.15)), {2, 4}),
+        (((1, 2.94, 1.39), (4, 2.94, 1.39)), {4}),
+        (((4, 2.94, 1.39),), {4}),  # by the snapshot's node of eight alone
+        (((1, 2.94, 1.39), (4, 11.8, 5.6), (8, 23.5, 11.15)), set()),
+        (((4, 8.0, 4.0), (8, 23.5, 11.15)), set()),  # a third off is an offer
+        (((4, 5.9, 2.8), (8, 11.8, 5.6)), set()),  # all halved
+        (((1, 23.5, 11.15), (8, 23.5, 11.15)), set()),  # one that is too dear is no danger to the other
+    ],
+)
+def test_a_price_per_gpu_is_found_by_the_clouds_other_sizes(
+    tmp_path: Path, rows: tuple[tuple[int, float, float], ...], wrong: set[int]
+) -> None:
+    wanted = [Gpus("A100", count) for count, *_ in rows]
+    catalog = lists(tmp_path, sizes(*rows), "aws")
+    offers = load_offers(catalog, wanted, ["aws"])
+    assert len(offers) == 2 * len(rows)
+    flagged = {(int(o.gpus.split(":")[1]), o.spot) for o in offers if BELOW_SIZES in o.flags}
+    assert flagged == {(count, spot) for count in wrong for spot in (True, False)}
+    assert {o.gpus for o in offers if o.usable()} == {f"A100:{count}" for count, *_ in rows if count not in wrong}
+
+
+def test_no_size_of_the_real_lists_is_flagged(snapshot: Catalog, shared: Path, tmp_path: Path) -> None:
+    (tmp_path / ".sky").mkdir(exist_ok=True)
+    (tmp_path / ".sky/catalogs").symlink_to(shared / "data/catalogs")
+    stored = find_catalog({"HOME": str(tmp_path)})
+    for catalog in (snapshot, stored):
+        kinds = {row.gpu for cloud in catalog.lists for row in catalog.rows(cloud) if row.gpu}
+        wanted = [Gpus(kind, count) for kind in kinds for count in (1, 2, 4, 8)]
+        offers = load_offers(catalog, wanted)
+        assert len({offer.gpus for offer in offers}) >= (3 if catalog is snapshot else 5)
+        assert [offer for offer in offers if BELOW_SIZES in offer.flags] == []
 
 
 def test_a_cloud_is_compared_with_others_also_where_the_user_wants_none_of_them(tmp_path: Path) -> None:

@@ -78,6 +78,11 @@ BAD_CONFIG: list[tuple[bytes, str]] = [
     (b"jobs: {controller: vm}\n", "jobs.controller has to be a mapping, and is 'vm'"),
     (b"jobs: {controller: {consolidation_mode: 3}}\n", "consolidation_mode has to be true or false"),
     (b"jobs: {controller: {consolidation_mode: [true]}}\n", "consolidation_mode has to be true or false"),
+    *(
+        (f"jobs: {{controller: {{consolidation_mode: {text}}}}}\n".encode(), "has to be true or false, and is")
+        for text in ("'true'", '"true"', "'on'", "y", "n", "tRUE", "'false'")
+    ),
+    (b"jobs:\n  controller:\n    consolidation_mode: |-\n      yes\n", "has to be true or false, and is 'yes'"),
     (b"api_server: http://x\n", "api_server has to be a mapping, and is 'http://x'"),
     (b"api_server: {endpoint: [http://x]}\n", "endpoint has to be a text, and is a list"),
     (b"# caf\xe9\n", "config.yaml:1 is not UTF-8"),
@@ -216,7 +221,7 @@ def test_what_is_not_a_file_is_named(name: str, sky: Path, tmp_path: Path) -> No
         fix(tmp_path, {})
     (sky / name).rmdir()
     os.mkfifo(sky / name)
-    with pytest.raises(RequestError, match=f"{name} is not a file"):
+    with pytest.raises(RequestError, match=f"{name} is not a regular file"):
         fix(tmp_path, {})
     (sky / name).unlink()
     (sky / name).symlink_to(name)
@@ -225,7 +230,18 @@ def test_what_is_not_a_file_is_named(name: str, sky: Path, tmp_path: Path) -> No
     assert contents(tmp_path) == {}
 
 
-def test_a_device_is_read_and_never_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["config.yaml", "plugins.yaml"])
+@pytest.mark.parametrize("device", ["/dev/full", "/dev/zero", "/dev/tty", "/dev/random"])
+def test_a_device_is_never_read_to_its_end(device: str, name: str, sky: Path, tmp_path: Path) -> None:
+    (sky / name).symlink_to(device)
+    for act in (fix, examine):
+        with pytest.raises(RequestError, match=f"{name} is not a regular file"):
+            act(tmp_path, {})
+    with pytest.raises(RequestError, match="is not a regular file"):
+        find_controller(tmp_path, {"SKYPILOT_GLOBAL_CONFIG": device})
+
+
+def test_the_null_device_is_read_and_never_replaced(tmp_path: Path) -> None:
     nowhere = {"SKYPILOT_GLOBAL_CONFIG": os.devnull}
     assert find_controller(tmp_path, nowhere).state == "missing"
     with pytest.raises(RequestError, match="not a regular file; nothing was changed"):

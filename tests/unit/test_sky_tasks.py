@@ -10,10 +10,14 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import boto3
+import obstore
 import pytest
+from botocore.exceptions import InvalidConfigError
 from ruamel.yaml import YAML
 
 from checkpoints.errors import BucketUnusable
+from checkpoints.lifecycle import _client
+from checkpoints.object_store import ObjectStore
 from checkpoints.s3_location import s3_location
 from launcher.fees import R2, S3, bucket_for
 from launcher.identity import RunIdentity, identity_here
@@ -120,6 +124,7 @@ def profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
     return lambda text: (tmp_path / "config").write_text(text) and None
 
 
+IGNORING = "[default]\nignore_configured_endpoint_urls = true\nendpoint_url = https://r2.example\n"
 SERVICES = "[profile r2]\nregion = auto\nservices = mine\n[services mine]\ns3 =\n  endpoint_url = https://r2.example\n"
 
 
@@ -140,6 +145,20 @@ SERVICES = "[profile r2]\nregion = auto\nservices = mine\n[services mine]\ns3 =\
         ("[default]\nregion = eu-central-1\n", {"AWS_DEFAULT_REGION": "eu-west-1"}, "eu-west-1", ""),
         ("", {"AWS_DEFAULT_REGION": "eu-west-1", "AWS_REGION": "eu-north-1"}, "eu-north-1", ""),
         ("", {"AWS_ENDPOINT_URL": "http://all", "AWS_ENDPOINT_URL_S3": "http://s3"}, "", "http://s3"),
+        (f"{IGNORING}region = eu-central-1\n", {}, "eu-central-1", ""),
+        (IGNORING, {"AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false"}, "", "https://r2.example"),
+        (IGNORING, {"AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": ""}, "", "https://r2.example"),
+        (IGNORING, {"AWS_REGION": "auto", "AWS_ENDPOINT_URL": "http://a"}, "auto", ""),
+        (
+            IGNORING,
+            {"AWS_REGION": "auto", "AWS_ENDPOINT_URL": "http://a", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "False"},
+            "auto",
+            "http://a",
+        ),
+        ("", {"AWS_ENDPOINT_URL_S3": "http://s3", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "TRUE"}, "", ""),
+        ("[default]\nservices = nope\n", {"AWS_ENDPOINT_URL": "http://a"}, "", "http://a"),
+        ("[default]\nservices = nope\n", {"AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}, "", ""),
+        (SERVICES.replace("s3 =", "dynamodb ="), {"AWS_PROFILE": "r2"}, "auto", ""),
     ],
 )
 def test_the_bucket_is_where_this_machines_tools_find_it(
@@ -161,6 +180,36 @@ def test_the_bucket_is_where_this_machines_tools_find_it(
     region_name = region or "us-east-1"  # boto3 knows no AWS_REGION
     client = boto3.Session().client("s3", region_name, aws_access_key_id="x", aws_secret_access_key="x")
     assert client.meta.endpoint_url == endpoint or (not endpoint and client.meta.endpoint_url.endswith("amazonaws.com"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    opened, rules = ObjectStore.open("s3://b/p"), _client()
+    url = obstore.sign(opened._store, "GET", "k", timedelta(minutes=1))  # type: ignore[arg-type]
+    assert url.startswith(f"{endpoint or f'https://s3.{region_name}.amazonaws.com'}/b/p/k?"), "the store here, too"
+    assert f"%2F{region_name}%2Fs3%2F" in url
+    assert rules.meta.region_name in (region, "us-east-1", "aws-global")
+    assert (rules.meta.endpoint_url == endpoint) == bool(endpoint)
+
+
+def test_the_environment_of_the_process_is_not_another_users(
+    profile: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A controller works for many; obstore and boto3 would look into its own environment and profile."""
+    profile("[default]\nregion = eu-central-1\nendpoint_url = https://r2.example\n")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"):
+        monkeypatch.setenv(name, "http://the.controllers")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    theirs = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_REGION": "", "AWS_ENDPOINT_URL": ""}
+    opened = ObjectStore.open("s3://b/p", theirs)
+    url = obstore.sign(opened._store, "GET", "k", timedelta(minutes=1))  # type: ignore[arg-type]
+    assert url.startswith("https://s3.us-east-1.amazonaws.com/b/p/k?")
+
+
+def test_services_that_are_not_there_are_named(profile: Callable[[str], None]) -> None:
+    profile("[default]\nservices = nope\nendpoint_url = https://r2.example\n")
+    with pytest.raises(InvalidConfigError, match="nope"):
+        boto3.Session().client("s3", "us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+    with pytest.raises(BucketUnusable, match="nope"):
+        s3_location()
 
 
 def test_a_profile_that_is_not_there_is_named(profile: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
