@@ -5,6 +5,8 @@ Two rules stand beside every price, because none is right where a market or a se
 - Machines in a row that bring no new committed step set their kind of place aside: a spot kind after four, on demand
   after three, a single zone after two if its kind has others. A spot kind may be tried again after half an hour, twice
   as long after each further one, up to four hours.
+- One that committed less than a twentieth of its hours is worth counts as bringing none, too: a step for each machine
+  is no progress.
 - After twelve such machines in a row, or the price of four hours on demand, or if on demand is set aside too, the run
   ends.
 
@@ -31,6 +33,8 @@ FIRST_REST_H, MOST_REST_H = 0.5, 4.0
 MOST_IN_A_ROW = 12
 MOST_HOURS = 4.0
 """On demand, in dollars, without a new committed step."""
+LEAST_SHARE = 0.05
+"""Of a machine's hours that its committed steps are worth, to count as progress."""
 NEWEST_STARTS = 3
 """Starts that the slowest is taken of: what is slow once may be slow again."""
 START_STEP = 1.15
@@ -113,13 +117,16 @@ class Streaks:
     A new launch is the user's wish to try again, so only its own machines are passed here.
     """
 
-    def __init__(self, works: Sequence[MachineWork], places: Sequence[Place], now: datetime) -> None:
+    def __init__(
+        self, works: Sequence[MachineWork], places: Sequence[Place], now: datetime, hours_each: float = 0.0
+    ) -> None:
+        """`hours_each`: of a step; 0 = not known yet."""
         self._ended = [work for work in works if work.spell.until is not None]
-        self._places, self._now = places, now
+        self._places, self._now, self._hours_each = places, now, hours_each
 
     def effort(self) -> Effort:
         """Since the last new committed step, and why no further machine may be paid for it."""
-        row = _trailing(self._ended)
+        row = self._trailing(self._ended)
         usd = math.fsum(work.spell.usd(self._now) for work in row)
         effort = Effort(len(row), usd, stuck=sum(work.spell.ended == "no_progress" for work in row))
         told = f"{len(row)} machines in a row, for ${usd:.2f}, brought no new committed step"
@@ -140,29 +147,32 @@ class Streaks:
         """For how long a place is set aside from now on."""
         kind = [work for work in self._ended if _kind(work.spell.place) == _kind(place)]
         if not place.spot:
-            since_commit = [work for work in _trailing(self._ended) if _kind(work.spell.place) == _kind(place)]
+            since_commit = [work for work in self._trailing(self._ended) if _kind(work.spell.place) == _kind(place)]
             return math.inf if len(since_commit) >= ON_DEMAND_IN_A_ROW else 0.0
         rest_h = self._rest_of(kind, SPOT_IN_A_ROW)
         if sum(_kind(other) == _kind(place) for other in self._places) > 1:
             rest_h = max(rest_h, self._rest_of([work for work in kind if work.spell.place == place], ZONE_IN_A_ROW))
         return rest_h
 
+    def _trailing(self, works: Sequence[MachineWork]) -> list[MachineWork]:
+        """Those since the last one that brought progress."""
+        row: list[MachineWork] = []
+        for work in reversed(works):
+            if self._is_progress(work):
+                break
+            row.append(work)
+        return row[::-1]
+
+    def _is_progress(self, work: MachineWork) -> bool:
+        worked_h = work.new_steps * self._hours_each
+        return work.new_steps > 0 and (not self._hours_each or worked_h >= LEAST_SHARE * work.spell.hours(self._now))
+
     def _rest_of(self, works: Sequence[MachineWork], most: int) -> float:
-        row = _trailing(works)
+        row = self._trailing(works)
         if len(row) < most or row[-1].spell.until is None:
             return 0.0
         rest_h = min(FIRST_REST_H * 2.0 ** (len(row) - most), MOST_REST_H)
         return max(0.0, rest_h - hours_of(self._now - row[-1].spell.until))
-
-
-def _trailing(works: Sequence[MachineWork]) -> list[MachineWork]:
-    """Those since the last one that committed a new step."""
-    row: list[MachineWork] = []
-    for work in reversed(works):
-        if work.new_steps:
-            break
-        row.append(work)
-    return row[::-1]
 
 
 def _kind(place: Place) -> tuple[str, str, bool]:

@@ -63,7 +63,7 @@ def observe(
     work = work_of(events, on_it, limits.hours)
     restart = restart_h(works, limits.restart_h, now)
     save_h = _save_h(events, limits)
-    streaks = Streaks(_of_this_launch(works, events), places, now)
+    streaks = Streaks(_of_this_launch(works, events), places, now, step_hours(events, limits.hours))
     spot = [place for place in places if place.spot]
     learned = _churns(events, spot, limits, now, zones=len(spot))
     return Observation(

@@ -47,6 +47,8 @@ def read_traces(paths: Sequence[Path]) -> Trace:
 
 
 def _read(path: Path) -> tuple[float, list[bool]]:
+    if path.exists() and not path.is_file():  # a device is read without an end
+        raise UserError(f"{path} is no file", "give the file of a recorded trace")
     try:
         told = json.loads(path.read_text())
         counts = [int(count) for count in told["data"]]

@@ -278,3 +278,15 @@ def test_no_place_at_all_is_no_crash() -> None:
     for _ in range(3):
         story.machine(A, 0.2)
     assert math.isinf(story.seen(()).effort.most_usd)
+
+
+def test_one_step_for_each_machine_is_no_progress() -> None:
+    """Eight hours for 1,000 steps: one of them is worth half a minute of an hour's machine."""
+    story = Story()
+    for _ in range(3):
+        story.machine(LAMBDA, 1.0, steps=1, why="crashed")
+    assert story.seen((LAMBDA,)).effort.exhausted
+    story = Story()
+    for _ in range(20):
+        story.machine(LAMBDA, 1.0, steps=10, why="crashed")
+    assert not story.seen((LAMBDA,)).effort.exhausted, "0.08 h of an hour: slow, and paid by the useful hour"

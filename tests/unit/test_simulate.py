@@ -164,3 +164,8 @@ def test_the_summary_reads_well(tmp_path: Path, capsys: pytest.CaptureFixture[st
     even = play(NEVER, job)
     assert even.saved == "as much as"
     assert replace(even, cost=even.on_demand_cost * 1.1).saved == "10% more than"
+
+
+def test_a_device_is_no_trace() -> None:
+    with pytest.raises(UserError, match="/dev/zero is no file"):
+        read_traces([Path("/dev/zero")])
