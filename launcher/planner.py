@@ -26,6 +26,8 @@ OTHER_ZONES = MOST_ZONES - 1
 """Of a spot market: their mean price is what the next machine costs while the cheapest zone has none."""
 TABLE_STEPS = 120
 """To the deadline: the estimate's own tables of the policy are coarser than those of a run."""
+MOST_START_STEPS = 200
+"""Of a table, that a start takes: for the last second of a run one as fine as its work would have a million."""
 PATIENCE, PATIENT_PLANS = 2.0, 2
 """A deadline of so many times the work is tried for so many plans."""
 
@@ -210,8 +212,9 @@ class Planner:
             return scenario
         ratio = round(kind.first.price_usd_per_hour / behind.first.price_usd_per_hour, 2)
         slack_h = max(0.0, request.deadline_h - work_h)
+        step_h = max((work_h + slack_h) / TABLE_STEPS, START_H / MOST_START_STEPS)
         problem = Problem(
-            work_h, work_h + slack_h, START_H, ratio, (work_h + slack_h) / TABLE_STEPS, hazard.chain,
+            work_h, work_h + slack_h, START_H, ratio, step_h, hazard.chain,
             restores=Restores(*(self._restore_usd(one) / behind.first.price_usd_per_hour for one in (kind, behind))),
         )  # fmt: skip
         return replace(scenario, outlook=solve(problem))

@@ -28,6 +28,7 @@ from checkpoints.event_kinds import (
     SetupFailed,
     Training,
 )
+from checkpoints.event_order import end_of_run
 from checkpoints.events import RUN_ENDS, Event, of_kind, read_events
 from checkpoints.head import Head, read_head
 from checkpoints.run import Heartbeat, read_heartbeat, read_run
@@ -145,7 +146,8 @@ def derive_status(
     """Pure part of `read_status`."""
     last = next((event for event in reversed(events) if isinstance(event.payload, _STATE_EVENTS)), None)
     silent_s = max(0.0, (now - heartbeat.time).total_seconds()) if heartbeat else None
-    state = _state(last, heartbeat, silent_s, now)
+    end = end_of_run(events)  # whatever is noted of its machine after that
+    state = end.kind if end is not None else _state(last, heartbeat, silent_s, now)
     spells = machines(events)
     current = machine_now(spells)
     attempts = [event.attempt for event, _ in of_kind(events, AttemptStarted)]

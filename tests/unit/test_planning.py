@@ -21,6 +21,7 @@ from launcher.planner import Planner
 from launcher.policy.experience import Counts, MarketCounts
 from launcher.policy.limits import limits_of
 from launcher.policy.outlook import Outlook, Problem, solve
+from launcher.progress import SoFar
 from launcher.report.plans import show_dry_run
 from launcher.request import Gpus, LaunchRequest
 from launcher.speeds import relative_speed
@@ -362,3 +363,20 @@ def test_the_json_has_the_contract(snapshot: Catalog) -> None:
     assert all(math.isfinite(p["cost_p95_usd"]) for p in data["plans"])
     for told in data["plans"]:
         assert told["cost_p5_usd"] - 0.01 <= told["expected_cost_usd"] <= told["cost_p95_usd"] + 0.01
+
+
+def test_the_last_second_of_a_run_needs_no_table_of_a_million_steps(
+    snapshot: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Problem] = []
+
+    def noted(problem: Problem) -> Outlook:
+        asked.append(problem)
+        return solve(problem)
+
+    monkeypatch.setattr("launcher.planner.solve", noted)
+    request = LaunchRequest(recipe="x", hours=0.02, clouds=("gcp", "lambda"), gpus=(A100,))
+    offers = load_offers(snapshot, [A100], request.clouds)
+    assert Planner(request, RECIPE, offers, "test", done=SoFar(share_left=0.001)).compare().plans
+    assert asked
+    assert max(problem.restart_h / problem.step_h for problem in asked) <= 200

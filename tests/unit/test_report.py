@@ -414,6 +414,21 @@ def test_a_price_that_changed_is_paid_from_then_on() -> None:
     assert receipt.machines[0].price_usd_per_hour == 72.0, "the newest"
 
 
+@pytest.mark.parametrize("launch", [0, 3])
+def test_a_run_that_is_done_stays_done_when_its_machine_is_noted_as_gone(launch: int) -> None:
+    """Else the same launch again would rent a machine for a run that is done."""
+    events = [
+        event(0, "planned", 0),
+        up(1, SPOT),
+        event(60, "attempt_started", 1),
+        event(95, "attempt_ended", 1, outcome="finished", step=12),
+        event(95.5, "finished", 1, step=12),
+        event(120, "machine_gone", 0, place=place_data(SPOT), why="closed", job_status="succeeded"),
+    ]
+    told = [one.model_copy(update={"launch": launch}) for one in events]
+    assert derive_status("r", "tiny-dpo", None, None, told, START + timedelta(seconds=130)).state == "finished"
+
+
 def test_a_set_up_that_failed_says_why_everywhere() -> None:
     told = {"message": "the driver shows 7 GPUs", "hint": "launch again", "exit_code": 2}
     events = [event(0, "planned", 0), up(1, SPOT), event(60, "failed", 0, **told)]
