@@ -73,7 +73,8 @@ class Payload(BaseModel):
         payload = read(data)
         if isinstance(data, Mapping):
             for name in cls.model_fields.keys() & data.keys():
-                if isinstance(data[name], str) and getattr(payload, name) in ("other", "unknown", "closed"):
+                read_as = getattr(payload, name)
+                if isinstance(read_as, str) and read_as != data[name]:
                     payload._unknown_words[name] = data[name]
         return payload
 

@@ -339,7 +339,7 @@ class _HeadWatch:
 
 
 def silent_holder(store: Store, clock: Clock | None = None, *, lease_s: float = LEASE_S) -> str:
-    """The id of HEAD's writer if it is dead, '' where nobody holds the run.
+    """The id of HEAD's writer if it is dead; '' if the run is not held.
 
     Looks for a whole lease, if it must. Raises `RunHeld` as soon as the holder shows that it lives.
     """
@@ -391,7 +391,7 @@ class Lease:
         At once where nobody holds it, or `gone` does. Else it looks at HEAD for up to `wait_s` and takes the run as
         soon as HEAD has stood still for a whole lease (`lease_over_s`), or was given back; then it raises `RunHeld`.
         Without `patient` it does so as soon as the holder shows that it lives. Where HEAD is gone and checkpoints are
-        there, it is made anew from them.
+        there, it is rebuilt from them.
         """
         clock = clock or SystemClock()
         patience_ends = clock.monotonic() + wait_s

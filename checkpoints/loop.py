@@ -51,8 +51,8 @@ class Checkpointer:
         run: name of the run in it; the same name goes on with that run.
         keep: newest checkpoints kept; one more stays as the fallback.
         wait_s: how long to look whether a predecessor that gave nothing back lives; it takes 64 s without a change of
-            HEAD to know that it doesn't. Nobody waits for one that ended well.
-        predecessor_gone: id of a writer that is known to be dead: nobody looks whether it lives.
+            HEAD to know that it doesn't. One that ended well is not waited for.
+        predecessor_gone: id of a writer that is known to be dead; no time is spent on finding out.
     """
 
     def __init__(

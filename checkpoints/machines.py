@@ -48,7 +48,7 @@ class Machine(NamedTuple):
     start_h: float | None = None
     """From its request to the first new step on it, as the strategy saw it."""
     given_up: datetime | None = None
-    """When it was first given back in vain: it was of no use from then on, and is billed until it is gone."""
+    """When the first attempt to release it failed: it was of no use from then on, and is billed until it is gone."""
 
     def cost_usd(self, now: datetime) -> float:
         """Until its end, or until `now`."""

@@ -85,7 +85,7 @@ def announce(store: Store, key: str, commits: Sequence[Commit], clock: Clock) ->
 
 
 def manifests_being_read(store: Store, unchanged: Unchanged) -> set[str]:
-    """Keys of the manifests that nobody may delete now. Records of dead readers are deleted.
+    """Keys of the manifests that must not be deleted now. Records of dead readers are deleted.
 
     `unchanged` is the memory of the one who asks. A record that it hasn't seen before belongs to a living reader.
     """

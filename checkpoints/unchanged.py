@@ -1,7 +1,7 @@
 """How long what others write has stood still, by this process's own monotonic clock.
 
 A lease, the word of a reader, a tombstone: each is a promise of some seconds, made by a machine whose wall clock isn't
-ours. So nobody reads its time. Who has to know looks again and again, remembers what was there, and counts the seconds
+ours. So its time is never read. The process that has to know polls, remembers what was there, and counts the seconds
 in which it stayed the same. What was never seen before has stood still for 0 s, whatever it says of itself.
 """
 
@@ -39,6 +39,6 @@ class Unchanged:
         return max(0.0, (now if asked_at is None else asked_at) - known.since)
 
     def has_changed(self, name: str) -> bool:
-        """Has it become something else since it was first seen? Then somebody is there."""
+        """Has it become something else since it was first seen? Then its writer is alive."""
         known = self._seen.get(name)
         return known is not None and known.changes > 0

@@ -171,7 +171,7 @@ def _check_that_nobody_else_runs_it(store: Store, status: RunStatus, now: dateti
     """A run that lives without a job here was launched elsewhere, and a second job would be paid too.
 
     Whether it lives is told by what it does while we look, never by the times that another machine has written. Raises
-    `RequestError`. A job elsewhere that is missed all the same ends as soon as it sees that there is a newer launch.
+    `RequestError`. A job elsewhere that is missed anyway ends as soon as it sees that there is a newer launch.
     """
     if not status.in_cloud or status.state in (*OVER, "failed"):
         return
@@ -208,7 +208,7 @@ def _shows_life(store: Store, clock: Clock) -> bool:
 
 def _signs(store: Store) -> tuple[object, ...]:
     head = read_head(store)
-    news = frozenset(event.id for event in read_events(store))
+    news = frozenset(entry.key for entry in store.list("events"))
     return read_heartbeat(store), read_controller_beat(store), head.nonce if head else "", news
 
 

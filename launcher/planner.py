@@ -149,7 +149,7 @@ class Planner:
         if told is None:
             return None
         saving = self._saving(kind)
-        keeping = keep_usd_per_h(self.bucket, saving.state_bytes, saving.kept)
+        keeping = self._keeping(saving)
         storing = told.storage_usd / told.expected_finish_h
         in_time = told.deadline_probability is None or told.deadline_probability >= CONFIDENCE
         affordable = told.budget_probability is None or told.budget_probability >= CONFIDENCE
@@ -174,6 +174,9 @@ class Planner:
             spent_usd=self.done.paid_usd(store_usd_per_h=storing, keep_usd_per_h=keeping),
         )
 
+    def _keeping(self, saving: SavePlan) -> float:
+        return keep_usd_per_h(self.bucket, saving.state_bytes, saving.kept)
+
     def _estimate(self, kind: Kind, request: LaunchRequest) -> Estimate | None:
         """An on-demand kind stands behind itself."""
         behind = self._behind(kind) if kind.first.spot else kind
@@ -181,7 +184,7 @@ class Planner:
         saving = self._saving(kind)
         left_usd = None
         if request.budget_usd is not None:
-            keeping = keep_usd_per_h(self.bucket, saving.state_bytes, saving.kept)
+            keeping = self._keeping(saving)
             left_usd = request.budget_usd - self.done.paid_usd(store_usd_per_h=0.0, keep_usd_per_h=keeping)
         return estimate(
             self._scenario(kind, behind, saving, request),

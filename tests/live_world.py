@@ -249,6 +249,7 @@ class LiveWorld:
         self._live()
 
     def _new_conductor(self) -> Conductor:
+        self.told_of: set[Place] = set()
         return Conductor(AwayStore(self.store, self), self.limits, self, self.clock)  # type: ignore[arg-type]
 
     def price(self, place: Place) -> Place:
@@ -341,7 +342,9 @@ class LiveWorld:
             raise UserError("no price list can be read", "fetch one")
         surge = self.faults.surge
         odd = surge[1] if surge is not None and surge[2] >= 3 and self.hour >= surge[0] else None
-        return [self.price(place) for place in self.markets if place != odd]
+        found = [self.price(place) for place in self.markets if place != odd]
+        self.told_of |= set(found)
+        return found
 
     def listed_usd(self, place: Place) -> float | None:
         return next((self.price(one).price_usd_per_hour for one in self.markets if one == place), None)
@@ -352,6 +355,7 @@ class LiveWorld:
 
     async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
         assert self.machine is None, "one cluster name has one machine"
+        assert set(places) <= self.told_of, "SkyPilot's resources are known for what `places` returned, and no other"
         refused: tuple[Answer, ...] = ()
         for place in places:
             asked_h = self.hour

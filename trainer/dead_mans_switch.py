@@ -79,7 +79,7 @@ def machine_budget(environment: Mapping[str, str]) -> MachineBudget | None:
 
 
 def planned_save_s(environment: Mapping[str, str]) -> float | None:
-    """None where nobody has planned. Raises `UserError`."""
+    """None if the task has no plan. Raises `UserError`."""
     minutes = number_of(environment, SAVE_MIN, None, at_least=0.0, at_most=MOST_SAVE_MIN)
     return 60 * minutes if minutes else None
 

@@ -23,8 +23,8 @@ def die_with_parent(signum: int) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Does the process still run? One that has ended and that nobody reaps (a container's first process often reaps
-    nothing) keeps its number for as long as the container lives."""
+    """Does the process still run? An exited process that is never reaped (a container's first process often reaps
+    nothing) keeps its pid for as long as the container lives."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

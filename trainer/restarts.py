@@ -5,8 +5,8 @@ often as it takes. A *failed start* crashed before that, or its machine never be
 run gives up. A machine that is taken away is neither.
 
 What every machine would meet (recipe, data, code) ends the run at once. An error that an earlier attempt with the
-same input got past isn't of that kind, whatever its class: it is this machine's. Nor is a run that somebody else
-holds, on a machine that is rented: the holder may be a zombie that dies meanwhile.
+same input got past isn't of that kind, whatever its class: it is this machine's. Nor is a run that another
+attempt holds, on a rented machine: the holder may be a zombie that dies meanwhile.
 """
 
 from __future__ import annotations

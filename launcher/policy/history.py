@@ -45,7 +45,7 @@ class MachineSpell(NamedTuple):
     start_h: float | None = None
     """From its request to the first new step on it, as the strategy saw it."""
     given_up: datetime | None = None
-    """When it was first given back in vain."""
+    """When the first attempt to release it failed."""
 
     @property
     def usd_per_hour(self) -> float:
@@ -57,7 +57,7 @@ class MachineSpell(NamedTuple):
         return hours_of((self.until or now) - self.since)
 
     def used_h(self, now: datetime) -> float:
-        """Until it was given back, if in vain."""
+        """Until its release was first attempted, if that failed; else as billed."""
         return hours_of(min(self.given_up or now, self.until or now) - self.since)
 
     def usd(self, now: datetime) -> float:
@@ -217,7 +217,9 @@ def measured_speed(events: Sequence[Event]) -> Speed | None:
     longest: Speed | None = None
     for began, first in reversed(of_kind(events, Training)):
         marks = [(began.time, first.step)]
-        marks += [(_taken_at(event, saved), saved.step) for event, saved in all_saves if event.attempt == began.attempt]
+        marks += [
+            (_snapshot_at(event, saved), saved.step) for event, saved in all_saves if event.attempt == began.attempt
+        ]
         start = marks[0]
         if len(marks) > 2 and marks[-1][1] - marks[1][1] >= MIN_MEASURED_STEPS:
             start = marks[1]  # the first steps compile and warm up
@@ -237,6 +239,6 @@ def hours_of(span: timedelta) -> float:
     return float(span.total_seconds()) / 3600
 
 
-def _taken_at(event: Event, saved: Saved) -> datetime:
+def _snapshot_at(event: Event, saved: Saved) -> datetime:
     """When the state was taken that a save has committed: training goes on beside the upload."""
     return event.time - timedelta(seconds=saved.upload_s + saved.commit_s)

@@ -165,7 +165,7 @@ class Streaks:
 
     def _is_progress(self, work: MachineWork) -> bool:
         worked_h = work.new_steps * self._hours_each
-        return work.new_steps > 0 and (not self._hours_each or worked_h >= LEAST_SHARE * work.spell.hours(self._now))
+        return work.new_steps > 0 and (not self._hours_each or worked_h >= LEAST_SHARE * work.spell.used_h(self._now))
 
     def _rest_of(self, works: Sequence[MachineWork], most: int) -> float:
         row = self._trailing(works)

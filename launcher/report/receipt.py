@@ -121,7 +121,7 @@ def make_receipt(
 ) -> Receipt:
     """Work out the receipt. `offers` are the ones to price the machine hours with; `now` ends a running attempt.
 
-    `abandoned`: nobody looks after the run any more, so an attempt that noted no end was killed; `now` is then the last
+    `abandoned`: the run has no launcher any more, so an attempt that noted no end was killed; `now` is then the last
     sign of life.
     """
     attempts = _attempts(events, now, "killed" if abandoned else "running")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -50,11 +49,12 @@ from launcher.policy.history import (
 from launcher.policy.limits import Limits
 from launcher.policy.machine_work import MachineWork, machine_works
 from launcher.policy.model import Action, GiveUp, Launch, Move, Observation, Place, Wait
-from launcher.policy.observe import TEARDOWN_H, Signs, hours_to_preemption, observe, paid_usd
+from launcher.policy.observe import Signs, hours_to_preemption, observe, paid_usd
 from launcher.policy.safety import bears_a_start, must_be_safe, still_binds
 from launcher.sky.give_back import give_back, give_back_surely
 from launcher.sky.hands import Hands, LimitReached, Lost, Refused, Told, Up
 from launcher.sky.life_signs import LifeSigns
+from launcher.sky.patience import DEAF_S, patience_s
 from launcher.sky.run_diary import RunDiary
 from launcher.sky.turns import attempt_now, is_noted_as_gone, is_planned, release_due, since_machine, was_decided
 
@@ -66,10 +66,6 @@ logger = logging.getLogger("sky.notus")
 T = TypeVar("T")
 BEAT_WAIT_S = 12.0
 """A live trainer's heartbeat comes every 5 s."""
-DEAF_S = 900.0
-"""A trainer that was asked to stop by its user, or to move for a deadline, has obeyed by then, or never will."""
-DEAF_SHARE = 2 / 3
-"""Of a restart's time: what a trainer may take where a deadline waits. Later, on demand could not meet it any more."""
 LOST_WAIT_S = 60.0
 """Before the next machine, where two in a row were gone before they ran the job."""
 SAME_PRICE = 0.001
@@ -138,7 +134,7 @@ class Conductor:
     async def _search(self) -> float:
         lost = 0
         while True:
-            await self._unless_pressed(self._obey_a_stop)
+            await self._obey_a_stop()
             events = await self._read_unless_pressed()
             await self._refuse_if_superseded(events)
             seen = await self._without_machine(events)
@@ -218,8 +214,8 @@ class Conductor:
 
     async def _read_unless_pressed(self) -> list[Event]:
         """All events; those that are known where the bucket doesn't answer and the deadline can't wait for it."""
-        await self._unless_pressed(self._diary.read)
-        return self._diary.known()
+        found = await self._unless_pressed(self._diary.read)
+        return self._diary.known() if found is None else found
 
     async def _unless_pressed(self, ask: Callable[[], Awaitable[T]]) -> T | None:
         """What the bucket says; None where it doesn't answer and the deadline can't wait for it. Raises `NotusError`.
@@ -296,12 +292,12 @@ class Conductor:
         readable = self._diary.is_current and self._beat_is_current
         signs = self._signs.look(spell, beat, events, trained=works[-1].trained, readable=readable)
         seen = await self._observe(events, beat, signs)
-        await self._show_life(len(works), spell)  # not before it could decide: the machine relies on that
         await self._note_start(works[-1])
         await self._note_price(spell, seen)
         if (alarm := self._signs.alarm()) is not None:
             await self._diary.note(alarm)
         action = await self._choose(seen)
+        await self._show_life(len(works), spell)  # not before it could decide: the machine relies on that
         if isinstance(action, Move | GiveUp):
             await self._ask(action, spell, seen)
         else:
@@ -309,11 +305,13 @@ class Conductor:
         return True
 
     async def _find_machine(self, events: list[Event]) -> bool:
-        """A machine that the diary doesn't know is paid all the same: it came while the bucket was away, and the
-        process that knew of it is gone. True = the run goes on."""
+        """Book a machine that is billed but missing from the diary: it came while the bucket was away, and the process
+        that would have recorded it later is gone. True = the run continues."""
         found = None if self._searching else await self._hands.machine()
         if found is not None and self._diary.is_current:
             place, since = found
+            # By another machine's clock, for want of anything else: an error only makes this machine seem to have
+            # trained already, or not yet.
             begun = [event.attempt for event, _ in of_kind(events, AttemptStarted) if event.time < since]
             record = place_data(self._limits.priced(place))
             await self._diary.note(MachineUp(place=record, since=since, after_attempt=max(begun, default=0)))
@@ -363,7 +361,7 @@ class Conductor:
                 await self._diary.note(Decided(action=what, cause=cause, reason=action.reason))
         if not self._wish.sent:
             await self._send(action)
-        if self._clock.monotonic() - self._wish.since_s >= self._patience_s(action, seen):
+        if self._clock.monotonic() - self._wish.since_s >= patience_s(action, seen, self._limits.settings.check_h):
             await self._give_back(self._wish.why)
 
     async def _send(self, action: Move | GiveUp) -> None:
@@ -381,27 +379,6 @@ class Conductor:
             return
         self._wish = replace(self._wish, sent=True)
 
-    def _patience_s(self, action: Move | GiveUp, seen: Observation) -> float:
-        """For a trainer that was asked: a save. A set-up has nothing to save; a deadline has slack for one restart."""
-        assert seen.running is not None
-        if isinstance(action, Move) and not action.urgent:
-            return math.inf
-        if not seen.running.trained:
-            return 0.0
-        look_h = self._limits.settings.check_h
-        if isinstance(action, Move) and action.cause == "deadline":
-            patience_s = max(60.0, min(DEAF_S, DEAF_SHARE * seen.restart_h * 3600))
-            return patience_s if (seen.save_h + look_h) * 3600 <= patience_s else 0.0
-        if isinstance(action, GiveUp) and action.limit == "budget" and not self._pays_another_look(seen):
-            return 0.0
-        return max(60.0, (seen.closing_h - look_h) * 3600 - 60.0)
-
-    def _pays_another_look(self, seen: Observation) -> bool:
-        """And the teardown after it."""
-        assert seen.running is not None
-        hours = self._limits.settings.check_h + TEARDOWN_H
-        return hours * seen.running.place.price_usd_per_hour < (seen.budget_left_usd or 0.0)
-
     async def _see_a_stop_through(self, seen: Observation) -> None:
         """A user's stop that the trainer doesn't obey ends the run all the same."""
         request = await self._request()
@@ -410,8 +387,8 @@ class Conductor:
             return
         if self._told_to_stop is None or self._told_to_stop[0] != request.id:
             self._told_to_stop = request.id, self._clock.monotonic()
-        patience_s = max(DEAF_S, seen.closing_h * 3600)
-        if self._clock.monotonic() - self._told_to_stop[1] >= patience_s and await self._give_back("stopped"):
+        limit_s = max(DEAF_S, seen.closing_h * 3600)
+        if self._clock.monotonic() - self._told_to_stop[1] >= limit_s and await self._give_back("stopped"):
             await self._end_as_asked(request)
 
     async def _request(self) -> Request | None:
@@ -422,7 +399,7 @@ class Conductor:
 
     async def _obey_a_stop(self) -> None:
         """A stop that no attempt has seen ends the run before another machine is paid. Raises `LimitReached`."""
-        request = await asyncio.to_thread(read_request, self._store)
+        request = await self._unless_pressed(lambda: asyncio.to_thread(read_request, self._store))
         if request is None or request.action != "stop":
             return
         await self._end_as_asked(request)
@@ -457,21 +434,23 @@ class Conductor:
         return action
 
     async def _observe(self, events: list[Event], beat: Heartbeat | None, signs: Signs) -> Observation:
-        self._places = await self._known_places(events)
-        return observe(events, beat, self._places, self._limits, self._clock.now(), signs)
+        places = await self._known_places(events)
+        return observe(events, beat, places, self._limits, self._clock.now(), signs)
 
     async def _known_places(self, events: list[Event]) -> list[Place]:
-        """Today's; else those of an earlier look, or at least the one that the run is in. Raises `NotusError`."""
+        """Today's, else those of an earlier look, else the one that the run is in: enough to keep its limits, and
+        not to request another machine. Raises `NotusError`."""
         spell = machine_now(machines(events))
-        before = self._places or ([spell.place] if spell is not None else [])
+        here = [spell.place] if spell is not None else []
         try:
             found = await self._hands.places()
         except NotusError as error:
-            if not before:
+            if not self._places and not here:
                 raise
             logger.warning("notus: no prices can be read, so what is known decides: %s", error.message)
-            return before
-        return [self._limits.priced(place) for place in found] or before
+            found = []
+        self._places = [self._limits.priced(place) for place in found] or self._places
+        return self._places or here
 
     async def _heartbeat(self, events: list[Event]) -> Heartbeat | None:
         """The newest one that could be read, of an attempt on the machine that is up."""

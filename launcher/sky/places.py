@@ -187,10 +187,10 @@ class Hourly(Generic[T]):
         if self.last is not None and self._is_fresh():  # another thread was first
             return self.last
         try:
-            found = self._read()
-            if self.last and not found:
-                raise UserError("the list has nothing for this task any more", REFRESH)
-            self.last = found
+            if (found := self._read()) or not self.last:
+                self.last = found
+            else:
+                logger.warning("notus: the new price list has nothing for this task; the last one is kept")
         except Exception as error:  # SkyPilot raises what it likes; a run of hours doesn't end because of a list
             if self.last is None:
                 raise

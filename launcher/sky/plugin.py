@@ -59,6 +59,7 @@ BUCKET_TRIES = 2880
 PROVISION_S, ASK_S = 2700.0, 60.0
 """What SkyPilot may take for one request: to get a machine ready, and for each zone that it asks on the way. A cloud
 bills from the first minute, and SkyPilot itself waits for hours."""
+LONG_AGO = datetime.fromtimestamp(0, UTC)
 EVENTS = 500
 """Of a cluster that are read: a launch writes one a zone and eight more."""
 WATCHING: dict[int, asyncio.Task[None]] = {}
@@ -279,7 +280,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                         submitted_at = await self._launch_within(len(places))
                     await asyncio.to_thread(self._tell_where)
                     if (machine := search.machine or await asyncio.to_thread(self._machine)) is None:
-                        # Gone again, and nobody knows where it was: paid all the same, at the most that it can be.
+                        # It is gone, and its place is unknown. It was billed anyway, so book the dearest candidate.
                         dearest = max(places, key=lambda place: place.price_usd_per_hour)
                         said = "it was gone before SkyPilot could tell where it was"
                         return Lost(dearest, search.began, answers(search.tries, places), said, taken=True)
@@ -313,17 +314,20 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
     def _entry(self, entry: Entry) -> sky.Resources:
         return self._resources[entry.example].copy(region=entry.region, zone=entry.zone)
 
-    def _machine(self) -> tuple[Place, datetime] | None:
+    def _machine(self, *, of_any_search: bool = False) -> tuple[Place, datetime] | None:
         """The one that the search has found, and since when it is paid; None if it is gone already."""
         handle = global_user_state.get_handle_from_cluster_name(self.cluster_name)
         if handle is None:
             return None
         place = booked(place_of(handle.launched_resources), self._resources)
-        return place, asked_at(cluster_events(self.cluster_name), self._search.began)
+        events = cluster_events(self.cluster_name)
+        if of_any_search and (since := asked_at(events, LONG_AGO)) > LONG_AGO:
+            return place, since
+        return place, asked_at(events, self._search.began)
 
     async def machine(self) -> tuple[Place, datetime] | None:
-        """From SkyPilot's own database."""
-        return await asyncio.to_thread(self._machine)
+        """From SkyPilot's own database, whichever process asked for it."""
+        return await asyncio.to_thread(self._machine, of_any_search=True)
 
     async def release(self) -> None:
         """Terminate what is left of the cluster. One try: SkyPilot's own six take four minutes, and note nothing."""

@@ -66,13 +66,15 @@ def test_skypilot_reads_what_we_mean(name: str, sky_environment: dict[str, str])
 
 
 EVENTS = """
-import json, time
+import asyncio, json, time
 from types import SimpleNamespace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from sky import global_user_state
 from sky.utils import status_lib
+from launcher.policy.model import Place
+from launcher.sky import plugin
 from launcher.sky.asked import asked_at
-from launcher.sky.plugin import cluster_events
+from launcher.sky.plugin import NotusStrategy, Search, cluster_events
 
 began = datetime.now(UTC)
 kind = global_user_state.ClusterEventType.STATUS_CHANGE
@@ -81,11 +83,17 @@ for when, status, reason in [
     (149, "INIT", "Provisioning on lambda in us-east-1"),
     (200, "UP", "Cluster successfully provisioned with 1 nodes"),
 ]:
-    global_user_state.add_or_update_cluster("run-1", SimpleNamespace(), None, ready=status == "UP")
+    handle = SimpleNamespace(launched_resources=None)
+    global_user_state.add_or_update_cluster("run-1", handle, None, ready=status == "UP")
     global_user_state.add_cluster_event(
         "run-1", status_lib.ClusterStatus(status), reason, kind, transitioned_at=int(began.timestamp()) + when
     )
+
+restarted = object.__new__(NotusStrategy)  # an hour later
+restarted.cluster_name, restarted._resources, restarted._search = "run-1", {}, Search(began=began + timedelta(hours=1))
+plugin.place_of = lambda resources: Place("lambda", "us-east-1", None, "A100:8", False, 16.0)
 print(json.dumps({
+    "found_s": (asyncio.run(restarted.machine())[1] - began).total_seconds(),
     "later_s": (asked_at(cluster_events("run-1"), began) - began).total_seconds(),
     "unknown": cluster_events("run-2"),
 }))
@@ -319,6 +327,7 @@ def test_a_zone_whose_price_is_no_price_is_not_asked_and_a_price_that_rises_is_s
 def test_skypilot_remembers_when_the_last_zone_was_asked(sky_environment: dict[str, str]) -> None:
     told = run(EVENTS, sky_environment)
     assert 148 <= told["later_s"] <= 149
+    assert 148 <= told["found_s"] <= 149, "by a process that did not ask for it, too"
     assert told["unknown"] == []
 
 

@@ -8,8 +8,11 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+import pytest
+
 from checkpoints.causes import AttemptOutcome
 from checkpoints.clock import FakeClock
+from checkpoints.errors import StoreError
 from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Notice, Training
 from checkpoints.events import Diary, Event, read_events
 from checkpoints.head import Lease, Writer
@@ -41,6 +44,7 @@ class FakeSky:
         """Machines that will be gone before they run the job."""
         self.taken = False
         """By their cloud."""
+        self.told_of: set[Place] = set()
         self.mine: tuple[Place, datetime] | None = None
         """The machine that is up."""
         self.listed: dict[Place, float] = {}
@@ -55,6 +59,7 @@ class FakeSky:
         return [told.dead_writer for told in self.told]
 
     async def places(self) -> list[Place]:
+        self.told_of |= set(self.stock)
         return list(self.stock)
 
     def listed_usd(self, place: Place) -> float | None:
@@ -64,6 +69,7 @@ class FakeSky:
         return self.mine if self.up else None
 
     async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
+        assert set(places) <= self.told_of, "SkyPilot's resources are known for what `places` returned, and no other"
         self.asked.append(tuple(places))
         self.told.append(told)
         refused: tuple[Answer, ...] = ()
@@ -104,6 +110,7 @@ class Run:
         self.conductor = self.restarted()
 
     def restarted(self) -> Conductor:
+        self.sky.told_of.clear()
         self.conductor = Conductor(self.store, self.limits, self.sky, self.clock)
         return self.conductor
 
@@ -141,6 +148,16 @@ class Run:
 
     def events(self, kind: str) -> list[Event]:
         return [event for event in read_events(self.store) if event.kind == kind]
+
+
+def away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bucket, for the run's conductor."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise StoreError("no route to the bucket")
+
+    for name in ("get", "put", "create", "list", "swap"):
+        monkeypatch.setattr(run.conductor._store, name, refuse, raising=False)
 
 
 @contextlib.contextmanager

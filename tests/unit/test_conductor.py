@@ -22,8 +22,9 @@ from launcher.hazard import ON_DEMAND_H
 from launcher.policy.history import machines, place_data, spent_usd
 from launcher.policy.model import Place
 from launcher.policy.settings import Settings
-from launcher.sky.conductor import DEAF_S, LimitReached, Told, Up
+from launcher.sky.conductor import LimitReached, Told, Up
 from launcher.sky.life_signs import ALARM_S
+from launcher.sky.patience import DEAF_S
 from tests.unit.conducted import LAMBDA, SPOT_A, SPOT_B, Run, beating
 
 

@@ -11,13 +11,12 @@ from checkpoints.errors import StoreError, UserError
 from checkpoints.event_kinds import PriceChanged
 from checkpoints.events import Diary, of_kind, read_events
 from checkpoints.launches import launch_number_of, take_launch_number
-from checkpoints.requests import read_request
+from checkpoints.requests import ask, read_request
 from checkpoints.run import read_controller_beat
 from launcher.policy.history import machines, spent_usd
 from launcher.policy.model import Place
 from launcher.sky.conductor import Conductor
-from tests.unit.conducted import LAMBDA, SPOT_A, Run
-from tests.unit.test_limits_live import away
+from tests.unit.conducted import LAMBDA, SPOT_A, Run, away
 
 
 def back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,3 +208,39 @@ def test_a_machine_that_the_diary_never_heard_of_is_found_and_booked() -> None:
         run.clock.sleep(60)
         run.look()
         assert run.clock.now() - began < timedelta(hours=12)
+
+
+def test_a_new_controller_without_prices_asks_for_no_machine_that_it_cannot_describe() -> None:
+    """What it knows of the running machine keeps the limits; SkyPilot's resources for a new one are in the list."""
+    run = Run({LAMBDA: 2})
+    run.launch()
+    run.train(1, minutes=1)
+    run.restarted()
+    places, run.sky.places = run.sky.places, NoPrices().places  # type: ignore[method-assign]
+    run.look()
+    run.sky.up = False
+    with pytest.raises(UserError, match="no price list"):
+        run.recover()
+    run.sky.places = places  # type: ignore[method-assign]
+    run.recover()
+    assert run.sky.up
+
+
+def test_a_stop_that_could_only_be_read_buys_no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bucket goes away between the request and its withdrawal, and the deadline is near."""
+    run = Run({LAMBDA: 3})
+    run.limits = replace(run.limits, deadline=run.clock.now() + timedelta(hours=9))
+    run.restarted()
+    run.launch()
+    run.train(1, minutes=10)
+    run.look()
+    run.sky.up = False
+    ask(run.store, "stop", 1, "asked by its user", run.clock)
+
+    def refuse(*_: object) -> None:
+        raise StoreError("no route to the bucket")
+
+    monkeypatch.setattr("launcher.sky.conductor.withdraw", refuse)
+    with pytest.raises(StoreError):
+        run.recover()
+    assert not run.sky.up

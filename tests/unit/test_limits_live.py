@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from checkpoints.clock import FakeClock
-from checkpoints.errors import StoreError
 from checkpoints.event_kinds import MachineGone, ReleaseFailed
 from checkpoints.events import Diary, of_kind, read_events
 from checkpoints.launches import take_launch_number
@@ -19,7 +18,7 @@ from launcher.policy.history import machine_now, machines, spent_usd
 from launcher.policy.model import Known, Launch, Move, Observation, Place, Running, Stay
 from launcher.policy.settings import Settings
 from launcher.sky.conductor import Conductor, LimitReached
-from tests.unit.conducted import LAMBDA, SPOT_A, Run
+from tests.unit.conducted import LAMBDA, SPOT_A, Run, away
 from tests.unit.places import ON_DEMAND, A, B, place
 
 
@@ -82,14 +81,6 @@ def test_a_recovery_waits_for_a_teardown_that_fails() -> None:
         "release_failed",
         "machine_gone",
     ]
-
-
-def away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise StoreError("no route to the bucket")
-
-    for name in ("get", "put", "create", "list", "swap"):
-        monkeypatch.setattr(run.conductor._store, name, refuse, raising=False)
 
 
 def test_limits_hold_while_the_bucket_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

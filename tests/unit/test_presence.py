@@ -75,8 +75,10 @@ def test_a_bucket_that_does_not_take_the_name_stops_no_run(monkeypatch: pytest.M
 
     monkeypatch.setattr(store, "put", away)
     monkeypatch.setattr(store, "delete", away)
+    looked_in = False
     with looked_after(store):
-        pass
+        looked_in = True
+    assert looked_in
 
 
 def test_only_a_process_of_this_machine_is_known_to_be_gone() -> None:
