@@ -20,6 +20,9 @@ EXIT_PREEMPTED = 75
 EXIT_STOPPED = 76
 """Saved and ended because somebody, or a limit, said so: nobody may start it again by itself, so it isn't 75."""
 
+SET_UP_GAVE_UP = 10
+"""Of `python -m trainer.failed_start` alone: the run has had its failed starts. The set-up script reads it."""
+
 
 class RecipeError(UserError):
     """A recipe that doesn't say what it should; the message names file, line and key."""

@@ -5,7 +5,7 @@ The thin edge of `trainer.restarts`, for the trainer before its claim and for th
     python -m trainer.failed_start COMMAND LOG
 
 where COMMAND has failed and the last lines of the file LOG tell why. Its exit code: 0 = another machine may get past
-it, `GAVE_UP` = the run has had its failed starts. Anything else: the diary could not be read.
+it, `SET_UP_GAVE_UP` = the run has had its failed starts. Anything else: the diary could not be read.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from checkpoints.events import Diary, read_events
 from checkpoints.head import read_head
 from checkpoints.run import open_run
 from checkpoints.store import Store
-from trainer.errors import EXIT_FAILED
+from trainer.errors import EXIT_FAILED, SET_UP_GAVE_UP
 from trainer.restarts import MAX_FAILED_STARTS, gives_up
 
-GAVE_UP = 10
 LAST_LINES = 12
 MESSAGE_CHARS = 2000
 PRICE = "NOTUS_PRICE_USD_H"
@@ -78,7 +77,7 @@ def main() -> int:
         raise UserError("the task has no NOTUS_BUCKET or no NOTUS_RUN", "see docs/how-to/real-cloud.md")
     again = note_failed_start(open_run(bucket, run), message, command)
     sys.stderr.write(f"notus: {'another machine may get past it' if again else gave_up_because(message)}\n")
-    return 0 if again else GAVE_UP
+    return 0 if again else SET_UP_GAVE_UP
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from checkpoints.s3_location import S3Location, s3_location
 from launcher.plan import Rung
 from launcher.policy.limits import Limits
 from launcher.sky.jobs import LAUNCH, SUBMISSION
-from trainer.errors import EXIT_PREEMPTED
-from trainer.failed_start import GAVE_UP
+from trainer.errors import EXIT_PREEMPTED, SET_UP_GAVE_UP
 from trainer.nodes import NODES
 from trainer.recipe import Recipe
 
@@ -107,7 +106,7 @@ def setup_script(release: str | None = None, *, qlora: bool = False) -> str:
         light=named.format(""),
         total_s=SETUP_S,
         flash_s=SETUP_S,
-        gave_up=GAVE_UP,
+        gave_up=SET_UP_GAVE_UP,
         nodes=NODES,
     )
 

@@ -39,3 +39,10 @@ def test_the_training_imports_no_tracker_and_no_deepspeed_that_it_may_not_need()
     found = imported_by("trainer.train", before=before)
     assert {"torch", "trl"} <= found
     assert found.isdisjoint(UNWANTED)
+
+
+def test_a_dry_run_begins_without_a_store() -> None:
+    """It has a second for everything, and reads a bucket only for a run that exists."""
+    found = imported_by("launcher.dry_run")
+    assert "ruamel" in found
+    assert found.isdisjoint({"torch", "awscrt", "obstore", "boto3", *UNWANTED})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.sky.render import setup_script
-from trainer.failed_start import GAVE_UP
+from trainer.errors import SET_UP_GAVE_UP
 
 # Each stub writes its command line down, and does what FAKE_<first distinguishing word> says.
 STUB = """\
@@ -107,7 +107,7 @@ def test_a_download_is_tried_three_times(machine: Machine) -> None:
     ("environment", "code"),
     [
         ({"REPORT": "0"}, 75),
-        ({"REPORT": str(GAVE_UP)}, 1),
+        ({"REPORT": str(SET_UP_GAVE_UP)}, 1),
         # Nobody counts: SkyPilot's own strategies would go on without end, and NOTUS has a bound of its own.
         ({"REPORT": "1"}, 1),
         ({"REPORT": "1", "NOTUS_PRICE_USD_H": "16.5"}, 75),

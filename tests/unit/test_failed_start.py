@@ -13,7 +13,7 @@ from checkpoints.head import Lease, Writer
 from checkpoints.run import open_run
 from checkpoints.store import Store
 from trainer import failed_start, main
-from trainer.errors import MachineFault
+from trainer.errors import SET_UP_GAVE_UP, MachineFault
 from trainer.inputs import inputs_digest
 from trainer.main import exit_code, judge_refusal
 from trainer.recipe import load_recipe
@@ -67,7 +67,7 @@ def test_a_set_up_that_fails_is_in_the_diary_with_its_command_and_last_words(
 def test_the_third_in_a_row_gives_up_and_says_why(run: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trained(run)
     codes = [report(monkeypatch, tmp_path / "nothing") for _ in range(3)]
-    assert codes == [0, 0, failed_start.GAVE_UP]
+    assert codes == [0, 0, SET_UP_GAVE_UP]
     last = read_events(run)[-1]
     assert (last.kind, last.data["exit_code"]) == ("failed", 1)
     assert "3 failed starts in a row" in last.data["message"]
