@@ -24,6 +24,7 @@ from types import ModuleType
 
 from checkpoints.errors import NotusError
 from checkpoints.store import Store
+from trainer.kept_ops import KeptOperators
 from trainer.signed_files import NAME, SignedFiles
 
 logger = logging.getLogger(__name__)
@@ -45,9 +46,9 @@ def machine_key() -> str:
 class OpsCache:
     """The operators of one rank."""
 
-    def __init__(self, store: Store, folder: Path, secret: bytes | None) -> None:
-        """`folder` is this rank's own; `secret`: see `signing_key`."""
-        self._store, self._folder, self._secret = store, folder, secret
+    def __init__(self, store: Store, folder: Path, secret: bytes | None, kept: KeptOperators) -> None:
+        """`folder` is this rank's own; `secret`: see `signing_key`; `kept`: those of this machine."""
+        self._store, self._folder, self._secret, self._kept = store, folder, secret, kept
         self._files: SignedFiles | None = None
         self._fetched: dict[str, Path] = {}
         self._thread: threading.Thread | None = None
@@ -58,28 +59,39 @@ class OpsCache:
             self._thread = threading.Thread(target=self._prefetch, args=(self._secret,), name="operators", daemon=True)
             self._thread.start()
 
-    def install(self) -> None:
-        """Hand DeepSpeed what was fetched, before it looks for a compiler. What can't be loaded is compiled."""
-        if self._thread is None:
-            return
-        self._thread.join()
-        loaded = _loaded_operators()
-        for name, path in list(self._fetched.items()):
+    def install(self) -> bool:
+        """Hand DeepSpeed what is kept here or was fetched, before it looks for a compiler; returns whether there was
+        any. What can't be loaded is compiled."""
+        if self._thread is not None:
+            self._thread.join()
+        kept = {name: path for name, path in self._kept.find().items() if name not in self._fetched}
+        for name in self._load(kept, "this machine"):
+            self._kept.drop(name)
+        for name in self._load(self._fetched, "the bucket"):
+            del self._fetched[name]
+        return bool(kept or self._fetched)
+
+    def _load(self, found: Mapping[str, Path], whose: str) -> list[str]:
+        """Returns the names of those that can't be loaded."""
+        loaded, broken = _loaded_operators() if found else {}, []
+        for name, path in found.items():
             try:
                 loaded[name] = load(name, path)
             except ImportError as error:
-                del self._fetched[name]
-                logger.warning("the operator %s of the bucket can't be loaded: %s", name, error)
+                broken.append(name)
+                logger.warning("the operator %s of %s can't be loaded: %s", name, whose, error)
             else:
-                logger.info("the operator %s comes from the bucket", name)
+                logger.info("the operator %s comes from %s", name, whose)
+        return broken
 
     def publish(self) -> None:
-        """What DeepSpeed has compiled here, if the bucket lacks it and answers."""
-        if self._files is None or "deepspeed" not in sys.modules:
+        """What DeepSpeed has compiled or found here: kept on this machine, and in the bucket, if that lacks it."""
+        if "deepspeed" not in sys.modules:
             return
         made = {name: Path(module.__file__ or "") for name, module in _loaded_operators().items()}
         made = {name: path for name, path in made.items() if NAME.fullmatch(name) and path.suffix == ".so"}
-        if made and not made.keys() <= self._fetched.keys():
+        self._kept.keep({name: path for name, path in made.items() if name not in self._kept.find()})
+        if self._files is not None and made and not made.keys() <= self._fetched.keys():
             threading.Thread(target=self._publish, args=(self._files, made), name="operators", daemon=True).start()
 
     def _publish(self, files: SignedFiles, made: Mapping[str, Path]) -> None:
@@ -117,8 +129,8 @@ def _loaded_operators() -> dict[str, ModuleType]:
 
 def _compiler() -> str:
     try:
-        done = subprocess.run(["c++", "--version"], capture_output=True, text=True, check=False)  # noqa: S607
-    except OSError:
+        done = subprocess.run(["c++", "--version"], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607
+    except (OSError, subprocess.TimeoutExpired):
         return "no compiler"
     return done.stdout.partition("\n")[0]
 

@@ -35,6 +35,12 @@ class Place(NamedTuple):
         return self.name if self.device == "cuda" else None
 
 
+def compiles_operators(recipe: Recipe) -> bool:
+    """Will DeepSpeed look for a compiler: for its collectives on a CPU, or for its optimizer of offloaded state?"""
+    on_cpu = not torch.cuda.is_available()
+    return recipe.zero is not None and (on_cpu or recipe.zero.offload_optimizer == "cpu")
+
+
 def settle_place(recipe: Recipe) -> Place:
     """Set torch and accelerate up for this machine, before anything is computed.
 

@@ -24,6 +24,7 @@ from checkpoints.manifest import parse
 Phase = Literal[
     "starting",
     "importing",
+    "compiling",
     "preparing data",
     "loading the model",
     "reference log-probs",
@@ -34,7 +35,7 @@ Phase = Literal[
     "exporting",
 ]
 BEFORE_TRAINING: frozenset[Phase] = frozenset(
-    ("starting", "importing", "preparing data", "loading the model", "reference log-probs", "restoring")
+    ("starting", "importing", "compiling", "preparing data", "loading the model", "reference log-probs", "restoring")
 )
 """An attempt has nothing of its own to save yet."""
 

@@ -35,7 +35,7 @@ from trainer.loading import blaming
 from trainer.meter import Meter, Speedometer, speedometer
 from trainer.ops_cache import OpsCache
 from trainer.optimizer import check_optimizer
-from trainer.place import settle_place
+from trainer.place import compiles_operators, settle_place
 from trainer.prefetch import Prefetch
 from trainer.recipe import Recipe
 from trainer.record import StepRecord
@@ -146,7 +146,9 @@ class Attempt:
 
     def _arguments(self) -> DPOConfig:
         """TRL's settings. Creating them starts the process group."""
-        self.ops.install()  # first: DeepSpeed's process group, which comes with the place, looks for a compiler
+        # First: DeepSpeed's process group, which comes with the place, looks for a compiler.
+        if not self.ops.install() and compiles_operators(self.recipe) and int(os.environ["RANK"]) == 0:
+            self.scratch.write_progress(Progress(phase="compiling"))
         self.place = settle_place(self.recipe)
         self.scratch.work.mkdir(parents=True, exist_ok=True)
         return DPOConfig(

@@ -19,8 +19,9 @@ from trainer.batching import batch_of_run
 from trainer.errors import MachineFault
 from trainer.fingerprint import base_revision, saved_fingerprint
 from trainer.history import History
+from trainer.kept_ops import KeptOperators, compile_apart, kept_root
 from trainer.offload import settle_offload
-from trainer.ops_cache import OpsCache
+from trainer.ops_cache import OpsCache, machine_key
 from trainer.prefetch import Prefetch
 from trainer.processes import die_with_parent
 from trainer.recipe import load_recipe
@@ -91,7 +92,9 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     tokens = TokenCache(store, scratch.work / "tokens")
     if int(os.environ["LOCAL_RANK"]) == 0:
         tokens.prefetch()
-    ops = OpsCache(store, scratch.work / f"ops-r{rank}", signing_key(os.environ) if recipe.zero else None)
+    kept = KeptOperators(kept_root(os.environ), machine_key())
+    compile_apart(scratch.work / "compiled")
+    ops = OpsCache(store, scratch.work / f"ops-r{rank}", signing_key(os.environ) if recipe.zero else None, kept)
     ops.prefetch()
     log_probs = Ahead(store) if rank == 0 and recipe.dpo.reference == "precomputed" else None
     saved = saved_fingerprint(store, head)

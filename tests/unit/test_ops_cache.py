@@ -14,6 +14,7 @@ import pytest
 
 from checkpoints.folder_store import FolderStore
 from trainer import ops_cache
+from trainer.kept_ops import KeptOperators
 from trainer.ops_cache import OpsCache, load, machine_key
 from trainer.signed_files import SignedIndex, sign, signing_key
 
@@ -26,6 +27,7 @@ def operators(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """DeepSpeed's own table."""
     table: dict[str, Any] = {}
     monkeypatch.setattr(ops_cache, "_loaded_operators", lambda: table)
+    monkeypatch.setattr(ops_cache, "_compiler", lambda: "c++ 13")
     monkeypatch.setitem(sys.modules, "deepspeed", ModuleType("deepspeed"))
     monkeypatch.setattr(ops_cache, "load", lambda name, path: path.read_bytes())
     return table
@@ -38,7 +40,7 @@ def store(tmp_path: Path) -> FolderStore:
 
 
 def attempt(store: FolderStore, folder: Path, secret: bytes | None = SECRET) -> OpsCache:
-    cache = OpsCache(store, folder, secret)
+    cache = OpsCache(store, folder, secret, KeptOperators(folder, machine_key()))
     cache.prefetch()
     cache.install()
     return cache
@@ -72,6 +74,40 @@ def test_what_others_signed_is_not_loaded(
     publish(attempt(store, tmp_path / "a"), operators, tmp_path)
     attempt(store, tmp_path / "b", secret)
     assert operators == {}
+
+
+def test_what_this_machine_compiled_it_compiles_once(
+    store: FolderStore, operators: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also without a token, and so without the bucket's."""
+    home = tmp_path / "home"
+    publish(attempt(store, home, secret=None), operators, tmp_path)
+    assert OpsCache(store, home, None, KeptOperators(home, machine_key())).install()
+    assert operators == {"shm_comm": b"code"}
+    assert not OpsCache(store, home, None, KeptOperators(home, "another kind of machine")).install()
+
+
+def test_a_kept_operator_that_cannot_be_loaded_is_compiled_again(
+    store: FolderStore, operators: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    publish(attempt(store, home, secret=None), operators, tmp_path)
+
+    def refuse(name: str, path: Path) -> None:
+        raise ImportError("file too short")
+
+    monkeypatch.setattr(ops_cache, "load", refuse)
+    attempt(store, home, secret=None)
+    assert operators == {}
+    assert KeptOperators(home, machine_key()).find() == {}
+
+
+def test_a_home_that_cannot_be_written_ends_no_run(
+    store: FolderStore, operators: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "home").write_text("a file")
+    publish(attempt(store, tmp_path / "home", secret=None), operators, tmp_path)
+    assert "can't be kept" in caplog.text
 
 
 def forged(key: str, files: dict[str, str]) -> SignedIndex:
