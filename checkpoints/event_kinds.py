@@ -333,6 +333,29 @@ class Training(AtStep):
     """Pages that show the run."""
 
 
+class LeftOutRows(BaseModel):
+    """Rows of the data set that aren't trained, for one reason."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    reason: str
+    rows: NonNegativeInt
+    where: tuple[str, ...] = ()
+    """The first of them: `FILE:LINE`, or `SET row N`."""
+
+
+class DataPrepared(Payload):
+    """The data set has become token ids. Not noted where they come from the run's cache."""
+
+    kind = "data_prepared"
+
+    rows: NonNegativeInt
+    """That were looked at."""
+    train: NonNegativeInt
+    evaluation: NonNegativeInt = 0
+    left_out: tuple[LeftOutRows, ...] = ()
+
+
 class Evaluated(AtStep):
     """An evaluation of the model after `step`."""
 
@@ -449,7 +472,19 @@ _MODELS: tuple[type[Payload], ...] = (
         Alarm,
         Compared,
     ),
-    *(AttemptStarted, Claimed, Resumed, DamageFound, Training, Evaluated, Saved, Notice, Exported, Pushed),
+    *(
+        AttemptStarted,
+        Claimed,
+        Resumed,
+        DamageFound,
+        DataPrepared,
+        Training,
+        Evaluated,
+        Saved,
+        Notice,
+        Exported,
+        Pushed,
+    ),
     *(Preempted, AttemptEnded, Finished, Failed, Stopped),
 )
 KINDS: Mapping[str, type[Payload]] = {model.kind: model for model in _MODELS}

@@ -41,6 +41,7 @@ from launcher.sky.render import NOTUS, task_config
 from launcher.sky.secrets import collect
 from launcher.sky.sent import gather
 from launcher.sky.submission import had_the_run_last, late_job, settle
+from trainer.base_files import check_local_base
 from trainer.main import new_record
 from trainer.pairs import check_local
 from trainer.recipe import Recipe, load_recipe
@@ -71,6 +72,7 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     """
     recipe = load_recipe(request.recipe)
     check_local(recipe.dataset)
+    check_local_base(recipe)
     name = check_cloud_run_name(request.name or cloud_run_name(new_name(recipe)))
     bucket = check_cloud_bucket(request.bucket)
     request = request.model_copy(update={"name": name})

@@ -28,6 +28,7 @@ from launcher.report.render import receipt_panel
 from launcher.report.status import ABANDONED, read_status
 from launcher.request import LaunchRequest, parse_gpus
 from launcher.watch import watcher
+from trainer.base_files import check_local_base
 from trainer.main import default_processes, new_record
 from trainer.pairs import check_local
 from trainer.recipe import Recipe, load_recipe
@@ -47,6 +48,7 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     """Run on this machine; on request preempt it, and compare it with an uninterrupted twin."""
     recipe = load_recipe(request.recipe)
     check_local(recipe.dataset)
+    check_local_base(recipe)
     bucket = f"file://{writable(default_folder())}" if request.bucket is None else request.bucket
     writable(home() / "scratch")
     name = check_run_name(new_name(recipe) if request.name is None else request.name)

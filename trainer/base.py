@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 
 from checkpoints.files import hash_file
+from trainer.base_files import read_header
 from trainer.fingerprint import Base
 from trainer.loading import blaming
 
@@ -48,14 +49,12 @@ def hash_weights(folder: Path) -> str:
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, list[Any]]]:
-    """Name, and dtype, shape and hash of each tensor in a safetensors file: 8 bytes of length, JSON, then the data."""
+    """Name, and dtype, shape and hash of each tensor in a safetensors file."""
+    header = read_header(path)
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+        data = 8 + int.from_bytes(file.read(8), "little")
         for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            start, end = (8 + length + offset for offset in entry["data_offsets"])
+            start, end = (data + offset for offset in entry["data_offsets"])
             digest = xxhash.xxh3_128()
             for place, size in _pieces(start, end):
                 file.seek(place)

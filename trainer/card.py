@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Notice, PlaceRecord
+from checkpoints.event_kinds import AttemptEnded, AttemptStarted, DataPrepared, Notice, PlaceRecord
 from checkpoints.events import Event, of_kind, read_events
 from checkpoints.machines import machines_of, told_by
 from checkpoints.run import RunRecord, read_run
@@ -51,7 +51,7 @@ def model_card(
     return f"""{_metadata(recipe["model"]["name"], base, sources, adapters=adapters)}
 # {record.name}
 
-DPO of {_model(recipe["model"], base)} on {", ".join(map(_source, sources))} ({what}).
+DPO of {_model(recipe["model"], base)} on {", ".join(map(_source, sources))} ({what}).{_left_out(events)}
 
 {history(events, running=running)} By notus-launch {record.versions.get("notus-launch", "")}:
 a run that was preempted gives the same weights as one that never was.
@@ -60,6 +60,15 @@ a run that was preempted gives the same weights as one that never was.
 {settings}
 ```
 """
+
+
+def _left_out(events: Sequence[Event]) -> str:
+    """Rows that were not trained, by reason; without where they are in whose file."""
+    told = [data for _, data in of_kind(events, DataPrepared)]
+    if not told or not told[-1].left_out:
+        return ""
+    reasons = "; ".join(f"{found.rows}: {found.reason}" for found in told[-1].left_out)
+    return f" Of its {told[-1].rows} rows these were left out: {reasons}."
 
 
 def _metadata(name: str, base: Base | None, sources: Sequence[Mapping[str, Any]], *, adapters: bool) -> str:

@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import datasets
 import pyarrow
-from jinja2.exceptions import TemplateError
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
+from checkpoints.event_kinds import DataPrepared, LeftOutRows
 from trainer.errors import DataError
 from trainer.loading import blaming
 from trainer.pairs import (
-    COLUMN_SETS,
     Cut,
     PairIds,
     common_prefix,
     find_columns,
     fingerprint_rows,
     fit_pair,
-    is_conversation,
     local_path,
+    numbered_jsonl,
     parquet_columns,
-    read_jsonl,
-    text_of,
-    text_or_nothing,
-    usable,
     what_was_cut,
 )
-from trainer.recipe import Dataset, Dpo, Recipe, Source
+from trainer.recipe import Dpo, Recipe, Source
+from trainer.rendering import end_tokens, render_row
+from trainer.rows import FOR_TEMPLATE, PARTS, Row, UnusableRow, encodable, read_row, without_nulls
 
 logger = logging.getLogger(__name__)
 
 PARALLEL_FROM_ROWS = 2000
 """Below, starting worker processes takes longer than tokenising."""
+BATCH_ROWS = 10_000
+"""Rows held as Python objects at once."""
+MOST_NUMBERS = 10
+"""Of the rows that were left out for one reason, so many are named."""
+
+
+class LeftOut(NamedTuple):
+    """Rows that are not trained, for one reason."""
+
+    reason: str
+    rows: int
+    where: tuple[str, ...]
+    """The first of them: `NAME:LINE`, or `NAME row N` of what has no lines."""
 
 
 class Pairs(NamedTuple):
@@ -46,6 +58,18 @@ class Pairs(NamedTuple):
     evaluation: datasets.Dataset | None
     fingerprint: str
     """xxh3 of the raw rows in order: a data set that changed between two attempts is noticed."""
+    rows: int = 0
+    """That were looked at. 0 where the pairs come from a cache."""
+    left_out: tuple[LeftOut, ...] = ()
+
+    def told(self) -> DataPrepared:
+        """For the diary."""
+        return DataPrepared(
+            rows=self.rows,
+            train=len(self.train),
+            evaluation=len(self.evaluation or ()),
+            left_out=tuple(LeftOutRows(**found._asdict()) for found in self.left_out),
+        )
 
 
 def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
@@ -54,46 +78,79 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     Raises:
         DataError: the set can't be found or read, lacks a column, or has no usable row.
     """
-    rows = _mix(recipe.dataset)
-    if recipe.dataset.rows:
-        rows = rows.select(range(min(recipe.dataset.rows, len(rows))))
-    try:
-        fingerprint = fingerprint_rows(rows)
-    except UnicodeDecodeError as error:  # parquet: Arrow doesn't look
-        sets = ", ".join(source.name for source in recipe.dataset.sources)
-        raise DataError(f"a text of {sets} is not UTF-8: {error}", "write the file anew") from error
-    tokenised = _tokenise(_without_unusable(rows, recipe.dataset.name), recipe, tokenizer)
-    if not recipe.dataset.eval_rows:
-        return Pairs(tokenised, None, fingerprint)
-    if recipe.dataset.eval_rows >= len(tokenised):
+    dataset = recipe.dataset
+    rows = datasets.concatenate_datasets([_share(source) for source in dataset.sources])
+    if dataset.shuffle is not None:
+        rows = rows.shuffle(seed=dataset.shuffle)
+    if dataset.rows:
+        rows = rows.select(range(min(dataset.rows, len(rows))))
+    fingerprint = fingerprint_rows(map(json.loads, rows["row"]))
+    tokenised, left_out = _tokenise(rows, recipe, tokenizer)
+    pairs = Pairs(tokenised, None, fingerprint, len(rows), left_out)
+    if not dataset.eval_rows:
+        return pairs
+    if dataset.eval_rows >= len(tokenised):
         raise DataError(
-            f"dataset.eval_rows is {recipe.dataset.eval_rows}, but {recipe.dataset.name} has only "
-            f"{len(tokenised)} usable rows",
+            f"dataset.eval_rows is {dataset.eval_rows}, but {dataset.name} has only {len(tokenised)} usable rows",
             "hold out fewer rows",
         )
-    split = tokenised.train_test_split(test_size=recipe.dataset.eval_rows, seed=recipe.dataset.seed)
-    return Pairs(split["train"], split["test"], fingerprint)
+    split = tokenised.train_test_split(test_size=dataset.eval_rows, seed=dataset.seed)
+    return pairs._replace(train=split["train"], evaluation=split["test"])
 
 
-def _tokenise(rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
-    """Token ids of each row; says how many were cut, and leaves out those whose answers are then the same."""
+def _tokenise(
+    rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase
+) -> tuple[datasets.Dataset, tuple[LeftOut, ...]]:
+    """Token ids of each row that can be trained; says which can't, and how many were cut."""
+    name = recipe.dataset.name
     tokenised = rows.map(
-        tokenise_row,
-        fn_kwargs={"tokenizer": tokenizer, "dpo": recipe.dpo, "system": recipe.dataset.system},
+        _tokenise_raw,
+        fn_kwargs={
+            "tokenizer": tokenizer,
+            "dpo": recipe.dpo,
+            "system": recipe.dataset.system,
+            "ends": end_tokens(tokenizer) if recipe.dataset.end_tokens == "required" else None,
+        },
         remove_columns=rows.column_names,
         num_proc=recipe.dataset.workers if len(rows) > PARALLEL_FROM_ROWS else None,
         desc="tokenising",
     )
-    cuts = Cut(*(sum(tokenised[name]) for name in Cut._fields))
-    _say(cuts, len(rows), recipe)
-    if cuts.same_answers == len(rows):
+    left_out = _left_out(zip(rows["where"], tokenised["reason"], strict=True))
+    for reason, count, where in left_out:
+        logger.warning("%s: left out %d of %d rows: %s (%s)", name, count, len(rows), reason, _first(where, count))
+    if sum(count for _, count, _ in left_out) == len(rows):
+        worst = left_out[0]
+        hint = next(row["hint"] for row in tokenised if row["reason"] == worst.reason)
+        told = f"{worst.reason} ({_first(worst.where, worst.rows)})"
+        raise DataError(f"none of the {len(rows)} rows of {name} can be trained: {told}", hint)
+    if left_out:
+        tokenised = tokenised.filter(lambda reason: not reason, input_columns="reason", desc="checking rows")
+    cuts = Cut(*(sum(tokenised[field]) for field in Cut._fields))
+    _say(cuts, len(tokenised), recipe)
+    if cuts.same_answers == len(tokenised):
         raise DataError(
-            f"no pair of {recipe.dataset.name} has two answers that differ within their first tokens",
+            f"no pair of {name} has two answers that differ within their first tokens",
             f"raise dpo.max_length (now {recipe.dpo.max_length})",
         )
     if cuts.same_answers:
         tokenised = tokenised.filter(lambda same: not same, input_columns="same_answers", desc="checking cuts")
-    return tokenised.remove_columns(list(Cut._fields))
+        same = LeftOut("after the cut both answers are the same (dpo.max_length)", cuts.same_answers, ())
+        left_out = (*left_out, same)
+    return tokenised.remove_columns([*Cut._fields, "reason", "hint"]), left_out
+
+
+def _left_out(told: Iterable[tuple[str, str]]) -> tuple[LeftOut, ...]:
+    """By reason, the most frequent first."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for where, reason in told:
+        if reason:
+            found[reason].append(where)
+    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+    return tuple(LeftOut(reason, len(where), tuple(where[:MOST_NUMBERS])) for reason, where in ordered)
+
+
+def _first(where: tuple[str, ...], count: int) -> str:
+    return ", ".join(where) + (", ..." if count > len(where) else "")
 
 
 def _say(cuts: Cut, rows: int, recipe: Recipe) -> None:
@@ -103,147 +160,122 @@ def _say(cuts: Cut, rows: int, recipe: Recipe) -> None:
         (cuts.cut_prompt, f"prompts were cut to their last {dpo.max_prompt_length} tokens (dpo.max_prompt_length)"),
         (cuts.cut_answers, f"pairs have an answer that was cut (dpo.max_length {dpo.max_length})"),
         (cuts.same_answers, "pairs were left out: after the cut both answers are the same"),
+        (
+            cuts.cut_between,
+            "prompts lost their last tokens, which the template renders otherwise before an answer",
+        ),
     )
     for count, what in told:
         if count:
             logger.warning("%s: %d of %d %s", name, count, rows, what)
 
 
-def format_pair(
-    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, system: str | None = None
-) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected as text: by the tokenizer's chat template, or plain with an end token.
-
-    A prompt that is a conversation keeps all its turns, a system turn of its own too; otherwise it gets `system`, if
-    that isn't None. An answer that is a conversation gives its last turn.
-
-    Raises:
-        DataError: the template renders the prompt differently with and without an answer.
-    """
-    prompt, *answers = (row[column] for column in COLUMN_SETS[0])
-    texts = [text_of(answer) for answer in answers]
-    if not tokenizer.chat_template:
-        end = tokenizer.eos_token or ""
-        return text_of(prompt), texts[0] + end, texts[1] + end
-    turns = list(prompt) if is_conversation(prompt) else [{"role": "user", "content": text_of(prompt)}]
-    if system is not None and turns[0].get("role") != "system":
-        turns = [{"role": "system", "content": system}, *turns]
-    rendered = _render(tokenizer, turns, add_generation_prompt=True)
-    completions = []
-    for text in texts:
-        conversation = [*turns, {"role": "assistant", "content": text}]
-        whole = _render(tokenizer, conversation)
-        if not whole.startswith(rendered):
-            raise DataError(
-                "the chat template renders the prompt differently with and without an answer",
-                "choose a model whose template puts the answer after the generation prompt",
-            )
-        completions.append(whole[len(rendered) :])
-    return rendered, completions[0], completions[1]
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], **more: Any) -> str:
+def _tokenise_raw(raw: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    """A row of the table as `tokenise_row` gives it, with the reason why it can't be trained, or ''."""
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, **more))
-    except (TemplateError, TypeError) as error:  # the latter for a turn without content
-        roles = ", ".join(str(turn.get("role")) for turn in turns)
-        raise DataError(
-            f"the model's chat template refuses a conversation of {roles}: {error}",
-            "where it has no system turn (Gemma), leave out dataset.system and system turns of the prompts",
-        ) from error
+        if raw["broken"]:
+            raise UnusableRow(raw["broken"])
+        return {**tokenise_row(read_row(json.loads(raw["row"])), **settings), "reason": "", "hint": ""}
+    except UnusableRow as error:
+        nothing = {**PairIds([], [], [])._asdict(), **Cut(0, 0, 0, 0)._asdict()}
+        return {**nothing, "reason": str(error), "hint": error.hint}
 
 
 def tokenise_row(
-    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dpo: Dpo, system: str | None = None
+    row: Row,
+    tokenizer: PreTrainedTokenizerBase,
+    dpo: Dpo,
+    system: str | None = None,
+    ends: tuple[str, ...] | None = None,
 ) -> dict[str, Any]:
     """One row as `prompt_ids, chosen_ids, rejected_ids`, cut to length, with the fields of `Cut`.
 
     Prompt and answer are tokenised together, as inference sees them, and parted where the two pairs and the prompt
     alone stop to agree: a tokenizer that marks the beginning of a text would otherwise start every answer with a token
-    that never follows a prompt.
+    that never follows a prompt. `ends`: the tokens that may end an answer; None = anything may. Raises `UnusableRow`.
     """
+    texts = render_row(row, tokenizer, system)
+    if ends is not None and not all(text.rstrip().endswith(ends) for text in texts[1:]):
+        raise UnusableRow(
+            "an answer doesn't end with an end token, so a model trained on it never stops",
+            "let the chat template end an answer with the tokenizer's end token, or set dataset.end_tokens: optional",
+        )
     # The template has put the special tokens where they belong; adding them again would double the first one.
-    special = not tokenizer.chat_template
-    prompt, *answers = format_pair(row, tokenizer, system)
-    alone, *together = (
-        list(tokenizer(text, add_special_tokens=special)["input_ids"])
-        for text in (prompt, *(prompt + answer for answer in answers))
-    )
+    special = row.plain or not tokenizer.chat_template
+    alone, *together = (list(tokenizer(text, add_special_tokens=special)["input_ids"]) for text in texts)
     length = min(common_prefix(alone, whole) for whole in together)
     whole = PairIds(alone[:length], together[0][length:], together[1][length:])
     fitted = fit_pair(*whole, dpo)
-    return {**fitted._asdict(), **what_was_cut(whole, fitted)._asdict()}
-
-
-def _without_unusable(rows: datasets.Dataset, where: str) -> datasets.Dataset:
-    """Leave out rows in which a text is missing or empty, and pairs without a difference; count them."""
-    kept = rows.filter(usable, desc="checking rows")
-    if not len(kept):
-        raise DataError(f"none of the {len(rows)} rows of {where} has a prompt and two different answers")
-    if len(kept) < len(rows):
-        logger.warning(
-            "%s: left out %d of %d rows (empty, equal or broken texts)", where, len(rows) - len(kept), len(rows)
-        )
-    return kept
-
-
-def _mix(dataset: Dataset) -> datasets.Dataset:
-    """The wanted share of each set, one after the other, with the columns that we know; the sampler shuffles them."""
-    parts = [_share(source) for source in dataset.sources]
-    try:
-        return datasets.concatenate_datasets(parts)
-    except ValueError as error:
-        raise DataError(
-            f"{', '.join(source.name for source in dataset.sources)} can't be mixed: their columns are of other kinds",
-            "make all prompts (and answers) texts, or all of them conversations",
-        ) from error
+    return {**fitted._asdict(), **what_was_cut(whole, fitted, length < len(alone))._asdict()}
 
 
 def _share(source: Source) -> datasets.Dataset:
-    """The wanted share of a set, with the columns prompt, chosen, rejected. Raises `DataError`."""
+    """The wanted share of a set as a table of `row` (JSON), `where` (its place, for people) and `broken` (a reason).
+
+    JSON, because a column of a table has one type, and gives each row the keys of all rows. Raises `DataError`.
+    """
     try:
-        rows = _load_rows(source)
-    except (pyarrow.ArrowException, datasets.exceptions.DatasetsError, TypeError, OverflowError) as error:
-        raise DataError(
-            f"{source.name} can't become a table: {error.__cause__ or error}",
-            "make a column's values all texts, or all conversations with the same keys",
-        ) from error
-    if not len(rows):
+        table = pyarrow.Table.from_batches(_batches(source), _SCHEMA)
+    except UnicodeDecodeError as error:  # parquet: Arrow doesn't look
+        raise DataError(f"a text of {source.name} is not UTF-8: {error}", "write the file anew") from error
+    except (pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"{source.name} can't be read: {error.__cause__ or error}", "write it anew") from error
+    if not len(table):
         raise _no_rows(source)
+    rows = datasets.Dataset(datasets.table.InMemoryTable(table))
     return rows if source.fraction == 1 else rows.select(range(max(1, round(source.fraction * len(rows)))))
+
+
+_SCHEMA = pyarrow.schema([(name, pyarrow.large_string()) for name in ("row", "where", "broken")])
+
+
+def _batches(source: Source) -> Iterator[pyarrow.RecordBatch]:
+    batch: list[dict[str, str]] = []
+    for where, raw in _raw_rows(source):
+        batch.append({"where": where, **_as_json(raw)})
+        if len(batch) == BATCH_ROWS:
+            yield pyarrow.RecordBatch.from_pylist(batch, _SCHEMA)
+            batch = []
+    yield pyarrow.RecordBatch.from_pylist(batch, _SCHEMA)
+
+
+def _as_json(raw: Mapping[str, Any]) -> dict[str, str]:
+    """What can't be text counts as nothing, and the row as broken."""
+    broken = next((name for name, value in raw.items() if not encodable(value)), "")
+    kept = {name: value if encodable(value) else None for name, value in raw.items()}
+    reason = f"{broken} has half a character (a lone surrogate)" if broken else ""
+    return {"row": json.dumps(kept, default=str, ensure_ascii=False), "broken": reason}
 
 
 def _no_rows(source: Source) -> DataError:
     return DataError(f"{source.name} has no rows", "take it out of the recipe, or give one with rows")
 
 
-def _load_rows(source: Source) -> datasets.Dataset:
+def _raw_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row of a set, by our names of its columns, with where it is."""
     path = local_path(source)
     if path is not None and path.suffix != ".parquet":
-        return _load_jsonl(path, source.name)
+        columns: dict[str, str] = {}
+        for number, row in numbered_jsonl(path):  # our own reader, for errors with a line number
+            columns = columns or find_columns(list(row), source)
+            later = {name: name for name in (*PARTS, *FOR_TEMPLATE) if name in row}  # the first row may lack them
+            yield f"{path.name}:{number}", {ours: row.get(theirs) for ours, theirs in {**later, **columns}.items()}
+        return
+    rows = _load(source)
+    columns = find_columns(rows.column_names, source)
+    name = source.name if path is None else path.name
+    for number, row in enumerate(rows.select_columns(list(columns.values())), 1):
+        told = {ours: without_nulls(row[theirs]) for ours, theirs in columns.items()}
+        yield f"{name} row {number}", told
+
+
+def _load(source: Source) -> datasets.Dataset:
+    """A set on the Hub or in a parquet file, through `datasets`."""
+    path = local_path(source)
     if path is None:
         with blaming("the data set", source.name, "dataset.name"):
-            rows = datasets.load_dataset(source.name, split=source.split, revision=source.revision)
-    else:
-        parquet_columns(path)  # raises for a file that is no parquet
-        if not parquet.read_metadata(path).num_rows:  # `datasets` can't load it
-            raise _no_rows(source)
-        rows = datasets.Dataset.from_parquet(str(path))
-    columns = find_columns(rows.column_names, source.name)
-    return rows.select_columns(list(columns)).rename_columns(dict(zip(columns, COLUMN_SETS[0], strict=True)))
-
-
-def _load_jsonl(path: Path, name: str) -> datasets.Dataset:
-    """Through our own reader and not through `datasets`, for errors with a line number.
-
-    Only of the columns that we use: another one may hold numbers and texts at once. What is neither text nor
-    conversation becomes None, which is counted as unusable.
-    """
-    rows = list(read_jsonl(path))
-    columns = find_columns(list(rows[0]), name)
-    return datasets.Dataset.from_dict(
-        {
-            ours: [text_or_nothing(row.get(theirs)) for row in rows]
-            for ours, theirs in zip(COLUMN_SETS[0], columns, strict=True)
-        }
-    )
+            return datasets.load_dataset(source.name, source.config, split=source.split, revision=source.revision)
+    parquet_columns(path)  # raises for a file that is no parquet
+    if not parquet.read_metadata(path).num_rows:  # `datasets` can't load it
+        raise _no_rows(source)
+    return datasets.Dataset.from_parquet(str(path))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from safetensors import SafetensorError
+
 from checkpoints.errors import NotusError, UserError
 from trainer.errors import DataError, TrainingFailed
 
@@ -21,6 +23,19 @@ _NETWORK_WORDS = (
     "too many requests",
     "server error",
 )
+_OF_INPUT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+    SafetensorError,
+)
+"""What a library raises over its input, which is the same on every machine. A RuntimeError may be a broken GPU's."""
+MOST_LINES, MOST_CHARACTERS = 4, 500
+"""Of a library's error: the second line may hold the names that one can choose from."""
 
 
 @contextlib.contextmanager
@@ -30,21 +45,27 @@ def blaming(what: str, name: str, key: str) -> Iterator[None]:
         yield
     except NotusError:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise blame(error, what, name, key) from error
 
 
 def blame(error: Exception, what: str, name: str, key: str) -> NotusError:
-    """The error to show for `error`."""
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    message = f"can't load {what} {name!r}: {first}"
+    """The error to show for `error`. A library's own words may be empty, or a number: its name comes with them."""
+    told = " ".join(line.strip() for line in str(error).splitlines()[:MOST_LINES] if line.strip())[:MOST_CHARACTERS]
+    if not isinstance(error, OSError) or not told:
+        told = f"{type(error).__name__}: {told}".removesuffix(": ")
+    message = f"can't load {what} {name!r}: {told}"
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
         return TrainingFailed(message, "the local disk or the network of this machine")
     if isinstance(error, ConnectionError) or _is_network(str(error)):
         return TrainingFailed(message, "the Hub did not answer; the next attempt tries again")
-    kind = DataError if key.startswith("dataset") else UserError
-    return kind(
-        message, f"check {key} in the recipe, and HF_TOKEN if it is private; local data ends in .jsonl or .parquet"
+    if not isinstance(error, (OSError, *_OF_INPUT)) and type(error) is not Exception:  # which tokenizers raises
+        return TrainingFailed(message, "the memory or the GPUs of this machine; the log has the traceback")
+    private = f"check {key} in the recipe, and HF_TOKEN if it is private"
+    if not key.startswith("dataset"):
+        return UserError(message, private)
+    return DataError(
+        message, f"{private}; dataset.config chooses one of several; local data ends in .jsonl or .parquet"
     )
 
 

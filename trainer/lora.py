@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM
 
+from checkpoints.errors import UserError
 from trainer.recipe import Lora
 
 
@@ -18,6 +22,22 @@ def peft_settings(lora: Lora) -> LoraConfig:
         bias="none",
         task_type="CAUSAL_LM",
     )
+
+
+def check_targets(lora: Lora, config: Any, name: str) -> None:
+    """Has the base model `name`, of this transformers `config`, every module that gets an adapter?
+
+    peft leaves out the ones that it doesn't find, without a word, as long as it finds one. Raises `UserError`.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    modules = {path: type(module).__name__ for path, module in model.named_modules()}
+    for target in lora.target_modules:
+        if not any(path == target or path.endswith(f".{target}") for path in modules):
+            linear = {path.rsplit(".", 1)[-1] for path, kind in modules.items() if kind in ("Linear", "Conv1D")}
+            raise UserError(
+                f"lora.target_modules: {name} has no module {target!r}", f"its matrices: {', '.join(sorted(linear))}"
+            )
 
 
 def name_base(model: PeftModel, name: str, revision: str | None) -> None:

@@ -25,6 +25,7 @@ from checkpoints.run import RunRecord, open_run, register_run
 from checkpoints.store import Store, probe
 from checkpoints.terminal import run_app, show_error
 from trainer.attempt import PREDECESSOR_GONE, Supervisor, gpus_here
+from trainer.base_files import check_local_base
 from trainer.batching import batch_of_run
 from trainer.bounds import MAX_PROCESSES
 from trainer.dead_mans_switch import AUTODOWN_S, CLUSTER, SPENT, machine_age_s, machine_budget
@@ -173,6 +174,7 @@ def _attempt(
     settings = load_recipe(recipe)
     count = processes or default_processes(settings)
     check_local(settings.dataset)
+    check_local_base(settings)
     check_installed(settings)
     hours_to_preemption(os.environ)  # refuses what the ranks would only stumble over at their first save
     store = open_run(bucket, run)

@@ -6,6 +6,7 @@ The launcher checks a data file with it before any machine is paid for; `trainer
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +16,11 @@ import xxhash
 
 from trainer.errors import DataError
 from trainer.recipe import BUILTIN, Dataset, Dpo, Source
+from trainer.rows import ANSWERS, FOR_TEMPLATE, PARTS
 
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+OTHER_FILES = (".csv", ".tsv", ".txt", ".xlsx", ".arrow", ".gz", ".zst", ".zip", ".xml", ".yaml", ".yml", ".db")
+"""Of data files that aren't read. A name on the Hub may have a dot too."""
 COLUMN_SETS = (("prompt", "chosen", "rejected"), ("instruction", "chosen_response", "rejected_response"))
 
 
@@ -28,31 +33,73 @@ class PairIds(NamedTuple):
 
 
 def check_local(dataset: Dataset) -> None:
-    """Check the columns of local and built-in sets in their first row; hub names pass. Raises `DataError`."""
+    """Check the columns of local and built-in sets in their first row, and the names of others. Raises `DataError`."""
     for source in dataset.sources:
         path = local_path(source)
         if path is None:
+            check_hub_name(source)
             continue
         names = parquet_columns(path) if path.suffix == ".parquet" else list(next(iter(read_jsonl(path))))
         if names:
-            find_columns(names, source.name)
+            find_columns(names, source)
 
 
-def find_columns(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """The three columns that hold prompt, chosen and rejected; raises `DataError` naming the missing ones."""
-    for columns in COLUMN_SETS:
-        if all(column in names for column in columns):
-            return columns
-    best = max(COLUMN_SETS, key=lambda columns: sum(column in names for column in columns))
-    missing = [column for column in best if column not in names]
-    raise DataError(
-        f"{where} has no column {' and no column '.join(map(repr, missing))}; it has {', '.join(names)}",
-        "rename its columns to prompt, chosen, rejected or to instruction, chosen_response, rejected_response",
-    )
+def check_hub_name(source: Source) -> None:
+    """Can it be a set on the Hub, or a folder that `datasets` reads? Raises `DataError`."""
+    path = Path(source.name)
+    if path.is_dir():
+        return
+    known = (".jsonl", ".json", ".parquet")
+    if path.is_file() or path.suffix.lower() in OTHER_FILES:
+        raise DataError(
+            f"{source.name}: a data file ends in {', '.join(known)}",
+            f"convert it: datasets.load_dataset(...).to_json('{path.stem or 'pairs'}.jsonl')",
+        )
+    if not HUB_NAME.fullmatch(source.name):
+        raise DataError(
+            f"{source.name!r} is neither a file or folder here nor a name on the Hub (OWNER/NAME)",
+            "correct dataset.name",
+        )
+
+
+def find_columns(names: Sequence[str], source: Source) -> dict[str, str]:
+    """Which of a set's columns are prompt, chosen and rejected, and those for the chat template: theirs by ours.
+
+    There may be no prompt: then it is what both answers begin with. Raises `DataError` naming what is missing.
+    """
+    wanted = source.columns.model_dump(exclude_none=True)
+    if missing := [column for column in wanted.values() if column not in names]:
+        raise DataError(
+            f"{source.name} has no column {_listed(missing)}, which dataset.columns names; it has {', '.join(names)}",
+            "correct dataset.columns",
+        )
+    known = next((columns for columns in COLUMN_SETS if all(column in names for column in columns)), ())
+    found = {
+        **{ours: ours for ours in (*PARTS, *FOR_TEMPLATE) if ours in names},
+        **dict(zip(PARTS, known, strict=False)),
+        **wanted,
+    }
+    if not {*ANSWERS} <= found.keys():
+        best = max(COLUMN_SETS, key=lambda columns: sum(column in names for column in columns))
+        missing = [column for column in best if column not in names and column not in wanted.values()]
+        raise DataError(
+            f"{source.name} has no column {_listed(missing)}; it has {', '.join(names)}",
+            "tell in dataset.columns which are prompt, chosen and rejected, or rename them",
+        )
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and no column ".join(map(repr, names))
 
 
 def read_jsonl(path: Path) -> Iterable[dict[str, Any]]:
     """Yield the objects of a JSON-lines file; raises `DataError` naming the line."""
+    return (row for _, row in numbered_jsonl(path))
+
+
+def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON-lines file with the numbers of their lines; raises `DataError` naming the line."""
     count = 0
     for number, line in read_lines(path):
         if not line.strip():
@@ -65,7 +112,7 @@ def read_jsonl(path: Path) -> Iterable[dict[str, Any]]:
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: not a JSON object", "one JSON object a line")
         count += 1
-        yield row
+        yield number, row
     if not count:
         raise DataError(f"{path} has no rows", "one JSON object a line")
 
@@ -138,56 +185,23 @@ class Cut(NamedTuple):
     """An answer lost its end."""
     same_answers: int
     """What is left of the two answers is the same: nothing can be learned from it."""
+    cut_between: int
+    """The prompt alone ends in tokens that it doesn't have before an answer; they are left out, as TRL does."""
 
 
-def what_was_cut(whole: PairIds, fitted: PairIds) -> Cut:
+def what_was_cut(whole: PairIds, fitted: PairIds, between: bool) -> Cut:
     """0 or 1 each."""
     return Cut(
         cut_prompt=int(len(fitted.prompt_ids) < len(whole.prompt_ids)),
         cut_answers=int(fitted[1:] != whole[1:]),
         same_answers=int(fitted.chosen_ids == fitted.rejected_ids),
+        cut_between=int(between),
     )
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """How many leading tokens agree."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def encodable(value: Any) -> bool:
-    """Can all its texts be written as UTF-8? JSON may hold half of a surrogate pair (`"\\ud83d"`), which is no text."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return False
-        return True
-    if isinstance(value, dict):
-        return all(encodable(inner) for item in value.items() for inner in item)
-    return all(encodable(inner) for inner in value) if isinstance(value, list) else True
-
-
-def text_or_nothing(value: Any) -> Any:
-    """A column's value as it is, or None where it is neither text nor conversation, or broken."""
-    return value if isinstance(value, str | list) and encodable(value) else None
-
-
-def is_conversation(value: Any) -> bool:
-    """Is it a list of chat turns?"""
-    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
-
-
-def text_of(value: Any) -> str:
-    """The text of a column: a string, or the last turn of a conversation; '' for anything else."""
-    if isinstance(value, list) and value:
-        value = value[-1].get("content") if isinstance(value[-1], dict) else value[-1]
-    return value if isinstance(value, str) else ""
-
-
-def usable(row: dict[str, Any]) -> bool:
-    """Has the row a prompt and two different, non-empty answers?"""
-    prompt, chosen, rejected = (text_of(row[column]).strip() for column in COLUMN_SETS[0])
-    return bool(prompt and chosen and rejected and chosen != rejected)
 
 
 def fingerprint_rows(rows: Iterable[dict[str, Any]]) -> str:

@@ -37,12 +37,23 @@ class Model(Settings):
     )
 
 
+class Columns(Settings):
+    """What a set calls its columns. Those that aren't named here are looked for under the names that are usual."""
+
+    prompt: str | None = Field(default=None, description="a text or turns; without one it is what both answers share")
+    chosen: str | None = Field(default=None, description="the better answer")
+    rejected: str | None = Field(default=None, description="the worse answer")
+    tools: str | None = Field(default=None, description="function schemas for the chat template")
+
+
 class Source(Settings):
     """Where preference pairs come from."""
 
     name: str = Field(
         description="hub name, a .jsonl or .parquet file (relative to the recipe), or `builtin:tiny-preferences`"
     )
+    config: str | None = Field(default=None, description="configuration (subset) of a hub data set that has several")
+    columns: Columns = Field(default=Columns(), description="the set's own names of its columns")
     split: str = Field(default="train", description="of a hub data set")
     revision: str | None = Field(default=None, description="hub revision")
     fraction: float = Field(default=1.0, gt=0, le=1, description="share of its rows that is used, from the first on")
@@ -65,7 +76,13 @@ class Dataset(Source):
     )
     rows: PositiveInt | None = Field(default=None, description="use only the first rows, for a quick try")
     eval_rows: Annotated[int, Field(ge=0, le=10**9)] = Field(default=0, description="rows held out for evaluation")
+    shuffle: Seed | None = Field(
+        default=None, description="seed of a shuffle before `rows` and the split; null = in the set's own order"
+    )
     seed: Seed = Field(default=42, description="of the split into training and evaluation rows")
+    end_tokens: Literal["required", "optional"] = Field(
+        default="required", description="`required` = answers that end without an end token are refused"
+    )
     workers: Processes = Field(default=1, description="processes that tokenise")
 
     @property
@@ -287,12 +304,19 @@ class Recipe(Settings):
             del identity["dpo"]["label_smoothing"]
         if self.lora is not None and not self.needs_bitsandbytes:
             del identity["lora"]["quantize"]
+        if self.dataset.shuffle is None:
+            del identity["dataset"]["shuffle"]
+        del identity["dataset"]["end_tokens"]
         del identity["dataset"]["workers"]
         del identity["training"]["dataloader_workers"]
         del identity["training"]["deterministic"]  # a run that changes it goes on, but not exactly
         if self.zero is not None:
             identity["zero"] = {}  # an offload that changes is no other run, only no longer exact: see the fingerprint
         for source in (identity["dataset"], *identity["dataset"]["also"]):
+            source["columns"] = {ours: theirs for ours, theirs in source["columns"].items() if theirs}
+            for key in ("config", "columns"):
+                if not source[key]:
+                    del source[key]
             if Path(source["name"]).is_absolute():
                 source["name"] = Path(source["name"]).name
         return identity

@@ -56,14 +56,14 @@ def tokens_key(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     told = {
-        "format": 1,
+        "format": 2,
         "dataset": recipe.identity["dataset"],
         "files": [hash_file(path) if path else None for path in paths],
         "lengths": [recipe.dpo.max_length, recipe.dpo.max_prompt_length],
         "tokenizer": xxhash.xxh3_128_hexdigest(vocabulary.encode()),
         "template": tokenizer.chat_template,
         "special": str(tokenizer.special_tokens_map),
-        "versions": [version("tokenizers"), version("transformers")],
+        "versions": [version(name) for name in ("tokenizers", "transformers", "datasets")],
     }
     return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True).encode())
 

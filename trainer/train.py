@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch.distributed as dist
-from transformers import AutoTokenizer, TrainerState
+from transformers import AutoConfig, AutoTokenizer, TrainerState
 from trl import DPOConfig
 
 from checkpoints.errors import NotusError, UserError
@@ -19,6 +19,7 @@ from checkpoints.events import Diary
 from checkpoints.head import Head
 from checkpoints.store import Store
 from trainer.base import identify_base
+from trainer.base_files import CONFIG, check_config
 from trainer.batching import Batch
 from trainer.builtin_model import base_model, make_base_model
 from trainer.card import public_base
@@ -29,8 +30,10 @@ from trainer.data import Pairs, prepare
 from trainer.dpo import NotusDPOTrainer
 from trainer.export import export_model, keep_model_files
 from trainer.fingerprint import fingerprint
+from trainer.generation import mend_generation_config
 from trainer.history import History, Row, numbers
 from trainer.hub import push_model
+from trainer.load_report import complete_weights
 from trainer.loading import blaming
 from trainer.meter import Meter, Speedometer, speedometer
 from trainer.ops_cache import OpsCache
@@ -47,6 +50,7 @@ from trainer.settings import dpo_arguments
 from trainer.shapes import shape_from_config
 from trainer.stop import StopRequest
 from trainer.token_cache import TokenCache, tokens_key
+from trainer.token_ids import check_token_ids
 from trainer.tracking import tracker_links
 
 logger = logging.getLogger(__name__)
@@ -104,9 +108,9 @@ class Attempt:
         self.keeper = self.checkpointing.keeper
         self._announce("preparing data")
         model_name = self._base_model()
-        with blaming("the tokenizer of", self.recipe.model.name, "model.name"):
-            tokenizer = AutoTokenizer.from_pretrained(model_name, revision=self.revision)
+        tokenizer, config = self._tokenizer_and_config(model_name)
         self.pairs = self._prepare(tokenizer)
+        check_token_ids(self.pairs, tokenizer, config, self.recipe.model.name)
         self.fingerprint = fingerprint(
             self.recipe,
             world_size=dist.get_world_size(),
@@ -171,13 +175,29 @@ class Attempt:
         dist.barrier()
         return base_model(name, self.scratch.work)
 
+    def _tokenizer_and_config(self, model_name: str) -> tuple[Any, Any]:
+        """Of the base model; whatever of it doesn't fit the recipe is refused before it is loaded."""
+        name = self.recipe.model.name
+        with blaming("the tokenizer of", name, "model.name"):
+            tokenizer = AutoTokenizer.from_pretrained(model_name, revision=self.revision)
+        with blaming("the model", name, "model.name"):
+            config = AutoConfig.from_pretrained(model_name, revision=self.revision)
+            check_config(config.to_dict(), self.recipe, f"{name}/{CONFIG}")
+            if self.recipe.lora is not None:
+                from trainer.lora import check_targets
+
+                check_targets(self.recipe.lora, config, name)
+        return tokenizer, config
+
     def _prepare(self, tokenizer: Any) -> Pairs:
         """From the bucket, or made by rank 0 for all: they are on one machine."""
         key, is_new = "", False
         if dist.get_rank() == 0:
             key = tokens_key(self.recipe, tokenizer)
             if is_new := not self.tokens.fetch(key):
-                self.tokens.keep(key, prepare(self.recipe, tokenizer))
+                made = prepare(self.recipe, tokenizer)
+                self.tokens.keep(key, made)
+                self.diary.try_write(made.told())
         key = from_rank_0(key)
         pairs = self.tokens.load(key)
         if is_new:  # while the others go on
@@ -246,7 +266,8 @@ class Attempt:
             from trainer.lora import peft_settings
 
             peft_config = peft_settings(self.recipe.lora)
-        with blaming("the model", self.recipe.model.name, "model.name"):
+        name = self.recipe.model.name
+        with blaming("the model", name, "model.name"), complete_weights(name):
             self.trainer = NotusDPOTrainer(
                 model=model_name,
                 args=arguments,
@@ -256,6 +277,7 @@ class Attempt:
                 peft_config=peft_config,
                 reference=self._reference_cache,
             )
+        mend_generation_config(self.trainer.model, name)
         if self.recipe.lora is not None:
             from trainer.lora import name_base
 

@@ -31,6 +31,7 @@ from checkpoints.machines import told_by
 from checkpoints.run import StepMetrics
 from launcher.offers import Offer
 from launcher.policy.history import machines
+from launcher.report.story import data_line
 
 
 class AttemptLine(BaseModel):
@@ -106,6 +107,7 @@ class Receipt(BaseModel):
     cost_usd: float = Field(default=0.0, description="of all machines; without storage and egress")
     costs: tuple[CostLine, ...] = Field(default=(), description="without machines: what the hours would cost")
     damaged_checkpoints: int = 0
+    data: str = Field(default="", description="which rows of the data set aren't trained, and why; empty = all are")
     bit_exact: bool | None = Field(default=None, description="None = not compared")
     compared: dict[str, Any] = Field(default_factory=dict)
 
@@ -174,6 +176,7 @@ def make_receipt(
             for offer in (() if paid else offers)
         ),
         damaged_checkpoints=len(of_kind(events, DamageFound)),
+        data=data_line(events) or "",
         bit_exact=compared[-1].equal if compared else None,
         compared=compared[-1].model_dump(mode="json") if compared else {},
     )

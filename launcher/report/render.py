@@ -46,6 +46,8 @@ def _figures(receipt: Receipt) -> list[tuple[str, str]]:
     ]
     if receipt.damaged_checkpoints:
         lines.append(("damaged", f"{receipt.damaged_checkpoints} checkpoints were damaged and passed over"))
+    if receipt.data:
+        lines.append(("data", receipt.data))
     for attempt in receipt.attempts:
         if attempt.not_exact:
             lines.append(("not exact", f"from attempt {attempt.number} on: {'; '.join(attempt.not_exact)}"))
@@ -130,6 +132,8 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
             table.add_row(
                 "", Text(f"-> SkyPilot's job {status.job}" + (f": {status.job_says}" if status.job_says else ""))
             )
+        if status.data:
+            table.add_row("", Text(f"-> {status.data}"))
         if status.note:
             table.add_row("", Text(f"-> {status.note}", style="yellow"))
     return table

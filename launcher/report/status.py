@@ -36,7 +36,7 @@ from checkpoints.store import Store
 from launcher.errors import UnknownRun
 from launcher.policy.history import machine_now, machines, spent_usd
 from launcher.presence import nobody_here
-from launcher.report.story import line_of
+from launcher.report.story import data_line, line_of
 
 ABANDONED = "waiting for a launcher"
 ABANDONED_S = 1800.0
@@ -88,6 +88,8 @@ class RunStatus(BaseModel):
     """Of all its machines until now."""
     note: str | None = None
     """What keeps it from running, or wants a look."""
+    data: str | None = None
+    """Which rows of the data set aren't trained; None = all are."""
     in_cloud: bool = False
     """Was it launched by `notus-launch` in a cloud, or does the NOTUS strategy look after it?"""
     job: str | None = None
@@ -165,6 +167,7 @@ def derive_status(
         where=str(current.place) if current else None,
         cost_usd=spent_usd(spells, now),
         note=_note(events),
+        data=data_line(events),
         in_cloud=any(isinstance(event.payload, Planned | Decided | MachineUp) for event in events),
     )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from checkpoints.event_kinds import (
     Alarm,
     AttemptEnded,
+    DataPrepared,
     Decided,
     Failed,
     FalseRecovery,
@@ -20,7 +22,7 @@ from checkpoints.event_kinds import (
     Stopped,
     Training,
 )
-from checkpoints.events import Event
+from checkpoints.events import Event, of_kind
 from launcher.policy.history import place_of
 from launcher.policy.model import Place
 
@@ -55,6 +57,8 @@ def line_of(event: Event) -> str | None:
             return "SkyPilot took the machine for dead, but it trains: nothing is restarted"
         case Alarm() as alarm:
             return _alarm(alarm)
+        case DataPrepared() as data:
+            return left_out_line(data)
         case Resumed(step=step):
             return f"attempt {event.attempt} goes on from step {step}"
         case Training(step=step, total_steps=total, links=links):
@@ -68,6 +72,23 @@ def line_of(event: Event) -> str | None:
         case Stopped(reason=reason):
             return f"stopped: {reason or 'on request'}; the state is saved"
     return None
+
+
+def data_line(events: Iterable[Event]) -> str | None:
+    """As the newest attempt that prepared the data found it."""
+    told = [data for _, data in of_kind(events, DataPrepared)]
+    return left_out_line(told[-1]) if told else None
+
+
+def left_out_line(data: DataPrepared) -> str | None:
+    """Which rows of the data aren't trained; None where all are."""
+    if not data.left_out:
+        return None
+    told = []
+    for found in data.left_out:
+        more = ", ..." if found.rows > len(found.where) > 0 else ""
+        told.append(f"{found.rows} {found.reason}" + (f" ({', '.join(found.where)}{more})" if found.where else ""))
+    return f"{sum(found.rows for found in data.left_out)} of {data.rows} rows are left out: {'; '.join(told)}"
 
 
 def _after_colon(words: str) -> str:

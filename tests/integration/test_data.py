@@ -10,7 +10,7 @@ import pytest
 
 from checkpoints.object_store import ObjectStore
 from trainer.errors import DataError, TrainingFailed
-from trainer.recipe import Recipe, Source, load_recipe
+from trainer.recipe import Columns, Recipe, Source, load_recipe
 from trainer.token_cache import TokenCache, TokenIndex, tokens_key
 
 
@@ -46,20 +46,20 @@ def test_a_pair_becomes_the_template_s_text_and_ids(tokenizer: Any, tmp_path: Pa
     assert tokenizer.decode(row["rejected_ids"]) == "Noé.</s>\n"
 
 
-def test_a_template_without_a_system_turn_says_so(tokenizer: Any) -> None:
+def test_a_template_without_a_system_turn_says_so(tokenizer: Any, tmp_path: Path) -> None:
     import copy
 
-    from trainer.data import format_pair
+    from trainer.data import prepare
 
     gemma = copy.deepcopy(tokenizer)
     gemma.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         + tokenizer.chat_template
     )
-    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
-    assert format_pair(row, gemma)[1] == "a</s>\n"
+    path = write(tmp_path / "p.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    assert gemma.decode(prepare(recipe_for(path), gemma).train[0]["chosen_ids"]) == "a</s>\n"
     with pytest.raises(DataError, match="refuses a conversation of system, user: System role not supported") as caught:
-        format_pair(row, gemma, "")
+        prepare(recipe_for(path, system=""), gemma)
     assert "leave out dataset.system" in str(caught.value.hint)
 
 
@@ -156,7 +156,15 @@ def test_unusable_rows_are_left_out_and_counted(
     assert set(pairs.train.column_names) == {"prompt_ids", "chosen_ids", "rejected_ids"}
     assert max(len(row["prompt_ids"]) for row in pairs.train) == 128
     assert max(len(row["prompt_ids"] + row["chosen_ids"]) for row in pairs.train) <= 256
-    assert "left out 3 of 7 rows" in caplog.text
+    for line, reason in ((2, "chosen is empty"), (3, "both answers are the same"), (4, "there is no prompt, and")):
+        assert f"left out 1 of 7 rows: {reason}" in caplog.text
+        assert f"(p.jsonl:{line})" in caplog.text
+    assert [(found.rows, found.where) for found in pairs.left_out] == [
+        (1, ("p.jsonl:2",)),
+        (1, ("p.jsonl:3",)),
+        (1, ("p.jsonl:4",)),
+        (1, ()),
+    ]
     assert "1 of 4 prompts were cut to their last 128 tokens" in caplog.text
     assert "2 of 4 pairs have an answer that was cut (dpo.max_length 256)" in caplog.text
     assert "1 of 4 pairs were left out: after the cut both answers are the same" in caplog.text
@@ -179,7 +187,13 @@ def test_broken_texts_are_counted_and_other_columns_hold_what_they_like(
     ]
     pairs = prepare(recipe_for(write(tmp_path / "p.jsonl", rows)), tokenizer)
     assert len(pairs.train) == 2
-    assert "left out 5 of 7 rows (empty, equal or broken texts)" in caplog.text
+    assert {found.reason: found.where for found in pairs.left_out} == {
+        "prompt has half a character (a lone surrogate)": ("p.jsonl:3",),
+        "chosen has half a character (a lone surrogate)": ("p.jsonl:4",),
+        "rejected is neither a text nor a list of turns": ("p.jsonl:5",),
+        "prompt is neither a text nor a list of turns": ("p.jsonl:6",),
+        "chosen is empty": ("p.jsonl:7",),
+    }
 
 
 def test_half_a_character_in_a_conversation_is_counted(
@@ -190,15 +204,6 @@ def test_half_a_character_in_a_conversation_is_counted(
     rows = [{"prompt": [{"role": "user", "content": text}], "chosen": "a", "rejected": "b"} for text in ("q", "\udc00")]
     assert len(prepare(recipe_for(write(tmp_path / "p.jsonl", rows)), tokenizer).train) == 1
     assert "left out 1 of 2 rows" in caplog.text
-
-
-def test_a_column_of_texts_and_conversations_is_named(tokenizer: Any, tmp_path: Path) -> None:
-    from trainer.data import prepare
-
-    rows = [{"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in ("q", [{"role": "user", "content": "q"}])]
-    with pytest.raises(DataError, match=r"p\.jsonl can't become a table") as caught:
-        prepare(recipe_for(write(tmp_path / "p.jsonl", rows)), tokenizer)
-    assert "all texts, or all conversations" in caught.value.hint
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
@@ -234,16 +239,17 @@ def test_parquet_with_bytes_that_are_no_text_is_named(tokenizer: Any, tmp_path: 
         prepare(recipe_for(tmp_path / "latin.parquet"), tokenizer)
 
 
-def test_a_turn_without_content_is_the_data_s_fault(tokenizer: Any) -> None:
+def test_a_template_that_stumbles_names_the_row(tokenizer: Any, tmp_path: Path) -> None:
     import copy
 
-    from trainer.data import format_pair
+    from trainer.data import prepare
 
     adding = copy.deepcopy(tokenizer)
     adding.chat_template = "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}"
-    turns = [{"role": "user", "content": None}, {"role": "user", "content": "q"}]
-    with pytest.raises(DataError, match="refuses a conversation of user, user"):
-        format_pair({"prompt": turns, "chosen": "a", "rejected": "b"}, adding)
+    turns = [{"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}, {"role": "user", "content": "q"}]
+    path = write(tmp_path / "p.jsonl", [{"prompt": turns, "chosen": "a", "rejected": "b"}])
+    with pytest.raises(DataError, match=r"refuses a conversation of assistant, user: .*\(p.jsonl:1\)"):
+        prepare(recipe_for(path), adding)
 
 
 def test_answers_that_all_begin_alike_are_no_data(tokenizer: Any, tmp_path: Path) -> None:
@@ -355,11 +361,58 @@ def test_sets_are_mixed_by_their_fractions(tokenizer: Any, tmp_path: Path) -> No
     assert len(tiny.train) == 1
 
 
-def test_texts_and_conversations_do_not_mix(tokenizer: Any, tmp_path: Path) -> None:
+def test_sets_of_texts_and_of_conversations_are_mixed(tokenizer: Any, tmp_path: Path) -> None:
     from trainer.data import prepare
 
     first = write(tmp_path / "a.jsonl", [{"prompt": "a", "chosen": "yes", "rejected": "no"}])
-    turns = [{"role": "user", "content": "b"}]
+    turns = [{"role": "user", "content": "a"}]
     second = Source(name=str(write(tmp_path / "b.jsonl", [{"prompt": turns, "chosen": "yes", "rejected": "no"}])))
-    with pytest.raises(DataError, match="can't be mixed"):
-        prepare(recipe_for(first, also=(second,)), tokenizer)
+    one, two = prepare(recipe_for(first, also=(second,)), tokenizer).train
+    assert one == two
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_columns_by_the_set_s_own_names(tokenizer: Any, tmp_path: Path, kind: str) -> None:
+    import datasets
+
+    from trainer.data import prepare
+
+    rows = [{"question": "q", "good": "a", "bad": "b", "prompt": "something else"}]
+    path = write(tmp_path / "p.jsonl", rows)
+    if kind == "parquet":
+        path = tmp_path / "p.parquet"
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    named = prepare(recipe_for(path, columns=Columns(prompt="question", chosen="good", rejected="bad")), tokenizer)
+    usual = write(tmp_path / "u.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    assert named.train.to_list() == prepare(recipe_for(usual), tokenizer).train.to_list()
+
+
+def test_a_set_with_several_configurations(tokenizer: Any, tmp_path: Path) -> None:
+    from trainer.data import prepare
+
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("easy", "hard"):
+        write(folder / f"{name}.jsonl", [{"prompt": name, "chosen": "a", "rejected": "b"}])
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("easy", "hard"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    with pytest.raises(DataError, match=r"Config name is missing.*easy.*hard") as caught:
+        prepare(recipe_for(folder), tokenizer)
+    assert "dataset.config" in str(caught.value.hint)
+    hard = prepare(recipe_for(folder, config="hard"), tokenizer)
+    assert "hard" in tokenizer.decode(hard.train[0]["prompt_ids"])
+
+
+def test_the_split_of_2023_shuffled_first(tokenizer: Any, tmp_path: Path) -> None:
+    """As the script of Notus did: `load_dataset(...).shuffle(seed=42)`, then `train_test_split(seed=42)`."""
+    import datasets
+
+    from trainer.data import prepare
+
+    rows = [{"prompt": f"q{n:03d}", "chosen": "a", "rejected": "b"} for n in range(200)]
+    theirs = datasets.Dataset.from_list(rows).shuffle(seed=42).train_test_split(test_size=20, seed=42)
+    ours = prepare(recipe_for(write(tmp_path / "p.jsonl", rows), eval_rows=20, shuffle=42), tokenizer)
+    assert ours.evaluation is not None
+    for part, wanted in ((ours.train, theirs["train"]), (ours.evaluation, theirs["test"])):
+        prompts = [tokenizer.decode(row["prompt_ids"]).split("\n")[1].removesuffix("</s>") for row in part]
+        assert prompts == wanted["prompt"]

@@ -11,6 +11,7 @@ from checkpoints.errors import UserError
 from trainer import smollm2
 from trainer.pairs import Cut
 from trainer.recipe import Dpo
+from trainer.rows import read_row
 
 PROMPT = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nWhat is 17 × 6?<|im_end|>\n<|im_start|>assistant\n"
 PROMPT_IDS = [1, 9690, 198, 2, 198, 1, 4093, 198, 1780, 314, 216, 33, 39, 15493, 216, 38, 47, 2, 198, 1, 520, 9531, 198]
@@ -31,12 +32,22 @@ def tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
+def texts(raw: dict[str, Any], tokenizer: Any, system: str | None = None) -> tuple[str, str, str]:
+    """Prompt and answers as the template renders them."""
+    from trainer.rendering import render_row
+
+    prompt, *whole = render_row(read_row(raw), tokenizer, system)
+    assert all(text.startswith(prompt) for text in whole)
+    chosen, rejected = (text.removeprefix(prompt) for text in whole)
+    return prompt, chosen, rejected
+
+
 def test_an_empty_system_turn_and_answers_without_the_prompt(tokenizer: Any) -> None:
     """Golden: the exact text and ids that a model is trained on."""
-    from trainer.data import format_pair, tokenise_row
+    from trainer.data import tokenise_row
 
-    assert format_pair(ROW, tokenizer, "") == (PROMPT, "17 × 6 is 102.<|im_end|>\n", "112<|im_end|>\n")
-    assert tokenise_row(ROW, tokenizer, Dpo(), "") == {
+    assert texts(ROW, tokenizer, "") == (PROMPT, "17 × 6 is 102.<|im_end|>\n", "112<|im_end|>\n")
+    assert tokenise_row(read_row(ROW), tokenizer, Dpo(), "") == {
         "prompt_ids": PROMPT_IDS,
         "chosen_ids": [33, 39, 15493, 216, 38, 314, 216, 33, 32, 34, 30, 2, 198],
         "rejected_ids": [33, 33, 34, 2, 198],
@@ -45,19 +56,15 @@ def test_an_empty_system_turn_and_answers_without_the_prompt(tokenizer: Any) -> 
 
 
 def test_without_a_system_setting_the_template_decides(tokenizer: Any) -> None:
-    from trainer.data import format_pair
-
-    prompt, _, _ = format_pair(ROW, tokenizer)
+    prompt, _, _ = texts(ROW, tokenizer)
     assert prompt.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face")
 
 
 def test_a_conversation_keeps_its_own_system_turn(tokenizer: Any) -> None:
-    from trainer.data import format_pair
-
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     answers = [[*turns, {"role": "assistant", "content": text}] for text in ("Hello!", "What?")]
     row = {"prompt": turns, "chosen": answers[0], "rejected": answers[1]}
-    prompt, chosen, _ = format_pair(row, tokenizer, "")
+    prompt, chosen, _ = texts(row, tokenizer, "")
     assert prompt == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert chosen == "Hello!<|im_end|>\n"
 
@@ -66,10 +73,10 @@ def test_a_long_prompt_loses_its_beginning_and_a_long_answer_its_end(tokenizer: 
     from trainer.data import tokenise_row
 
     row = {**ROW, "chosen": "yes " * 40, "rejected": "no " * 30}
-    cut = tokenise_row(row, tokenizer, Dpo(max_length=32, max_prompt_length=10), "")
+    cut = tokenise_row(read_row(row), tokenizer, Dpo(max_length=32, max_prompt_length=10), "")
     assert cut["prompt_ids"] == PROMPT_IDS[-10:]
     assert len(cut["chosen_ids"]) == len(cut["rejected_ids"]) == 22
-    fits = tokenise_row(ROW, tokenizer, Dpo(max_length=36, max_prompt_length=10), "")
+    fits = tokenise_row(read_row(ROW), tokenizer, Dpo(max_length=36, max_prompt_length=10), "")
     assert fits["prompt_ids"] == PROMPT_IDS, "23 + 13 tokens fit: nothing is cut"
 
 

@@ -19,7 +19,8 @@ from trainer.curation.cli import app
 from trainer.curation.ratings import ASPECTS, Completion, Record, rating, read_record
 from trainer.curation.story import Destination, curate_files
 from trainer.errors import DataError, TrainingFailed
-from trainer.pairs import find_columns
+from trainer.pairs import COLUMN_SETS, find_columns
+from trainer.recipe import Source
 
 
 def annotated(*ratings: object, as_list: bool = True) -> dict[str, Any]:
@@ -198,7 +199,7 @@ def test_files_become_shards_with_a_card_a_report_and_histograms(tmp_path: Path)
     made = table(tmp_path / "out")
     assert len(made) == report["pairs"] == sum(report["margin"].values())
     assert parquet.read_metadata(tmp_path / "out/data/train-00000.parquet").num_rows == 15
-    assert find_columns(list(made[0]), "it") == ("instruction", "chosen_response", "rejected_response"), (
+    assert tuple(find_columns(list(made[0]), Source(name="it")).values()) == COLUMN_SETS[1], (
         "trains as it is"
     )
     assert "ü" in made[0]["instruction"]

@@ -19,7 +19,9 @@ from checkpoints.event_kinds import (
     Alarm,
     AtStep,
     AttemptEnded,
+    DataPrepared,
     Decided,
+    LeftOutRows,
     MachineGone,
     MachineUp,
     Payload,
@@ -63,6 +65,7 @@ NEW: list[Payload] = [
     Stopped(reason="107 machines and no new step", limit="progress"),
     MachineGone(why="closed", place=place_data(LAMBDA), job_status="failed_controller"),
     MachineGone(why="never_ran", place=place_data(LAMBDA)),
+    DataPrepared(rows=9, train=6, left_out=(LeftOutRows(reason="chosen is empty", rows=3, where=("p.jsonl:2",)),)),
 ]
 
 

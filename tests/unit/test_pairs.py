@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.errors import DataError
-from trainer.pairs import check_local, find_columns, fingerprint_rows, fit_pair, read_jsonl, text_of, usable
-from trainer.recipe import Dataset, Dpo
+from trainer.pairs import check_local, find_columns, fingerprint_rows, fit_pair, read_jsonl
+from trainer.recipe import Columns, Dataset, Dpo, Source
+from trainer.rows import PARTS, read_row
 
 LIMITS = Dpo(max_length=10, max_prompt_length=4)
 
@@ -56,16 +57,39 @@ def test_cutting_never_exceeds_the_limit_nor_invents_tokens(
         assert ids == (p, c, r)
 
 
+SET = Source(name="d")
+
+
 def test_both_column_sets_are_known() -> None:
-    assert find_columns(["prompt", "chosen", "rejected", "x"], "d") == ("prompt", "chosen", "rejected")
-    assert find_columns(["instruction", "rejected_response", "chosen_response"], "d")[0] == "instruction"
+    assert find_columns(["prompt", "chosen", "rejected", "x"], SET) == {name: name for name in PARTS}
+    found = find_columns(["instruction", "rejected_response", "chosen_response"], SET)
+    assert found == {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"}
+
+
+def test_the_prompt_may_be_what_both_answers_begin_with() -> None:
+    assert find_columns(["chosen", "rejected", "tools"], SET) == {
+        "chosen": "chosen",
+        "rejected": "rejected",
+        "tools": "tools",
+    }
 
 
 def test_a_missing_column_is_named() -> None:
     with pytest.raises(DataError, match="d has no column 'rejected'; it has prompt, chosen") as caught:
-        find_columns(["prompt", "chosen"], "d")
+        find_columns(["prompt", "chosen"], SET)
     assert caught.value.exit_code == 2
-    assert "rename" in caught.value.hint
+    assert "dataset.columns" in caught.value.hint
+
+
+def test_own_names_of_columns() -> None:
+    mine = Source(name="d", columns=Columns(prompt="question", chosen="good", rejected="bad"))
+    assert find_columns(["question", "good", "bad"], mine) == {
+        "prompt": "question",
+        "chosen": "good",
+        "rejected": "bad",
+    }
+    with pytest.raises(DataError, match=r"d has no column 'bad', which dataset\.columns names"):
+        find_columns(["question", "good"], mine)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +125,17 @@ def test_a_local_file_is_checked_before_anything_starts(tmp_path: Path) -> None:
         check_local(Dataset(name="builtin:nothing"))
 
 
+@pytest.mark.parametrize("name", ["pairs.csv", "sub/pairs.tsv", "a/b/c", "what is this", "pairs.jsonl.gz", "-x/y"])
+def test_what_is_no_data_set_is_no_name_on_the_hub(name: str) -> None:
+    with pytest.raises(DataError):
+        check_local(Dataset(name=name))
+
+
+def test_names_on_the_hub_and_folders_pass(tmp_path: Path) -> None:
+    for name in ("argilla/dpo-mix-7k", "squad", "someone/set.v2", str(tmp_path)):
+        check_local(Dataset(name=name))
+
+
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     path = tmp_path / "pairs.parquet"
     path.write_text("not parquet")
@@ -117,16 +152,8 @@ def test_the_shipped_pairs_are_usable() -> None:
         {"prompt": row["instruction"], "chosen": row["chosen_response"], "rejected": row["rejected_response"]}
         for row in rows
     ]
-    assert all(usable(row) for row in renamed)
+    assert [read_row(row)[:3] for row in renamed] == [tuple(row.values()) for row in renamed]
     assert len({row["prompt"] for row in renamed}) == 112
-
-
-def test_texts_and_conversations() -> None:
-    assert text_of("a") == "a"
-    assert text_of([{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]) == "r"
-    assert text_of(None) == text_of([]) == text_of(7) == ""
-    assert not usable({"prompt": "p", "chosen": "same", "rejected": "same "})
-    assert not usable({"prompt": " ", "chosen": "a", "rejected": "b"})
 
 
 def test_the_fingerprint_sees_order_and_content() -> None:

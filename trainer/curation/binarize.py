@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from trainer.curation.ratings import Completion, Record
-from trainer.pairs import encodable
+from trainer.rows import encodable
 
 Rejected = Literal["random", "lowest"]
 

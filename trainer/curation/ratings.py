@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trainer.pairs import encodable
+from trainer.rows import encodable
 
 ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
 LOWEST, HIGHEST = 1.0, 5.0

@@ -1,0 +1,135 @@
+"""Base models whose files say one thing and whose class another, loaded by transformers itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from checkpoints.errors import UserError
+from trainer.builtin_model import make_tiny_llama
+from trainer.data import prepare
+from trainer.errors import DataError
+from trainer.generation import mend_generation_config
+from trainer.load_report import complete_weights
+from trainer.lora import check_targets
+from trainer.recipe import Lora, load_recipe
+from trainer.token_ids import check_token_ids
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_tiny_llama(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def set_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def load(folder: Path) -> Any:
+    with complete_weights("model"):
+        return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_whole_model_is_loaded(folder: Path) -> None:
+    assert load(folder).lm_head.weight.shape == (259, 64)
+
+
+def test_weights_with_a_foreign_prefix(folder: Path) -> None:
+    edit(folder, lambda tensors: {f"module.{name}": it for name, it in tensors.items()})
+    with pytest.raises(UserError, match=r"lack lm_head.weight, .* more: the file calls them module\.lm_head\.weight"):
+        load(folder)
+
+
+def test_a_missing_output_embedding(folder: Path) -> None:
+    edit(folder, lambda tensors: {name: it for name, it in tensors.items() if name != "lm_head.weight"})
+    with pytest.raises(UserError, match=r"lack lm_head\.weight: tie_word_embeddings is false"):
+        load(folder)
+    set_config(folder, tie_word_embeddings=True)
+    load(folder)
+
+
+def test_a_missing_layer(folder: Path) -> None:
+    edit(folder, lambda tensors: {name: it for name, it in tensors.items() if ".layers.1.mlp" not in name})
+    with pytest.raises(UserError, match=r"lack model\.layers\.1\.mlp.*: they would be random numbers"):
+        load(folder)
+
+
+def test_a_tensor_of_another_shape(folder: Path) -> None:
+    edit(folder, lambda tensors: {**tensors, "model.norm.weight": torch.ones(32)})
+    with pytest.raises(
+        UserError, match=r"model\.norm\.weight has the shape \(32,\) in the file and \(64,\) in the model"
+    ):
+        load(folder)
+
+
+def test_layers_that_the_config_does_not_know(folder: Path) -> None:
+    set_config(folder, num_hidden_layers=1)
+    with pytest.raises(UserError, match=r"more than its config\.json: model\.layers\.1\..* would be left out"):
+        load(folder)
+
+
+def test_tensors_of_another_kind_may_be_left_out(folder: Path) -> None:
+    edit(folder, lambda tensors: {**tensors, "value_head.weight": torch.ones(4)})
+    load(folder)
+
+
+def test_the_report_is_transformers_own_again_afterwards(folder: Path) -> None:
+    edit(folder, lambda tensors: {name: it for name, it in tensors.items() if name != "lm_head.weight"})
+    with pytest.raises(UserError):
+        load(folder)
+    AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_tokens_outside_of_the_embedding(folder: Path) -> None:
+    recipe = load_recipe("tiny-dpo")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    config = AutoConfig.from_pretrained(folder)
+    check_token_ids(prepare(recipe, tokenizer), tokenizer, config, "model")  # added, and in no row
+    tokenizer.chat_template = tokenizer.chat_template.replace("</s>", "<|im_end|>")
+    with pytest.raises(DataError, match=r"token id 259 '<\|im_end\|>' of model's tokenizer is outside .* of 259 rows"):
+        check_token_ids(prepare(recipe, tokenizer), tokenizer, config, "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder, pad_token="<|pad|>")
+    with pytest.raises(DataError, match=r"'<\|pad\|>'"):
+        check_token_ids(prepare(recipe, tokenizer), tokenizer, config, "model")
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"do_sample": False, "temperature": 0.9, "top_p": 0.6}, {"do_sample": True, "temperature": 0.9, "top_p": 0.6}),
+        ({"do_sample": True, "temperature": 0.6}, {"do_sample": True, "temperature": 0.6}),
+        ({"pad_token_id": -1, "temperature": 0.9}, {"eos_token_id": 2}),
+    ],
+)
+def test_generation_settings_that_cannot_be_written(folder: Path, settings: Any, kept: Any, tmp_path: Path) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    model = load(folder)
+    mend_generation_config(model, "model")
+    model.save_pretrained(tmp_path / "out")
+    written = GenerationConfig.from_pretrained(tmp_path / "out").to_dict()
+    assert {name: written[name] for name in kept} == kept
+
+
+def test_a_target_module_that_is_not_there(folder: Path) -> None:
+    config = AutoConfig.from_pretrained(folder)
+    check_targets(Lora(), config, "model")
+    with pytest.raises(UserError, match="model has no module 'v_porj'") as caught:
+        check_targets(Lora(target_modules=("q_proj", "v_porj")), config, "model")
+    assert "down_proj, gate_proj, k_proj" in str(caught.value.hint)

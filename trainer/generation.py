@@ -1,0 +1,37 @@
+"""A base model's `generation_config.json`, which transformers loads as it is and then refuses to write."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers import GenerationConfig
+
+logger = logging.getLogger(__name__)
+
+
+def mend_generation_config(model: Any, name: str) -> None:
+    """Make the settings of `model` ones that can be written beside its weights. It is somebody else's file.
+
+    The usual fault is a temperature or top_p with `do_sample: false` (Llama 2 chat and Vicuna as of 2023): whoever
+    gives one wants to sample. What can't be mended so is made anew from the model's config.
+    """
+    settings = model.generation_config
+    if settings is None or _can_be_written(settings):
+        return
+    mended = GenerationConfig.from_dict({**settings.to_dict(), "do_sample": True})
+    if _can_be_written(mended):
+        logger.warning("generation_config.json of %s has sampling settings without do_sample: it is set", name)
+    else:
+        mended = GenerationConfig.from_model_config(model.config)
+        logger.warning("generation_config.json of %s can't be written as it is: taken from config.json instead", name)
+    model.generation_config = mended
+
+
+def _can_be_written(settings: GenerationConfig) -> bool:
+    """As `save_pretrained` decides it."""
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        return False
+    return True

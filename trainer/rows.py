@@ -1,0 +1,213 @@
+"""One row of a preference set, in any of TRL's formats, as a prompt and two answers. Pure, and without torch.
+
+    prompt       chosen, rejected
+    text         texts, or turns that begin with the assistant's
+    turns        texts, or turns
+    none, text   turns that begin alike: that beginning is the prompt (implicit prompt)
+    none         texts that begin alike: the same, and no chat template is applied
+
+`tools` and `chat_template_kwargs` are handed to the chat template. A content may be text, parts of text, or nothing
+beside `tool_calls`. A key whose value is null is not there: that is how Arrow writes a key that only other rows have.
+
+What can't be trained as it stands is left out with a reason, never bent into something else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+Turn = dict[str, Any]
+
+ANSWERS = ("chosen", "rejected")
+PARTS = ("prompt", *ANSWERS)
+FOR_TEMPLATE = ("tools", "chat_template_kwargs")
+"""Columns that are handed to the chat template."""
+
+
+class UnusableRow(Exception):
+    """A row that can't be trained.
+
+    Args:
+        reason: the same for all rows of that kind.
+        hint: what to do where all rows are like that.
+    """
+
+    def __init__(self, reason: str, hint: str = "docs/how-to/own-data.md has the formats") -> None:
+        super().__init__(reason)
+        self.hint = hint
+
+
+class Row(NamedTuple):
+    """Prompt and answers: all three texts, or all three lists of turns."""
+
+    prompt: str | list[Turn]
+    chosen: str | list[Turn]
+    rejected: str | list[Turn]
+    tools: list[Any] | None = None
+    template_settings: Mapping[str, Any] = {}
+    plain: bool = False
+    """Texts that are no turns: no chat template is applied to them."""
+
+
+def read_row(raw: Mapping[str, Any]) -> Row:
+    """From the values by the names of `PARTS` and `FOR_TEMPLATE`. Raises `UnusableRow`."""
+    prompt, chosen, rejected = (_value(name, raw.get(name)) for name in PARTS)
+    for name, answer in zip(ANSWERS, (chosen, rejected), strict=True):
+        if not answer:
+            raise UnusableRow(f"{name} is empty")
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        row = _from_texts(prompt, chosen, rejected)
+    else:
+        row = _from_turns(prompt, _as_answer(chosen), _as_answer(rejected))
+    _check_difference(row)
+    return row._replace(tools=_tools(raw.get("tools")), template_settings=_settings(raw.get("chat_template_kwargs")))
+
+
+def _from_texts(prompt: str | list[Turn], chosen: str, rejected: str) -> Row:
+    if isinstance(prompt, list) and prompt:
+        return Row(prompt, _as_answer(chosen), _as_answer(rejected))
+    if not prompt:
+        prompt, chosen, rejected = _split(chosen, rejected)
+        if not (prompt.strip() and chosen.strip() and rejected.strip()):
+            raise UnusableRow("there is no prompt, and the answers have no beginning in common")
+        return Row(prompt, chosen, rejected, plain=True)
+    return Row(prompt, chosen, rejected)
+
+
+def _from_turns(prompt: str | list[Turn], chosen: list[Turn], rejected: list[Turn]) -> Row:
+    if prompt and _begins(chosen, prompt) and _begins(rejected, prompt):  # it is told twice
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    elif not prompt or (isinstance(prompt, str) and chosen[0]["role"] != "assistant"):
+        length = _common(chosen, rejected)
+        prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
+    if not prompt:
+        raise UnusableRow("there is no prompt, and the answers have no turns in common")
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    for name, turns in zip(ANSWERS, (chosen, rejected), strict=True):
+        if not turns:
+            raise UnusableRow(f"{name} is empty")
+        if (role := turns[-1]["role"]) != "assistant":
+            raise UnusableRow(f"the last turn of {name} is of role {role}, and not the assistant's answer")
+        if not _says_something(turns[-1]):
+            raise UnusableRow(f"{name} is empty")
+    return Row(prompt, chosen, rejected)
+
+
+def _begins(turns: list[Turn], prompt: str | list[Turn]) -> bool:
+    return isinstance(prompt, list) and turns[: len(prompt)] == prompt
+
+
+def _check_difference(row: Row) -> None:
+    prompt, chosen, rejected = row[:3]
+    if isinstance(prompt, list) and not any(_says_something(turn) for turn in prompt):
+        raise UnusableRow("the prompt is empty")
+    if _bare(chosen) == _bare(rejected):
+        raise UnusableRow("both answers are the same")
+
+
+def _bare(answer: str | list[Turn]) -> Any:
+    """Without the blanks around texts."""
+    if isinstance(answer, str):
+        return answer.strip()
+    return [{**turn, "content": turn.get("content", "").strip()} for turn in answer]
+
+
+def _says_something(turn: Turn) -> bool:
+    return bool(turn.get("content", "").strip() or turn.get("tool_calls"))
+
+
+def _as_answer(answer: str | list[Turn]) -> list[Turn]:
+    return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+
+
+def _split(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """At the first difference, or before the blank that precedes it, as TRL's `extract_prompt` does."""
+    length = _common(chosen, rejected)
+    if length and chosen[length - 1] == " ":
+        length -= 1
+    return chosen[:length], chosen[length:], rejected[length:]
+
+
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many leading elements agree."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+# --- values -----------------------------------------------------------------------------------------
+
+
+def _value(name: str, value: Any) -> str | list[Turn]:
+    """A column's value; '' where there is nothing."""
+    if value is None or value == []:
+        return ""
+    if not encodable(value):
+        raise UnusableRow(f"{name} has half a character (a lone surrogate)")
+    if isinstance(value, str):
+        return value if value.strip() else ""
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise UnusableRow(f"{name} is neither a text nor a list of turns")
+    return [_turn(name, turn) for turn in value]
+
+
+def _turn(name: str, turn: Turn) -> Turn:
+    """Without the keys that are null, and with its content as text."""
+    kept = {key: value for key, value in turn.items() if value is not None}
+    if not isinstance(kept.get("role"), str):
+        told = "from and value, and TRL knows role and content" if {"from", "value"} <= kept.keys() else "no role"
+        raise UnusableRow(f"a turn of {name} has {told}")
+    if "content" in kept:
+        kept["content"] = _text(name, kept["content"])
+    elif not kept.get("tool_calls"):
+        raise UnusableRow(f"a turn of {name} has neither content nor tool_calls")
+    return kept
+
+
+def _text(name: str, content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise UnusableRow(f"{name} has a content part of type {kind}: only text can be trained")
+    return "".join(part["text"] for part in parts)
+
+
+def _tools(value: Any) -> list[Any] | None:
+    """As TRL takes them: a list of function schemas, or the JSON text of one."""
+    try:
+        read = json.loads(value) if isinstance(value, str) and value.strip() else value
+    except ValueError as error:
+        raise UnusableRow("tools is a text that is not JSON") from error
+    if read and not isinstance(read, list):
+        raise UnusableRow("tools is not a list")
+    return read or None
+
+
+def _settings(value: Any) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise UnusableRow("chat_template_kwargs is not an object")
+    return {key: it for key, it in (value or {}).items() if it is not None}
+
+
+def encodable(value: Any) -> bool:
+    """Can all its texts be written as UTF-8? JSON may hold half of a surrogate pair (`"\\ud83d"`), which is no text."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
+    if isinstance(value, dict):
+        return all(encodable(inner) for item in value.items() for inner in item)
+    return all(encodable(inner) for inner in value) if isinstance(value, list) else True
+
+
+def without_nulls(value: Any) -> Any:
+    """Without the keys that are null, at any depth: Arrow has given each row the keys of all rows."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
