@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from checkpoints.event_kinds import AttemptStarted, MachineUp, Planned, RunEnd
+from checkpoints.event_kinds import AttemptStarted, Finished, MachineUp, Payload, Planned, RunEnd
 from checkpoints.events import Event
 
 
@@ -35,9 +35,25 @@ def end_of_run(events: Sequence[Event]) -> RunEnd | None:
     """
     newest = max((event.launch for event in events), default=0)
     if newest:
-        ends = [event.payload for event in of_newest_launch(events) if isinstance(event.payload, RunEnd)]
+        ends = [turn for turn in _turns(of_newest_launch(events)) if isinstance(turn, RunEnd)]
         return ends[-1] if ends else None
-    turns = [
-        event.payload for event in events if isinstance(event.payload, RunEnd | Planned | MachineUp | AttemptStarted)
-    ]
+    turns = _turns(events)
     return turns[-1] if turns and isinstance(turns[-1], RunEnd) else None
+
+
+def _turns(events: Sequence[Event]) -> list[Payload]:
+    """Beginnings and ends, without the last words of a machine that another one has replaced by then.
+
+    It was cut off: that it was stopped or has failed says nothing of the run. That it finished does.
+    """
+    turns: list[Payload] = []
+    replaced = 0
+    for event in events:
+        match event.payload:
+            case MachineUp(after_attempt=after):
+                replaced = after or 0
+            case RunEnd() if not isinstance(event.payload, Finished) and 0 < event.attempt <= replaced:
+                continue
+        if isinstance(event.payload, RunEnd | Planned | MachineUp | AttemptStarted):
+            turns.append(event.payload)
+    return turns

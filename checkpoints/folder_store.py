@@ -113,6 +113,8 @@ class FolderStore:
                     yield Entry(key, path.stat().st_size)
 
     def folders(self) -> Sequence[str]:
+        if self._root.exists() and not self._root.is_dir():
+            raise BucketUnusable(f"{self._root} is not a folder", "give a folder, s3://... or gs://...")
         with self._errors(""):
             found = self._root.iterdir() if self._root.is_dir() else ()
             return sorted(path.name for path in found if path.is_dir() and not path.name.startswith("."))

@@ -97,11 +97,16 @@ def machines_of(events: Sequence[Event]) -> list[Machine]:
                 unconfirmed = False
             case ReleaseFailed() if last and (is_up or unconfirmed):
                 found[-1] = last._replace(until=None, given_up=last.given_up or event.time)
-            case payload if last and is_up and (ended := _run_end(payload)):
+            case payload if last and is_up and not _is_of_earlier(event, last) and (ended := _run_end(payload)):
                 found[-1] = last._replace(until=event.time, ended=ended)
                 unconfirmed = True
         before = event.time
     return found
+
+
+def _is_of_earlier(event: Event, machine: Machine) -> bool:
+    """A machine that was cut off may live on, and its last word says nothing of the one that took its place."""
+    return 0 < event.attempt <= (machine.after_attempt or 0)
 
 
 def told_by(notices: Sequence[str]) -> Literal["moved", "preempted", "stopped"]:

@@ -191,7 +191,7 @@ class LocalBackend:
                 self._diary().try_write(Failed(message=outcome.message))
             raise UserError(outcome.message, outcome.hint)
         if self._stop_signals:
-            self._diary().try_write(Stopped(step=committed_step(self._store)))
+            self._diary().try_write(Stopped(step=max(0, committed_step(self._store))))
             return True
         return False
 

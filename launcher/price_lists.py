@@ -299,13 +299,18 @@ def _row(cells: dict[str, str], path: Path, line: int) -> Row:
         instance_type=cells["InstanceType"].strip(),
         gpu=cells["AcceleratorName"].strip(),
         gpu_count=count,
-        region=cells["Region"].strip(),
-        zone=(cells.get("AvailabilityZone") or "").strip() or None,
+        region=_name(cells["Region"]),
+        zone=_name(cells.get("AvailabilityZone") or "") or None,
         on_demand=on_demand,
         spot=spot,
         host_gib=host_gib or None,
         pcie="PCIe" in (cells.get("GpuInfo") or ""),
     )
+
+
+def _name(cell: str) -> str:
+    """A region or zone, without letters that nobody sees."""
+    return "".join(letter for letter in cell if letter.isprintable()).strip()
 
 
 def _number(cells: dict[str, str], column: str, path: Path, line: int) -> float | None:
@@ -324,10 +329,19 @@ def _number(cells: dict[str, str], column: str, path: Path, line: int) -> float 
 def _each_once(rows: Iterable[Row]) -> tuple[Row, ...]:
     """Some lists have a line several times (skypilot#1367): it is one zone. Of different prices the dearest counts."""
     found: dict[tuple[object, ...], Row] = {}
+    rows = list(rows)
+    zoned = {_market(row) for row in rows if row.zone is not None}
     for row in rows:
-        key = (row.instance_type, row.gpu, row.gpu_count, row.region, row.zone)
+        if row.zone is None and _market(row) in zoned:
+            continue  # of one of its zones
+        key = (*_market(row), (row.zone or "").casefold())
         found[key] = _merged(found[key], row) if key in found else row
     return tuple(found.values())
+
+
+def _market(row: Row) -> tuple[object, ...]:
+    """Names in capitals are the same ones."""
+    return row.instance_type.casefold(), row.gpu.casefold(), row.gpu_count, row.region.casefold()
 
 
 def _merged(one: Row, other: Row) -> Row:

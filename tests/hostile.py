@@ -126,6 +126,7 @@ def _faults(chance: random.Random, planned_h: float, spot: tuple[Place, ...]) ->
         surge=(chance.uniform(0, planned_h), spot[0], chance.choice([2.0, 3.5])) if chance.random() < 0.2 else None,
         prices_away=((begins := chance.uniform(0.1, 2 * planned_h), begins + 2.0),) if chance.random() < 0.2 else (),
         price_changes=((chance.uniform(0, planned_h), chance.choice([0.8, 1.5])),) if chance.random() < 0.2 else (),
+        never_ready=chance.choice([0.0, 0.0, 0.0, 0.3, 1.0]),
     )
 
 

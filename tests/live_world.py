@@ -33,6 +33,8 @@ from launcher.sky.conductor import Conductor, LimitReached, Lost, Refused, Told,
 ASK_S = 20.0
 """For a zone's answer."""
 BOOT_S = 90.0
+PROVISION_S = 45 * 60.0
+"""SkyPilot's requests are cancelled then, if nobody says less."""
 POLL_S = 15.0
 """SkyPilot looks at the cluster that often."""
 STEPS = 1000
@@ -129,6 +131,8 @@ class Faults:
     """From an hour on, one place costs so many times as much. From three times on the list is not believed there."""
     prices_away: tuple[tuple[float, float], ...] = ()
     """From and to, hours: no list can be read."""
+    never_ready: float = 0.0
+    """Chance that a spot machine is billed and not ready before its request is cancelled."""
 
 
 @dataclass
@@ -223,7 +227,7 @@ class LiveWorld:
             hours=planned_hours, deadline=deadline, budget_usd=budget_usd, save_h=planned_save_h, settings=settings
         )
         self.ledger = Ledger()
-        self.machine: Machine | None = None
+        self.rented: Machine | None = None
         self.attempts = 0
         self.committed = 0
         self.reading = False
@@ -283,16 +287,16 @@ class LiveWorld:
                     if restarts and self.hour >= restarts[-1]:
                         restarts.pop()
                         self.conductor = self._new_conductor()
-                    if self.machine is None or self.machine.ended_h is not None:
+                    if self.rented is None or self.rented.ended_h is not None:
                         break
                     if self.hour >= next_look - 1e-9:
                         next_look = self.hour + self.limits.settings.check_h
                         with contextlib.suppress(NotusError):
                             await self.conductor.look()
-                if self.machine is not None and self.machine.exit_code in (0, 76):
-                    self.ledger.why = "finished" if self.machine.exit_code == 0 else "stopped"
+                if self.rented is not None and self.rented.exit_code in (0, 76):
+                    self.ledger.why = "finished" if self.rented.exit_code == 0 else "stopped"
                     break
-                if self.machine is not None and self.machine.exit_code not in (75,):
+                if self.rented is not None and self.rented.exit_code not in (75,):
                     self.ledger.why = "failed"
                     break
                 call = self.conductor.recover
@@ -300,7 +304,7 @@ class LiveWorld:
             self.ledger.why = f"limit: {error.message}"
         await self._clean_up()
         self.ledger.ended_h, self.ledger.steps = self.hour, self.committed
-        self.ledger.leaked = self.machine is not None
+        self.ledger.leaked = self.rented is not None
         return self.ledger
 
     async def _patiently(self, call: object) -> None:
@@ -315,14 +319,14 @@ class LiveWorld:
                 raise
             except NotusError:
                 failures += 1
-            if failures % GIVE_BACK_AFTER == 0 and self.machine is not None:
+            if failures % GIVE_BACK_AFTER == 0 and self.rented is not None:
                 await self.conductor.close("unknown")
             self._sleep(30 / 3600)
 
     async def _clean_up(self) -> None:
         """SkyPilot tears down the cluster of a job that is over; a failing teardown is tried again."""
         for _ in range(200):
-            if self.machine is None:
+            if self.rented is None:
                 break
             try:
                 await self.release()
@@ -350,11 +354,11 @@ class LiveWorld:
         return next((self.price(one).price_usd_per_hour for one in self.markets if one == place), None)
 
     async def machine(self) -> tuple[Place, datetime] | None:
-        machine = self.machine
+        machine = self.rented
         return None if machine is None else (self.price(machine.place), self.moment(machine.asked_h))
 
     async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
-        assert self.machine is None, "one cluster name has one machine"
+        assert self.rented is None, "one cluster name has one machine"
         assert set(places) <= self.told_of, "SkyPilot's resources are known for what `places` returned, and no other"
         refused: tuple[Answer, ...] = ()
         for place in places:
@@ -365,28 +369,32 @@ class LiveWorld:
             if life_h <= 0:
                 refused += (Answer(place, "ZONE_RESOURCE_POOL_EXHAUSTED"),)
                 continue
-            self.machine = Machine(self.price(known), asked_h, self.hour, self.hour + life_h)
+            self.rented = Machine(self.price(known), asked_h, self.hour, self.hour + life_h)
+            if place.spot and self.faults.never_ready and self.random.random() < self.faults.never_ready:
+                self._sleep(min(PROVISION_S + 60 * len(places), told.most_s) / 3600)
+                await self._try_to_release()
+                return Lost(place, self.moment(asked_h), refused, "given up")
             self._sleep(BOOT_S / 3600)
             since = self.moment(asked_h)
-            if self.machine is None:
+            if self.rented is None:
                 return Lost(place, since, refused, "connection reset")
             if self.random.random() < self.trainer.never_runs:
                 self._sleep(0.1)
                 await self._try_to_release()
                 return Lost(place, since, refused, "its set-up failed")
-            self._begin_attempt(self.machine)
+            self._begin_attempt(self.rented)
             return Up(place, since, self.clock.now().timestamp(), refused)
         return Refused(refused)
 
     async def release(self) -> None:
-        if self.machine is None:
+        if self.rented is None:
             return
         if self.releasing_h is None:
             self.releasing_h = self.hour
         self._sleep(30 / 3600)
         if self.random.random() < self.faults.release_fails:
             raise RuntimeError("Failed to terminate the cluster")
-        if self.machine is not None:
+        if self.rented is not None:
             self._end_machine()
 
     async def _try_to_release(self) -> None:
@@ -394,7 +402,7 @@ class LiveWorld:
             await self.release()
 
     async def cloud_says_gone(self) -> bool:
-        return self.machine is None
+        return self.rented is None
 
     async def wait(self, seconds: float, reason: str) -> None:
         self._check_time()
@@ -419,7 +427,7 @@ class LiveWorld:
 
     def _live(self) -> None:
         """Everything that happened on the machine until now."""
-        machine = self.machine
+        machine = self.rented
         if machine is None:
             return
         self.reading = True
@@ -427,7 +435,7 @@ class LiveWorld:
             alive_h = min(self.hour, machine.dies_h)
             if machine.ended_h is None and machine.first_step_h:
                 self._train(machine, alive_h)
-            if self.machine is not None and self.hour >= machine.dies_h:
+            if self.rented is not None and self.hour >= machine.dies_h:
                 self._end_machine(machine.dies_h)
         finally:
             self.reading = False
@@ -527,10 +535,10 @@ class LiveWorld:
         Diary(self.store, machine.attempt, FakeClock(moment)).write(kind, **data)
 
     def _end_machine(self, hour: float | None = None) -> None:
-        machine = self.machine
+        machine = self.rented
         assert machine is not None
         gone_h = self.hour if hour is None else hour
-        self.machine = None
+        self.rented = None
         self.ledger.spent_usd += self._usd(machine, gone_h)
         self.ledger.machines.append((machine.place, machine.asked_h, gone_h))
         if self.releasing_h is not None:

@@ -301,9 +301,9 @@ class Supervisor:
         self._note(AttemptEnded(outcome=outcome.kind, step=step, message=outcome.message))
         if outcome.kind == "finished":
             self._note(Finished(step=outcome.step))
-        if outcome.kind == "stopped":
+        if outcome.kind == "stopped" and self._holds_the_run():
             self._note(Stopped(step=step, reason=outcome.message, limit=outcome.limit))
-        if outcome.kind == "failed" and not outcome.progressed and self._gives_up():
+        if outcome.kind == "failed" and not outcome.progressed and self._holds_the_run() and self._gives_up():
             outcome = outcome.model_copy(update={"gave_up": True})
             self._note(Failed(message=gave_up_because(outcome.message), exit_code=EXIT_FAILED))
         if outcome.kind in ("finished", "stopped"):
@@ -311,6 +311,14 @@ class Supervisor:
         if outcome.kind != "fenced" and lease_is_free:
             self._best_effort("the lease", self._lease.release)
         return outcome
+
+    def _holds_the_run(self) -> bool:
+        """A machine that was cut off may end at a limit of its own, while the run goes on elsewhere."""
+        try:
+            head = read_head(self._store)
+        except Exception:  # a bucket's client raises what it likes; then the event doesn't get there either
+            return True
+        return head is None or head.epoch == self._lease.head.epoch
 
     def _note(self, payload: Payload) -> None:
         self._best_effort(f"{payload.kind!r}", lambda: self._diary.write(payload))

@@ -39,8 +39,8 @@ NEWEST_STARTS = 3
 """Starts that the slowest is taken of: what is slow once may be slow again."""
 START_STEP = 1.15
 """Measured starts are rounded up in such steps, so that the policy's tables are shared."""
-NO_FAULT_OF_ITS_PLACE = frozenset({"no_progress"})
-"""Ends of machines whose hours say nothing of how long a start takes."""
+NO_STARTS = frozenset({"no_progress", "never_ran"})
+"""Ends of machines whose hours say nothing of how long a start takes: it hung, or its cloud never had it ready."""
 
 
 class MachineWork(NamedTuple):
@@ -89,7 +89,7 @@ def restart_h(works: Sequence[MachineWork], assumed_h: float, now: datetime) -> 
         newest = starts[-5:]
         estimate = max(slowest, (assumed_h + math.fsum(newest)) / (1 + len(newest)))
     for work in works[-NEWEST_STARTS:]:
-        if not work.trained and work.spell.ended not in NO_FAULT_OF_ITS_PLACE:
+        if not work.trained and work.spell.ended not in NO_STARTS:
             estimate = max(estimate, work.spell.used_h(now))
     steps = math.ceil(math.log(estimate / assumed_h) / math.log(START_STEP) - 1e-9) if assumed_h > 0 else 0
     return assumed_h * START_STEP**steps if assumed_h > 0 else estimate

@@ -94,12 +94,34 @@ def _slack_usd(seen: Observation, hours: float, settings: Settings) -> float:
 
 
 def leave_on_demand(seen: Observation, running: Running, settings: Settings) -> Action:
-    """For spot: by the table where the spot market can be seen, else as a try."""
+    """For spot: by the table where the spot market can be seen, else as a try. Or for a cheaper machine on demand."""
     if not running.trained:
         return Stay()  # it is still being set up: what was paid for that would buy nothing
     if seen.market is not None and seen.deadline_h is not None:
-        return _by_table(seen, seen.market, settings)
-    return _try_spot(seen, running, settings)
+        action = _by_table(seen, seen.market, settings)
+    else:
+        action = _try_spot(seen, running, settings)
+    return action if isinstance(action, Move) else _to_cheaper_on_demand(seen, running, settings)
+
+
+def _to_cheaper_on_demand(seen: Observation, running: Running, settings: Settings) -> Action:
+    """From a dear machine that was taken while the cheaper ones were sold out, or whose price has risen since."""
+    pause_h = settings.return_h * 2**seen.moves_in_vain
+    if running.worked_h < pause_h or (seen.budget_left_usd is not None and not seen.measured):
+        return Stay()
+    rested = [
+        known
+        for known in seen.places
+        if is_safe_place(seen, known) and (known.refused_h_ago is None or known.refused_h_ago >= pause_h)
+    ]
+    best = cheapest([known for known in rested if bears_a_start(seen, known.place, seen.places)], spot=False)
+    if best is None or is_tight(seen, seen.work_left_h + 2 * seen.restart_h + settings.check_h):
+        return Stay()  # an unsuccessful move ends on a machine like this one
+    here_usd = running.place.price_usd_per_hour
+    saved = seen.work_left_h * (here_usd - best.price_usd_per_hour)
+    if saved <= restart_usd(seen, running.place) + restart_usd(seen, best) + WORTH_IT * seen.work_left_h * here_usd:
+        return Stay()
+    return Move("cheaper", f"{best} would save ${saved:.2f} on the rest")
 
 
 def _try_spot(seen: Observation, running: Running, settings: Settings) -> Action:

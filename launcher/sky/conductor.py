@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 from checkpoints.causes import GoneCause
 from checkpoints.clock import Clock
-from checkpoints.errors import NotusError
+from checkpoints.errors import NotusError, UserError
 from checkpoints.event_kinds import (
     AttemptStarted,
     Decided,
@@ -54,7 +54,7 @@ from launcher.policy.safety import bears_a_start, must_be_safe, still_binds
 from launcher.sky.give_back import give_back, give_back_surely
 from launcher.sky.hands import Hands, LimitReached, Lost, Refused, Told, Up
 from launcher.sky.life_signs import LifeSigns
-from launcher.sky.patience import DEAF_S, patience_s
+from launcher.sky.patience import DEAF_S, patience_s, request_s
 from launcher.sky.run_diary import RunDiary
 from launcher.sky.turns import attempt_now, is_noted_as_gone, is_planned, release_due, since_machine, was_decided
 
@@ -146,7 +146,7 @@ class Conductor:
                 await self._hands.wait(action.hours * 3600, action.reason)
                 continue
             assert isinstance(action, Launch), action
-            answer = await self._ask_for(action, events)
+            answer = await self._ask_for(action, seen, events)
             if isinstance(answer, Refused):
                 continue
             up = MachineUp(
@@ -169,7 +169,7 @@ class Conductor:
         left_h = seen.work_left_h + seen.unsaved_h
         return replace(seen, running=None, work_left_h=left_h, unsaved_h=0.0)
 
-    async def _ask_for(self, action: Launch, events: list[Event]) -> Up | Lost | Refused:
+    async def _ask_for(self, action: Launch, seen: Observation, events: list[Event]) -> Up | Lost | Refused:
         first = action.places[0]
         decided = Decided(action="launch", cause=action.cause, reason=action.reason, first=str(first))
         await self._diary.note(decided)
@@ -179,6 +179,7 @@ class Conductor:
             dead_writer=self._dead_writer,
             spent_usd=paid_usd(machines(events), self._limits, now),
             price_usd_per_hour=max(place.price_usd_per_hour for place in action.places),
+            most_s=request_s(seen, action.places),
         )
         answer = await self._hands.launch_in(action.places, told)
         if answer.refused:
@@ -308,7 +309,7 @@ class Conductor:
         """Book a machine that is billed but missing from the diary: it came while the bucket was away, and the process
         that would have recorded it later is gone. True = the run continues."""
         found = None if self._searching else await self._hands.machine()
-        if found is not None and self._diary.is_current:
+        if found is not None and self._diary.is_current and not _is_in_the_books(found, machines(events)):
             place, since = found
             # By another machine's clock, for want of anything else: an error only makes this machine seem to have
             # trained already, or not yet.
@@ -450,6 +451,8 @@ class Conductor:
             logger.warning("notus: no prices can be read, so what is known decides: %s", error.message)
             found = []
         self._places = [self._limits.priced(place) for place in found] or self._places
+        if not self._places and not here and machines(events):  # it has had one, so this is a list that is broken
+            raise UserError("today's price list has no offer for this run", "another one may: it is read again")
         return self._places or here
 
     async def _heartbeat(self, events: list[Event]) -> Heartbeat | None:
@@ -469,6 +472,13 @@ class Conductor:
         except NotusError:  # its successor then waits for the lease, as ever
             return ""
         return head.writer.id if head is not None and head.epoch == attempt else ""
+
+
+def _is_in_the_books(found: tuple[Place, datetime], spells: Sequence[MachineSpell]) -> bool:
+    """An attempt's last word ends a machine in the books, and SkyPilot takes some seconds to see it."""
+    place, since = found
+    newest = spells[-1] if spells else None
+    return newest is not None and newest.place == place and (newest.until is None or since < newest.until)
 
 
 def _why_taken(action: Move | GiveUp) -> GoneCause:

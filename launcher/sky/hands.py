@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -63,6 +64,8 @@ class Told:
     """What the run has cost when the machine is asked for."""
     price_usd_per_hour: float = 0.0
     """Of the dearest place that is asked."""
+    most_s: float = math.inf
+    """For the request, all places together: then it is cancelled. Not for the trainer."""
 
 
 class Hands(Protocol):

@@ -12,6 +12,7 @@ import io
 import logging
 import math
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -270,14 +271,18 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         whole = self._task.resources
         search = self._search = Search()
         asked, prechecks = False, None
+        until_s = time.monotonic() + told.most_s
         everything = await asyncio.to_thread(everywhere, self._resources.values())
         try:
             for entries in requests(places, everything):
                 self._task.set_resources([self._entry(entry) for entry in entries])
                 search.begin()
+                limit_s = min(PROVISION_S + ASK_S * len(places), until_s - time.monotonic())
+                if limit_s <= 0:
+                    break
                 try:
                     with listening(search):
-                        submitted_at = await self._launch_within(len(places))
+                        submitted_at = await self._launch_within(limit_s)
                     await asyncio.to_thread(self._tell_where)
                     if (machine := search.machine or await asyncio.to_thread(self._machine)) is None:
                         # It is gone, and its place is unknown. It was billed anyway, so book the dearest candidate.
@@ -291,7 +296,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                         return Lost(*search.machine, answers(search.tries, places), said, taken=search.taken)
                     asked = True
                 except TimeoutError:
-                    search.otherwise = f"SkyPilot had no machine ready within {PROVISION_S / 60:.0f} min: given up"
+                    search.otherwise = f"SkyPilot had no machine ready within {limit_s / 60:.0f} min: given up"
                     if (machine := search.machine or await asyncio.to_thread(self._machine)) is not None:
                         return Lost(*machine, answers(search.tries, places), search.otherwise)
                     await self._give_back_blindly()  # what the cancelled request has left is nowhere in the books
@@ -305,9 +310,8 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             raise prechecks
         return Refused(all_refused(answers(search.tries, places), places, search.otherwise))
 
-    async def _launch_within(self, places: int) -> float:
+    async def _launch_within(self, limit_s: float) -> float:
         """SkyPilot's own launch. Raises `TimeoutError`; the request is cancelled then."""
-        limit_s = PROVISION_S + ASK_S * places
         submitted_at: float = await asyncio.wait_for(self._launch(max_retry=1, recovery=self._recovering), limit_s)
         return submitted_at
 

@@ -76,7 +76,7 @@ report() {{ # COMMAND
   local code=1 said=0 python="$HOME/notus-venv/bin/python"
   [ -z "${{NOTUS_PRICE_USD_H:-}}" ] || code=75
   sleep 1 # tee writes the last lines
-  "$python" -P -c 'import trainer.failed_start' 2>/dev/null \\
+  timeout --kill-after=15 60 "$python" -P -c 'import trainer.failed_start' 2>/dev/null \\
     || timeout --kill-after=15 180 "$python" -P -m pip install -q -c constraints.txt '{light}'
   timeout --kill-after=15 300 "$python" -P -m trainer.failed_start "$1" "$log" || said=$?
   case "$said" in 0) code=75 ;; {gave_up}) code=1 ;; esac

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -101,6 +102,22 @@ def test_accumulation_remainder_and_the_end_in_mid_epoch(launcher: Launcher) -> 
     assert head is not None
     assert head.commits[0].step == 8
     assert_bit_exact(store, open_run(launcher.bucket, "twin"))
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_before_the_first_save(launcher: Launcher, sign: signal.Signals) -> None:
+    """A newcomer's first minute."""
+    process = launcher.start(*launcher.local("tiny-dpo", "--name", "run"))
+    store = open_run(launcher.bucket, "run")
+    wait_for(lambda: any(event.kind == "attempt_started" for event in read_events(store)), "the attempt's start")
+    process.send_signal(sign)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "Traceback" not in err
+    assert [event.kind for event in read_events(store)][-2:] == ["attempt_ended", "stopped"]
+    (status,) = json.loads(launcher.run("status", "run", "-o", "json").out)
+    assert status["state"] == "stopped"
+    assert launcher.processes() == []
 
 
 def test_stopped_in_the_middle_of_an_evaluation(launcher: Launcher) -> None:

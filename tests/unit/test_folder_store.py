@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from checkpoints import folder_store
+from checkpoints.errors import BucketUnusable
 from checkpoints.folder_store import FolderStore
+from checkpoints.run import list_runs
 
 
 def age(path: Path) -> None:
@@ -68,3 +70,10 @@ def test_without_locks_nothing_is_collected(tmp_path: Path, left: Path, monkeypa
     monkeypatch.setattr(folder_store.fcntl, "flock", no_locks)
     FolderStore(tmp_path, "run").put("key", b"data")
     assert left.exists()
+
+
+def test_a_file_is_no_bucket(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BucketUnusable, match="is not a folder"):
+        list_runs(str(tmp_path / "file"))
+    assert list_runs(str(tmp_path / "not-there-yet")) == []

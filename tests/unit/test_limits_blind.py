@@ -8,7 +8,8 @@ from datetime import timedelta
 import pytest
 
 from checkpoints.errors import StoreError, UserError
-from checkpoints.event_kinds import PriceChanged
+from checkpoints.event_kinds import AttemptEnded, Failed, Finished, Payload, PriceChanged, Stopped
+from checkpoints.event_order import end_of_run
 from checkpoints.events import Diary, of_kind, read_events
 from checkpoints.launches import launch_number_of, take_launch_number
 from checkpoints.requests import ask, read_request
@@ -244,3 +245,56 @@ def test_a_stop_that_could_only_be_read_buys_no_machine(monkeypatch: pytest.Monk
     with pytest.raises(StoreError):
         run.recover()
     assert not run.sky.up
+
+
+def test_a_machine_whose_attempt_said_its_last_word_is_booked_once() -> None:
+    """Until SkyPilot sees the job's end, it still has the machine."""
+    run = Run({LAMBDA: 2}, budget_usd=150.0)
+    run.launch()
+    run.train(1, minutes=10, ended="user_error")
+    for _ in range(3):
+        run.look()
+        run.clock.sleep(60)
+    spells = machines(read_events(run.store))
+    assert [(spell.place, spell.ended) for spell in spells] == [(LAMBDA, "user_error")]
+
+
+@pytest.mark.parametrize("word", [Stopped(limit="budget"), Failed(message="x"), AttemptEnded(outcome="user_error")])
+def test_the_last_word_of_a_machine_that_was_cut_off_ends_no_other(word: Payload) -> None:
+    run = Run({LAMBDA: 3}, budget_usd=150.0)
+    run.launch()
+    run.train(1, minutes=10)
+    run.sky.up = False
+    run.recover()
+    run.train(2, minutes=5)
+    Diary(run.store, 1, run.clock).write(word)
+    assert run.look()
+    events = read_events(run.store)
+    assert end_of_run(events) is None
+    assert [spell.until is None for spell in machines(events)] == [False, True]
+    run.sky.up = False
+    run.recover()
+    assert run.sky.up
+
+
+def test_a_finished_run_is_finished_whoever_says_so() -> None:
+    run = Run({LAMBDA: 3})
+    run.launch()
+    run.train(1, minutes=10)
+    run.sky.up = False
+    run.recover()
+    Diary(run.store, 1, run.clock).write(Finished(step=1000))
+    assert end_of_run(read_events(run.store)) is not None
+
+
+def test_a_list_without_offers_ends_no_run_that_has_had_a_machine() -> None:
+    run = Run({LAMBDA: 3})
+    run.launch()
+    run.train(1, minutes=10, ended="preempted", notice="gcp")
+    run.restarted()
+    stock, run.sky.stock = run.sky.stock, {}
+    with pytest.raises(UserError, match="no offer for this run"):
+        run.recover()
+    run.sky.stock = stock
+    run.recover()
+    assert run.sky.up

@@ -336,3 +336,34 @@ def test_what_a_decision_never_does(
             assert budget is None or (work + 0.25) * chosen.price_usd_per_hour <= budget
         if deadline is not None and work + 0.25 <= deadline <= work + 0.5 and any(not p.spot for p in action.places):
             assert not action.places[0].spot, "spot may not endanger a deadline that on demand can make"
+
+
+DEAR_ON_DEMAND = Place("aws", "us-east-1", "us-east-1a", "A100:8", False, 40.0)
+
+
+def on_dear(**more: Any) -> Observation:
+    known = more.pop("known", (Known(DEAR_ON_DEMAND), Known(LAMBDA)))
+    return seen(*known, running=Running(DEAR_ON_DEMAND, 2.0), **more)
+
+
+def test_a_dear_machine_on_demand_is_left_for_a_cheaper_one() -> None:
+    action = decide(on_dear())
+    assert isinstance(action, Move)
+    assert (action.cause, action.urgent) == ("cheaper", False)
+    assert "lambda" in action.reason
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"known": (Known(DEAR_ON_DEMAND), Known(LAMBDA, refused_h_ago=0.2))},
+        {"known": (Known(DEAR_ON_DEMAND), Known(LAMBDA, rest_h=1.0))},
+        {"known": (Known(DEAR_ON_DEMAND), Known(replace(LAMBDA, price_usd_per_hour=39.5)))},
+        {"work_left_h": 0.4},
+        {"moves_in_vain": 3},
+        {"deadline_h": 8.3},
+        {"budget_left_usd": 1000.0, "measured": False},
+    ],
+)
+def test_and_kept_where_a_move_may_cost_more(more: dict[str, Any]) -> None:
+    assert isinstance(decide(on_dear(**more)), Stay)

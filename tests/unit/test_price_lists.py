@@ -215,3 +215,16 @@ def test_without_a_mapping_that_can_be_read_the_ids_stay(tmp_path: Path, text: s
 )
 def test_the_region_of_a_zone_is_in_its_name_not_in_its_id(zone: str, region: str | None) -> None:
     assert region_of(zone) == region
+
+
+@pytest.mark.parametrize("again", ["", "US-EAST-1A", "us-east-1a\u200b", " us-east-1a "])
+def test_a_zone_that_is_spelt_otherwise_is_no_second_one(tmp_path: Path, again: str) -> None:
+    one = ("us-east-1", "us-east-1a", 5.0)
+    other = ("US-EAST-1" if again.isupper() else "us-east-1", again, 5.0)
+    before, after = (
+        load_offers(lists(tmp_path / name, aws(*rows), "aws"), [A100], ["aws"])
+        for name, rows in (("one", [one]), ("two", [one, other]))
+    )
+    assert [(offer.region, offer.zone, offer.spot) for offer in after] == [
+        (offer.region, offer.zone, offer.spot) for offer in before
+    ]
