@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -19,47 +20,85 @@ logger = logging.getLogger(__name__)
 
 WHOLE_BYTES = 1 << 20
 PIECE_BYTES = 64 << 10
-"""Of the beginning, the middle and the end of a larger tensor: 57 MB of a 7B model instead of 14 GB."""
+"""Of the beginning, the middle and the end of a larger tensor: all that earlier versions looked at."""
+READ_BYTES = 16 << 20
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.*",
+    "*.py",
+)
+"""Files of a model beside its weights that decide what it computes."""
 
 
-def identify_base(name: str, revision: str | None) -> Base:
+def identify_base(name: str, revision: str | None, *, made_here: bool = False) -> Base:
     """The identity of what `from_pretrained(name, revision=revision)` loads: a local folder, or a model of the Hub.
 
-    A commit on the Hub that leaves the weights alone (another README) is the same base model: the weights' hash says
-    so, where the Hub tells it. In a local folder, weights that differ only between the pieces that are read aren't
-    noticed; a training changes all of a matrix.
+    A commit on the Hub that leaves weights and settings alone (another README) is the same base model: the files'
+    hashes say so, where the Hub tells them. `made_here`: by this version of the libraries, which write settings as
+    they like; then only the weights count.
 
     Raises `UserError` and `TrainingFailed` as loading the model does.
     """
     with blaming("the model", name, "model.name"):
         if Path(name).is_dir():
-            return {"commit": None, "weights": hash_weights(Path(name))}
+            weights, content = hash_weights(Path(name))
+            files = {} if made_here else _settings_here(Path(name))
+            return {"commit": None, "weights": weights, "content": content, **files}
         from transformers import AutoConfig
 
         commit = AutoConfig.from_pretrained(name, revision=revision)._commit_hash
-    return {"commit": commit, "weights": _weights_on_the_hub(name, commit)}
+    return {"commit": commit, **_told_by_the_hub(name, commit)}
 
 
-def hash_weights(folder: Path) -> str:
-    """xxh3-128 of a folder's weights, by the tensors' names: how they are cut into files doesn't matter."""
+def _settings_here(folder: Path) -> dict[str, str | None]:
+    """Hashes of a folder's files that say what its weights, and a text's tokens, mean."""
+    return {
+        path.name: hash_file(path) for path in sorted(folder.iterdir()) if path.is_file() and _is_setting(path.name)
+    }
+
+
+def _is_setting(name: str) -> bool:
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in SETTINGS)
+
+
+def hash_weights(folder: Path) -> tuple[str, str]:
+    """xxh3-128 of a folder's weights, by the tensors' names: how they are cut into files doesn't matter.
+
+    Twice: of pieces of large tensors, as earlier versions noted it, and of everything.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        return _digest({path.name: hash_file(path) for path in folder.glob("*.bin")})
-    return _digest({name: told for path in files for name, told in _tensors(path)})
+        told = _digest({path.name: hash_file(path) for path in folder.glob("*.bin")})
+        return told, told
+    found = {name: told for path in files for name, told in _tensors(path)}
+    return _digest({name: [*kind, pieces] for name, (kind, pieces, _) in found.items()}), _digest(found)
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, list[Any]]]:
-    """Name, and dtype, shape and hash of each tensor in a safetensors file."""
+def _tensors(path: Path) -> Iterator[tuple[str, tuple[list[Any], str, str]]]:
+    """Name, and dtype and shape, hash of pieces, and hash of each tensor in a safetensors file."""
     header = read_header(path)
     with path.open("rb") as file:
         data = 8 + int.from_bytes(file.read(8), "little")
         for name, entry in header.items():
             start, end = (data + offset for offset in entry["data_offsets"])
-            digest = xxhash.xxh3_128()
-            for place, size in _pieces(start, end):
-                file.seek(place)
-                digest.update(file.read(size))
-            yield name, [entry["dtype"], entry["shape"], digest.hexdigest()]
+            pieces = _hash_of(file, _pieces(start, end))
+            whole = _hash_of(file, [(place, min(READ_BYTES, end - place)) for place in range(start, end, READ_BYTES)])
+            yield name, ([entry["dtype"], entry["shape"]], pieces, whole)
+
+
+def _hash_of(file: BinaryIO, places: Iterable[tuple[int, int]]) -> str:
+    """`places`: where in the file, and how many bytes."""
+    digest = xxhash.xxh3_128()
+    for place, size in places:
+        file.seek(place)
+        digest.update(file.read(size))
+    return digest.hexdigest()
 
 
 def _pieces(start: int, end: int) -> list[tuple[int, int]]:
@@ -69,8 +108,8 @@ def _pieces(start: int, end: int) -> list[tuple[int, int]]:
     return [(place, PIECE_BYTES) for place in (start, start + size // 2, end - PIECE_BYTES)]
 
 
-def _weights_on_the_hub(name: str, commit: str | None) -> str | None:
-    """From the hashes that the Hub keeps of its files; None where it doesn't answer."""
+def _told_by_the_hub(name: str, commit: str | None) -> dict[str, str | None]:
+    """Of weights and settings, from the hashes that the Hub keeps of its files; nothing where it doesn't answer."""
     import httpx
     from huggingface_hub import HfApi
 
@@ -78,15 +117,13 @@ def _weights_on_the_hub(name: str, commit: str | None) -> str | None:
         files = HfApi().model_info(name, revision=commit, files_metadata=True).siblings or []
     except (httpx.HTTPError, OSError, ValueError) as error:
         logger.info("the Hub doesn't tell the hashes of %s: %s", name, error)
-        return None
-    for suffix in (".safetensors", ".bin"):
-        if found := {
-            file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id
-            for file in files
-            if file.rfilename.endswith(suffix)
-        }:
-            return _digest(found)
-    return None
+        return {"weights": None}
+    told = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+    weights: str | None = None
+    for suffix in (".bin", ".safetensors"):
+        if found := {name: sha for name, sha in told.items() if name.endswith(suffix)}:
+            weights = _digest(found)
+    return {"weights": weights, **{name: sha for name, sha in sorted(told.items()) if _is_setting(name)}}
 
 
 def _digest(told: dict[str, Any]) -> str:

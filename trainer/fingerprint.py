@@ -19,6 +19,7 @@ from trainer.recipe import Recipe
 ANOTHER_RUN = {
     "recipe": "it decides what is computed",
     "dataset": "a hash of its rows in order; the same step would train on other pairs",
+    "tokens": "a hash of all token ids; another tokenizer or chat template, or another version of its library",
     "global_batch": "pairs in an optimizer step",
 }
 """A run that changes one of these is no longer that run."""
@@ -34,10 +35,16 @@ ANOTHER_ROUNDING = {
 """It goes on with the same state, and rounds otherwise from here on."""
 
 Base = Mapping[str, str | None]
-"""A base model. `weights`: a hash of them; `commit`: on the Hub. None where it isn't known. See `trainer.base`."""
+"""A base model. `content`: a hash of its weights, `weights`: of pieces of them; `commit`: on the Hub; by their names,
+hashes of its other files. None where it isn't known. See `trainer.base`."""
+OF_WEIGHTS = ("content", "weights", "commit")
+"""The surest first."""
 CPU = "cpu"
 
 LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft", "flash-attn", "bitsandbytes")
+NOTED_LATER = ("tokenizers", "datasets")
+"""Runs that were begun before these were noted say nothing of them."""
+OWN_CODE = "notus-launch"
 
 
 def fingerprint(
@@ -49,12 +56,15 @@ def fingerprint(
     attention: str,
     determinism: dict[str, str],
     dataset: str,
+    tokens: str,
     base: Base,
+    code: str,
 ) -> dict[str, Any]:
-    """What decides the numbers, by name."""
+    """What decides the numbers, by name. `code`: a hash of ours."""
     return {
         "recipe": recipe.identity,
         "dataset": dataset,
+        "tokens": tokens,
         "base": dict(base),
         "global_batch": global_batch,
         "world_size": world_size,
@@ -64,7 +74,7 @@ def fingerprint(
         "device": device,
         "attention": attention,
         "determinism": determinism,
-        "versions": _versions(),
+        "versions": {**_versions(), OWN_CODE: code},
     }
 
 
@@ -86,7 +96,7 @@ def is_cpu(device: str) -> bool:
 def _versions() -> dict[str, str]:
     """Of those that are installed."""
     found = {}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *NOTED_LATER):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
@@ -111,12 +121,13 @@ def base_revision(base: Base | None, wanted: str | None) -> str | None:
 
 
 def base_change(old: Base | None, new: Base | None) -> Difference | None:
-    """By the weights where both know them, else by the commit; None also where nothing can be compared."""
-    for key in ("weights", "commit"):
-        was, now = (old or {}).get(key), (new or {}).get(key)
-        if was and now:
-            return Difference(f"base.{key}", was, now) if was != now else None
-    return None
+    """Of the weights by what both know, then of the other files; None also where nothing can be compared."""
+    old, new = old or {}, new or {}
+    both = next((key for key in OF_WEIGHTS if old.get(key) and new.get(key)), None)
+    if both is not None and old[both] != new[both]:
+        return Difference(f"base.{both}", old[both], new[both])
+    before, now = ({name: told for name, told in base.items() if name not in OF_WEIGHTS} for base in (old, new))
+    return next(differences(before, now, "base"), None) if before and now else None
 
 
 def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
@@ -124,15 +135,18 @@ def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
 
     Raises `NotExact` where it would be another run.
     """
+    mine = {**mine, "versions": _known_to(saved, mine["versions"])}
     for field, meaning in ANOTHER_RUN.items():
+        if field == "tokens" and field not in saved:  # an older run
+            continue
         if changed := next(differences(saved.get(field), mine[field], field), None):
             raise NotExact(
-                f"the checkpoint belongs to another run: {changed} ({meaning})",
+                f"that would be another run: {changed} ({meaning})",
                 "use the same recipe and data, or start a new run with another --name",
             )
     if changed := base_change(saved.get("base"), mine.get("base")):
         raise NotExact(
-            f"the checkpoint belongs to another run: {changed} (the reference model of DPO, and what adapters add to)",
+            f"that would be another run: {changed} (the reference model of DPO, and what adapters add to)",
             "bring back the base model that the run began with, or start a new run with another --name and a pinned "
             "model.revision",
         )
@@ -143,3 +157,9 @@ def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
         for field, meaning in ANOTHER_ROUNDING.items()
         for changed in differences(saved.get(field), mine[field], field)
     ]
+
+
+def _known_to(saved: dict[str, Any], versions: dict[str, str]) -> dict[str, str]:
+    """Without those that an older run never noted."""
+    noted = saved.get("versions") or {}
+    return {name: told for name, told in versions.items() if name in noted or name not in (*NOTED_LATER, OWN_CODE)}

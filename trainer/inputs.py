@@ -29,7 +29,7 @@ def inputs_digest(recipe: Recipe) -> str:
         if Path(source["name"]).exists():
             source["name"] = Path(source["name"]).name
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    digest.update(_code_digest().encode())
+    digest.update(code_digest().encode())
     for source in recipe.dataset.sources:
         if (path := local_path(source)) is not None and path.is_file():
             digest.update(_file_digest(path).encode())
@@ -39,7 +39,7 @@ def inputs_digest(recipe: Recipe) -> str:
 
 
 @cache
-def _code_digest() -> str:
+def code_digest() -> str:
     """Of the packages that run on the machine, from a checkout or installed."""
     digest = xxhash.xxh3_128()
     for package in PACKAGES:

@@ -36,6 +36,7 @@ from trainer.inputs import inputs_digest
 from trainer.interval import hours_to_preemption
 from trainer.nodes import check_nodes_here
 from trainer.pairs import check_local
+from trainer.pins import read_pins
 from trainer.recipe import Recipe, load_recipe
 from trainer.restarts import of_this_machine
 from trainer.scratch import Outcome, Scratch
@@ -197,7 +198,7 @@ def _prepare(store: Store, run: str, recipe: Recipe, processes: int) -> None:
     """Everything in the bucket before the claim. Harmless twice."""
     probe(store)
     register_run(store, new_record(run, recipe))
-    saved = saved_fingerprint(store, read_head(store))
+    saved = saved_fingerprint(store, read_head(store)) or read_pins(store)
     batch_of_run(saved, recipe, processes)  # refuses processes that can't go on with the run
 
 

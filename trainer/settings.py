@@ -104,8 +104,7 @@ def dpo_arguments(
         "dataloader_num_workers": training.dataloader_workers,
         "gradient_checkpointing": training.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": training.reentrant_checkpointing},
-        # TRL switches every dropout off by default, that of LoRA too; a recipe that asks for dropout means it.
-        "disable_dropout": not (recipe.lora and recipe.lora.dropout),
+        "disable_dropout": True,  # that of LoRA too: `trainer.dropout` switches it on again
         "bf16": training.bf16,
         "seed": training.seed,
         "logging_steps": training.log_every_steps,

@@ -1,10 +1,14 @@
-"""Do a tokenizer and an embedding belong together? An id without a row is an index error in the first step."""
+"""The token ids of a run: their identity, and whether the model's embedding has a row for each.
+
+An id without one is an index error in the first step, on a GPU an assertion of the device.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pyarrow.compute
+import xxhash
 
 from trainer.base_files import embedding_rows
 from trainer.data import Pairs
@@ -34,6 +38,17 @@ def check_token_ids(pairs: Pairs, tokenizer: Any, config: Any, name: str) -> Non
             "(vocab_size in config.json)",
             FIX,
         )
+
+
+def hash_ids(pairs: Pairs) -> str:
+    """xxh3-128 of all ids in order, of the training and then of the evaluation."""
+    digest = xxhash.xxh3_128()
+    for part in filter(None, (pairs.train, pairs.evaluation)):
+        for name in sorted(part.column_names):
+            column = part.data.table.column(name)
+            for values in (pyarrow.compute.list_value_length(column), pyarrow.compute.list_flatten(column)):
+                digest.update(values.to_numpy().astype("<i4").tobytes())
+    return digest.hexdigest()
 
 
 def _largest(rows: Any) -> int:

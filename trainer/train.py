@@ -28,19 +28,23 @@ from trainer.collective import from_rank_0
 from trainer.curves import Curve, Curves, TensorBoardCurve, WandbCurve, first_step_shown
 from trainer.data import Pairs, prepare
 from trainer.dpo import NotusDPOTrainer
+from trainer.dropout import Numbers, as_given, settle_dropouts
 from trainer.export import export_model, keep_model_files
-from trainer.fingerprint import fingerprint
+from trainer.fingerprint import Base, fingerprint
+from trainer.first_loss import wrong_first_loss
 from trainer.generation import mend_generation_config
 from trainer.history import History, Row, numbers
 from trainer.hub import push_model
+from trainer.inputs import code_digest
 from trainer.load_report import complete_weights
 from trainer.loading import blaming
 from trainer.meter import Meter, Speedometer, speedometer
 from trainer.ops_cache import OpsCache
 from trainer.optimizer import check_optimizer
+from trainer.pins import check_pins
 from trainer.place import compiles_operators, settle_place
 from trainer.prefetch import Prefetch
-from trainer.recipe import Recipe
+from trainer.recipe import BUILTIN, Recipe
 from trainer.record import StepRecord
 from trainer.reference import Ahead, ReferenceCache, reference_key
 from trainer.rhythm import Rhythm
@@ -50,7 +54,7 @@ from trainer.settings import dpo_arguments
 from trainer.shapes import shape_from_config
 from trainer.stop import StopRequest
 from trainer.token_cache import TokenCache, tokens_key
-from trainer.token_ids import check_token_ids
+from trainer.token_ids import check_token_ids, hash_ids
 from trainer.tracking import tracker_links
 
 logger = logging.getLogger(__name__)
@@ -119,12 +123,16 @@ class Attempt:
             attention=self.place.attention,
             determinism=self.place.determinism,
             dataset=self.pairs.fingerprint,
-            base=from_rank_0(identify_base(model_name, self.revision) if dist.get_rank() == 0 else {}),
+            tokens=hash_ids(self.pairs),
+            base=from_rank_0(self._identify_base(model_name) if dist.get_rank() == 0 else {}),
+            code=code_digest(),
         )
+        self._check_pins()
         self._announce("loading the model")
         self._build(arguments, model_name, tokenizer)
         if dist.get_rank() == 0 and not self.head.commits:
-            keep_model_files(self.trainer, tokenizer, self.store, self.scratch.work / "model")
+            with as_given(self.trainer.model, self.dropouts):
+                keep_model_files(self.trainer, tokenizer, self.store, self.scratch.work / "model")
         self._announce("restoring")
         resume_from = self.checkpointing.restore(prefetch, shared_prefetch)
         self.trainer.train(resume_from_checkpoint=resume_from)
@@ -142,7 +150,8 @@ class Attempt:
         self._announce("exporting")
         folder = self.scratch.work / "final"
         base = self.fingerprint["base"]
-        export_model(self.trainer, tokenizer, self.store, folder, self.diary, base=base, attempt=self.head.epoch)
+        with as_given(self.trainer.model, self.dropouts):
+            export_model(self.trainer, tokenizer, self.store, folder, self.diary, base=base, attempt=self.head.epoch)
         if dist.get_rank() == 0 and self.recipe.hub is not None:
             push_model(self.recipe.hub, folder, self.diary)
 
@@ -189,6 +198,20 @@ class Attempt:
                 check_targets(self.recipe.lora, config, name)
         return tokenizer, config
 
+    def _identify_base(self, model_name: str) -> Base:
+        return identify_base(model_name, self.revision, made_here=self.recipe.model.name.startswith(BUILTIN))
+
+    def _check_pins(self) -> None:
+        """Is this still the run that its first attempt began? Collective."""
+        error: NotusError | None = None
+        if dist.get_rank() == 0:
+            try:
+                check_pins(self.store, self.fingerprint, begun=bool(self.head.commits))
+            except NotusError as caught:
+                error = caught
+        if (failure := from_rank_0(error)) is not None:
+            raise failure
+
     def _prepare(self, tokenizer: Any) -> Pairs:
         """From the bucket, or made by rank 0 for all: they are on one machine."""
         key, is_new = "", False
@@ -209,6 +232,7 @@ class Attempt:
         self._announce("reference log-probs")
         identity = {
             "model": self.recipe.model.model_dump(mode="json"),
+            "base": self.fingerprint["base"],
             "bf16": self.recipe.training.bf16,
             "batch": batch,
             "device": self.fingerprint["device"],
@@ -278,6 +302,7 @@ class Attempt:
                 reference=self._reference_cache,
             )
         mend_generation_config(self.trainer.model, name)
+        self.dropouts: Numbers = settle_dropouts(self.trainer.model, self.recipe.lora)
         if self.recipe.lora is not None:
             from trainer.lora import name_base
 
@@ -332,6 +357,7 @@ class Attempt:
             self._refuse(nonsense, state.global_step)
         if self.first_step:
             self.first_step = False
+            self._check_reference(state.global_step)
             self.checkpointing.release_restored()
             self.checkpointing.prepare(evaluation_due=self.rhythm.evaluation_due)
             if dist.get_rank() == 0:
@@ -339,6 +365,16 @@ class Attempt:
                 self.diary.try_write(Training(step=state.global_step, total_steps=state.max_steps, links=links))
                 self.ops.publish()
         self._announce("training")
+
+    def _check_reference(self, step: int) -> None:
+        """Of a run's very first step, before it is saved. Raises `UserError`."""
+        if step > 1 or self.record.loss is None or self.trainer.aux_loss_enabled:
+            return
+        if wrong := wrong_first_loss(self.recipe.dpo, self.record.loss):
+            raise UserError(
+                f"{wrong}: the reference isn't the base model",
+                "start anew with another --name; if it comes back, please report it",
+            )
 
     def _refuse(self, nonsense: str, step: int) -> NoReturn:
         """Before this step is saved. Raises `UserError`: the next attempt would compute the same."""

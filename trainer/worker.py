@@ -22,6 +22,7 @@ from trainer.history import History
 from trainer.kept_ops import KeptOperators, compile_apart, kept_root
 from trainer.offload import settle_offload
 from trainer.ops_cache import OpsCache, machine_key
+from trainer.pins import read_pins
 from trainer.prefetch import Prefetch
 from trainer.processes import die_with_parent
 from trainer.recipe import load_recipe
@@ -98,7 +99,8 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     ops.prefetch()
     log_probs = Ahead(store) if rank == 0 and recipe.dpo.reference == "precomputed" else None
     saved = saved_fingerprint(store, head)
-    batch = batch_of_run(saved, recipe, world_size)
+    pinned = saved or read_pins(store)
+    batch = batch_of_run(pinned, recipe, world_size)
     if rank == 0:
         scratch.write_progress(Progress(phase="importing"))
     # Only the first rank reports; the callbacks of the others would do nothing.
@@ -116,7 +118,7 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
         recipe,
         batch,
         run=run,
-        revision=base_revision(saved.get("base") if saved else None, recipe.model.revision),
+        revision=base_revision(pinned.get("base") if pinned else None, recipe.model.revision),
         store=store,
         head=head,
         scratch=scratch,

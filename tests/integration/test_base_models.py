@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from checkpoints.errors import UserError
+from tests.integration.conftest import Launcher, recipe, stop_after
 from trainer.builtin_model import make_tiny_llama
 from trainer.data import prepare
 from trainer.errors import DataError
@@ -133,3 +134,22 @@ def test_a_target_module_that_is_not_there(folder: Path) -> None:
     with pytest.raises(UserError, match="model has no module 'v_porj'") as caught:
         check_targets(Lora(target_modules=("q_proj", "v_porj")), config, "model")
     assert "down_proj, gate_proj, k_proj" in str(caught.value.hint)
+
+
+def test_a_local_model_that_is_edited_between_two_attempts(launcher: Launcher, folder: Path) -> None:
+    mine = recipe(
+        launcher.home,
+        "tiny-dpo-lora",
+        ("builtin:tiny-llama", str(folder)),
+        ("  epochs: 2", "  epochs: 1\n  max_steps: 6"),
+    )
+    arguments = launcher.local(mine, "--name", "run", "--processes", "1")
+    stop_after(launcher, arguments, "run", 2)
+    template = folder / "chat_template.jinja"
+    text = template.read_text()
+    template.write_text(text.replace("</s>", " END </s>"))
+    refused = launcher.run(*arguments)
+    assert refused.code == 2
+    assert "that would be another run" in refused.err
+    template.write_text(text)
+    assert launcher.run(*arguments).receipt()["state"] == "finished"

@@ -199,9 +199,7 @@ def test_files_become_shards_with_a_card_a_report_and_histograms(tmp_path: Path)
     made = table(tmp_path / "out")
     assert len(made) == report["pairs"] == sum(report["margin"].values())
     assert parquet.read_metadata(tmp_path / "out/data/train-00000.parquet").num_rows == 15
-    assert tuple(find_columns(list(made[0]), Source(name="it")).values()) == COLUMN_SETS[1], (
-        "trains as it is"
-    )
+    assert tuple(find_columns(list(made[0]), Source(name="it")).values()) == COLUMN_SETS[1], "trains as it is"
     assert "ü" in made[0]["instruction"]
     assert (tmp_path / "out/histograms.png").read_bytes().startswith(b"\x89PNG")
     assert f"{report['pairs']} preference pairs" in (tmp_path / "out/README.md").read_text()

@@ -35,6 +35,6 @@ def test_recipe_data_and_code_change_it(tmp_path: Path, monkeypatch: pytest.Monk
         inputs_digest(given(tmp_path / "data", pairs=PAIR.replace("b", "d"))),
         inputs_digest(given(tmp_path / "recipe", learning_rate="1.0e-4")),
     }
-    monkeypatch.setattr(inputs, "_code_digest", lambda: "changed")
+    monkeypatch.setattr(inputs, "code_digest", lambda: "changed")
     found.add(inputs_digest(given(tmp_path / "code")))
     assert len(found) == 4

@@ -68,7 +68,7 @@ def test_the_seed_values_of_notus_7b() -> None:
     assert (recipe.hardware.gpus, recipe.hardware.hours) == ("A100:8", 12)
     lora = load_recipe("notus-7b-dpo-lora")
     assert lora.lora is not None
-    assert (lora.lora.rank, lora.lora.alpha, lora.lora.dropout) == (64, 16, 0.1)
+    assert (lora.lora.rank, lora.lora.alpha, lora.lora.dropout) == (64, 16, 0.0)
     assert lora.lora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
     assert (lora.training.per_device_batch, lora.training.accumulation) == (2, 32)
     assert lora.training.eval_every_epoch

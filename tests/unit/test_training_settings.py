@@ -130,7 +130,7 @@ def test_trl_arguments_follow_the_recipe() -> None:
     lora = load_recipe("notus-7b-dpo-lora")
     arguments = dpo_arguments(lora, Batch(64, 8, 1), device="cuda", attention="sdpa", output=Path("/x"), run="r")
     assert "deepspeed" not in arguments
-    assert arguments["disable_dropout"] is False
+    assert arguments["disable_dropout"] is True, "the adapters' own is switched on afterwards"
     assert arguments["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
     assert arguments["report_to"] == "none"
     assert "quantization_config" not in arguments["model_init_kwargs"]

@@ -1,0 +1,55 @@
+"""What a run is, written once before anything is computed: recipe, data, token ids, base model.
+
+A checkpoint has a fingerprint too, but an attempt that dies before the first save leaves reference values in the cache,
+and a successor that finds another base model under the same name would train against them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from checkpoints.confirm import read_if_there
+from checkpoints.errors import AlreadyExists, CorruptCheckpoint
+from checkpoints.manifest import Record
+from checkpoints.store import Store
+from trainer.fingerprint import check_fingerprint
+
+logger = logging.getLogger(__name__)
+
+KEY = "pins.json"
+
+
+class Pins(Record):
+    """pins.json."""
+
+    fingerprint: dict[str, Any]
+    """Of the run's first attempt, see `trainer.fingerprint`."""
+
+
+def read_pins(store: Store) -> dict[str, Any] | None:
+    """The fingerprint that the run began with; None for a run that has none yet, or whose pins are damaged."""
+    try:
+        pins = read_if_there(store, KEY, Pins)
+    except CorruptCheckpoint as error:
+        logger.warning("%s: damaged, so what the run began with is known from its checkpoints only", error.message)
+        return None
+    return pins.fingerprint if pins else None
+
+
+def check_pins(store: Store, mine: dict[str, Any], *, begun: bool) -> None:
+    """Compare with what the run began with, or write it down. `begun`: it has a checkpoint, and so a fingerprint.
+
+    Raises `NotExact` where it would be another run, and what the store raises.
+    """
+    pinned = read_pins(store)
+    if pinned is None and not begun:
+        pins = Pins(fingerprint=mine)
+        try:
+            store.create(KEY, pins.to_json())
+        except AlreadyExists:  # damaged, or by an attempt that we don't know of
+            pinned = read_pins(store)
+            if pinned is None:
+                store.put(KEY, pins.to_json())
+    if pinned is not None:
+        check_fingerprint(pinned, mine)
