@@ -7,6 +7,7 @@
     |   |   +-- AccessDenied              the credentials are refused; during a run that may pass, see `claimed`
     |   +-- RunHeld                       another launcher or machine holds the run's lease
     |   +-- NotExact                      the checkpoint belongs to a run with another fingerprint
+    |   +-- TornState                     a tensor was changed while it was copied: nothing was saved
     +-- StoreError                        the store answered with something that we can't go on from
     |   +-- ObjectMissing
     |   +-- AlreadyExists                 a create-once key is taken
@@ -57,6 +58,10 @@ class RunHeld(UserError):
 
 class NotExact(UserError):
     """The saved state belongs to another recipe, world size or data set."""
+
+
+class TornState(UserError):
+    """A tensor of the state was changed while the snapshot was copied: the save fails."""
 
 
 class StoreError(NotusError):

@@ -105,7 +105,7 @@ def parse(record: type[R], data: bytes, where: str) -> R:
     try:
         content = json.loads(data)
         check = content.pop(CHECK)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CorruptCheckpoint(f"{where} is not a valid {record.__name__}: {error}") from error
     if check != checksum(content):
         raise CorruptCheckpoint(f"{where} differs from its checksum")

@@ -21,10 +21,10 @@ from checkpoints.confirm import confirmed
 from checkpoints.head import Commit
 from checkpoints.manifest import Chunk, Manifest, ShardIndex, TensorRecord
 from checkpoints.parallel import parallel_map
-from checkpoints.restore import CONCURRENCY, Restored, fetch_chunk, load_manifest, load_rank, restore_from
+from checkpoints.restore import CONCURRENCY, Restored, decode_trees, fetch_chunk, load_manifest, load_rank, restore_from
 from checkpoints.snapshot import padded
 from checkpoints.store import Store
-from checkpoints.tree import decode, tensor_from
+from checkpoints.tree import tensor_from
 from checkpoints.zero3 import (
     RankState,
     Shapes,
@@ -144,7 +144,7 @@ class ReshardedShard:
         def read(index: int) -> Any:
             return self.base.tensors[index] if index in replaced else self._tensor(self.plan.kept[index])
 
-        trees = {name: decode(tree, read) for name, tree in self.base.trees.items()}
+        trees = decode_trees(self.base, read)
         state = RankState(trees, self.manifest.world_size)
         self._cut_optimizer(state)
         self._cut_model(state)
@@ -222,7 +222,7 @@ class _OldRanks:
         """With the records of the tensors in the place of the tensors."""
         if rank not in self._states:
             index = self.index(rank)
-            trees = {name: decode(tree, index.tensors.__getitem__, plain=True) for name, tree in index.trees.items()}
+            trees = decode_trees(index, index.tensors.__getitem__, plain=True)
             self._states[rank] = RankState(trees, self.world_size)
         return self._states[rank]
 

@@ -19,7 +19,7 @@ from checkpoints.parallel import parallel_map
 from checkpoints.shm import open_shared
 from checkpoints.snapshot import Buffer, HostBuffer
 from checkpoints.store import Store
-from checkpoints.tree import decode, tensor_from
+from checkpoints.tree import LeafReader, decode, tensor_from
 
 CONCURRENCY = 4
 
@@ -51,16 +51,26 @@ class RestoredShard:
 
         A separate step, so that the bytes can be fetched before torch is imported.
         """
-        tensors = [
-            tensor_from(
-                record.kind,
-                record.dtype,
-                record.shape,
-                self.data[record.offset : record.offset + record.size_bytes],
-            )
-            for record in self.index.tensors
-        ]
-        return {name: decode(tree, tensors.__getitem__) for name, tree in self.index.trees.items()}
+        return decoded(self.index, self.data)
+
+
+def decoded(index: ShardIndex, data: memoryview) -> dict[str, Any]:
+    """The trees of an index over its bytes. Raises `CorruptCheckpoint` for an index that makes no sense."""
+
+    def read(number: int) -> Any:
+        record = index.tensors[number]
+        part = data[record.offset : record.offset + record.size_bytes]
+        return tensor_from(record.kind, record.dtype, record.shape, part)
+
+    return decode_trees(index, read)
+
+
+def decode_trees(index: ShardIndex, read: LeafReader, *, plain: bool = False) -> dict[str, Any]:
+    """The trees of an index, by file name; see `tree.decode`. Raises `CorruptCheckpoint` where they make no sense."""
+    try:
+        return {name: decode(tree, read, plain=plain) for name, tree in index.trees.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        raise CorruptCheckpoint(f"the state of rank {index.rank} makes no sense: {error}") from error
 
 
 def load_manifest(store: Store, commit: Commit) -> Manifest:

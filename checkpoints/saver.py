@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
 
-from checkpoints.errors import StoreError
+from checkpoints.errors import StoreError, TornState
 from checkpoints.shm import SharedBuffer
 from checkpoints.snapshot import Plan
 from checkpoints.upload import save_prefix
@@ -161,10 +161,16 @@ class Saver:
         self._copying = None
         self.count_stall(time.monotonic() - started)
         error, self._copy_error = self._copy_error, None
-        if error is not None:
-            self._in_flight = None  # the uploader never heard of it: nobody would answer
-            self.newest_step = -1
-            raise error
+        if error is None:
+            return
+        job = self._in_flight
+        if isinstance(error, TornState) and job is not None:  # a failed save, and no end of the training
+            told = Done(number=job.number, step=job.step, error="torn", message=error.message, hint=error.hint)
+            self._note(told)
+            return
+        self._in_flight = None  # the uploader never heard of it: nobody would answer
+        self.newest_step = -1
+        raise error
 
     @property
     def uploader_pid(self) -> int:
@@ -173,6 +179,8 @@ class Saver:
 
     def poll(self) -> bool:
         """Hear what the uploader has said, without waiting; returns `busy`. See `failure`."""
+        if self._copying is not None and not self._copying.is_alive():
+            self.wait_copied()  # an error of the copy is heard here: the uploader knows nothing of it
         if self._in_flight is not None and (done := self._heard(self._in_flight, self._uploader.poll)) is not None:
             self._note(done)
         return self.busy

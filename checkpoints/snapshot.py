@@ -1,12 +1,23 @@
-"""A consistent copy of a rank's state in host memory: the thing that is uploaded."""
+"""A consistent copy of a rank's state in host memory: the thing that is uploaded.
+
+Large tensors are copied beside the training, so nobody may change them meanwhile. Who does is found out by torch's own
+count of changes (`Tensor._version`), and the save fails. What a forward pass changes, running means and histories, is
+small: that is copied at once, and so is every numpy array, of which nobody counts the changes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import mmap
+import sys
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
-from checkpoints.tree import Leaf, encode
+from checkpoints.errors import TornState
+from checkpoints.tree import Digest, Leaf, encode
+
+AT_ONCE_BYTES = 64 << 10
+"""Of a tensor that is copied when the save begins, and not beside the training."""
 
 ALIGNMENT_BYTES = 64  # of each tensor in the stream, so that any dtype can be viewed in place
 
@@ -65,6 +76,10 @@ class Plan(NamedTuple):
     tensors: tuple[TensorSpec, ...]
     leaves: tuple[Leaf, ...]
     size_bytes: int
+    versions: tuple[int | None, ...] = ()
+    """How often each tensor had been changed when the save began; None where nobody counts."""
+    written: tuple[tuple[Any, Any], ...] = ()
+    """GPUs, and events on the streams that wrote their tensors."""
 
     @classmethod
     def of(cls, trees: dict[str, Any]) -> Plan:
@@ -75,16 +90,61 @@ class Plan(NamedTuple):
         for leaf in leaves:
             specs.append(TensorSpec(leaf.name, leaf.kind, leaf.dtype, leaf.shape, position, leaf.size_bytes))
             position += padded(leaf.size_bytes)
-        return cls(encoded, tuple(specs), tuple(leaves), position)
+        kept = tuple(_at_once(leaf) for leaf in leaves)
+        return cls(
+            encoded,
+            tuple(specs),
+            kept,
+            position,
+            tuple(_version(leaf.source) for leaf in kept),
+            _written(leaf.source for leaf in kept),
+        )
 
     def copy(self, target: memoryview) -> Snapshot:
-        """Copy every tensor. Until this returns, none of them may change."""
+        """Copy every tensor. Until this returns, none of them may change; raises `TornState` where one did."""
+        for device, event in self.written:  # this thread's stream is not the one that wrote them
+            sys.modules["torch"].cuda.current_stream(device).wait_event(event)
         for leaf, spec in zip(self.leaves, self.tensors, strict=True):
             end = spec.offset + spec.size_bytes
             leaf.copy_to(target[spec.offset : end])
             padding = padded(spec.size_bytes) - spec.size_bytes
             target[end : end + padding] = bytes(padding)
+        self._check_unchanged()
         return Snapshot(self.trees, self.tensors, target)
+
+    def _check_unchanged(self) -> None:
+        for leaf, version in zip(self.leaves, self.versions, strict=True):
+            if _version(leaf.source) != version:
+                raise TornState(
+                    f"{leaf.name} was changed while it was copied for a save, so nothing was saved",
+                    "call wait_copied() before anything changes a tensor that was saved",
+                )
+
+
+def _at_once(leaf: Leaf) -> Leaf:
+    """With a copy of what is small, or what nobody counts the changes of."""
+    if isinstance(leaf.source, Digest):
+        return leaf
+    if leaf.kind == "numpy":
+        return leaf._replace(source=leaf.source.copy())
+    return leaf._replace(source=leaf.source.detach().clone()) if leaf.size_bytes <= AT_ONCE_BYTES else leaf
+
+
+def _version(source: Any) -> int | None:
+    tensor = source.tensor if isinstance(source, Digest) else source
+    try:
+        return int(tensor._version)
+    except (AttributeError, RuntimeError):  # a numpy array, and an inference tensor
+        return None
+
+
+def _written(sources: Iterable[Any]) -> tuple[tuple[Any, Any], ...]:
+    """An event on the current stream of each GPU: what was queued on it until now comes before the copy."""
+    torch = sys.modules.get("torch")
+    devices = {source.device for source in sources if getattr(getattr(source, "device", None), "type", "") == "cuda"}
+    if torch is None or not devices:
+        return ()
+    return tuple((device, torch.cuda.current_stream(device).record_event()) for device in devices)
 
 
 def padded(size_bytes: int) -> int:

@@ -4,7 +4,7 @@ A state dict is nested dicts, lists and tuples of numbers, strings and tensors. 
 which each tensor is an index into a list of leaves; `decode` is the inverse. What JSON can't say is tagged:
 
     {"$tensor": 3}  {"$tuple": [...]}  {"$dict": [[key, value], ...]}  {"$size": [2, 3]}  {"$dtype": "bfloat16"}
-    {"$float": "nan"}  {"$bytes": "base64"}  {"$int": "123"}
+    {"$float": "nan"}  {"$bytes": "base64"}  {"$int": "0x7b"}  {"$scalar": ["<f4", "base64"]}
 
 Anything else raises `TypeError` when it is saved, not when somebody needs it back.
 """
@@ -12,6 +12,7 @@ Anything else raises `TypeError` when it is saved, not when somebody needs it ba
 from __future__ import annotations
 
 import base64
+import collections
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
+MOST_DEPTH = 100
+"""Of the JSON below a tree; its parsers end at some 200."""
 _SAFE_INT = 1 << 53  # JSON readers other than Python's keep integers exactly up to here
 
 
@@ -80,40 +83,95 @@ LeafReader = Callable[[int], Any]
 def encode(value: Any, name: str, leaves: list[Leaf]) -> Any:
     """Return `value` as JSON and append its tensors to `leaves`, named `name/path/in/the/tree`.
 
+    What would come back as another type is refused, but for three that every training has: an OrderedDict comes back as
+    a dict in its order, a Parameter as a tensor, and a numpy array as one of its own memory.
+
     Raises:
         TypeError: for a value that isn't plain data, naming where it stands.
     """
-    if value is None or isinstance(value, bool | str):
+    return _encode(value, name, leaves, 0)
+
+
+def _encode(value: Any, name: str, leaves: list[Leaf], depth: int) -> Any:
+    if depth > MOST_DEPTH:
+        raise TypeError(f"{name[:60]}...: nested more than {MOST_DEPTH} deep, and nothing could read that again")
+    kind = type(value)
+    if value is None or kind is bool:
         return value
-    if isinstance(value, int):
-        return int(value) if -_SAFE_INT < value < _SAFE_INT else {"$int": str(int(value))}
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {"$float": str(float(value))}
-    if isinstance(value, bytes):
+    if kind is str:
+        return _readable(value, name)
+    if kind is int:
+        return value if -_SAFE_INT < value < _SAFE_INT else {"$int": hex(value)}
+    if kind is float:
+        return value if math.isfinite(value) else {"$float": str(value)}
+    if kind is bytes:
         return {"$bytes": base64.b64encode(value).decode()}
-    if isinstance(value, Mapping):
-        return _encode_mapping(value, name, leaves)
+    if kind in (dict, collections.OrderedDict):
+        return _encode_mapping(value, name, leaves, depth)
+    if kind is tuple:
+        return {"$tuple": [_encode(item, f"{name}/{i}", leaves, depth + 2) for i, item in enumerate(value)]}
+    if kind is list:
+        return [_encode(item, f"{name}/{i}", leaves, depth + 1) for i, item in enumerate(value)]
     if isinstance(value, Digest):
         leaves.append(Leaf(name, "numpy", "|u1", (16,), 16, value))
         return {"$tensor": len(leaves) - 1}
-    if isinstance(value, np.ndarray):
-        if value.dtype.hasobject:
-            raise TypeError(f"{name}: an object array can't go into a checkpoint")
-        return _append(leaves, name, "numpy", value.dtype.str, value)
-    if isinstance(value, np.generic):
-        return encode(value.item(), name, leaves)
+    if isinstance(value, np.generic | np.ndarray):
+        return _encode_numpy(value, name, leaves)
     if (torch := sys.modules.get("torch")) is not None:
-        if isinstance(value, torch.Size):
+        if kind is torch.Size:
             return {"$size": list(value)}
         if isinstance(value, torch.dtype):
             return {"$dtype": _dtype_name(value)}
         if isinstance(value, torch.Tensor):
-            return _append(leaves, name, "torch", _dtype_name(value.dtype), value)
-    if isinstance(value, tuple):
-        return {"$tuple": [encode(item, f"{name}/{i}", leaves) for i, item in enumerate(value)]}
-    if isinstance(value, list):
-        return [encode(item, f"{name}/{i}", leaves) for i, item in enumerate(value)]
-    raise TypeError(f"{name}: a {type(value).__module__}.{type(value).__qualname__} can't go into a checkpoint")
+            return _append(leaves, name, "torch", _dtype_name(value.dtype), _plain_tensor(value, name, torch))
+    raise TypeError(f"{name}: a {kind.__module__}.{kind.__qualname__} can't go into a checkpoint{_way_out(value)}")
+
+
+def _way_out(value: Any) -> str:
+    """For what looks like plain data, and isn't."""
+    for plain in (bool, int, float, str, bytes, tuple, list, dict, Mapping):
+        if isinstance(value, plain):
+            name = "dict" if plain is Mapping else plain.__name__
+            return f": it would come back as a plain {name}; save {name}(...) of it"
+    return ""
+
+
+def _readable(text: str, name: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TypeError(f"{name}: a text with half a character can't go into a checkpoint") from error
+    return text
+
+
+def _encode_numpy(value: Any, name: str, leaves: list[Leaf]) -> Any:
+    if value.dtype.hasobject or value.dtype.names is not None:
+        raise TypeError(f"{name}: an array of {value.dtype} can't go into a checkpoint")
+    if isinstance(value, np.generic):
+        return {"$scalar": [value.dtype.str, base64.b64encode(value.tobytes()).decode()]}
+    if type(value) not in (np.ndarray, np.memmap):
+        raise TypeError(f"{name}: a {type(value).__qualname__} can't go into a checkpoint; save its plain arrays")
+    return _append(leaves, name, "numpy", value.dtype.str, value)
+
+
+def _plain_tensor(value: Any, name: str, torch: Any) -> Any:
+    """The tensor, if it is nothing but numbers in memory. Raises `TypeError`."""
+    odd = (
+        "sparse"
+        if value.layout is not torch.strided
+        else "quantized"
+        if value.is_quantized
+        else "nested"
+        if value.is_nested
+        else "meta"
+        if value.device.type == "meta"
+        else ""
+        if type(value) in (torch.Tensor, torch.nn.Parameter)
+        else type(value).__qualname__
+    )
+    if odd:
+        raise TypeError(f"{name}: a {odd} tensor can't go into a checkpoint; save its parts as plain tensors")
+    return value
 
 
 def decode(value: Any, read: LeafReader, *, plain: bool = False) -> Any:
@@ -133,10 +191,15 @@ def decode(value: Any, read: LeafReader, *, plain: bool = False) -> Any:
     return {key: decode(item, read, plain=plain) for key, item in value.items()}
 
 
-def _encode_mapping(value: Mapping[Any, Any], name: str, leaves: list[Leaf]) -> Any:
-    if all(isinstance(key, str) and not key.startswith("$") for key in value):
-        return {key: encode(item, f"{name}/{key}", leaves) for key, item in value.items()}
-    return {"$dict": [[encode(k, name, leaves), encode(v, f"{name}/{k}", leaves)] for k, v in value.items()]}
+def _encode_mapping(value: Mapping[Any, Any], name: str, leaves: list[Leaf], depth: int) -> Any:
+    if all(type(key) is str and not key.startswith("$") for key in value):
+        return {_readable(key, name): _encode(item, f"{name}/{key}", leaves, depth + 1) for key, item in value.items()}
+    return {
+        "$dict": [
+            [_encode(key, name, leaves, depth + 3), _encode(item, f"{name}/{key}", leaves, depth + 3)]
+            for key, item in value.items()
+        ]
+    }
 
 
 def _decode_tagged(tag: str, content: Any, read: LeafReader, torch: Any) -> Any:
@@ -153,13 +216,16 @@ def _decode_tagged(tag: str, content: Any, read: LeafReader, torch: Any) -> Any:
         case "$float":
             return float(content)
         case "$int":
-            return int(content)
+            return int(content, 0)
+        case "$scalar":
+            dtype, data = content
+            return np.frombuffer(base64.b64decode(data), dtype=_numpy_dtype(dtype))[0]
         case "$bytes":
             return base64.b64decode(content)
         case "$size":
             return torch.Size(content) if torch is not None else tuple(content)
         case "$dtype":
-            return getattr(torch, content) if torch is not None else content
+            return _torch_dtype(torch, content) if torch is not None else content
     raise ValueError(f"unknown tag {tag} in a checkpoint tree: written by a newer version?")
 
 
@@ -179,14 +245,33 @@ def tensor_from(kind: str, dtype: str, shape: tuple[int, ...], data: memoryview)
     comes as its bytes, shape (size_bytes,).
     """
     if kind == "numpy":
-        return np.frombuffer(data, dtype=np.dtype(dtype)).reshape(shape)
+        return np.frombuffer(data, dtype=_numpy_dtype(dtype)).reshape(shape)
     torch = sys.modules.get("torch")
     if torch is not None:
-        torch_dtype = getattr(torch, dtype)
-        if not data.nbytes:
+        torch_dtype = _torch_dtype(torch, dtype)
+        if not data.nbytes and 0 in shape:
             return torch.empty(shape, dtype=torch_dtype)
         return torch.frombuffer(data, dtype=torch.uint8).view(torch_dtype).reshape(shape)
     try:
         return np.frombuffer(data, dtype=np.dtype(dtype)).reshape(shape)
     except TypeError:
         return np.frombuffer(data, dtype=np.uint8)
+
+
+def _torch_dtype(torch: Any, name: str) -> Any:
+    """Raises `ValueError` for whatever else torch has under that name."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{name!r} is no dtype of torch")
+    return found
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    """Raises `ValueError` for one that holds more than numbers and texts."""
+    try:
+        found = np.dtype(name)
+    except TypeError as error:
+        raise ValueError(f"{name!r} is no dtype of numpy") from error
+    if found.hasobject or found.names is not None:
+        raise ValueError(f"{name!r} is no plain dtype")
+    return found

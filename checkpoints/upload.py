@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import xxhash
 from awscrt.checksums import crc32c
 
-from checkpoints.errors import AlreadyExists
-from checkpoints.manifest import Chunk, ShardIndex, ShardRef, TensorRecord, sha256
+from checkpoints.errors import AlreadyExists, CorruptCheckpoint, UserError
+from checkpoints.manifest import Chunk, ShardIndex, ShardRef, TensorRecord, parse, sha256
 from checkpoints.snapshot import Snapshot
 from checkpoints.store import Buffer, Store, holds
+from checkpoints.tree import decode
 
 CHUNK_BYTES = 64 << 20
 CONCURRENCY = 4
@@ -81,10 +82,21 @@ def upload_shard(
     )
     index = ShardIndex(rank=rank, size_bytes=snapshot.data.nbytes, chunks=chunks, tensors=tensors, trees=snapshot.trees)
     data = index.to_json()
+    _check_readable(data, f"{prefix}, rank {rank}")
     digest = sha256(data)
     key = f"{prefix}/{INDEXES}/r{rank:05d}-{snapshot.data.nbytes}-{digest}.json"
     put_once(store, key, data)
     return ShardRef(rank=rank, index=key, sha256=digest, size_bytes=snapshot.data.nbytes)
+
+
+def _check_readable(data: bytes, where: str) -> None:
+    """What is committed has to be what a restore can read. Raises `UserError`."""
+    try:
+        index = parse(ShardIndex, data, where)
+        for tree in index.trees.values():
+            decode(tree, lambda number: index.tensors[number], plain=True)
+    except (CorruptCheckpoint, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"the state can't be read back as it was written: {error}", "save plain data") from error
 
 
 def checksums(snapshot: Snapshot, chunk_bytes: int) -> tuple[list[int], list[str]]:

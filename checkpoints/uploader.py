@@ -27,7 +27,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from checkpoints.claimed import open_claimed_run
-from checkpoints.errors import Fenced, NotusError, StoreError, UserError
+from checkpoints.errors import Fenced, NotusError, StoreError, TornState, UserError
 from checkpoints.event_kinds import Saved
 from checkpoints.events import Diary
 from checkpoints.head import Lease, Retention
@@ -100,7 +100,7 @@ class Done(_Message):
 
     number: int
     step: int
-    error: Literal["", "fenced", "user_error", "failed", "abandoned"] = ""
+    error: Literal["", "fenced", "user_error", "torn", "failed", "abandoned"] = ""
     message: str = ""
     hint: str = ""
     size_bytes: int = 0
@@ -113,6 +113,8 @@ class Done(_Message):
                 raise Fenced(self.message, self.hint)
             case "user_error":
                 raise UserError(self.message, self.hint)
+            case "torn":
+                raise TornState(self.message, self.hint)
             case "failed" | "abandoned":
                 raise StoreError(self.message, self.hint)
 

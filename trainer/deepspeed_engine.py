@@ -7,6 +7,7 @@ a snapshot before the next optimizer step changes them.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def install() -> BucketEngine:
 
 
 def plain_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A DeepSpeed state dict with its one live object, the loss scaler, as plain data."""
+    """A DeepSpeed state dict with its one live object, the loss scaler, as plain data, and its stage as a number."""
     optimizer = state.get("optimizer_state_dict")
     if not isinstance(optimizer, dict) or "loss_scaler" not in optimizer:
         return state
@@ -105,7 +106,8 @@ def plain_state(state: dict[str, Any]) -> dict[str, Any]:
     if type(scaler).__name__ not in _SCALERS:
         raise TypeError(f"unknown DeepSpeed loss scaler {type(scaler).__qualname__}")
     data = {"class": type(scaler).__name__, "attributes": vars(scaler)}
-    return {**state, "optimizer_state_dict": {**optimizer, "loss_scaler": data}}
+    numbers = {name: value.value for name, value in optimizer.items() if isinstance(value, enum.Enum)}
+    return {**state, "optimizer_state_dict": {**optimizer, **numbers, "loss_scaler": data}}
 
 
 def revive_state(state: dict[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from checkpoints.errors import UserError
 from trainer.recipe import Lora
@@ -29,8 +30,10 @@ def check_targets(lora: Lora, config: Any, name: str) -> None:
 
     peft leaves out the ones that it doesn't find, without a word, as long as it finds one. Raises `UserError`.
     """
+    # Not from_config: while DeepSpeed is set up, that one takes the weights apart.
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = model_class(copy.deepcopy(config))
     modules = {path: type(module).__name__ for path, module in model.named_modules()}
     for target in lora.target_modules:
         if not any(path == target or path.endswith(f".{target}") for path in modules):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from checkpoints.errors import Fenced, StoreError, UserError
+from checkpoints.errors import Fenced, StoreError, TornState, UserError
 from checkpoints.head import Lease, Retention, Writer, read_head
 from checkpoints.loop import Checkpointer
 from checkpoints.run import open_run, read_metrics
@@ -63,6 +64,34 @@ def test_a_last_save_that_failed_is_an_error(tmp_path: Path) -> None:
     assert head is not None
     assert head.commits[0].step == 1
     assert head.released
+
+
+@pytest.mark.timeout(60)
+def test_a_loop_that_forgets_to_wait_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights change while the copy runs: nothing torn is committed, and the next call says what to do."""
+    import torch
+
+    begun, copy = threading.Event(), Plan.copy
+
+    def late(self: Plan, target: memoryview) -> Any:
+        assert begun.wait(30)
+        return copy(self, target)
+
+    monkeypatch.setattr(Plan, "copy", late)
+    weights = torch.ones(100_000)
+    with Checkpointer(str(tmp_path), "run") as checkpoints:
+        checkpoints.save(1, {"s": {"w": weights}})
+        weights.add_(1)
+        begun.set()
+        with pytest.raises(TornState, match="s/w was changed while it was copied") as caught:
+            wait_for(lambda: bool(checkpoints.save(2, {"s": {"w": weights}}) and False), "the error", 30)
+        assert "wait_copied" in caught.value.hint
+        assert checkpoints.save(3, {"s": {"w": weights}}, wait=True)
+    with Checkpointer(str(tmp_path), "run") as checkpoints:
+        saved = checkpoints.restore()
+        assert saved is not None
+        assert checkpoints.step == 3
+        assert torch.equal(saved["s"]["w"], weights)
 
 
 @pytest.mark.timeout(60)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import errno
 import json
 import math
 import os
 import random
-from collections import OrderedDict
+import signal
+from collections import Counter, OrderedDict, defaultdict, namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpoints.errors import CorruptCheckpoint, TornState
+from checkpoints.object_store import ObjectStore
+from checkpoints.restore import decoded, load_index
 from checkpoints.shm import SharedBuffer, open_shared
-from checkpoints.snapshot import HostBuffer, Snapshot
+from checkpoints.snapshot import HostBuffer, Plan, Snapshot
 from checkpoints.tree import Digest, Leaf, decode, digest, encode, tensor_from
+from checkpoints.upload import upload_shard
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
 
@@ -108,8 +115,136 @@ def test_ordered_dicts_keep_their_order() -> None:
 def test_what_cannot_be_stored_is_named_when_saving() -> None:
     with pytest.raises(TypeError, match=r"root/a/1: a .*Thing can't go into a checkpoint"):
         encode({"a": [1, type("Thing", (), {})()]}, "root", [])
-    with pytest.raises(TypeError, match="object array"):
+    with pytest.raises(TypeError, match="an array of object"):
         encode(np.array([object()]), "root", [])
+
+
+class Color(str, enum.Enum):  # noqa: UP042 - the older spelling is what libraries have
+    RED = "red"
+
+
+Pair = namedtuple("Pair", "a b")
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (Pair(1, 2), "plain tuple"),
+        (Color.RED, "plain str"),
+        (signal.SIGTERM, "plain int"),
+        (defaultdict(list, a=[1]), "plain dict"),
+        (Counter("ab"), "plain dict"),
+        (np.zeros(2, dtype=[("a", "<i4"), ("b", "<f4")]), "an array of"),
+        (np.ma.masked_array([1.0, 2.0], mask=[True, False]), "a MaskedArray"),
+        (torch.eye(3).to_sparse(), "a sparse tensor"),
+        (torch.ones(3, device="meta"), "a meta tensor"),
+        ("\ud800", "half a character"),
+        ({"\ud800": 1}, "half a character"),
+        (torch.device("cpu"), "torch.device"),
+        ({1}, "builtins.set"),
+    ],
+)
+def test_what_would_come_back_changed_is_refused(value: Any, named: str) -> None:
+    with pytest.raises(TypeError, match=named):
+        encode({"x": value}, "root", [])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float32(0.1),
+        np.float64(0.1),
+        np.int64(3),
+        np.bool_(True),
+        np.str_("ä"),
+        np.datetime64("2026-11-28"),
+    ],
+)
+def test_scalars_keep_their_type(value: Any) -> None:
+    back = through_json(value)
+    assert type(back) is type(value)
+    assert back == value
+
+
+def test_an_integer_of_any_length_comes_back() -> None:
+    assert through_json(-(10**5000)) == -(10**5000)
+
+
+@pytest.mark.parametrize("wrap", [lambda it: [it], lambda it: (it,), lambda it: {0: it}, lambda it: {"a": it}])
+def test_what_is_nested_is_readable_or_refused(wrap: Callable[[Any], Any]) -> None:
+    """The writer reads what it wrote, as a restore would."""
+    value: Any = 1.0
+    for depth in range(150):
+        value = wrap(value)
+        snapshot = None
+        with contextlib.suppress(TypeError):
+            snapshot = Snapshot.take({"t": {"v": value}}, HostBuffer())
+        if snapshot is None:
+            assert depth >= 30, "no training nests like this, but thirty levels have room"
+            return
+        upload_shard(ObjectStore.memory(), "data/x", 0, snapshot)
+    raise AssertionError("nested without a limit")
+
+
+def test_a_name_of_a_dtype_names_nothing_else() -> None:
+    for name in ("load", "no_such_thing", "__name__"):
+        with pytest.raises(ValueError, match="no dtype of torch"):
+            decode({"$dtype": name}, lambda i: None)
+        with pytest.raises(ValueError, match="no dtype of torch"):
+            tensor_from("torch", name, (1,), memoryview(bytearray(8)))
+    for name in ("O", "i4,f4", "no such"):
+        with pytest.raises(ValueError, match="dtype"):
+            tensor_from("numpy", name, (1,), memoryview(bytearray(8)))
+
+
+def test_an_index_that_makes_no_sense_is_damage() -> None:
+    store = ObjectStore.memory()
+    ref = upload_shard(store, "data/x", 0, Snapshot.take({"t": {"v": torch.ones(3)}}, HostBuffer()))
+    index = load_index(store, ref)
+    deep: Any = 1
+    for _ in range(3000):
+        deep = [deep]
+    trees = [{"$tensor": 7}, {"$dtype": "load"}, {"$new": 1}, {"$dict": 3}, {"$dict": [[[], 1]]}, {"$int": "x"}, deep]
+    for tree in (*trees, {"$scalar": ["O", ""]}, {"$scalar": ["<f4", ""]}, {"$bytes": 3}, {"$size": "x"}):
+        odd = index.model_copy(update={"trees": {"t": tree}})
+        with pytest.raises(CorruptCheckpoint):
+            decoded(odd, memoryview(bytearray(64)))
+    for change in ({"shape": (5,)}, {"dtype": "load"}, {"offset": 10**9}):
+        odd = index.model_copy(update={"tensors": (index.tensors[0].model_copy(update=change),)})
+        with pytest.raises(CorruptCheckpoint):
+            decoded(odd, memoryview(bytearray(64)))
+
+
+def test_small_tensors_and_arrays_are_copied_when_the_save_begins() -> None:
+    """Running means change in the next forward pass, which comes before anybody waits for the copy."""
+    norm = torch.nn.BatchNorm1d(4)
+    array = np.ones(100_000)
+    plan = Plan.of({"t": {"norm": norm.state_dict(), "array": array}})
+    before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    norm(torch.randn(8, 4))
+    array[:] = 2
+    snapshot = plan.copy(HostBuffer().reserve(plan.size_bytes))
+    read = {
+        spec.name: tensor_from(
+            spec.kind, spec.dtype, spec.shape, snapshot.data[spec.offset : spec.offset + spec.size_bytes]
+        )
+        for spec in snapshot.tensors
+    }
+    assert all(torch.equal(read[f"t/norm/{name}"], tensor) for name, tensor in before.items())
+    assert (read["t/array"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda it: it.add_(1), lambda it: it.view(-1)[:1].zero_(), lambda it: it.detach().mul_(2)]
+)
+def test_a_tensor_that_changed_meanwhile_fails_the_save(change: Callable[[torch.Tensor], object]) -> None:
+    weights = torch.nn.Parameter(torch.ones(100_000))
+    plan = Plan.of({"t": {"w": weights.detach(), "digest": Digest(weights)}})
+    with torch.no_grad():
+        change(weights)
+    with pytest.raises(TornState, match=r"t/(w|digest) was changed while it was copied"):
+        plan.copy(HostBuffer().reserve(plan.size_bytes))
+    Plan.of({"t": {"w": weights.detach()}}).copy(HostBuffer().reserve(plan.size_bytes))
 
 
 def test_an_unknown_tag_is_refused() -> None:
