@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ from trainer.history import Row
 logger = logging.getLogger(__name__)
 
 X_AXIS = "train/global_step"
+OPEN_S = 20.0
+"""What a tracker may take until the training begins without it. W&B away would take for ever, on a paid machine."""
 CLOSE_S = 30.0
 """What W&B may take to send its last rows: away, it would try for ever, on a machine that costs money."""
 
@@ -33,20 +36,68 @@ class Curve(Protocol):
         """No more rows."""
 
 
-class Curves:
-    """The trackers that work. They may raise what they like: it is said once, and the training goes on without."""
+class _Opening:
+    """A tracker that is being opened, in a thread: W&B's own client waits for its server without an end."""
 
-    def __init__(self, openers: Mapping[str, Callable[[], Curve]]) -> None:
+    def __init__(self, opener: Callable[[], Curve]) -> None:
+        self.rows: list[Row] = []
+        """That it has to show once it is open."""
+        self._opener = opener
+        self._curve: Curve | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._open, name="tracker", daemon=True)
+        self._thread.start()
+
+    def _open(self) -> None:
+        try:
+            self._curve = self._opener()
+        except BaseException as error:  # some of its errors are exits
+            self._error = error
+
+    def opened(self, seconds: float) -> Curve | None:
+        """None while it isn't. Raises what the opener raised."""
+        self._thread.join(seconds)
+        if self._error is not None:
+            raise self._error if isinstance(self._error, Exception) else RuntimeError(repr(self._error))
+        return self._curve
+
+
+class Curves:
+    """The trackers that work. They may raise what they like: it is said once, and the training goes on without.
+
+    One that isn't open after `OPEN_S` is opened beside the training, and then shown what it has missed.
+    """
+
+    def __init__(self, openers: Mapping[str, Callable[[], Curve]], open_s: float = OPEN_S) -> None:
         self._curves: dict[str, Curve] = {}
-        for name, opener in openers.items():
-            try:
-                self._curves[name] = opener()
-            except Exception as error:
-                self._leave_out(name, error)
+        self._opening = {name: _Opening(opener) for name, opener in openers.items()}
+        until = time.monotonic() + open_s
+        for name in openers:
+            self._adopt(name, max(0.0, until - time.monotonic()))
+        for name in self._opening:
+            logger.warning("%s does not answer: the training begins without it, and it gets the metrics later", name)
+
+    def _adopt(self, name: str, seconds: float) -> None:
+        """Of those that are being opened, if it is open by now."""
+        opening = self._opening[name]
+        try:
+            curve = opening.opened(seconds)
+            if curve is None:
+                return
+            self._curves[name] = curve
+            for row in opening.rows:
+                curve.show(row)
+        except Exception as error:
+            self._leave_out(name, error)
+        del self._opening[name]
 
     def show(self, rows: Sequence[Row]) -> None:
         """Show these rows, in order."""
-        for name, curve in list(self._curves.items()):
+        were_open = list(self._curves.items())
+        for name, opening in list(self._opening.items()):
+            opening.rows += rows
+            self._adopt(name, 0.0)
+        for name, curve in were_open:
             try:
                 for row in rows:
                     curve.show(row)
@@ -55,6 +106,9 @@ class Curves:
 
     def close(self) -> None:
         """No more rows. The process ends without Python's exit handlers, so the trackers have to be told."""
+        self.show(())
+        for name in self._opening:
+            logger.warning("%s has never answered (the metrics are in the bucket all the same)", name)
         for name, curve in list(self._curves.items()):
             try:
                 curve.close()

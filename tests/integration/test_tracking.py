@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +90,42 @@ def test_a_run_goes_on_without_wandb(launcher: Launcher, tracked: str, tmp_path:
     log = launcher.run("logs", "alone").out
     assert "going on without wandb: CommError: Run initialization has timed out" in log
     assert len(scalars(Path(launcher.bucket) / "alone/tensorboard")["train/loss"]) == 24
+
+
+def test_the_real_client_of_a_wandb_that_is_away_stops_nobody(tmp_path: Path) -> None:
+    """A closed port: `wandb.init` itself would still be waiting after nine minutes."""
+    script = """
+        import logging, time
+        logging.basicConfig(level=logging.WARNING)
+        from trainer.curves import Curves, WandbCurve
+        from trainer.history import Row
+        begun = time.monotonic()
+        curves = Curves({"wandb": lambda: WandbCurve("run", {})}, open_s=3.0)
+        curves.show([Row(1, False, {"loss": 0.7})])
+        curves.close()
+        print(f"done in {time.monotonic() - begun:.0f} s", flush=True)
+        import os; os._exit(0)
+    """
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
+        "WANDB_API_KEY": "a" * 40,
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "WANDB_DIR": str(tmp_path),
+        "WANDB_RUN_ID": "run",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the client's own service, which an attempt's supervisor ends
+    assert "done in" in out, err
+    assert "wandb does not answer: the training begins without it" in err
+    assert "wandb has never answered" in err

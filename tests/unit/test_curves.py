@@ -77,6 +77,32 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(caplog: pytest.Lo
     ]
 
 
+def test_a_tracker_that_does_not_answer_gets_what_it_has_missed(caplog: pytest.LogCaptureFixture) -> None:
+    answers, late = threading.Event(), Failing(after=99)
+
+    def open_late() -> Failing:
+        assert answers.wait(30)
+        return late
+
+    shown = Curves({"late": open_late}, open_s=0.01)
+    assert "late does not answer: the training begins without it" in caplog.text
+    shown.show([Row(1, False, {})])
+    shown.show([Row(2, False, {})])
+    assert late.rows == []
+    answers.set()
+    shown._opening["late"].opened(30)
+    shown.show([Row(3, False, {})])
+    shown.show([Row(4, False, {})])
+    assert [row.step for row in late.rows] == [1, 2, 3, 4]
+
+
+def test_a_tracker_that_never_answers_ends_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    shown = Curves({"away": threading.Event().wait}, open_s=0.01)  # type: ignore[dict-item]
+    shown.show([Row(1, False, {})])
+    shown.close()
+    assert "away has never answered" in caplog.text
+
+
 class FakeRun:
     step = 7
     """W&B has the rows of steps 1 to 3."""
