@@ -94,6 +94,15 @@ class UnknownPayload(Payload):
         return self._no_mapping[0] if self._no_mapping else super().wire()
 
 
+class Damaged(Payload):
+    """In the place of an event that can't be read: its bytes differ from its checksum, or make no sense."""
+
+    kind = "damaged"
+
+    message: str
+    """Names the object, and what is wrong with it."""
+
+
 class AtStep(Payload):
     """An event that records how many optimizer steps the attempt had done."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -13,8 +14,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_serializer
 
 from checkpoints.clock import Clock, SystemClock
 from checkpoints.confirm import read_record
-from checkpoints.errors import NotusError
-from checkpoints.event_kinds import KINDS, Payload, Planned, RunEnd, payload_of
+from checkpoints.errors import CorruptCheckpoint, NotusError
+from checkpoints.event_kinds import KINDS, Damaged, Payload, Planned, RunEnd, payload_of
 from checkpoints.manifest import Record
 from checkpoints.parallel import parallel_map
 from checkpoints.store import Store
@@ -26,6 +27,9 @@ LAUNCH = "NOTUS_LAUNCH"
 """Environment of a job: the number of its launch (launches.py)."""
 
 P = TypeVar("P", bound=Payload)
+
+_TIME = "%Y%m%dT%H%M%S.%fZ"
+_KEY = re.compile(r"events/(\d{8}T\d{6}\.\d{6}Z)-([\w-]+)\.json")
 
 RUN_ENDS = frozenset(kind for kind, model in KINDS.items() if issubclass(model, RunEnd))
 """The kinds after which nothing more happens to a run by itself. They also name its state."""
@@ -45,6 +49,8 @@ class Event(Record):
     @field_validator("payload", mode="before")
     @classmethod
     def _of_its_kind(cls, data: Any, info: ValidationInfo) -> Payload:
+        if isinstance(data, Damaged):
+            return data
         return payload_of(info.data.get("kind", ""), data)
 
     @model_serializer
@@ -55,7 +61,7 @@ class Event(Record):
 
     @property
     def key(self) -> str:
-        return f"events/{self.time.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}-{self.id}.json"
+        return f"events/{self.time.astimezone(UTC):{_TIME}}-{self.id}.json"
 
     if not TYPE_CHECKING:  # for scripts and tests; mypy refuses it in the packages, so no typo in a key goes unseen
 
@@ -113,10 +119,21 @@ def launch_here() -> int:
 
 
 def read_events(store: Store, wanted: Callable[[str], bool] = lambda key: True) -> list[Event]:
-    """All events of a run, see `in_order`. Raises `CorruptCheckpoint`, which names the event that is invalid."""
-    keys = [entry.key for entry in store.list("events") if wanted(entry.key)]
-    events = parallel_map(lambda key: read_record(store, key, Event), keys, 16)
-    return in_order(events)
+    """All events of a run, see `in_order`. One that is damaged has a `Damaged` in its place, and steers nothing: a line
+    of the diary is worth no run. What isn't named like an event isn't one."""
+    keys = [entry.key for entry in store.list("events") if wanted(entry.key) and _KEY.fullmatch(entry.key)]
+    return in_order(parallel_map(lambda key: _read(store, key), keys, 16))
+
+
+def _read(store: Store, key: str) -> Event:
+    try:
+        return read_record(store, key, Event)
+    except CorruptCheckpoint as error:
+        logger.warning("%s", error.message)
+        written, event_id = _KEY.fullmatch(key).groups()  # type: ignore[union-attr]  # see `read_events`
+        time = datetime.strptime(written, _TIME).replace(tzinfo=UTC)
+        payload = Damaged(message=error.message)
+        return Event(time=time, id=event_id, kind=Damaged.kind, attempt=0, data=payload)
 
 
 def in_order(events: Iterable[Event]) -> list[Event]:

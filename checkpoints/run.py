@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -17,6 +19,10 @@ from checkpoints.names import check_run_name, is_run_name
 from checkpoints.parallel import parallel_map
 from checkpoints.store import Store, open_store
 from checkpoints.upload import put_once
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Record)
 
 RUN_KEY = "run.json"
 HEARTBEAT_KEY = "heartbeat.json"
@@ -65,7 +71,12 @@ def register_run(store: Store, record: RunRecord) -> RunRecord:
 
     Raises `UserError` if the run exists with another recipe, naming the first key that differs.
     """
-    existing = read_run(store)
+    try:
+        existing = read_run(store)
+    except CorruptCheckpoint as error:  # who the run is stands in its pins and checkpoints too
+        logger.warning("%s: written anew", error.message)
+        store.put(RUN_KEY, record.to_json())
+        return record
     if existing is None:
         put_once(store, RUN_KEY, record.to_json())
         return record
@@ -83,13 +94,21 @@ def read_run(store: Store) -> RunRecord | None:
 
 
 def read_heartbeat(store: Store) -> Heartbeat | None:
-    """The newest heartbeat, or None."""
-    return read_if_there(store, HEARTBEAT_KEY, Heartbeat)
+    """The newest heartbeat; None where there is none, or a damaged one: the next one comes in seconds."""
+    return _unless_damaged(store, HEARTBEAT_KEY, Heartbeat)
 
 
 def read_controller_beat(store: Store) -> ControllerBeat | None:
-    """The controller's newest sign of life, or None."""
-    return read_if_there(store, CONTROLLER_KEY, ControllerBeat)
+    """The controller's newest sign of life; None where there is none, or a damaged one."""
+    return _unless_damaged(store, CONTROLLER_KEY, ControllerBeat)
+
+
+def _unless_damaged(store: Store, key: str, record: type[R]) -> R | None:
+    try:
+        return read_if_there(store, key, record)
+    except CorruptCheckpoint as error:
+        logger.warning("%s", error.message)
+        return None
 
 
 def write_controller_beat(store: Store, time: datetime, launch: int = 0, price_usd_per_hour: float = 0.0) -> None:
@@ -101,15 +120,24 @@ def write_controller_beat(store: Store, time: datetime, launch: int = 0, price_u
 def list_runs(bucket_url: str) -> list[str]:
     """Names of the runs in a bucket. Looks at one level only: what else is in the bucket doesn't matter."""
     names = [name for name in open_store(bucket_url).folders() if is_run_name(name)]
-    known = parallel_map(lambda name: read_run_if_valid(open_run(bucket_url, name)) is not None, names, 16)
-    return [name for name, is_run in zip(names, known, strict=True) if is_run]
+    known = parallel_map(lambda name: is_run(open_run(bucket_url, name)), names, 16)
+    return [name for name, there in zip(names, known, strict=True) if there]
+
+
+def is_run(store: Store) -> bool:
+    """Has it a run.json, or a damaged one beside the rest of a run? A file of that name may be something else's."""
+    try:
+        return read_run(store) is not None
+    except CorruptCheckpoint:
+        return any(store.list("events"))
 
 
 def read_run_if_valid(store: Store) -> RunRecord | None:
-    """run.json, or None where it is missing or something else's."""
+    """run.json, or None where it is missing, damaged or something else's."""
     try:
         return read_run(store)
-    except CorruptCheckpoint:
+    except CorruptCheckpoint as error:
+        logger.warning("%s", error.message)
         return None
 
 
@@ -133,19 +161,30 @@ def write_metrics(store: Store, attempt: int, rank: int, lines: list[dict[str, A
 def read_metrics(store: Store, rank: int | None = None) -> list[StepMetrics]:
     """All metrics of a run: every step of every attempt, redone steps more than once, in order of attempt and step.
 
-    `rank`: of this one only.
+    A damaged file is named in the log, and its steps are missing. `rank`: of this one only.
     """
     mine = "" if rank is None else f"-r{rank:05d}-"
-    keys = [entry.key for entry in store.list("metrics") if mine in entry.key]
-    parts = parallel_map(lambda key: confirmed(lambda: _read_lines(store, key)), keys, 16)
+    named = [(entry.key, _METRICS.fullmatch(entry.key)) for entry in store.list("metrics") if mine in entry.key]
+    keys = {key: (int(match[1]), int(match[2])) for key, match in named if match}
+    parts = parallel_map(lambda key: _read_lines(store, key), keys, 16)
     found: dict[tuple[int, int, int], StepMetrics] = {}  # a write whose reply was lost was done again
-    for key, lines in zip(keys, parts, strict=True):
-        attempt, rank = (int(part[1:]) for part in key.rsplit("/", 1)[-1].split("-")[:2])
+    for (attempt, rank), lines in zip(keys.values(), parts, strict=True):
         found |= {(attempt, line["step"], rank): StepMetrics(attempt, rank, line["step"], line) for line in lines}
     return [found[place] for place in sorted(found)]
 
 
+_METRICS = re.compile(r"metrics/a(\d+)-r(\d+)-.*")
+
+
 def _read_lines(store: Store, key: str) -> list[dict[str, Any]]:
+    try:
+        return confirmed(lambda: _parse_lines(store, key))
+    except CorruptCheckpoint as error:
+        logger.warning("%s", error.message)
+        return []
+
+
+def _parse_lines(store: Store, key: str) -> list[dict[str, Any]]:
     try:
         *lines, last = [json.loads(line) for line in store.get(key).data.splitlines()]
         good = last[CHECK] == checksum(lines)

@@ -15,7 +15,7 @@ from checkpoints.event_kinds import Compared
 from checkpoints.events import Diary, Event, of_kind, read_events
 from checkpoints.names import check_run_name
 from checkpoints.requests import withdraw
-from checkpoints.run import open_run, read_heartbeat, read_metrics, read_run, register_run
+from checkpoints.run import open_run, read_heartbeat, read_metrics, read_run_if_valid, register_run
 from checkpoints.store import Store, probe
 from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.experience import remember
@@ -90,7 +90,7 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
 def _is_finished(store: Store, name: str, recipe: Recipe) -> bool:
     """A finished run is never trained again: that would spoil its receipt. Raises `UserError` if it has another
     recipe."""
-    if read_run(store) is None or read_status(store, name, datetime.now(UTC)).state != "finished":
+    if read_run_if_valid(store) is None or read_status(store, name, datetime.now(UTC)).state != "finished":
         return False
     register_run(store, new_record(name, recipe))
     return True

@@ -14,7 +14,7 @@ from checkpoints.clock import Clock, SystemClock
 from checkpoints.environment import user_home
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.journal import read_journal
-from checkpoints.run import list_runs, open_run, read_run
+from checkpoints.run import is_run, list_runs, open_run, read_run_if_valid
 from checkpoints.store import Store
 from launcher.errors import UnknownRun
 from launcher.identity import identity_here
@@ -70,7 +70,7 @@ def show_report(bucket: str | None, name: str, output: str) -> None:
     """Print the receipt of a run."""
     check_output(output)
     store = existing_run(bucket, name)
-    record = read_run(store)
+    record = read_run_if_valid(store)
     recipe = Recipe.model_validate(record.recipe) if record else None
     show_receipt(read_receipt(store, name, recipe), output)
 
@@ -124,6 +124,6 @@ def log_stream(store: Store, name: str, attempt: int | None, *, follow: bool, cl
 def existing_run(bucket: str | None, name: str) -> Store:
     """The store of a run that is there; raises `UnknownRun`."""
     store = open_run(bucket_or_default(bucket), name)
-    if read_run(store) is None:
+    if not is_run(store):
         raise UnknownRun(f"there is no run {name!r} in {bucket_or_default(bucket)}", "list them: notus-launch runs")
     return store

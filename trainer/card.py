@@ -12,9 +12,10 @@ from checkpoints.errors import CorruptCheckpoint
 from checkpoints.event_kinds import AttemptEnded, AttemptStarted, DataPrepared, Notice, PlaceRecord
 from checkpoints.events import Event, of_kind, read_events
 from checkpoints.machines import machines_of, told_by
-from checkpoints.run import RunRecord, read_run
+from checkpoints.run import RunRecord
 from checkpoints.store import Store
 from trainer.fingerprint import Base, base_revision
+from trainer.pins import run_record
 from trainer.recipe import BUILTIN, Source
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -22,7 +23,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 def card_at_the_end(store: Store, attempt: int, base: Base) -> str:
     """The card of a run whose `attempt` has just trained its last step. Raises `NotusError`."""
-    record = read_run(store)
+    record = run_record(store)
     if record is None:
         raise CorruptCheckpoint(f"{store.url} has no run.json")
     return model_card(record, read_events(store), base, merged=False, running=attempt)

@@ -7,11 +7,13 @@ and a successor that finds another base model under the same name would train ag
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from typing import Any
 
 from checkpoints.confirm import read_if_there
 from checkpoints.errors import AlreadyExists, CorruptCheckpoint
 from checkpoints.manifest import Record
+from checkpoints.run import RunRecord, read_run
 from checkpoints.store import Store
 from trainer.fingerprint import check_fingerprint
 
@@ -35,6 +37,22 @@ def read_pins(store: Store) -> dict[str, Any] | None:
         logger.warning("%s: damaged, so what the run began with is known from its checkpoints only", error.message)
         return None
     return pins.fingerprint if pins else None
+
+
+def run_record(store: Store) -> RunRecord | None:
+    """run.json, or None where there is none. Of a damaged one what the pins tell: it is worth no finished model.
+
+    Raises `CorruptCheckpoint` where they can't.
+    """
+    try:
+        return read_run(store)
+    except CorruptCheckpoint:
+        if (pinned := read_pins(store)) is None:
+            raise
+        name, recipe = store.url.rsplit("/", 1)[-1], pinned["recipe"]
+        logger.warning("run.json is damaged: taken from %s instead", KEY)
+        now = datetime.now(UTC)
+        return RunRecord(name=name, created_at=now, recipe_name="", recipe=recipe, identity=recipe, versions={})
 
 
 def check_pins(store: Store, mine: dict[str, Any], *, begun: bool) -> None:

@@ -15,7 +15,7 @@ from checkpoints.event_kinds import Exported
 from checkpoints.events import Event, of_kind, read_events
 from checkpoints.files import fetch_file
 from checkpoints.names import check_key, check_run_name
-from checkpoints.run import RunRecord, open_run, read_run
+from checkpoints.run import RunRecord, open_run
 from checkpoints.store import Store
 from checkpoints.terminal import run_app
 from trainer.base import identify_base
@@ -25,6 +25,7 @@ from trainer.fingerprint import Base, base_change, base_revision
 from trainer.folders import CARD, is_whole, whole_folder
 from trainer.hub import SHARD, check_push, push_folder
 from trainer.loading import blaming
+from trainer.pins import run_record
 
 logger = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -74,7 +75,7 @@ class Finished(NamedTuple):
 
 def read_finished(store: Store, run: str, *, merge: bool) -> Finished:
     """What a run tells of its model. Raises `UserError` where there is none, or nothing to merge."""
-    record = read_run(store)
+    record = run_record(store)
     events = read_events(store)
     exported = [payload for _, payload in of_kind(events, Exported)]
     if record is None or not exported:

@@ -12,6 +12,7 @@ from checkpoints.event_kinds import (
     Alarm,
     AttemptEnded,
     AttemptStarted,
+    Damaged,
     Decided,
     Failed,
     FalseRecovery,
@@ -31,7 +32,7 @@ from checkpoints.event_kinds import (
 from checkpoints.event_order import end_of_run
 from checkpoints.events import RUN_ENDS, Event, of_kind, read_events
 from checkpoints.head import Head, read_head
-from checkpoints.run import Heartbeat, read_heartbeat, read_run
+from checkpoints.run import Heartbeat, read_heartbeat, read_run_if_valid
 from checkpoints.store import Store
 from launcher.errors import UnknownRun
 from launcher.policy.history import machine_now, machines, spent_usd
@@ -52,7 +53,7 @@ _BETWEEN: Mapping[type[Payload], str] = {
 }
 _STATE_EVENTS: tuple[type[Payload], ...] = (*_BETWEEN, RunEnd, AttemptStarted, Preempted, AttemptEnded, MachineGone)
 
-_TROUBLE = (NoCapacity, Alarm, FalseRecovery, SetupFailed, ReleaseFailed, Failed)
+_TROUBLE = (Damaged, NoCapacity, Alarm, FalseRecovery, SetupFailed, ReleaseFailed, Failed)
 _NEWS = (*_TROUBLE, RunEnd, MachineUp, Training, Saved)
 
 _STATE_OF_JOB = {
@@ -120,7 +121,7 @@ class RunStatus(BaseModel):
 
 def read_status(store: Store, name: str, now: datetime) -> RunStatus:
     """The status of a run; raises `UnknownRun`."""
-    record = read_run(store)
+    record = read_run_if_valid(store)
     events = read_events(store)
     if record is None and not events:  # run.json is the trainer's where plain SkyPilot was told to launch
         raise UnknownRun(f"there is no run {name!r} in {store.url.rsplit('/', 1)[0]}", "list them: notus-launch runs")

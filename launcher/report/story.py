@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from checkpoints.event_kinds import (
     Alarm,
     AttemptEnded,
+    Damaged,
     DataPrepared,
     Decided,
     Failed,
@@ -57,6 +58,8 @@ def line_of(event: Event) -> str | None:
             return "SkyPilot took the machine for dead, but it trains: nothing is restarted"
         case Alarm() as alarm:
             return _alarm(alarm)
+        case Damaged(message=message):
+            return f"a line of the diary is damaged: {message}"
         case DataPrepared() as data:
             return left_out_line(data)
         case Resumed(step=step):

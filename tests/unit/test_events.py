@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from checkpoints.event_kinds import (
     Alarm,
     AtStep,
     AttemptEnded,
+    Damaged,
     DataPrepared,
     Decided,
+    Finished,
     LeftOutRows,
     MachineGone,
     MachineUp,
@@ -35,18 +38,21 @@ from checkpoints.event_kinds import (
     UnderWay,
     UnknownPayload,
 )
+from checkpoints.event_order import end_of_run
 from checkpoints.events import RUN_ENDS, Diary, Event, of_kind, read_events
 from checkpoints.manifest import CHECK, checksum, parse
 from checkpoints.object_store import ObjectStore
 from checkpoints.requests import REQUEST_KEY, Request, ask, read_request
+from checkpoints.run import list_runs, open_run, read_run, register_run
 from launcher.follow import end_of
 from launcher.policy.history import place_data
 from launcher.policy.observe import observe
 from launcher.report.receipt import make_receipt
-from launcher.report.status import derive_status
+from launcher.report.status import derive_status, read_status
 from launcher.report.story import line_of
 from tests.unit.places import ALL, LAMBDA
 from trainer.attempt import Supervisor
+from trainer.main import new_record
 from trainer.recipe import load_recipe
 from trainer.scratch import Scratch
 
@@ -100,7 +106,7 @@ def test_every_kind_has_a_model_and_a_sample() -> None:
     def below(model: type[Payload]) -> set[type[Payload]]:
         return {model}.union(*(below(one) for one in model.__subclasses__()))
 
-    assert below(Payload) - {Payload, UnknownPayload, AtStep, RunEnd} == set(KINDS.values())
+    assert below(Payload) - {Payload, UnknownPayload, Damaged, AtStep, RunEnd} == set(KINDS.values())
     assert samples().keys() == KINDS.keys()
     assert {"finished", "failed", "stopped"} == RUN_ENDS
 
@@ -134,8 +140,41 @@ def test_a_damaged_payload_is_named_with_its_key_and_its_field(kind: str, missin
     store = ObjectStore.memory()
     data = {name: value for name, value in samples()[kind].items() if name != missing}
     store.put("events/20261128T000000.000000Z-abc.json", raw(kind, data))
-    with pytest.raises(CorruptCheckpoint, match=rf"events/20261128T000000\.000000Z-abc\.json .*data\.{missing}"):
-        read_events(store)
+    Diary(store, 1, FakeClock(NOW)).write(Finished(step=9))
+    (damaged,) = [event for event in read_events(store) if event.kind == "damaged"]
+    assert isinstance(damaged.payload, Damaged)
+    assert re.search(rf"events/20261128T000000\.000000Z-abc\.json .*data\.{missing}", damaged.payload.message)
+    assert damaged.key == "events/20261128T000000.000000Z-abc.json", "it is read once, as any other"
+    assert end_of_run(read_events(store)) is not None, "the others are there"
+
+
+@pytest.mark.parametrize("place", [0, 30, -2])
+def test_a_flipped_byte_is_a_line_that_steers_nothing(place: int) -> None:
+    store = ObjectStore.memory()
+    event = Diary(store, 1, FakeClock(NOW)).write(Stopped(reason="x"))
+    data = bytearray(store.get(event.key).data)
+    data[place] ^= 1
+    store.put(event.key, bytes(data))
+    store.put("events/notes.txt", b"not ours")
+    (read_back,) = read_events(store)
+    assert isinstance(read_back.payload, Damaged)
+    assert end_of_run([read_back]) is None
+    assert event.key in str(line_of(read_back))
+    status = derive_status("r", "", None, None, [read_back], NOW)
+    assert event.key in str(status.note)
+
+
+def test_a_damaged_run_json_hides_no_run(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/run.json").write_text("somebody else's")
+    store = open_run(str(tmp_path), "mine")
+    store.put("run.json", b"{")
+    Diary(store, 1, FakeClock(NOW)).write(Stopped(reason="x"))
+    assert list_runs(str(tmp_path)) == ["mine"]
+    assert read_status(store, "mine", NOW).state == "stopped"
+    recipe = load_recipe("tiny-dpo")
+    register_run(store, new_record("mine", recipe))
+    assert read_run(store) is not None
 
 
 @pytest.mark.parametrize(
