@@ -36,7 +36,7 @@ from checkpoints.errors import (
 from checkpoints.gcs_access import MachineAccess, credentials
 from checkpoints.s3_location import s3_location
 from checkpoints.signed_reader import Request, SignedReader
-from checkpoints.store import Buffer, Entry, Seen, Stored, ignore
+from checkpoints.store import FENCED, Buffer, Entry, Seen, Stored, ignore
 
 # The client retries 5xx and broken connections by itself, with back-off, up to these bounds. A conditional write
 # that is retried can lose to its own first try: callers compare nonces or bytes (storage-facts, step 5).
@@ -215,6 +215,8 @@ class ObjectStore:
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
             raise AccessDenied(f"{self._url} refuses access: {_first_line(error)}", _CREDENTIALS_HINT) from error
         except (BaseError, OSError) as error:
+            if "NotImplemented" in str(error):  # the store's own code, too; its answer will be the same tomorrow
+                raise BucketUnusable(f"{self._url} can't do what it was asked for: NotImplemented", FENCED) from error
             raise _Transient(f"{where}: {_first_line(error)}") from error
 
 

@@ -5,6 +5,7 @@ One contract test (tests/contract/test_store.py) runs over every implementation.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
 from checkpoints.environment import user_path
-from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, UserError
+from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, NotusError, ObjectMissing, UserError
+from checkpoints.parallel import parallel_map
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 PIECE_BYTES = 4 << 20
@@ -140,17 +142,24 @@ def probe(store: Store) -> None:
         store.put(key, payload)  # not `create`: a retry that meets its own success is no fault of the bucket
         if not holds(store, key, payload):
             raise BucketUnusable(f"{store.url} gave back other bytes than were written to it")
-        fault = _fault_of_fence(store, key)
+        try:
+            fault = _fault_of_fence(store, key) or _fault_of_races(store, key)
+        except NotusError:
+            with contextlib.suppress(NotusError):  # the first error is the one to see
+                store.delete(key)
+            raise
         store.delete(key)
     except ObjectMissing as error:
         raise BucketUnusable(f"{store.url} can't be used: {error.message}", error.hint) from error
     if fault:
         raise BucketUnusable(
-            f"{store.url} {fault}, so a machine that was given up could overwrite its successor", _FENCED
+            f"{store.url} {fault}, so a machine that was given up could overwrite its successor", FENCED
         )
 
 
-_FENCED = (
+RACERS = 4
+"""Writers at once, in the probe."""
+FENCED = (
     "use a store with conditional writes: AWS S3, Cloudflare R2, a recent MinIO or SeaweedFS, GCS as gs://, or a folder"
 )
 
@@ -170,6 +179,29 @@ def _fault_of_fence(store: Store, key: str) -> str:
         return "replaces an object by the token of an older version"
     except Conflict:
         return ""
+
+
+def _fault_of_races(store: Store, key: str) -> str:
+    """What is wrong where several write at once, each on the same condition; '' = nothing. Two may not succeed."""
+    place, token = f"{key}-race", store.get(key).token
+    created = parallel_map(lambda data: _won(lambda: store.create(place, data)), _payloads(), RACERS)
+    store.delete(place)
+    if sum(created) > 1:
+        return "lets several create the same object at once"
+    swapped = parallel_map(lambda data: _won(lambda: store.swap(key, data, token)), _payloads(), RACERS)
+    return "lets several replace an object by one token at once" if sum(swapped) > 1 else ""
+
+
+def _payloads() -> list[bytes]:
+    return [os.urandom(16) for _ in range(RACERS)]
+
+
+def _won(write: Callable[[], object]) -> bool:
+    try:
+        write()
+    except (AlreadyExists, Conflict):
+        return False
+    return True
 
 
 def _swap(store: Store, key: str) -> str | None:

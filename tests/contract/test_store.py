@@ -7,15 +7,17 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, UserError
 from checkpoints.folder_store import FolderStore
 from checkpoints.object_store import ObjectStore
-from checkpoints.store import Buffer, Store, open_store, probe
+from checkpoints.store import RACERS, Buffer, Store, open_store, probe
 from checkpoints.upload import put_once
 from tests.gcs_fake import fake_gcs
+from tests.loopback import LoopbackServer, QuietHandler, serving
 from tests.seaweed import S3Server
 
 
@@ -191,9 +193,46 @@ class LostReplies(ObjectStore):
         raise Conflict(key)
 
 
+class RacyCreate(ObjectStore):
+    """Looks, and then writes: all who looked at the same moment succeed."""
+
+    together = threading.Barrier(RACERS)
+
+    def create(self, key: str, data: Buffer) -> str:
+        try:
+            self.get(key)
+        except ObjectMissing:
+            if key.endswith("-race"):
+                self.together.wait(30)
+            self.put(key, data)
+            return self.get(key).token
+        raise AlreadyExists(key)
+
+
+class RacySwap(ObjectStore):
+    """The same, by its token."""
+
+    together = threading.Barrier(RACERS)
+    alone = True
+
+    def create(self, key: str, data: Buffer) -> str:
+        type(self).alone = not key.endswith("-race")  # the race of creates comes right before that of swaps
+        return super().create(key, data)
+
+    def swap(self, key: str, data: Buffer, token: str) -> str:
+        if self.get(key).token != token:
+            raise Conflict(key)
+        if not self.alone:
+            self.together.wait(30)
+        self.put(key, data)
+        return self.get(key).token
+
+
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [
+        (RacyCreate, "lets several create the same object at once"),
+        (RacySwap, "lets several replace an object by one token at once"),
         (NoCreateOnce, "asked to create"),
         (NoCompare, "token of an older version"),
         (NoSwap, "refuses to replace"),
@@ -205,6 +244,48 @@ def test_a_store_without_a_fence_is_refused(kind: type[ObjectStore], fault: str)
         probe(store)
     assert "gs://" in caught.value.hint
     assert list(store.list("")) == []
+
+
+class WithoutConditions(QuietHandler):
+    """An S3 that answers a conditional write with 501, as Backblaze B2 does."""
+
+    objects: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def _answer(self, code: int, body: bytes = b"") -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"x"')
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("If-None-Match") or self.headers.get("If-Match"):
+            self.asked.append(self.path)
+            return self._answer(
+                501, b"<Error><Code>NotImplemented</Code><Message>A header is not known</Message></Error>"
+            )
+        self.objects[self.path] = data
+        return self._answer(200)
+
+    def do_GET(self) -> None:
+        self._answer(200, self.objects[self.path])
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200, b"<DeleteResult></DeleteResult>")
+
+
+def test_a_store_that_knows_no_conditions_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(LoopbackServer(WithoutConditions)) as server:
+        for name, value in S3Server(server.url).environment().items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(BucketUnusable, match="NotImplemented") as caught:
+            probe(open_store("s3://notus-test/x"))
+    assert "conditional writes" in caught.value.hint
+    assert len(WithoutConditions.asked) < 15, "one round of the client's own tries"
 
 
 def test_a_swap_that_met_its_own_success_is_no_fault() -> None:
