@@ -154,7 +154,7 @@ class Training(Settings):
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     schedule: Literal["linear", "cosine", "constant"] = Field(default="linear")
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1, description="share of the steps with a rising rate")
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="null = gradients are not clipped")
     per_device_batch: PositiveInt = Field(default=8, description="pairs per process and micro-step")
     per_device_eval_batch: PositiveInt = Field(default=4)
     accumulation: PositiveInt = Field(default=1, description="micro-steps per optimizer step")

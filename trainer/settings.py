@@ -97,7 +97,7 @@ def dpo_arguments(
         "weight_decay": training.weight_decay,
         "lr_scheduler_type": training.schedule,
         "warmup_steps": training.warmup_ratio,  # below 1 it is a ratio
-        "max_grad_norm": training.max_grad_norm,
+        "max_grad_norm": training.max_grad_norm or 0.0,  # 0 = no clipping, for the Trainer and for DeepSpeed
         "per_device_train_batch_size": batch.per_device,
         "per_device_eval_batch_size": training.per_device_eval_batch,
         "gradient_accumulation_steps": batch.accumulation,

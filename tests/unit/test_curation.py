@@ -17,7 +17,7 @@ from tests.hub_fake import HubFake
 from trainer.curation.binarize import LeftOut, Pair, Rules, binarize, overall_disagrees, plain
 from trainer.curation.cli import app
 from trainer.curation.ratings import ASPECTS, Completion, Record, rating, read_record
-from trainer.curation.story import Destination, curate_files
+from trainer.curation.story import Destination, curate_files, told
 from trainer.errors import DataError, TrainingFailed
 from trainer.pairs import COLUMN_SETS, find_columns
 from trainer.recipe import Source
@@ -65,12 +65,10 @@ def test_the_mean_of_four_ratings_from_either_form() -> None:
     [
         (answer("", "5"), "empty response"),
         (answer("  \n", "5"), "empty response"),
-        (answer("a", "5", "N/A", "5", "5"), "honesty not rated (N/A)"),
-        (answer("a", "5", 10**400, "5", "5"), "honesty not rated (N/A)"),
+        (answer("a", "N/A", 10**400, "nan", "0"), "no aspect rated"),
+        ({"response": "a", "annotations": {}}, "no aspect rated"),
         (answer("half \ud83d", "5"), "response with half a character (a lone surrogate)"),
-        (answer("a", "5", "5", "5", "nan"), "truthfulness not rated (N/A)"),
         ({"response": "a"}, "no annotations"),
-        ({"response": "a", "annotations": {"helpfulness": [{"Rating": "5"}]}}, "no honesty"),
         ("a", "not an answer"),
     ],
 )
@@ -78,6 +76,32 @@ def test_what_cannot_be_compared_is_left_out_and_counted(told: Any, reason: str)
     found = read_record(record(told, answer("b", "3")))
     assert [one.response for one in found.completions] == ["b"]
     assert found.oddities == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("told", "mean", "unrated"),
+    [
+        (answer("a", "5", "N/A", "4", "4"), 13 / 3, ("honesty",)),
+        (answer("a", "5", 10**400, "5", "nan"), 5.0, ("honesty", "truthfulness")),
+        ({"response": "a", "annotations": {"helpfulness": [{"Rating": "3"}]}}, 3.0, ASPECTS[1:]),
+    ],
+)
+def test_an_aspect_without_meaning_is_left_out_of_the_mean(told: Any, mean: float, unrated: tuple[str, ...]) -> None:
+    """As UltraFeedback's own script: its prompt asks for N/A where honesty, for example, has no meaning."""
+    found = read_record(record(told, answer("b", "3")))
+    assert [one.response for one in found.completions] == ["a", "b"]
+    assert found.completions[0].mean == pytest.approx(mean)
+    assert found.completions[0].unrated == unrated
+    strict = read_record(record(told, answer("b", "3")), strict=True)
+    assert [one.response for one in strict.completions] == ["b"]
+    assert strict.oddities == {f"{unrated[0]} not rated (N/A)": 1}
+
+
+def test_texts_are_kept_as_they_are(tmp_path: Path) -> None:
+    rows = [record(answer(" a\n", "5"), answer("b ", "4"), instruction="  What?\n")]
+    curate([write(tmp_path / "ultra.jsonl", rows)], tmp_path / "out")
+    (row,) = table(tmp_path / "out")
+    assert (row["instruction"], row["chosen_response"], row["rejected_response"]) == ("  What?\n", " a\n", "b ")
 
 
 def test_half_a_character_ends_nothing(tmp_path: Path) -> None:
@@ -328,3 +352,11 @@ def test_the_command_prints_the_report(tmp_path: Path, capsys: pytest.CaptureFix
     assert "pairs from 10 records" in capsys.readouterr().out
     with pytest.raises(UserError, match="--rejected 'worst' is not known"):
         app(["curate", str(source), "--out", str(tmp_path / "x"), "--rejected", "worst"], standalone_mode=False)
+
+
+def test_what_matched_nothing_is_said(tmp_path: Path) -> None:
+    source = write(tmp_path / "ultra.jsonl", [record(answer("a", "5"), answer("b", "4"))])
+    (tmp_path / "list.txt").write_text("another question\n")
+    report = curate([source], tmp_path / "out", drop_sources=["truthfulqa"], contamination=tmp_path / "list.txt")
+    assert report["matched_nothing"] == ["--drop-source truthfulqa", "--contamination"]
+    assert "--drop-source truthfulqa matched nothing" in told(report, tmp_path / "out")

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from trainer.batching import Batch
 from trainer.errors import RecipeError
 from trainer.recipe import builtin_names, load_recipe
+from trainer.settings import dpo_arguments
 
 TINY = (Path(__file__).parents[2] / "trainer/recipes/tiny-dpo.yaml").read_text()
 
@@ -36,9 +38,29 @@ def line_of(path: str, text: str) -> int:
 
 
 def test_all_recipes_of_the_package_are_valid() -> None:
-    assert builtin_names() == ["notus-7b-dpo", "notus-7b-dpo-lora", "smollm2-135m-dpo", "tiny-dpo", "tiny-dpo-lora"]
+    assert builtin_names() == [
+        "notus-7b-dpo",
+        "notus-7b-dpo-2023",
+        "notus-7b-dpo-lora",
+        "smollm2-135m-dpo",
+        "tiny-dpo",
+        "tiny-dpo-lora",
+    ]
     for name in builtin_names():
         assert load_recipe(name).name == name
+
+
+def test_what_ran_in_2023_is_a_recipe_of_its_own() -> None:
+    """accelerate of then made DeepSpeedCPUAdam of every optimizer under offload; the handbook's ZeRO-3 did not clip."""
+    asked, ran = load_recipe("notus-7b-dpo"), load_recipe("notus-7b-dpo-2023")
+    assert (asked.training.optimizer, asked.training.max_grad_norm) == ("rmsprop", 1.0)
+    assert (ran.training.optimizer, ran.training.max_grad_norm, ran.training.weight_decay) == ("adamw", None, 0.0)
+    assert ran.zero is not None
+    assert (ran.zero.offload_optimizer, ran.zero.offload_parameters) == ("cpu", "cpu")
+    same = ran.training.model_copy(update={"optimizer": "rmsprop", "max_grad_norm": 1.0})
+    assert (ran.model, ran.dataset, ran.dpo, same) == (asked.model, asked.dataset, asked.dpo, asked.training)
+    arguments = dpo_arguments(ran, Batch(64, 8, 1), device="cuda", attention="sdpa", output=Path("/x"), run="r")
+    assert arguments["max_grad_norm"] == 0.0
 
 
 def test_the_seed_values_of_notus_7b() -> None:

@@ -124,6 +124,7 @@ def test_trl_arguments_follow_the_recipe() -> None:
     assert (arguments["eval_strategy"], arguments["eval_steps"]) == ("steps", 100)
     assert (arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]) == (4, 16)
     assert arguments["optim"] == "rmsprop"
+    assert arguments["max_grad_norm"] == 1.0
     assert arguments["save_strategy"] == "no"
     assert arguments["warmup_steps"] == 0.1
     assert arguments["disable_dropout"] is True

@@ -16,6 +16,10 @@ from trainer.curation.ratings import Completion, Record
 from trainer.rows import encodable
 
 Rejected = Literal["random", "lowest"]
+Ratings = Literal["any", "all"]
+
+
+CONTAMINATED = "in the contamination list"
 
 
 class Pair(NamedTuple):
@@ -46,18 +50,20 @@ class Rules:
     contaminated: Set[str] = frozenset()
     """Instructions to leave out, as `plain` spells them: those of a test set."""
     dropped_sources: Set[str] = frozenset()
+    ratings: Ratings = "any"
+    """What an answer has to have: any aspect rated, or all four."""
 
 
 def binarize(record: Record, rules: Rules) -> Pair | LeftOut:
     """The pair of a record. The same record and rules give the same pair, wherever it stands in the data."""
-    if not record.instruction:
+    if not record.instruction.strip():
         return LeftOut("no instruction")
     if not encodable(record.instruction):
         return LeftOut("instruction with half a character (a lone surrogate)")
     if record.source in rules.dropped_sources:
-        return LeftOut(f"source {record.source}")
+        return LeftOut(from_source(record.source))
     if plain(record.instruction) in rules.contaminated:
-        return LeftOut("in the contamination list")
+        return LeftOut(CONTAMINATED)
     if len(record.completions) < 2:
         return LeftOut("fewer than two rated answers")
     chosen = max(record.completions, key=lambda one: one.mean)  # of equals the first
@@ -73,6 +79,11 @@ def binarize(record: Record, rules: Rules) -> Pair | LeftOut:
         record.source, record.instruction, chosen.response, rejected.response, chosen.mean, rejected.mean,
         chosen.model, rejected.model,
     )  # fmt: skip
+
+
+def from_source(name: str) -> str:
+    """The reason of a record whose source is dropped."""
+    return f"source {name}"
 
 
 def overall_disagrees(record: Record) -> bool | None:

@@ -43,6 +43,9 @@ def curate(
     drop_source: Annotated[
         list[str] | None, typer.Option(help="Leave out a source, e.g. truthful_qa. Repeatable.")
     ] = None,
+    ratings: Annotated[
+        str, typer.Option(help="any: the mean of the aspects that are rated; all: leave out an answer that lacks one.")
+    ] = "any",
     shard_rows: Annotated[int, typer.Option(help="Rows in a parquet file, at most.", min=1, max=10**9)] = 50_000,
     push: Annotated[
         str | None, typer.Option(help="Also push to this data set on the Hub: OWNER/NAME. Needs HF_TOKEN.")
@@ -51,11 +54,13 @@ def curate(
     output: Annotated[str, typer.Option("--output", "-o", help="text or json.")] = "text",
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Make preference pairs by the mean of the four aspect ratings. The same input gives the same output."""
+    """Make preference pairs by the mean of the aspect ratings. The same input gives the same output."""
     from trainer.curation.story import Destination, curate_files, told
 
     if rejected not in ("random", "lowest"):
         raise UserError(f"--rejected {rejected!r} is not known", "use random or lowest")
+    if ratings not in ("any", "all"):
+        raise UserError(f"--ratings {ratings!r} is not known", "use any or all")
     if output not in ("text", "json"):
         raise UserError(f"--output {output!r} is not known", "use text or json")
     where = Destination(out, shard_rows, push, private=not public)
@@ -66,6 +71,7 @@ def curate(
         seed=seed,
         contamination=contamination,
         drop_sources=drop_source or [],
+        ratings="all" if ratings == "all" else "any",
     )
     sys.stdout.write(json.dumps(report, indent=2, ensure_ascii=False) + "\n" if output == "json" else told(report, out))
 

@@ -113,8 +113,8 @@ tags:
 
 # {title}
 
-{report["pairs"]:,} preference pairs from {report["records"]:,} records of UltraFeedback, binarized by the mean of the
-four aspect ratings (helpfulness, honesty, instruction following, truthfulness): chosen is the answer with the highest
+{report["pairs"]:,} preference pairs from {report["records"]:,} records of UltraFeedback, binarized by the mean of
+the aspect ratings (helpfulness, honesty, instruction following, truthfulness): chosen is the answer with the highest
 mean, rejected is {rejected}. For {share:.1%} of the pairs the overall score would have chosen another answer.
 
 | record left out | count |

@@ -2,7 +2,9 @@
 
 A record has an `instruction` and `completions`, each with a `response`, the `model` that wrote it, an `overall_score`
 and `annotations` of four aspects. An aspect is one annotation or a list of them; a `Rating` is a number from 1 to 5 as
-text, or "N/A". What is missing or odd is counted, and never guessed.
+text, or "N/A": UltraFeedback's own prompt asks for that where an aspect has no meaning, as honesty in creative writing.
+So an answer's rating is the mean of the aspects that are rated, as in UltraFeedback's own script. What is missing or
+odd is counted, and never guessed.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ LOWEST, HIGHEST = 1.0, 5.0
 
 
 class Completion(NamedTuple):
-    """An answer whose four aspects are all rated."""
+    """An answer that is rated."""
 
     model: str
     response: str
     mean: float
-    """Of the four aspects, 1 to 5."""
+    """Of the aspects that are rated, 1 to 5."""
     overall: float | None
+    unrated: tuple[str, ...] = ()
+    """Aspects without a rating."""
 
 
 class Record(NamedTuple):
@@ -38,21 +42,20 @@ class Record(NamedTuple):
     """What was left out of it, and why."""
 
 
-def read_record(row: Mapping[str, Any]) -> Record:
-    """A published record; answers that can't be compared are left out and counted by reason."""
+def read_record(row: Mapping[str, Any], *, strict: bool = False) -> Record:
+    """A published record; answers that can't be compared are left out and counted by reason. `strict`: also those of
+    which an aspect is not rated."""
     odd: Counter[str] = Counter()
     rated = []
     told = row.get("completions")
     for completion in told if isinstance(told, Sequence) and not isinstance(told, str) else ():
-        reason, found = _read_completion(completion)
+        reason, found = _read_completion(completion, strict=strict)
         if found is None:
             odd[reason] += 1
         else:
             rated.append(found)
     instruction = row.get("instruction")
-    return Record(
-        _name(row.get("source")), instruction.strip() if isinstance(instruction, str) else "", tuple(rated), odd
-    )
+    return Record(_name(row.get("source")), instruction if isinstance(instruction, str) else "", tuple(rated), odd)
 
 
 def rating(annotation: Any) -> float | None:
@@ -63,7 +66,7 @@ def rating(annotation: Any) -> float | None:
     return sum(valid) / len(valid) if valid else None
 
 
-def _read_completion(told: Any) -> tuple[str, Completion | None]:
+def _read_completion(told: Any, *, strict: bool) -> tuple[str, Completion | None]:
     if not isinstance(told, Mapping):
         return "not an answer", None
     response = told.get("response")
@@ -74,16 +77,12 @@ def _read_completion(told: Any) -> tuple[str, Completion | None]:
     annotations = told.get("annotations")
     if not isinstance(annotations, Mapping):
         return "no annotations", None
-    ratings = []
-    for aspect in ASPECTS:
-        if not annotations.get(aspect):
-            return f"no {aspect}", None
-        value = rating(annotations[aspect])
-        if value is None:
-            return f"{aspect} not rated (N/A)", None
-        ratings.append(value)
-    mean = math.fsum(ratings) / len(ratings)
-    return "", Completion(_name(told.get("model")), response, mean, _number(told.get("overall_score")))
+    rated = {aspect: value for aspect in ASPECTS if (value := rating(annotations.get(aspect))) is not None}
+    unrated = tuple(aspect for aspect in ASPECTS if aspect not in rated)
+    if not rated or (strict and unrated):
+        return (f"{unrated[0]} not rated (N/A)" if rated else "no aspect rated"), None
+    mean = math.fsum(rated.values()) / len(rated)
+    return "", Completion(_name(told.get("model")), response, mean, _number(told.get("overall_score")), unrated)
 
 
 def _name(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from trainer.curation.binarize import LeftOut, Pair, Rules, overall_disagrees
+from trainer.curation.binarize import CONTAMINATED, LeftOut, Pair, Rules, from_source, overall_disagrees
 from trainer.curation.ratings import Record
 
 REPORT = "report.json"
@@ -23,6 +23,7 @@ class Report:
         self.pairs = 0
         self.left_out: Counter[str] = Counter()
         self.oddities: Counter[str] = Counter()
+        self.unrated: Counter[str] = Counter()
         self.comparable = self.disagree = 0
         self.chosen: Counter[float] = Counter()
         self.rejected: Counter[float] = Counter()
@@ -34,6 +35,7 @@ class Report:
         """Count a record and what came of it."""
         self.records += 1
         self.oddities.update(record.oddities)
+        self.unrated.update(aspect for answer in record.completions for aspect in answer.unrated)
         if isinstance(made, LeftOut):
             self.left_out[made.reason] += 1
             return
@@ -53,7 +55,9 @@ class Report:
             "records": self.records,
             "pairs": self.pairs,
             "left_out": dict(sorted(self.left_out.items())),
+            "matched_nothing": self._matched_nothing(rules),
             "answers_left_out": dict(sorted(self.oddities.items())),
+            "answers_by_aspect_not_rated": dict(sorted(self.unrated.items())),
             "mean_disagrees_with_overall_score": self.disagree,
             "comparable_with_overall_score": self.comparable,
             "chosen_rating": _sorted(self.chosen),
@@ -62,8 +66,17 @@ class Report:
             "sources": dict(sorted(self.sources.items())),
             "chosen_models": dict(sorted(self.chosen_models.items())),
             "rejected": rules.rejected,
+            "ratings": rules.ratings,
             "seed": rules.seed,
         }
+
+    def _matched_nothing(self, rules: Rules) -> list[str]:
+        """What was asked to be left out, and nothing was."""
+        sources = [
+            f"--drop-source {name}" for name in sorted(rules.dropped_sources) if not self.left_out[from_source(name)]
+        ]
+        listed = ["--contamination"] if rules.contaminated and not self.left_out[CONTAMINATED] else []
+        return sources + listed
 
     def write(self, folder: Path, rules: Rules) -> None:
         """report.json and histograms.png."""

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from checkpoints.files import hash_file
-from trainer.curation.binarize import LeftOut, Pair, Rules, binarize
+from trainer.curation.binarize import LeftOut, Pair, Ratings, Rules, binarize
 from trainer.curation.files import card, find_files, read_contamination, read_rows, write_shards
 from trainer.curation.ratings import read_record
 from trainer.curation.report import REPORT, Report
@@ -37,6 +37,7 @@ def curate_files(
     seed: int,
     contamination: Path | None,
     drop_sources: Sequence[str],
+    ratings: Ratings = "any",
 ) -> dict[str, Any]:
     """Make the pairs of all files; returns the report. Raises `DataError` and `UserError`, and leaves nothing then.
 
@@ -44,12 +45,18 @@ def curate_files(
     """
     files = find_files(inputs)
     contaminated = read_contamination(contamination) if contamination else frozenset()
-    rules = Rules(rejected, seed, contaminated, frozenset(drop_sources))
+    rules = Rules(rejected, seed, contaminated, frozenset(drop_sources), ratings)
     if where.push is not None:
         check_push(where.push, "dataset")
     made = {
         "curated": [hash_file(path) for path in files],
-        "rules": [rejected, seed, hash_file(contamination) if contamination else None, sorted(rules.dropped_sources)],
+        "rules": [
+            rejected,
+            seed,
+            hash_file(contamination) if contamination else None,
+            sorted(rules.dropped_sources),
+            ratings,
+        ],
         "shard_rows": where.shard_rows,
     }
     if where.push is not None and is_whole(where.folder, made):  # its push failed
@@ -85,7 +92,7 @@ def _pairs(files: Sequence[Path], rules: Rules, report: Report) -> Iterator[Pair
             read_rows(path), description=path.name, console=console, disable=not console.is_terminal, transient=True
         )
         for row in rows:
-            record = read_record(row)
+            record = read_record(row, strict=rules.ratings == "all")
             made = binarize(record, rules)
             report.add(record, made)
             if not isinstance(made, LeftOut):
@@ -97,6 +104,11 @@ def told(report: dict[str, Any], folder: Path) -> str:
     lines = [f"{report['pairs']:,} pairs from {report['records']:,} records, in {folder}/data"]
     for what, counts in (("records", report["left_out"]), ("answers", report["answers_left_out"])):
         lines += [f"  {what} left out, {reason}: {count:,}" for reason, count in counts.items()]
+    lines += [
+        f"  answers without a rating of {aspect}, by the mean of the others: {count:,}"
+        for aspect, count in report["answers_by_aspect_not_rated"].items()
+    ]
+    lines += [f"  {what} matched nothing: is it spelt as in the data?" for what in report["matched_nothing"]]
     comparable = report["comparable_with_overall_score"]
     if comparable:
         disagree = report["mean_disagrees_with_overall_score"]
