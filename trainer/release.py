@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -35,6 +37,8 @@ ADAPTER = "adapter_model.safetensors"
 TOLERANCE = 1e-3
 """Of the logits' standard deviation, in float32: a merge there is off by some 1e-5, other weights by about 1."""
 PROBE_TOKENS = 64
+LEAST_KEPT = 0.9
+"""Of what was trained: with less left after rounding, a merged model is stored in float32."""
 
 
 @app.command()
@@ -117,8 +121,9 @@ def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, fold
     Of a base model on the Hub the commit that the run was trained on is taken, whatever came later.
 
     Merged and compared in float32, 4 bytes a parameter (28 GB for 7B): rounded to bf16 first, the two differ by a
-    quarter of the logits' spread where the adapters are strong, and a wrong merge could hide in that. Stored as the
-    recipe's `model.dtype` says, which for `auto` is the base model's.
+    quarter of the logits' spread where the adapters are strong, and a wrong merge could hide in that. Then rounded to
+    what the recipe's `model.dtype` says, which for `auto` is the base model's, and compared once more: at the learning
+    rates of DPO most of what was trained may be less than the last bit of a bf16 weight.
     """
     import torch
     from peft import PeftModel
@@ -140,9 +145,19 @@ def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, fold
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, base.config.vocab_size, (1, PROBE_TOKENS), generator=generator)
     with torch.no_grad():
+        with both.disable_adapter():
+            untrained = both(input_ids=ids).logits
         expected = both(input_ids=ids).logits
         merged = both.merge_and_unload()
         check_logits(expected, merged(input_ids=ids).logits)
+        with rounded(merged, stored):
+            kept = kept_share(untrained, expected, merged(input_ids=ids).logits)
+    if kept < LEAST_KEPT:
+        told = f"rounded to {stored} the merged model keeps {kept:.0%} of what was trained: stored in float32"
+        logger.warning("%s", told)
+        stored = torch.float32
+    else:
+        logger.info("rounded to %s the merged model keeps %.0f %% of what was trained", stored, 100 * kept)
     merged.to(stored).save_pretrained(folder, max_shard_size=SHARD)
     AutoTokenizer.from_pretrained(adapter).save_pretrained(folder)
 
@@ -156,6 +171,43 @@ def check_base(of_run: Base | None, found: Base) -> None:
             f"the adapters were trained on another base model: {changed}",
             "bring back the one that the run was trained on; for the next run pin model.revision",
         )
+
+
+@contextlib.contextmanager
+def rounded(model: Any, dtype: Any) -> Iterator[None]:
+    """Within, the model computes with weights rounded to `dtype`: one module's at a time, so that no copy of all of
+    them is needed."""
+    hooks = []
+    for module in model.modules():
+        own: list[Any] = list(module.parameters(recurse=False))
+        exact: list[Any] = []
+
+        def before(_: Any, __: Any, own: list[Any] = own, exact: list[Any] = exact) -> None:
+            exact.extend(parameter.data for parameter in own)
+            for parameter in own:
+                parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+
+        def after(_: Any, __: Any, ___: Any, own: list[Any] = own, exact: list[Any] = exact) -> None:
+            for parameter in own:
+                parameter.data = exact.pop(0)
+
+        if own:
+            hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def kept_share(untrained: Any, trained: Any, rounded: Any) -> float:
+    """Of the change of the logits that training made, what is left after rounding: its projection on that change.
+
+    1 = all of it; a model that was not trained at all keeps everything.
+    """
+    change = (trained - untrained).flatten().double()
+    size = float(change @ change)
+    return float((rounded - untrained).flatten().double() @ change) / size if size > 0 else 1.0
 
 
 def check_logits(expected: Any, found: Any) -> None:

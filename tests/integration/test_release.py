@@ -23,7 +23,7 @@ from tests.integration.conftest import Launcher
 from trainer.card import history
 from trainer.errors import TrainingFailed
 from trainer.hub import check_push
-from trainer.release import check_logits, read_finished, release
+from trainer.release import check_logits, kept_share, read_finished, release
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +66,48 @@ def test_adapters_are_merged_into_a_model_that_says_the_same(lora: Store, tmp_pa
     assert "Trained in 1 attempt (0 preempted). By notus-launch" in card
 
 
+@pytest.mark.parametrize(("strength", "dtype"), [(1.0, "bfloat16"), (1e-4, "float32")])
+def test_what_rounding_would_take_away_is_stored_in_float32(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, strength: float, dtype: str
+) -> None:
+    """Adapters as DPO leaves them at small learning rates change a weight by less than its last bit in bf16."""
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from trainer.builtin_model import make_tiny_llama
+    from trainer.lora import peft_settings
+    from trainer.recipe import Lora
+    from trainer.release import _merge
+
+    caplog.set_level("INFO")
+    make_tiny_llama(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    torch.manual_seed(0)
+    adapted = get_peft_model(base, peft_settings(Lora(rank=4)))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=strength)
+    adapted.save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(tmp_path / "base").save_pretrained(tmp_path / "adapter")
+    recipe = {"model": {"name": str(tmp_path / "base"), "revision": None, "dtype": "auto"}}
+    _merge(recipe, None, tmp_path / "adapter", tmp_path / "out", tmp_path)
+    assert str(AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype) == f"torch.{dtype}"
+    assert ("stored in float32" in caplog.text) == (dtype == "float32")
+
+
+def test_the_share_that_is_kept() -> None:
+    untrained, trained = torch.zeros(4), torch.tensor([1.0, -2.0, 0.5, 0.0])
+    assert kept_share(untrained, trained, trained) == pytest.approx(1.0)
+    assert kept_share(untrained, trained, untrained) == 0.0
+    assert kept_share(untrained, trained, 0.5 * trained) == pytest.approx(0.5)
+    assert kept_share(untrained, untrained, untrained) == 1.0
+
+
 def test_adapters_are_not_merged_into_another_base_model(
     lora: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.builtin_model.SEED", 7)
-    with pytest.raises(UserError, match=r"trained on another base model: base\.weights was '\w+', is '\w+'"):
+    with pytest.raises(UserError, match=r"trained on another base model: base\.content was '\w+', is '\w+'"):
         release(lora, read_finished(lora, "lora", merge=True), tmp_path, merge=True)
 
 
