@@ -51,6 +51,7 @@ def export(
         raise UserError(f"{store.url} has no {MODEL_FOLDER}/config.json", "it was saved without the model's config")
     for name in names:
         (folder / name).write_bytes(store.get(f"{MODEL_FOLDER}/{name}").data)
+    tell_dtype(folder / "config.json", dtype)
     weight_map: dict[str, str] = {}
     files: list[str] = []
     for tensors in _batches(_weights(state, dtype), shard_bytes):
@@ -59,6 +60,13 @@ def export(
         weight_map |= dict.fromkeys((tensor.name for tensor in tensors), files[-1])
         progress(sum(tensor.data.nbytes for tensor in tensors))
     return names + _finish(folder, files, weight_map)
+
+
+def tell_dtype(path: Path, dtype: Dtype) -> None:
+    """transformers loads weights with dtype "auto" as the config says, not as they are stored."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("torch_dtype", None)  # as older versions spell it
+    path.write_text(json.dumps({**config, "dtype": dtype}, indent=2) + "\n", encoding="utf-8")
 
 
 def _finish(folder: Path, files: list[str], weight_map: dict[str, str]) -> list[str]:

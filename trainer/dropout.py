@@ -8,7 +8,7 @@ module (OPT) or in their config (Falcon).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,15 +36,16 @@ def settle_dropouts(model: Any, lora: Lora | None) -> Numbers:
 
 
 @contextlib.contextmanager
-def as_given(model: Any, given: Numbers) -> Iterator[None]:
-    """While the model's config is written."""
+def as_given(model: Any, given: Mapping[str, Any]) -> Iterator[None]:
+    """The model's config with the values of the base model's, while it is written."""
+    training = {name: getattr(model.config, name) for name in given}
     for name, value in given.items():
         setattr(model.config, name, value)
     try:
         yield
     finally:
-        for name in given:
-            setattr(model.config, name, 0.0)
+        for name, value in training.items():
+            setattr(model.config, name, value)
 
 
 def _numbers(attributes: dict[str, Any]) -> Numbers:

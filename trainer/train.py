@@ -28,7 +28,7 @@ from trainer.collective import from_rank_0
 from trainer.curves import Curve, Curves, TensorBoardCurve, WandbCurve, first_step_shown
 from trainer.data import Pairs, prepare
 from trainer.dpo import NotusDPOTrainer
-from trainer.dropout import Numbers, as_given, settle_dropouts
+from trainer.dropout import as_given, settle_dropouts
 from trainer.export import export_model, keep_model_files
 from trainer.fingerprint import Base, fingerprint
 from trainer.first_loss import wrong_first_loss
@@ -113,6 +113,7 @@ class Attempt:
         self._announce("preparing data")
         model_name = self._base_model()
         tokenizer, config = self._tokenizer_and_config(model_name)
+        self.use_cache: bool | None = getattr(config, "use_cache", None)
         self.pairs = self._prepare(tokenizer)
         check_token_ids(self.pairs, tokenizer, config, self.recipe.model.name)
         self.fingerprint = fingerprint(
@@ -131,7 +132,7 @@ class Attempt:
         self._announce("loading the model")
         self._build(arguments, model_name, tokenizer)
         if dist.get_rank() == 0 and not self.head.commits:
-            with as_given(self.trainer.model, self.dropouts):
+            with as_given(self.trainer.model, self.given):
                 keep_model_files(self.trainer, tokenizer, self.store, self.scratch.work / "model")
         self._announce("restoring")
         resume_from = self.checkpointing.restore(prefetch, shared_prefetch)
@@ -150,7 +151,7 @@ class Attempt:
         self._announce("exporting")
         folder = self.scratch.work / "final"
         base = self.fingerprint["base"]
-        with as_given(self.trainer.model, self.dropouts):
+        with as_given(self.trainer.model, self.given):
             export_model(self.trainer, tokenizer, self.store, folder, self.diary, base=base, attempt=self.head.epoch)
         if dist.get_rank() == 0 and self.recipe.hub is not None:
             push_model(self.recipe.hub, folder, self.diary)
@@ -302,7 +303,9 @@ class Attempt:
                 reference=self._reference_cache,
             )
         mend_generation_config(self.trainer.model, name)
-        self.dropouts: Numbers = settle_dropouts(self.trainer.model, self.recipe.lora)
+        self.given: dict[str, Any] = dict(settle_dropouts(self.trainer.model, self.recipe.lora))
+        if self.use_cache is not None:  # the Trainer switches it off, and a model that is used has it
+            self.given["use_cache"] = self.use_cache
         if self.recipe.lora is not None:
             from trainer.lora import name_base
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpoints.export import Dtype, tell_dtype
 from checkpoints.gather import gather_partition, to_bfloat16
 from checkpoints.zero3 import partition_map
 from tests.zero3_fake import part, random_values
@@ -35,3 +40,12 @@ def test_rounding_is_torch_s(values: list[float]) -> None:
     assert torch.equal(torch.isnan(ours), torch.isnan(theirs))
     good = ~torch.isnan(theirs)
     assert torch.equal(ours[good].view(torch.int16), theirs[good].view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_config_tells_the_dtype_of_the_weights_beside_it(tmp_path: Path, dtype: Dtype) -> None:
+    """transformers loads weights as the config says, not as they are stored."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"torch_dtype": "float16", "vocab_size": 259}))
+    tell_dtype(path, dtype)
+    assert json.loads(path.read_text()) == {"vocab_size": 259, "dtype": dtype}
