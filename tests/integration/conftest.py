@@ -24,7 +24,7 @@ from checkpoints.run import open_run, read_metrics
 from checkpoints.store import Store
 from trainer.scratch import Progress, Scratch
 
-START_S = 240.0
+START_S = 400.0
 """More than a start ever takes, the first one's compiling included."""
 
 
