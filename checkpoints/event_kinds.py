@@ -502,6 +502,8 @@ KINDS: Mapping[str, type[Payload]] = {model.kind: model for model in _MODELS}
 
 def payload_of(kind: str, data: Any) -> Payload:
     """Validate an event's data as its kind. Raises pydantic's `ValidationError`."""
+    if isinstance(data, Damaged):
+        return data
     if kind in KINDS or isinstance(data, Mapping | Payload):
         return KINDS.get(kind, UnknownPayload).model_validate(data)
     unknown = UnknownPayload()

@@ -74,7 +74,7 @@ def register_run(store: Store, record: RunRecord) -> RunRecord:
     try:
         existing = read_run(store)
     except CorruptCheckpoint as error:  # who the run is stands in its pins and checkpoints too
-        logger.warning("%s: written anew", error.message)
+        logger.warning("%s: rewritten", error.message)
         store.put(RUN_KEY, record.to_json())
         return record
     if existing is None:

@@ -1,6 +1,6 @@
 """A consistent copy of a rank's state in host memory: the thing that is uploaded.
 
-Large tensors are copied beside the training, so nobody may change them meanwhile. Who does is found out by torch's own
+Large tensors are copied beside the training, so they must not change meanwhile. A change is detected by torch's own
 count of changes (`Tensor._version`), and the save fails. What a forward pass changes, running means and histories, is
 small: that is copied at once, and so is every numpy array, of which nobody counts the changes.
 """
@@ -77,7 +77,7 @@ class Plan(NamedTuple):
     leaves: tuple[Leaf, ...]
     size_bytes: int
     versions: tuple[int | None, ...] = ()
-    """How often each tensor had been changed when the save began; None where nobody counts."""
+    """How often each tensor had been changed when the save began; None where there is no count."""
     written: tuple[tuple[Any, Any], ...] = ()
     """GPUs, and events on the streams that wrote their tensors."""
 

@@ -309,7 +309,7 @@ def _row(cells: dict[str, str], path: Path, line: int) -> Row:
 
 
 def _name(cell: str) -> str:
-    """A region or zone, without letters that nobody sees."""
+    """A region or zone, without unprintable characters."""
     return "".join(letter for letter in cell if letter.isprintable()).strip()
 
 

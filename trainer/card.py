@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from checkpoints.machines import machines_of, told_by
 from checkpoints.run import RunRecord
 from checkpoints.store import Store
 from trainer.fingerprint import Base, base_revision
+from trainer.pairs import HUB_NAME
 from trainer.pins import run_record
 from trainer.recipe import BUILTIN, Source
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def card_at_the_end(store: Store, attempt: int, base: Base) -> str:
@@ -109,11 +107,11 @@ def _source(source: Mapping[str, Any]) -> str:
 def _base_on_the_hub(name: str, base: Base | None) -> bool:
     """A local folder may be called like a model of the Hub; the run noted that it has no commit."""
     local = base is not None and base.get("weights") and not base.get("commit")
-    return not local and HUB_ID.fullmatch(name) is not None
+    return not local and HUB_NAME.fullmatch(name) is not None
 
 
 def _set_on_the_hub(name: str) -> bool:
-    return Source(name=name).file_name is None and HUB_ID.fullmatch(name) is not None
+    return Source(name=name).file_name is None and HUB_NAME.fullmatch(name) is not None
 
 
 def _last_part(name: str) -> str:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 X_AXIS = "train/global_step"
 OPEN_S = 20.0
-"""What a tracker may take until the training begins without it. W&B away would take for ever, on a paid machine."""
+"""What a tracker may take until training begins without it: an unreachable W&B would block a paid machine forever."""
 CLOSE_S = 30.0
 """What W&B may take to send its last rows: away, it would try for ever, on a machine that costs money."""
 
@@ -108,7 +108,7 @@ class Curves:
         """No more rows. The process ends without Python's exit handlers, so the trackers have to be told."""
         self.show(())
         for name in self._opening:
-            logger.warning("%s has never answered (the metrics are in the bucket all the same)", name)
+            logger.warning("%s has never answered (the metrics are in the bucket)", name)
         for name, curve in list(self._curves.items()):
             try:
                 curve.close()

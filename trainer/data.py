@@ -42,15 +42,6 @@ MOST_NUMBERS = 10
 """Of the rows that were left out for one reason, so many are named."""
 
 
-class LeftOut(NamedTuple):
-    """Rows that are not trained, for one reason."""
-
-    reason: str
-    rows: int
-    where: tuple[str, ...]
-    """The first of them: `NAME:LINE`, or `NAME row N` of what has no lines."""
-
-
 class Pairs(NamedTuple):
     """Tokenised preference pairs and what identifies them."""
 
@@ -60,7 +51,7 @@ class Pairs(NamedTuple):
     """xxh3 of the raw rows in order: a data set that changed between two attempts is noticed."""
     rows: int = 0
     """That were looked at. 0 where the pairs come from a cache."""
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[LeftOutRows, ...] = ()
 
     def told(self) -> DataPrepared:
         """For the diary."""
@@ -68,7 +59,7 @@ class Pairs(NamedTuple):
             rows=self.rows,
             train=len(self.train),
             evaluation=len(self.evaluation or ()),
-            left_out=tuple(LeftOutRows(**found._asdict()) for found in self.left_out),
+            left_out=self.left_out,
         )
 
 
@@ -100,7 +91,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
 
 def _tokenise(
     rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase
-) -> tuple[datasets.Dataset, tuple[LeftOut, ...]]:
+) -> tuple[datasets.Dataset, tuple[LeftOutRows, ...]]:
     """Token ids of each row that can be trained; says which can't, and how many were cut."""
     name = recipe.dataset.name
     tokenised = rows.map(
@@ -116,12 +107,12 @@ def _tokenise(
         desc="tokenising",
     )
     left_out = _left_out(zip(rows["where"], tokenised["reason"], strict=True))
-    for reason, count, where in left_out:
-        logger.warning("%s: left out %d of %d rows: %s (%s)", name, count, len(rows), reason, _first(where, count))
-    if sum(count for _, count, _ in left_out) == len(rows):
+    for found in left_out:
+        logger.warning("%s: left out %d of %d rows: %s (%s)", name, found.rows, len(rows), found.reason, _first(found))
+    if sum(found.rows for found in left_out) == len(rows):
         worst = left_out[0]
         hint = next(row["hint"] for row in tokenised if row["reason"] == worst.reason)
-        told = f"{worst.reason} ({_first(worst.where, worst.rows)})"
+        told = f"{worst.reason} ({_first(worst)})"
         raise DataError(f"none of the {len(rows)} rows of {name} can be trained: {told}", hint)
     if left_out:
         tokenised = tokenised.filter(lambda reason: not reason, input_columns="reason", desc="checking rows")
@@ -134,23 +125,26 @@ def _tokenise(
         )
     if cuts.same_answers:
         tokenised = tokenised.filter(lambda same: not same, input_columns="same_answers", desc="checking cuts")
-        same = LeftOut("after the cut both answers are the same (dpo.max_length)", cuts.same_answers, ())
+        reason = "after the cut both answers are the same (dpo.max_length)"
+        same = LeftOutRows(reason=reason, rows=cuts.same_answers)
         left_out = (*left_out, same)
     return tokenised.remove_columns([*Cut._fields, "reason", "hint"]), left_out
 
 
-def _left_out(told: Iterable[tuple[str, str]]) -> tuple[LeftOut, ...]:
+def _left_out(told: Iterable[tuple[str, str]]) -> tuple[LeftOutRows, ...]:
     """By reason, the most frequent first."""
     found: dict[str, list[str]] = defaultdict(list)
     for where, reason in told:
         if reason:
             found[reason].append(where)
     ordered = sorted(found.items(), key=lambda item: -len(item[1]))
-    return tuple(LeftOut(reason, len(where), tuple(where[:MOST_NUMBERS])) for reason, where in ordered)
+    return tuple(
+        LeftOutRows(reason=reason, rows=len(where), where=tuple(where[:MOST_NUMBERS])) for reason, where in ordered
+    )
 
 
-def _first(where: tuple[str, ...], count: int) -> str:
-    return ", ".join(where) + (", ..." if count > len(where) else "")
+def _first(found: LeftOutRows) -> str:
+    return ", ".join(found.where) + (", ..." if found.rows > len(found.where) else "")
 
 
 def _say(cuts: Cut, rows: int, recipe: Recipe) -> None:
@@ -217,9 +211,9 @@ def _share(source: Source) -> datasets.Dataset:
     try:
         table = pyarrow.Table.from_batches(_batches(source), _SCHEMA)
     except UnicodeDecodeError as error:  # parquet: Arrow doesn't look
-        raise DataError(f"a text of {source.name} is not UTF-8: {error}", "write the file anew") from error
+        raise DataError(f"a text of {source.name} is not UTF-8: {error}", "rewrite the file as UTF-8") from error
     except (pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{source.name} can't be read: {error.__cause__ or error}", "write it anew") from error
+        raise DataError(f"{source.name} can't be read: {error.__cause__ or error}", "rewrite the file") from error
     if not len(table):
         raise _no_rows(source)
     rows = datasets.Dataset(datasets.table.InMemoryTable(table))

@@ -10,22 +10,22 @@ from transformers import GenerationConfig
 logger = logging.getLogger(__name__)
 
 
-def mend_generation_config(model: Any, name: str) -> None:
-    """Make the settings of `model` ones that can be written beside its weights. It is somebody else's file.
+def repair_generation_config(model: Any, name: str) -> None:
+    """Make the settings of `model` ones that can be written beside its weights: the file is not the user's own.
 
     The usual fault is a temperature or top_p with `do_sample: false` (Llama 2 chat and Vicuna as of 2023): whoever
-    gives one wants to sample. What can't be mended so is made anew from the model's config.
+    gives one wants to sample. What can't be repaired that way is derived from the model's config.
     """
     settings = model.generation_config
     if settings is None or _can_be_written(settings):
         return
-    mended = GenerationConfig.from_dict({**settings.to_dict(), "do_sample": True})
-    if _can_be_written(mended):
+    repaired = GenerationConfig.from_dict({**settings.to_dict(), "do_sample": True})
+    if _can_be_written(repaired):
         logger.warning("generation_config.json of %s has sampling settings without do_sample: it is set", name)
     else:
-        mended = GenerationConfig.from_model_config(model.config)
+        repaired = GenerationConfig.from_model_config(model.config)
         logger.warning("generation_config.json of %s can't be written as it is: taken from config.json instead", name)
-    model.generation_config = mended
+    model.generation_config = repaired
 
 
 def _can_be_written(settings: GenerationConfig) -> bool:

@@ -1,7 +1,7 @@
 """DeepSpeed's compiled operators on this machine, and no lock that outlives its process.
 
 torch compiles in one folder of all processes of a user, with a file as the lock (torch.utils.file_baton). Whoever is
-killed meanwhile leaves that file, and every later process of any run waits for its removal, for ever. So each attempt
+killed meanwhile leaves that file, and every later process of any run waits for its removal forever. So each attempt
 compiles in a folder of its own, which nobody else waits for, and what came of it is kept under a name that appears
 only once it is whole:
 

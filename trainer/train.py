@@ -32,7 +32,7 @@ from trainer.dropout import as_given, settle_dropouts
 from trainer.export import export_model, keep_model_files
 from trainer.fingerprint import Base, fingerprint
 from trainer.first_loss import wrong_first_loss
-from trainer.generation import mend_generation_config
+from trainer.generation import repair_generation_config
 from trainer.history import History, Row, numbers
 from trainer.hub import push_model
 from trainer.inputs import code_digest
@@ -302,7 +302,7 @@ class Attempt:
                 peft_config=peft_config,
                 reference=self._reference_cache,
             )
-        mend_generation_config(self.trainer.model, name)
+        repair_generation_config(self.trainer.model, name)
         self.given: dict[str, Any] = dict(settle_dropouts(self.trainer.model, self.recipe.lora))
         if self.use_cache is not None:  # the Trainer switches it off, and a model that is used has it
             self.given["use_cache"] = self.use_cache
@@ -376,7 +376,7 @@ class Attempt:
         if wrong := wrong_first_loss(self.recipe.dpo, self.record.loss):
             raise UserError(
                 f"{wrong}: the reference isn't the base model",
-                "start anew with another --name; if it comes back, please report it",
+                "start a new run with another --name; if it happens again, please report it",
             )
 
     def _refuse(self, nonsense: str, step: int) -> NoReturn:

@@ -270,7 +270,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
         self._task.update_envs(environment_of(told))
         whole = self._task.resources
         search = self._search = Search()
-        asked, prechecks = False, None
+        asked, cut, prechecks = False, False, None
         until_s = time.monotonic() + told.most_s
         everything = await asyncio.to_thread(everywhere, self._resources.values())
         try:
@@ -278,7 +278,7 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
                 self._task.set_resources([self._entry(entry) for entry in entries])
                 search.begin()
                 limit_s = min(PROVISION_S + ASK_S * len(places), until_s - time.monotonic())
-                if limit_s <= 0:
+                if cut := limit_s <= 0:
                     break
                 try:
                     with listening(search):
@@ -308,7 +308,8 @@ class NotusStrategy(recovery_strategy.StrategyExecutor):  # type: ignore[misc]
             self._task.set_resources(whole)
         if prechecks is not None and not asked and not self._recovering:
             raise prechecks
-        return Refused(all_refused(answers(search.tries, places), places, search.otherwise))
+        heard = answers(search.tries, places)
+        return Refused(heard if cut and heard else all_refused(heard, places, search.otherwise))
 
     async def _launch_within(self, limit_s: float) -> float:
         """SkyPilot's own launch. Raises `TimeoutError`; the request is cancelled then."""

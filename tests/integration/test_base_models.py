@@ -17,7 +17,7 @@ from tests.integration.conftest import Launcher, recipe, stop_after
 from trainer.builtin_model import make_tiny_llama
 from trainer.data import prepare
 from trainer.errors import DataError
-from trainer.generation import mend_generation_config
+from trainer.generation import repair_generation_config
 from trainer.load_report import complete_weights
 from trainer.lora import check_targets
 from trainer.recipe import Lora, load_recipe
@@ -86,8 +86,11 @@ def test_layers_that_the_config_does_not_know(folder: Path) -> None:
 
 
 def test_tensors_of_another_kind_may_be_left_out(folder: Path) -> None:
+    before = load(folder).state_dict()
     edit(folder, lambda tensors: {**tensors, "value_head.weight": torch.ones(4)})
-    load(folder)
+    after = load(folder).state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_the_report_is_transformers_own_again_afterwards(folder: Path) -> None:
@@ -122,7 +125,7 @@ def test_tokens_outside_of_the_embedding(folder: Path) -> None:
 def test_generation_settings_that_cannot_be_written(folder: Path, settings: Any, kept: Any, tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps(settings))
     model = load(folder)
-    mend_generation_config(model, "model")
+    repair_generation_config(model, "model")
     model.save_pretrained(tmp_path / "out")
     written = GenerationConfig.from_pretrained(tmp_path / "out").to_dict()
     assert {name: written[name] for name in kept} == kept

@@ -136,7 +136,7 @@ def test_what_a_template_drops_is_left_out_and_named(
     rows = [good, ROWS["a call without content"][0], {**good, "tools": [{"name": "search"}]}]
     pairs = prepare(recipe_for(tmp_path / "p.jsonl", rows), tokenizer)
     assert (len(pairs.train), pairs.rows) == (1, 3)
-    assert [tuple(it) for it in pairs.left_out] == [
+    assert [(it.reason, it.rows, it.where) for it in pairs.left_out] == [
         ("the model's chat template drops tool calls", 1, ("p.jsonl:2",)),
         ("the model's chat template drops the tools", 1, ("p.jsonl:3",)),
     ]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from trainer.batching import Batch
-from trainer.recipe import SMOOTHED, Loss, load_recipe
+from trainer.first_loss import expected_first_loss, wrong_first_loss
+from trainer.recipe import SMOOTHED, Dpo, Loss, load_recipe
 from trainer.settings import dpo_arguments
 
 
@@ -22,6 +23,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def loss_of(loss: Loss) -> Dpo:
+    """Not the default beta: it scales some of the losses."""
+    smoothing = 0.1 if loss in SMOOTHED else 0.0
+    changed = {"loss": loss, "beta": 0.3, "label_smoothing": smoothing}
+    return load_recipe("tiny-dpo-lora").dpo.model_copy(update=changed)
+
+
 def trainer_of(loss: Loss, base: Path, folder: Path) -> Any:
     from transformers import AutoTokenizer
     from trl import DPOConfig
@@ -30,9 +38,8 @@ def trainer_of(loss: Loss, base: Path, folder: Path) -> Any:
     from trainer.dpo import NotusDPOTrainer
 
     recipe = load_recipe("tiny-dpo-lora")
-    dpo = recipe.dpo.model_copy(update={"loss": loss, "label_smoothing": 0.1 if loss in SMOOTHED else 0.0})
     dataset = recipe.dataset.model_copy(update={"rows": 8, "eval_rows": 0})
-    recipe = recipe.model_copy(update={"dpo": dpo, "dataset": dataset})
+    recipe = recipe.model_copy(update={"dpo": loss_of(loss), "dataset": dataset})
     arguments = dpo_arguments(recipe, Batch(4, 4, 1), device="cpu", attention="sdpa", output=folder, run="r")
     del arguments["ddp_backend"]
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -50,6 +57,8 @@ def test_a_step_of_each_loss(loss: Loss, base: Path, tmp_path: Path) -> None:
     trainer.model.train()
     batch = next(iter(trainer.get_train_dataloader()))
     value = trainer.compute_loss(trainer.model, batch)
+    assert value.item() == pytest.approx(expected_first_loss(loss_of(loss)), rel=0.01), "it is its own reference"
+    assert wrong_first_loss(loss_of(loss), value.item()) == ""
     value.backward()
     assert torch.isfinite(value)
     norms = [p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]

@@ -64,7 +64,7 @@ async def for_hours(self, **how):
 
 recovery_strategy.StrategyExecutor._launch = for_hours
 
-def launched(machine):
+def launched(machine, most_s=3600.0):
     strategy = object.__new__(NotusStrategy)
     strategy.cluster_name, strategy.job_id, strategy._recovering, strategy._opened = "run-1", 1, False, None
     strategy._task, strategy._resources = sky.Task(run="true"), known
@@ -74,15 +74,18 @@ def launched(machine):
         released.append(True)
 
     strategy.release = release
-    return asyncio.run(strategy.launch_in(list(known)[:1], Told(3.0)))
+    return asyncio.run(strategy.launch_in(list(known)[:1], Told(3.0, most_s=most_s)))
 
 cancelled, released = [], []
 from datetime import UTC, datetime
 lost = launched((list(known)[0], datetime.now(UTC)))
 refused = launched(None)
+plugin.PROVISION_S = 3600.0
+cut = launched((list(known)[0], datetime.now(UTC)), most_s=0.2)
 print(json.dumps({
     "lost": [type(lost).__name__, lost.said, lost.taken],
     "refused": [type(refused).__name__, refused.refused[0].said],
+    "cut": [type(cut).__name__, cut.said],
     "cancelled": len(cancelled), "released": len(released),
 }))
 """
@@ -125,7 +128,8 @@ def test_a_machine_that_never_gets_ready_is_cancelled_and_given_back(sky_environ
     assert told["lost"][1].startswith("SkyPilot had no machine ready within")
     assert told["lost"][2] is False, "its cloud did not take it"
     assert told["refused"][0] == "Refused"
-    assert (told["cancelled"], told["released"]) == (2, 1), "what nobody knows of is terminated, too"
+    assert told["cut"][0] == "Lost", "what the run can pay, or wait for, is less than SkyPilot may take"
+    assert (told["cancelled"], told["released"]) == (3, 1), "what nobody knows of is terminated, too"
 
 
 def test_a_recovery_without_the_bucket_gives_the_machine_back_and_ends(sky_environment: dict[str, str]) -> None:
