@@ -36,6 +36,9 @@ class ClaimedStore:
     def url(self) -> str:
         return self._store.url
 
+    def afresh(self) -> ClaimedStore:
+        return ClaimedStore(_call(self._store.afresh))
+
     def get(self, key: str) -> Stored:
         return _call(lambda: self._store.get(key))
 

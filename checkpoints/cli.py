@@ -16,17 +16,32 @@ from typing import Annotated, Any
 import typer
 
 from checkpoints.clock import Clock, SystemClock, looks
-from checkpoints.errors import CorruptCheckpoint, ObjectMissing, UserError
-from checkpoints.head import BURIED_S, LEASE_S, PATIENCE_S, Commit, Head, Lease, Writer, best_of, pin, read_head
+from checkpoints.confirm import believed
+from checkpoints.errors import CorruptCheckpoint, ObjectMissing, RunHeld, UserError
+from checkpoints.folders import whole_folder
+from checkpoints.head import (
+    BURIED_S,
+    LEASE_S,
+    PATIENCE_S,
+    Commit,
+    Head,
+    Lease,
+    SetAside,
+    Writer,
+    best_of,
+    pin,
+    read_head,
+)
 from checkpoints.manifest import Manifest
 from checkpoints.pull import pull
 from checkpoints.readers import FOLDER, reading
 from checkpoints.rebuild import find_remains
 from checkpoints.restore import load_index, load_manifest, restore_shard, verify
-from checkpoints.retention import collect, collect_orphans
+from checkpoints.retention import collect, collect_damaged, collect_orphans, data_prefix
 from checkpoints.shm import SharedBuffer
 from checkpoints.store import Store, open_store
 from checkpoints.terminal import run_app
+from checkpoints.whole_run import Finding, check_rest
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,6 +74,8 @@ def list_checkpoints(url: UrlArgument, output: OutputOption = "text", debug: Deb
     if _as_json(output, rows):
         return
     _table(("step", "attempt", "size", "saved at (UTC)", "reason", "ranks"), [_cells(row) for row in rows])
+    for bad in head.set_aside:
+        sys.stderr.write(f"step {bad.step} of attempt {bad.epoch} was {_set_aside(bad)}\n")
 
 
 @app.command()
@@ -100,21 +117,27 @@ def verify_checkpoints(
     output: OutputOption = "text",
     debug: DebugOption = False,
 ) -> None:
-    """Read every byte of the checkpoints and compare it with its checksums."""
+    """Read every byte of a run and compare it with its checksums: checkpoints, model files, records, metrics.
+
+    What is not checked is named, with the reason: it is never called good. With --step or --newest only that
+    checkpoint is read.
+    """
     store = open_store(url)
     head = _head(store)
-    chosen = [_choose(head, step)] if step is not None or newest else list(head.commits)
+    one = step is not None or newest
+    chosen = [_choose(head, step)] if one else list(head.commits)
+    listing = [] if one else list(store.list(""))  # before our own word that we read
     with reading(store, chosen):
         results = _verify_all(store, chosen)
-    faults = {done: fault for done, fault in results.items() if fault}
-    rows = [
-        {"step": commit.step, "size_bytes": commit.size_bytes, "good": not results[commit], "fault": results[commit]}
-        for commit in chosen
-    ]
+        findings = [_finding(commit, results[commit]) for commit in chosen]
+        if not one:
+            findings += _of_set_aside(head)
+            findings += check_rest(store, head, listing, _covered(store, head))
+    rows = [finding._asdict() | {"good": finding.good} for finding in findings]
     if not _as_json(output, rows):
-        for commit in chosen:
-            sys.stdout.write(f"step {commit.step}: {results[commit] or 'good'} ({_size(commit.size_bytes)})\n")
-    if faults:
+        for line in _summary(findings):
+            sys.stdout.write(f"{line}\n")
+    if any(finding.fault for finding in findings):
         raise typer.Exit(1)
 
 
@@ -156,38 +179,59 @@ def export_checkpoint(
             "this is a LoRA run: its checkpoints hold the adapter's state, not a model",
             f"the trainer exports the adapter at the end, into {store.url}/final",
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with reading(store, [commit]), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
+    made = {"run": store.url, "manifest": commit.manifest, "dtype": dtype}
+    with reading(store, [commit]), whole_folder(folder.absolute(), made) as partial, _inside(partial) as temporary:
         shards = []
         with _bar("reading", manifest.size_bytes) as advance:
             for ref in manifest.shards:  # into files: the kernel may drop what isn't needed, as it can't with memory
-                shards.append(restore_shard(store, commit, ref.rank, SharedBuffer(Path(temporary) / f"r{ref.rank}")))
+                shards.append(restore_shard(store, commit, ref.rank, SharedBuffer(temporary / f"r{ref.rank}")))
                 advance(ref.size_bytes)
         state = Zero3State(shards)
         total = sum(part.numel for part in state.partitions) * (2 if dtype == "bfloat16" else 4)
         with _bar("writing", total) as advance:
-            export(store, state, folder, dtype=dtype, progress=advance)  # type: ignore[arg-type]
+            export(store, state, partial, dtype=dtype, progress=advance)  # type: ignore[arg-type]
     sys.stdout.write(f"the model of step {commit.step} is in {folder}\n")
 
 
 @app.command("gc")
-def collect_garbage(url: UrlArgument, debug: DebugOption = False) -> None:
+def collect_garbage(
+    url: UrlArgument,
+    damaged: Annotated[
+        bool, typer.Option("--damaged", help="Also the checkpoints that were set aside as damaged.")
+    ] = False,
+    abandoned: Annotated[
+        bool, typer.Option("--abandoned", help="The last attempt never ended, and its machine is gone for good.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
     """Delete what no checkpoint needs: expired ones, and what crashed attempts left. Only while nobody trains.
 
-    Where the last attempt died without a word it looks for a minute whether it lives, and it leaves expired checkpoints
-    two minutes for those who have just begun to read.
+    A run whose last attempt died without a word is left alone: it may be alive behind a network that is down, and
+    would lose the run to this command. --abandoned says that you know better; a minute without a sign of life is
+    waited for all the same. Expired checkpoints are left two minutes for those who have just begun to read.
     """
     store, clock = open_store(url), SystemClock()
-    _head(store)
+    head = _head(store)
+    if not head.released and not abandoned:
+        raise RunHeld(
+            f"the run is held by attempt {head.epoch} on {head.writer.host} (pid {head.writer.pid}), "
+            "which never gave it back: it may live, and would lose the run",
+            "launch the run again, which cleans up too; or, if you know that its machine is gone: --abandoned",
+        )
     writer = Writer(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid())
     lease = Lease.claim(store, writer, wait_s=PATIENCE_S, patient=False, clock=clock)
     try:
         _let_readers_begin(lease, clock)
         expired = collect(store, lease)
         orphans = collect_orphans(store, lease)
+        bad = collect_damaged(store, lease) if damaged else 0
     finally:
         lease.release()
     sys.stdout.write(f"deleted {expired} expired checkpoints and {orphans} orphaned objects\n")
+    if damaged:
+        sys.stdout.write(f"deleted {bad} damaged checkpoints\n")
+    for each in lease.head.set_aside:
+        sys.stdout.write(f"kept step {each.step} of attempt {each.epoch}, {_set_aside(each)}\n")
     if kept := len(lease.head.tombstones):
         sys.stdout.write(
             f"kept {kept} expired checkpoints: somebody reads them, or died less than an hour ago, see {url}/{FOLDER}\n"
@@ -247,17 +291,68 @@ def _bar(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
         yield lambda size_bytes: progress.advance(task, size_bytes)
 
 
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[Path]:
+    """A temporary folder in it: what a killed export leaves is removed by the next one."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".shards-") as temporary:
+        yield Path(temporary)
+
+
+REPLACED = "not checked: the run has replaced it meanwhile"
+
+
 def _verify_all(store: Store, commits: Sequence[Commit]) -> dict[Commit, str]:
-    """Commit -> fault, '' = good; with a progress bar on a terminal."""
+    """Commit -> fault, '' = good; with a progress bar on a terminal. `REPLACED`: it was not read whole."""
     results: dict[Commit, str] = {}
     for commit in commits:
         with _bar(f"step {commit.step}", commit.size_bytes) as advance:
             try:
-                verify(store, commit, advance)
+                believed(store, lambda store: verify(store, commit, advance))  # noqa: B023  # called at once
                 results[commit] = ""
             except CorruptCheckpoint as error:
-                results[commit] = "" if _superseded(store, commit) else error.message
+                results[commit] = REPLACED if _superseded(store, commit) else error.message
     return results
+
+
+def _finding(commit: Commit, fault: str) -> Finding:
+    name = f"step {commit.step}"
+    if fault == REPLACED:
+        return Finding(name, commit.size_bytes, unread=fault, step=commit.step)
+    return Finding(name, commit.size_bytes, fault=fault, step=commit.step)
+
+
+def _of_set_aside(head: Head) -> list[Finding]:
+    return [
+        Finding(f"step {bad.step} of attempt {bad.epoch}", bad.size_bytes, unread=_set_aside(bad), step=bad.step)
+        for bad in head.set_aside
+    ]
+
+
+def _set_aside(bad: SetAside) -> str:
+    return f"set aside by attempt {bad.found_by} as damaged ({bad.fault}); `notus-ckpt gc --damaged` deletes it"
+
+
+def _covered(store: Store, head: Head) -> set[str]:
+    """Keys, and prefixes that end with a slash, that the checkpoints of HEAD account for."""
+    covered = {commit.manifest for commit in head.commits} | {bad.manifest for bad in head.set_aside}
+    for commit in head.commits:
+        with contextlib.suppress(CorruptCheckpoint):  # it was named as damaged already
+            covered |= {f"{data_prefix(ref.index)}/" for ref in load_manifest(store, commit).shards}
+    return covered
+
+
+def _summary(findings: Sequence[Finding]) -> Iterator[str]:
+    """A line for each checkpoint and each fault; of the rest one for all that is good, and what was not checked."""
+    good = [finding for finding in findings if finding.good and finding.step is None]
+    for finding in findings:
+        if finding.step is not None or finding.fault:
+            state = finding.fault or finding.unread or "good"
+            yield f"{finding.name}: {state} ({_size(finding.size_bytes)})"
+    if good:
+        yield f"{len(good)} files and records beside them: good ({_size(sum(each.size_bytes for each in good))})"
+    for finding in findings:
+        if finding.unread and finding.step is None:
+            yield f"{finding.name}: {finding.unread} ({_size(finding.size_bytes)})"
 
 
 def _superseded(store: Store, commit: Commit) -> bool:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from checkpoints.errors import UserError
 from checkpoints.gather import Zero3State, to_bfloat16
-from checkpoints.pull import MODEL_FOLDER
+from checkpoints.listed import MODEL, fetch_model_files
 from checkpoints.store import Store
 
 Dtype = Literal["bfloat16", "float32"]
@@ -35,22 +35,18 @@ def export(
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int], None] = lambda size_bytes: None,
 ) -> list[str]:
-    """Write the weights of `state` to `folder` (created), with what is in `model/` of the run; returns the file names.
+    """Write the weights of `state` to `folder`, which is empty, with what is in `model/` of the run.
 
-    The weights are the fp32 masters rounded to `dtype`: the very weights that the trainer computes with. Holds at most
-    `shard_bytes` of them at once.
+    Returns the names of the files. The weights are the fp32 masters rounded to `dtype`: the very weights that the
+    trainer computes with. Holds at most `shard_bytes` of them at once.
 
     Raises:
-        UserError: the folder isn't empty, or the run has no config.
+        UserError: the run has no config.
+        CorruptCheckpoint: a file in `model/` isn't what was written.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty", "export into a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [entry.key.rsplit("/", 1)[-1] for entry in store.list(MODEL_FOLDER)]
+    names = fetch_model_files(store, folder)
     if "config.json" not in names:
-        raise UserError(f"{store.url} has no {MODEL_FOLDER}/config.json", "it was saved without the model's config")
-    for name in names:
-        (folder / name).write_bytes(store.get(f"{MODEL_FOLDER}/{name}").data)
+        raise UserError(f"{store.url} has no {MODEL}/config.json", "it was saved without the model's config")
     tell_dtype(folder / "config.json", dtype)
     weight_map: dict[str, str] = {}
     files: list[str] = []

@@ -39,6 +39,8 @@ MARGIN_S = 2 * CLAIM_POLL_S
 """A renewal may be on its way when the lease is over."""
 PATIENCE_S = 2 * LEASE_S
 """Enough to see a whole lease without a change, also of a holder that dies while one waits."""
+MOST_RACES = 100
+"""Lost in a row. Two processes of an attempt write HEAD, and now and then a person: more is a fault of the store."""
 BURIED_S = 2 * LEASE_S
 """Then a reader that started from the HEAD before has long read its manifest."""
 RELEASED = datetime.fromtimestamp(0, UTC)
@@ -107,6 +109,18 @@ def best_of(commits: Sequence[Commit]) -> Commit | None:
     return max(comparable, key=lambda pair: (pair[0].value, pair[1].step))[1]
 
 
+class SetAside(Record):
+    """A checkpoint that was damaged when it was read. Kept until a person has it deleted: `notus-ckpt gc --damaged`."""
+
+    manifest: Key
+    step: int = Field(ge=0)
+    epoch: int = Field(ge=1, description="of the attempt that saved it")
+    size_bytes: int = Field(default=0, ge=0, description="0 = not known")
+    fault: str
+    found_by: int = Field(ge=1, description="the attempt that found the damage")
+    found_at: datetime
+
+
 class Tombstone(Record):
     """A checkpoint that was taken out of `commits`; its objects are deleted some time later (`retention.expired`)."""
 
@@ -126,6 +140,7 @@ class Head(Record):
     )
     commits: tuple[Commit, ...] = Field(default=(), description="newest first")
     tombstones: tuple[Tombstone, ...] = ()
+    set_aside: tuple[SetAside, ...] = Field(default=(), description="damaged checkpoints, newest first")
 
     @property
     def released(self) -> bool:
@@ -167,6 +182,7 @@ def next_claim(
         lease_until=now + timedelta(seconds=lease_s),
         commits=() if head is None else head.commits,
         tombstones=() if head is None else head.tombstones,
+        set_aside=() if head is None else head.set_aside,
     )
 
 
@@ -202,7 +218,12 @@ def claim_of_remains(remains: Remains, writer: Writer, now: datetime, lease_s: f
         _commit_of(found.manifest, found.key, found.sha256, found.manifest.created_at) for found in remains.manifests
     )
     claimed = next_claim(None, writer, now, lease_s)
-    return claimed.model_copy(update={"epoch": remains.last_epoch + 1, "commits": commits})
+    epoch = remains.last_epoch + 1
+    damaged = tuple(
+        SetAside(manifest=bad.key, step=bad.step, epoch=bad.epoch, fault=bad.fault, found_by=epoch, found_at=now)
+        for bad in remains.damaged
+    )
+    return claimed.model_copy(update={"epoch": epoch, "commits": commits, "set_aside": damaged})
 
 
 def _commit_of(manifest: Manifest, key: str, digest: str, at: datetime) -> Commit:
@@ -259,14 +280,29 @@ def next_score(head: Head, step: int, score: Score) -> Head:
     return head.model_copy(update={"nonce": uuid.uuid4().hex, "commits": commits})
 
 
-def next_discard(head: Head, damaged: Sequence[Commit], now: datetime, lease_s: float) -> Head:
-    """The HEAD without checkpoints that failed verification, so that training can go on from an older one."""
-    until = now + timedelta(seconds=BURIED_S)
-    bad = {commit.manifest for commit in damaged}
+def next_discard(head: Head, damaged: Sequence[tuple[Commit, str]], now: datetime, lease_s: float) -> Head:
+    """The HEAD in which checkpoints that failed verification, each with its fault, are set aside.
+
+    Training goes on from an older one. Nothing of them is deleted: the fault may be in what lies between us and the
+    bucket, and what is left may be worth something to a person.
+    """
+    bad = {commit.manifest for commit, _ in damaged}
+    aside = tuple(
+        SetAside(
+            manifest=commit.manifest,
+            step=commit.step,
+            epoch=commit.epoch,
+            size_bytes=commit.size_bytes,
+            fault=fault,
+            found_by=head.epoch,
+            found_at=now,
+        )
+        for commit, fault in damaged
+    )
     return next_renewal(head, now, lease_s).model_copy(
         update={
             "commits": tuple(commit for commit in head.commits if commit.manifest not in bad),
-            "tombstones": (*head.tombstones, *(Tombstone(commit=commit, until=until) for commit in damaged)),
+            "set_aside": (*aside, *head.set_aside),
         }
     )
 
@@ -294,7 +330,7 @@ def _read(store: Store) -> tuple[Head | None, str]:
 
 def pin(store: Store, step: int, *, pinned: bool = True) -> None:
     """Pin the checkpoint of `step`, or let it go. Needs no lease: a running writer keeps what it finds in HEAD."""
-    while True:
+    for _ in range(MOST_RACES):
         head, token = _read(store)
         if head is None:
             raise ObjectMissing(f"{store.url}/{HEAD_KEY} does not exist")
@@ -307,6 +343,14 @@ def pin(store: Store, step: int, *, pinned: bool = True) -> None:
         except Conflict:
             if _is_ours(store, wanted):
                 return
+    raise _never_ours(store)
+
+
+def _never_ours(store: Store) -> StoreError:
+    return StoreError(
+        f"{store.url}/{HEAD_KEY} could not be written: it had changed each of {MOST_RACES} times",
+        "look whether the bucket's conditional writes work: notus-launch doctor",
+    )
 
 
 class _HeadWatch:
@@ -394,7 +438,7 @@ class Lease:
         there, it is rebuilt from them.
         """
         clock = clock or SystemClock()
-        patience_ends = clock.monotonic() + wait_s
+        patience_ends, lost = clock.monotonic() + wait_s, 0
         watch = _HeadWatch(store, clock)
         while True:
             old, token = watch.look()
@@ -417,6 +461,9 @@ class Lease:
                     store.swap(HEAD_KEY, head.to_json(), token)
             except (AlreadyExists, Conflict):
                 if not _is_ours(store, head):
+                    lost += 1
+                    if lost >= MOST_RACES:
+                        raise _never_ours(store) from None
                     continue  # somebody was faster: look again, and most likely see `RunHeld`
             if remains is not None:
                 logger.warning("%s had no HEAD: made anew, with %d checkpoints", store.url, len(head.commits))
@@ -460,8 +507,9 @@ class Lease:
         """Note what the evaluation of the checkpoint of `step` gave; nothing happens if it isn't kept any more."""
         self._update(lambda head: next_score(head, step, score))
 
-    def discard(self, damaged: Sequence[Commit]) -> None:
-        """Take checkpoints that failed verification out of HEAD. Only after all ranks agreed on an older one."""
+    def discard(self, damaged: Sequence[tuple[Commit, str]]) -> None:
+        """Set checkpoints aside that failed verification, each with its fault. Only after all ranks agreed on an older
+        one."""
         self._update(lambda head: next_discard(head, damaged, self._clock.now(), self._lease_s))
 
     def drop_tombstones(self, dropped: tuple[Tombstone, ...]) -> None:
@@ -475,10 +523,21 @@ class Lease:
             )
         )
 
+    def drop_set_aside(self, dropped: Sequence[SetAside]) -> None:
+        """Forget damaged checkpoints whose objects are deleted."""
+        self._update(
+            lambda head: head.model_copy(
+                update={
+                    "nonce": uuid.uuid4().hex,
+                    "set_aside": tuple(each for each in head.set_aside if each not in dropped),
+                }
+            )
+        )
+
     def _update(self, change: Callable[[Head], Head]) -> None:
         """Swap HEAD to `change(HEAD)`. Two processes of one attempt write here (lease, commit): a lost race between
         them is tried again, a newer epoch raises `Fenced`."""
-        while True:
+        for _ in range(MOST_RACES):
             current, token = _current(self._store, self.head.writer.id, self.head.epoch)
             wanted = change(current)
             try:
@@ -488,6 +547,7 @@ class Lease:
                     continue
             self._saw(wanted)
             return
+        raise _never_ours(self._store)
 
     def _saw(self, head: Head) -> None:
         """From the first time that a tombstone is seen its age counts."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import socket
 import uuid
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
@@ -70,6 +71,12 @@ def newest_launch_number(store: Store) -> int:
     """0 where the run has none: it was never launched, or before launches had numbers."""
     found = (_KEY.fullmatch(entry.key) for entry in store.list(FOLDER))
     return max((int(match[1]) for match in found if match), default=0)
+
+
+def missing_launches(keys: Iterable[str]) -> list[str]:
+    """Of the keys of a run: the numbers below the newest one that have no record."""
+    numbers = {int(match[1]) for key in keys if (match := _KEY.fullmatch(key))}
+    return [_key(number) for number in range(1, max(numbers, default=0)) if number not in numbers]
 
 
 def newest_launch(store: Store) -> Launch | None:

@@ -28,6 +28,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from checkpoints.confirm import believed
 from checkpoints.errors import Fenced, NotusError, UserError
 from checkpoints.head import LEASE_S, PATIENCE_S, Lease, Retention, Writer, read_head
 from checkpoints.names import check_run_name
@@ -106,13 +107,14 @@ class Checkpointer:
         """
         local = self._memory.left_by(self._predecessor, 0)
         shard, damaged = newest_good(
-            self._lease.head.commits, lambda commit: restore_shard(self._store, commit, 0, local=local)
+            self._lease.head.commits,
+            lambda commit: believed(self._store, lambda store: restore_shard(store, commit, 0, local=local)),
         )
         self._memory.remove_dead()
         for commit, fault in damaged:
             logger.warning("checkpoint of step %d is damaged and passed over: %s", commit.step, fault)
         if damaged:
-            self._lease.discard([commit for commit, _ in damaged])
+            self._lease.discard(damaged)
         if shard is None:
             return None
         self.step = self._saver.newest_step = shard.manifest.step

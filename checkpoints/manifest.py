@@ -102,13 +102,7 @@ R = TypeVar("R", bound=Record)
 
 def parse(record: type[R], data: bytes, where: str) -> R:
     """Parse a record that came from a bucket; raises `CorruptCheckpoint` naming `where`."""
-    try:
-        content = json.loads(data)
-        check = content.pop(CHECK)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CorruptCheckpoint(f"{where} is not a valid {record.__name__}: {error}") from error
-    if check != checksum(content):
-        raise CorruptCheckpoint(f"{where} differs from its checksum")
+    content = checked(data, where, record.__name__)
     try:
         # From JSON and not from the objects, so that times are parsed; the content is small but for shard indexes.
         return record.model_validate_json(json.dumps(content))
@@ -118,6 +112,18 @@ def parse(record: type[R], data: bytes, where: str) -> R:
         raise CorruptCheckpoint(
             f"{where} is not a valid {record.__name__}: {path or 'JSON'}: {first['msg']}"
         ) from error
+
+
+def checked(data: bytes, where: str, kind: str = "record") -> Any:
+    """The JSON content of any record, if it is what its own checksum says; else raises `CorruptCheckpoint`."""
+    try:
+        content = json.loads(data)
+        check = content.pop(CHECK)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CorruptCheckpoint(f"{where} is not a valid {kind}: {error}") from error
+    if check != checksum(content):
+        raise CorruptCheckpoint(f"{where} differs from its checksum")
+    return content
 
 
 def checksum(content: object) -> str:

@@ -64,9 +64,15 @@ class _Transient(StoreError):
     """Worth another try: a broken connection, an answer that makes no sense."""
 
 
+class _Busy(AlreadyExists):
+    """The store has another conditional write to the same key in hand (AWS: 409 ConditionalRequestConflict)."""
+
+
 # obstore itself retries 5xx, but not a connection that breaks under a conditional write or a delete: it can't know
 # whether the deed was done. Our callers can (nonces, same bytes), so here everything is tried again.
 _retried = stamina.retry(on=_Transient, attempts=6, timeout=120, wait_initial=0.1, wait_max=5.0)
+_retried_while_busy = stamina.retry(on=_Busy, attempts=6, timeout=20, wait_initial=0.1, wait_max=2.0)
+"""Of a `create`; obstore retries a `swap` itself. Busy for longer isn't another writer's doing: it is a refusal."""
 
 
 class ObjectStore:
@@ -78,13 +84,16 @@ class ObjectStore:
         url: str,
         bulk: S3Store | GCSStore | None = None,
         direct: Callable[[str], Request] | None = None,
+        again: Callable[[], ObjectStore] | None = None,
     ) -> None:
+        """`again` opens the same place with clients of its own."""
         self._store = store
         self._bulk = bulk or store  # the same bucket through a client that is patient with large uploads
         self._url = url
         # GCS compares generations on write, never ETags; obstore calls a generation a version.
         self._token_field = "version" if url.startswith("gs://") else "e_tag"
         self._direct = SignedReader(direct) if direct else None
+        self._again = again
 
     @classmethod
     def open(cls, url: str, environment: Mapping[str, str] | None = None) -> ObjectStore:
@@ -96,9 +105,10 @@ class ObjectStore:
         try:
             if parts.scheme == "gs":
                 gcs, gcs_bulk = _gcs_stores(bucket, prefix, environment or {})
-                return cls(gcs, url, gcs_bulk, _gcs_access(gcs, bucket, prefix, {**os.environ, **(environment or {})}))
+                access = _gcs_access(gcs, bucket, prefix, {**os.environ, **(environment or {})})
+                return cls(gcs, url, gcs_bulk, access, lambda: cls.open(url, environment))
             s3, s3_bulk = _s3_stores(bucket, prefix, os.environ if environment is None else environment)
-            return cls(s3, url, s3_bulk, _signing(s3))
+            return cls(s3, url, s3_bulk, _signing(s3), lambda: cls.open(url, environment))
         except BaseError as error:
             raise BucketUnusable(f"can't open {url}: {_first_line(error)}", _CREDENTIALS_HINT) from error
 
@@ -110,6 +120,9 @@ class ObjectStore:
     @property
     def url(self) -> str:
         return self._url
+
+    def afresh(self) -> ObjectStore:
+        return self if self._again is None else self._again()
 
     @_retried
     def get(self, key: str) -> Stored:
@@ -144,6 +157,7 @@ class ObjectStore:
         seen(target[: data.nbytes])
         return data.nbytes
 
+    @_retried_while_busy
     @_retried
     def create(self, key: str, data: Buffer) -> str:
         with self._errors(key):
@@ -152,8 +166,11 @@ class ObjectStore:
     @_retried
     def swap(self, key: str, data: Buffer, token: str) -> str:
         expected: Any = {self._token_field: token}
-        with self._errors(key):
-            return self._token(obstore.put(self._sender(data), key, data, mode=expected, use_multipart=False))
+        try:
+            with self._errors(key):
+                return self._token(obstore.put(self._sender(data), key, data, mode=expected, use_multipart=False))
+        except _Busy as error:
+            raise Conflict(error.message) from error
 
     @_retried
     def put(self, key: str, data: Buffer) -> None:
@@ -203,6 +220,8 @@ class ObjectStore:
         try:
             yield
         except AlreadyExistsError as error:
+            if "ConditionalRequestConflict" in str(error):  # the store's own code, which obstore passes on in the text
+                raise _Busy(f"{where}: {_first_line(error)}") from error
             raise AlreadyExists(f"{where} exists already") from error
         except PreconditionError as error:
             raise Conflict(f"{where} has changed") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,16 +11,15 @@ from checkpoints.confirm import confirmed
 from checkpoints.errors import AlreadyExists, CorruptCheckpoint, ObjectMissing, UserError
 from checkpoints.folder_store import FolderStore
 from checkpoints.head import HEAD_KEY, RELEASED, Commit, Head
-from checkpoints.manifest import Chunk, sha256
+from checkpoints.listed import MODEL, fetch_model_files, put_files, read_list
+from checkpoints.manifest import Chunk, checked, sha256
 from checkpoints.parallel import parallel_map
 from checkpoints.restore import fetch_chunk, load_index, load_manifest
-from checkpoints.run import RUN_KEY
+from checkpoints.run import PINS_KEY, RUN_KEY
 from checkpoints.store import Store
 from checkpoints.upload import put_once
 
 CONCURRENCY = 4
-MODEL_FOLDER = "model"
-"""Config and tokenizer of the base model, written once by the trainer: what weights need to become a model."""
 
 
 def pull(
@@ -46,28 +47,52 @@ def pull(
             progress(chunk.size_bytes)
 
         parallel_map(fetch, index.chunks, CONCURRENCY)
-    for entry in store.list(MODEL_FOLDER):
-        _copy(store, target, entry.key)
-    _copy(store, target, RUN_KEY)
-    own = head.model_copy(update={"commits": (commit,), "tombstones": (), "lease_until": RELEASED})
+    _copy_records(store, target)
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = [Path(temporary) / name for name in fetch_model_files(store, Path(temporary))]
+        if read_list(store, MODEL) is not None:
+            put_files(target, MODEL, paths)
+        else:  # of an older run: unproven here, too
+            for path in paths:
+                target.put_file(f"{MODEL}/{path.name}", path)
+    own = head.model_copy(update={"commits": (commit,), "tombstones": (), "set_aside": (), "lease_until": RELEASED})
     target.put(HEAD_KEY, own.to_json())
     return target
 
 
-def _copy(store: Store, target: FolderStore, key: str, digest: str = "") -> None:
-    """Copy one small object; with `digest`, only if these very bytes have that SHA-256."""
+def _copy_records(store: Store, target: FolderStore) -> None:
+    """What the run is, as far as it says so: one that was made without the trainer has neither record."""
+    for key in (RUN_KEY, PINS_KEY):
+        with contextlib.suppress(ObjectMissing):
+            _copy_record(store, target, key)
+
+
+def _copy_record(store: Store, target: FolderStore, key: str) -> None:
+    """Copy a record, only if it is what its own checksum says."""
 
     def read() -> bytes:
         data = store.get(key).data
-        if digest and sha256(data) != digest:
+        checked(data, f"{store.url}/{key}")
+        return data
+
+    _put(target, key, confirmed(read))
+
+
+def _copy(store: Store, target: FolderStore, key: str, digest: str) -> None:
+    """Copy one small object, only if these very bytes have that SHA-256."""
+
+    def read() -> bytes:
+        data = store.get(key).data
+        if sha256(data) != digest:
             raise CorruptCheckpoint(f"{store.url}/{key} differs from its sha256")
         return data
 
+    _put(target, key, confirmed(read))
+
+
+def _put(target: FolderStore, key: str, data: bytes) -> None:
     try:
-        put_once(target, key, confirmed(read))
-    except ObjectMissing:
-        if key != RUN_KEY:  # a run that was made without the trainer has none
-            raise
+        put_once(target, key, data)
     except AlreadyExists as error:
         raise UserError(f"{target.url} holds another {key}", "pull into an empty folder") from error
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from checkpoints.confirm import confirmed
+from checkpoints.confirm import believed
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing
-from checkpoints.events import Event, read_events
+from checkpoints.events import read_events
 from checkpoints.manifest import Manifest, manifest_key, parse, sha256
 from checkpoints.store import Store
 
@@ -26,11 +26,21 @@ class Found(NamedTuple):
     manifest: Manifest
 
 
+class Bad(NamedTuple):
+    """A manifest that can't be read."""
+
+    key: str
+    step: int
+    epoch: int
+    fault: str
+
+
 class Remains(NamedTuple):
     """What is there without HEAD."""
 
     manifests: tuple[Found, ...]
     """Newest step first, one for each step."""
+    damaged: tuple[Bad, ...]
     last_epoch: int
     """The highest epoch that anything tells of."""
 
@@ -41,19 +51,22 @@ def find_remains(store: Store) -> Remains | None:
     if not keys:
         return None
     newest: dict[int, Found] = {}
+    damaged: list[Bad] = []
     for key in sorted(keys):  # of one step the one of the later epoch wins
         found = _read(store, key)
-        if found is not None:
+        if isinstance(found, Found):
             newest[found.manifest.step] = found
+        elif found is not None:
+            damaged.insert(0, found)
     epochs = [int(match[2]) for key in keys if (match := MANIFEST_KEY.fullmatch(key))]
-    epochs += [event.attempt for event in _events(store)]
-    return Remains(tuple(newest[step] for step in sorted(newest, reverse=True)), max(epochs))
+    epochs += [event.attempt for event in read_events(store)]
+    return Remains(tuple(newest[step] for step in sorted(newest, reverse=True)), tuple(damaged), max(epochs))
 
 
-def _read(store: Store, key: str) -> Found | None:
+def _read(store: Store, key: str) -> Found | Bad | None:
     """The manifest, if it is there and is what its name says."""
 
-    def read() -> Found:
+    def read(store: Store) -> Found:
         data = store.get(key).data
         digest = sha256(data)
         found = Found(key, digest, parse(Manifest, data, f"{store.url}/{key}"))
@@ -62,13 +75,9 @@ def _read(store: Store, key: str) -> Found | None:
         return found
 
     try:
-        return confirmed(read)
-    except (CorruptCheckpoint, ObjectMissing):
+        return believed(store, read)
+    except ObjectMissing:
         return None
-
-
-def _events(store: Store) -> list[Event]:
-    try:
-        return read_events(store)
-    except CorruptCheckpoint:
-        return []
+    except CorruptCheckpoint as error:
+        step, epoch = MANIFEST_KEY.fullmatch(key).groups()  # type: ignore[union-attr]  # see `find_remains`
+        return Bad(key, int(step), int(epoch), error.message)

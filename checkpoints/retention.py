@@ -14,12 +14,13 @@ from collections.abc import Callable
 from datetime import datetime
 
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.head import BURIED_S, Commit, Head, Lease, Tombstone
+from checkpoints.head import BURIED_S, Commit, Head, Lease, SetAside, Tombstone
 from checkpoints.parallel import parallel_map
 from checkpoints.readers import manifests_being_read
 from checkpoints.rebuild import MANIFEST_KEY
 from checkpoints.restore import load_manifest
 from checkpoints.store import Store
+from checkpoints.upload import save_name
 
 CONCURRENCY = 16
 _DATA = re.compile(r"(data/e(\d{6,})-[^/]+?(?:-(\d{4,}))?)/.+")
@@ -68,13 +69,15 @@ def collect_orphans(store: Store, lease: Lease, *, before_save: int = 0) -> int:
     prefixes = [_data_prefix(store, commit) for commit in named]
     if None in prefixes:
         return 0
-    manifests = {commit.manifest for commit in named}
+    manifests = {commit.manifest for commit in named} | {bad.manifest for bad in head.set_aside}
+    kept = tuple(map(_saves_of, head.set_aside))
     data = [
         entry.key
         for entry in store.list("data")
         if (match := _DATA.fullmatch(entry.key))
         and (int(match[2]), int(match[3] or 0)) < (head.epoch, before_save)
         and match[1] not in prefixes
+        and not entry.key.startswith(kept)
     ]
     over = head.epoch if before_save else head.epoch - 1  # who commits for this attempt is the one that is here
     unnamed = [
@@ -87,6 +90,24 @@ def collect_orphans(store: Store, lease: Lease, *, before_save: int = 0) -> int:
     return len(unnamed) + len(data)
 
 
+def collect_damaged(store: Store, lease: Lease) -> int:
+    """Delete the checkpoints that were set aside as damaged; returns how many. Only when a person asks for it."""
+    head = lease.head
+    named = {_data_prefix(store, commit) for commit in (*head.commits, *(stone.commit for stone in head.tombstones))}
+    for bad in head.set_aside:
+        found = (entry.key for entry in store.list("data") if entry.key.startswith(_saves_of(bad)))
+        _delete(store, [key for key in found if (match := _DATA.fullmatch(key)) and match[1] not in named])
+        store.delete(bad.manifest)
+    if head.set_aside:
+        lease.drop_set_aside(head.set_aside)
+    return len(head.set_aside)
+
+
+def _saves_of(bad: SetAside) -> str:
+    """What the data prefixes of all saves of that step by that attempt begin with: the manifest can't be asked."""
+    return f"data/{save_name(bad.epoch, bad.step)}-"
+
+
 def _delete(store: Store, keys: list[str]) -> None:
     parallel_map(store.delete, keys, CONCURRENCY)
 
@@ -97,5 +118,10 @@ def _data_prefix(store: Store, commit: Commit) -> str | None:
         manifest = load_manifest(store, commit)
     except CorruptCheckpoint:
         return None
-    match = _DATA.fullmatch(manifest.shards[0].index) if manifest.shards else None
+    return data_prefix(manifest.shards[0].index) if manifest.shards else None
+
+
+def data_prefix(key: str) -> str | None:
+    """The save's folder that a key lies in; None where it is no key of a save."""
+    match = _DATA.fullmatch(key)
     return match[1] if match else None

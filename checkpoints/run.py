@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from checkpoints.confirm import confirmed, read_if_there
+from checkpoints.confirm import read_if_there
 from checkpoints.differences import differences
 from checkpoints.errors import CorruptCheckpoint, UserError
-from checkpoints.manifest import CHECK, Record, checksum
+from checkpoints.manifest import Record
 from checkpoints.names import check_run_name, is_run_name
 from checkpoints.parallel import parallel_map
 from checkpoints.store import Store, open_store
@@ -25,6 +23,8 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
 
 RUN_KEY = "run.json"
+PINS_KEY = "pins.json"
+"""What decides the result, written by the trainer, see `trainer.pins`."""
 HEARTBEAT_KEY = "heartbeat.json"
 CONTROLLER_KEY = "controller.json"
 
@@ -139,57 +139,3 @@ def read_run_if_valid(store: Store) -> RunRecord | None:
     except CorruptCheckpoint as error:
         logger.warning("%s", error.message)
         return None
-
-
-class StepMetrics(NamedTuple):
-    """What one rank measured in one optimizer step."""
-
-    attempt: int
-    rank: int
-    step: int
-    values: dict[str, Any]
-
-
-def write_metrics(store: Store, attempt: int, rank: int, lines: list[dict[str, Any]]) -> None:
-    """Append metrics of consecutive steps. Called before each commit, so that no committed step lacks its metrics."""
-    if lines:
-        first, last = lines[0]["step"], lines[-1]["step"]
-        key = f"metrics/a{attempt:04d}-r{rank:05d}-s{first:08d}-{last:08d}.jsonl"
-        store.put(key, "".join(json.dumps(line) + "\n" for line in (*lines, {CHECK: checksum(lines)})).encode())
-
-
-def read_metrics(store: Store, rank: int | None = None) -> list[StepMetrics]:
-    """All metrics of a run: every step of every attempt, redone steps more than once, in order of attempt and step.
-
-    A damaged file is named in the log, and its steps are missing. `rank`: of this one only.
-    """
-    mine = "" if rank is None else f"-r{rank:05d}-"
-    named = [(entry.key, _METRICS.fullmatch(entry.key)) for entry in store.list("metrics") if mine in entry.key]
-    keys = {key: (int(match[1]), int(match[2])) for key, match in named if match}
-    parts = parallel_map(lambda key: _read_lines(store, key), keys, 16)
-    found: dict[tuple[int, int, int], StepMetrics] = {}  # a write whose reply was lost was done again
-    for (attempt, rank), lines in zip(keys.values(), parts, strict=True):
-        found |= {(attempt, line["step"], rank): StepMetrics(attempt, rank, line["step"], line) for line in lines}
-    return [found[place] for place in sorted(found)]
-
-
-_METRICS = re.compile(r"metrics/a(\d+)-r(\d+)-.*")
-
-
-def _read_lines(store: Store, key: str) -> list[dict[str, Any]]:
-    try:
-        return confirmed(lambda: _parse_lines(store, key))
-    except CorruptCheckpoint as error:
-        logger.warning("%s", error.message)
-        return []
-
-
-def _parse_lines(store: Store, key: str) -> list[dict[str, Any]]:
-    try:
-        *lines, last = [json.loads(line) for line in store.get(key).data.splitlines()]
-        good = last[CHECK] == checksum(lines)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptCheckpoint(f"{store.url}/{key} is not a file of metrics") from error
-    if not good:
-        raise CorruptCheckpoint(f"{store.url}/{key} differs from its checksum")
-    return lines

@@ -57,6 +57,9 @@ class Store(Protocol):
     def url(self) -> str:
         """Where this store is, without secrets, as the user would write it."""
 
+    def afresh(self) -> Store:
+        """The same store through new connections."""
+
     def get(self, key: str) -> Stored:
         """Return the object; raises `ObjectMissing`."""
 
@@ -153,7 +156,7 @@ def probe(store: Store) -> None:
         raise BucketUnusable(f"{store.url} can't be used: {error.message}", error.hint) from error
     if fault:
         raise BucketUnusable(
-            f"{store.url} {fault}, so a machine that was given up could overwrite its successor", FENCED
+            f"{store.url} {fault}, so it can't keep a machine that was given up from overwriting its successor", FENCED
         )
 
 
@@ -185,9 +188,12 @@ def _fault_of_races(store: Store, key: str) -> str:
     """What is wrong where several write at once, each on the same condition; '' = nothing. Two may not succeed."""
     place, token = f"{key}-race", store.get(key).token
     created = parallel_map(lambda data: _won(lambda: store.create(place, data)), _payloads(), RACERS)
+    there = any(entry.key == place for entry in store.list(""))  # also where the winner's reply was lost
     store.delete(place)
     if sum(created) > 1:
         return "lets several create the same object at once"
+    if not any(created) and not there:
+        return "refuses to create an object under the condition that there is none yet"
     swapped = parallel_map(lambda data: _won(lambda: store.swap(key, data, token)), _payloads(), RACERS)
     return "lets several replace an object by one token at once" if sum(swapped) > 1 else ""
 

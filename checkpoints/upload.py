@@ -27,7 +27,12 @@ def save_prefix(epoch: int, step: int, writer_id: str, number: int) -> str:
 
     A zombie's uploads can't touch its successor's.
     """
-    return f"data/e{epoch:06d}-s{step:08d}-{writer_id[:12]}-{number:04d}"
+    return f"data/{save_name(epoch, step)}-{writer_id[:12]}-{number:04d}"
+
+
+def save_name(epoch: int, step: int) -> str:
+    """What all saves of a step by an attempt have in common."""
+    return f"e{epoch:06d}-s{step:08d}"
 
 
 def put_once(store: Store, key: str, data: Buffer) -> None:

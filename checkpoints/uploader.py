@@ -33,8 +33,8 @@ from checkpoints.events import Diary
 from checkpoints.head import Lease, Retention
 from checkpoints.interpreter import environment, module
 from checkpoints.manifest import Manifest
+from checkpoints.metrics import write_metrics
 from checkpoints.retention import collect, collect_orphans
-from checkpoints.run import write_metrics
 from checkpoints.shm import open_shared
 from checkpoints.snapshot import Snapshot, TensorSpec
 from checkpoints.store import Store

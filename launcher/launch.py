@@ -13,9 +13,10 @@ from rich.console import Console
 from checkpoints.errors import NotusError
 from checkpoints.event_kinds import Compared
 from checkpoints.events import Diary, Event, of_kind, read_events
+from checkpoints.metrics import read_metrics
 from checkpoints.names import check_run_name
 from checkpoints.requests import withdraw
-from checkpoints.run import open_run, read_heartbeat, read_metrics, read_run_if_valid, register_run
+from checkpoints.run import open_run, read_heartbeat, read_run_if_valid, register_run
 from checkpoints.store import Store, probe
 from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.experience import remember

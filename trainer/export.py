@@ -8,25 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from checkpoints.errors import NotusError
+from checkpoints.errors import CorruptCheckpoint, NotusError
 from checkpoints.event_kinds import Exported
 from checkpoints.events import Diary
-from checkpoints.files import hash_file
-from checkpoints.names import check_key
-from checkpoints.pull import MODEL_FOLDER
+from checkpoints.folders import CARD
+from checkpoints.listed import FINAL, MODEL, put_files, read_list
 from checkpoints.store import Store
 from trainer.card import card_at_the_end
 from trainer.collective import from_rank_0
 from trainer.fingerprint import Base
-from trainer.folders import CARD
 from trainer.hub import PICKLED
 
 if TYPE_CHECKING:
     from trainer.dpo import NotusDPOTrainer
 
 logger = logging.getLogger(__name__)
-
-FINAL = "final"
 
 
 def export_model(
@@ -35,7 +31,7 @@ def export_model(
     """Gather the weights (LoRA: the adapter) on rank 0 and put them, tokenizer, config and card into `final/`.
 
     Collective. Safe to repeat: an attempt that died in the export is followed by one that exports again. The event
-    `exported` names every file with its hash and what `base` model it came from, and comes last.
+    `exported` names every file with its hash and what `base` model it came from, as `final.json` does, and comes last.
     """
     trainer.save_model(str(folder))
     error: NotusError | None = None
@@ -45,13 +41,10 @@ def export_model(
             (folder / CARD).write_text(
                 card_at_the_end(store, attempt, base), encoding="utf-8"
             )  # peft's is an empty form
-            files = {
-                path.name: _put(store, path)
-                for path in sorted(folder.iterdir())
-                if path.is_file() and path.name != PICKLED
-            }
-            diary.write(Exported(files=files, base=dict(base)))
-            logger.info("exported %d files to %s/%s", len(files), store.url, FINAL)
+            paths = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != PICKLED]
+            listed = put_files(store, FINAL, paths, dict(base))
+            diary.write(Exported(files=listed.files, base=dict(base)))
+            logger.info("exported %d files to %s/%s", len(paths), store.url, FINAL)
         except NotusError as caught:
             error = caught
     if (failure := from_rank_0(error)) is not None:
@@ -59,16 +52,20 @@ def export_model(
 
 
 def keep_model_files(trainer: NotusDPOTrainer, tokenizer: Any, store: Store, folder: Path) -> None:
-    """Config and tokenizer into `model/`, once a run: what a checkpoint's weights need to become a model."""
+    """Config and tokenizer into `model/`, with their list: what a checkpoint's weights need to become a model."""
     tokenizer.save_pretrained(folder)
     trainer.model.config.save_pretrained(folder)
     if trainer.model.generation_config is not None:
         trainer.model.generation_config.save_pretrained(folder)
-    for path in folder.iterdir():
-        store.put_file(f"{MODEL_FOLDER}/{path.name}", path)
+    put_files(store, MODEL, sorted(folder.iterdir()))
 
 
-def _put(store: Store, path: Path) -> str:
-    key = check_key(f"{FINAL}/{path.name}")
-    store.put_file(key, path)
-    return hash_file(path)
+def model_files_are_kept(store: Store) -> bool:
+    """Are they all there? Of an older run the list isn't. What is damaged or missing is written anew."""
+    try:
+        listed = read_list(store, MODEL)
+    except CorruptCheckpoint as error:
+        logger.warning("%s: written anew", error.message)
+        return False
+    there = {entry.key for entry in store.list(MODEL)}
+    return listed is not None and all(f"{MODEL}/{name}" in there for name in listed.files)

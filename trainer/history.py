@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from checkpoints.errors import NotusError
 from checkpoints.event_kinds import Evaluated
 from checkpoints.events import Event, of_kind, read_events
-from checkpoints.run import StepMetrics, read_metrics
+from checkpoints.metrics import StepMetrics, read_metrics
 from checkpoints.store import Store
 
 logger = logging.getLogger(__name__)

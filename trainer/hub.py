@@ -11,8 +11,8 @@ from typing import Literal
 from checkpoints.errors import UserError
 from checkpoints.event_kinds import Pushed
 from checkpoints.events import Diary
+from checkpoints.folders import MARK
 from trainer.errors import TrainingFailed
-from trainer.folders import MARK
 from trainer.recipe import Hub
 
 logger = logging.getLogger(__name__)

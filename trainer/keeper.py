@@ -50,7 +50,7 @@ class Keeper:
     def restore(self, prefetch: Prefetch) -> Restored | None:
         """The newest checkpoint that is good on every rank, or None for a run without one.
 
-        Damaged ones are named in the log and in the diary, and leave HEAD.
+        Damaged ones are named in the log and in the diary, and set aside: HEAD keeps them, but not as checkpoints.
         """
         shard, damaged = newest_good(self._head.commits, prefetch.load, self._gather_faults)
         for commit, fault in damaged:
@@ -60,7 +60,7 @@ class Keeper:
             for commit, fault in damaged:
                 diary.write(DamageFound(step=commit.step, manifest=commit.manifest, fault=fault))
             if damaged:
-                Lease.adopt(self._store, self._head.writer.id, self._head.epoch).discard([c for c, _ in damaged])
+                Lease.adopt(self._store, self._head.writer.id, self._head.epoch).discard(damaged)
         if shard is not None:
             self.saver.newest_step = shard.manifest.step
         return shard

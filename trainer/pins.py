@@ -13,13 +13,11 @@ from typing import Any
 from checkpoints.confirm import read_if_there
 from checkpoints.errors import AlreadyExists, CorruptCheckpoint
 from checkpoints.manifest import Record
-from checkpoints.run import RunRecord, read_run
+from checkpoints.run import PINS_KEY, RunRecord, read_run
 from checkpoints.store import Store
 from trainer.fingerprint import check_fingerprint
 
 logger = logging.getLogger(__name__)
-
-KEY = "pins.json"
 
 
 class Pins(Record):
@@ -32,7 +30,7 @@ class Pins(Record):
 def read_pins(store: Store) -> dict[str, Any] | None:
     """The fingerprint that the run began with; None for a run that has none yet, or whose pins are damaged."""
     try:
-        pins = read_if_there(store, KEY, Pins)
+        pins = read_if_there(store, PINS_KEY, Pins)
     except CorruptCheckpoint as error:
         logger.warning("%s: damaged, so what the run began with is known from its checkpoints only", error.message)
         return None
@@ -50,7 +48,7 @@ def run_record(store: Store) -> RunRecord | None:
         if (pinned := read_pins(store)) is None:
             raise
         name, recipe = store.url.rsplit("/", 1)[-1], pinned["recipe"]
-        logger.warning("run.json is damaged: taken from %s instead", KEY)
+        logger.warning("run.json is damaged: taken from %s instead", PINS_KEY)
         now = datetime.now(UTC)
         return RunRecord(name=name, created_at=now, recipe_name="", recipe=recipe, identity=recipe, versions={})
 
@@ -64,10 +62,10 @@ def check_pins(store: Store, mine: dict[str, Any], *, begun: bool) -> None:
     if pinned is None and not begun:
         pins = Pins(fingerprint=mine)
         try:
-            store.create(KEY, pins.to_json())
+            store.create(PINS_KEY, pins.to_json())
         except AlreadyExists:  # damaged, or by an attempt that we don't know of
             pinned = read_pins(store)
             if pinned is None:
-                store.put(KEY, pins.to_json())
+                store.put(PINS_KEY, pins.to_json())
     if pinned is not None:
         check_fingerprint(pinned, mine)

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+from checkpoints.confirm import believed
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.head import Commit, Head
 from checkpoints.reshard import restore_for
@@ -51,4 +52,6 @@ class Prefetch:
             self._result = _Result(None, error)
 
     def _restore(self, commit: Commit) -> Restored:
-        return restore_for(self._store, commit, self._rank, self._world_size, local=self._local)
+        return believed(
+            self._store, lambda store: restore_for(store, commit, self._rank, self._world_size, local=self._local)
+        )

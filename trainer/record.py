@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerState
 
 from checkpoints.errors import NotusError
-from checkpoints.run import write_metrics
+from checkpoints.metrics import write_metrics
 from checkpoints.saver import Saver
 from checkpoints.store import Store
 from trainer.dpo import NotusDPOTrainer

@@ -12,11 +12,12 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from checkpoints.errors import CorruptCheckpoint, UserError
+from checkpoints.errors import UserError
 from checkpoints.event_kinds import Exported
 from checkpoints.events import Event, of_kind, read_events
-from checkpoints.files import fetch_file
-from checkpoints.names import check_key, check_run_name
+from checkpoints.folders import CARD, is_whole, whole_folder
+from checkpoints.listed import FINAL, fetch_files, read_list
+from checkpoints.names import check_run_name
 from checkpoints.run import RunRecord, open_run
 from checkpoints.store import Store
 from checkpoints.terminal import run_app
@@ -24,7 +25,6 @@ from trainer.base import identify_base
 from trainer.card import model_card
 from trainer.errors import TrainingFailed
 from trainer.fingerprint import Base, base_change, base_revision
-from trainer.folders import CARD, is_whole, whole_folder
 from trainer.hub import SHARD, check_push, push_folder
 from trainer.loading import blaming
 from trainer.pins import run_record
@@ -32,7 +32,6 @@ from trainer.pins import run_record
 logger = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-FINAL = "final/"
 ADAPTER = "adapter_model.safetensors"
 TOLERANCE = 1e-3
 """Of the logits' standard deviation, in float32: a merge there is off by some 1e-5, other weights by about 1."""
@@ -81,13 +80,12 @@ def read_finished(store: Store, run: str, *, merge: bool) -> Finished:
     """What a run tells of its model. Raises `UserError` where there is none, or nothing to merge."""
     record = run_record(store)
     events = read_events(store)
-    exported = [payload for _, payload in of_kind(events, Exported)]
-    if record is None or not exported:
+    model = _exported(store, events)
+    if record is None or model is None:
         raise UserError(
             f"run {run} in {store.url} has no finished model",
             "let it finish first, or take a checkpoint: notus-ckpt export",
         )
-    model = exported[-1]
     if merge and ADAPTER not in model.files:
         raise UserError(f"run {run} trained all weights: there are no adapters to merge", "leave out --merge")
     return Finished(record, events, model.files, model.base)
@@ -107,12 +105,17 @@ def release(store: Store, finished: Finished, folder: Path, *, merge: bool) -> N
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
+def _exported(store: Store, events: list[Event]) -> Exported | None:
+    """What the end of the run has told: in its diary, or where that line is damaged or lost, in the files' list."""
+    if exported := [payload for _, payload in of_kind(events, Exported)]:
+        return exported[-1]
+    listed = read_list(store, FINAL)
+    return Exported(files=listed.files, base=listed.base or None) if listed else None
+
+
 def _fetch(store: Store, files: dict[str, str], folder: Path) -> None:
-    """Each file, and its hash as the run noted it; raises `CorruptCheckpoint`."""
-    for name, told in files.items():
-        if "/" in check_key(name):
-            raise CorruptCheckpoint(f"{store.url} names a model file {name!r}")
-        fetch_file(store, f"{FINAL}{name}", folder / name, told)
+    """Each file of the model, if it is what the run has noted; raises `CorruptCheckpoint`."""
+    fetch_files(store, FINAL, files, folder)
 
 
 def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, folder: Path, work: Path) -> None:

@@ -29,7 +29,7 @@ from trainer.curves import Curve, Curves, TensorBoardCurve, WandbCurve, first_st
 from trainer.data import Pairs, prepare
 from trainer.dpo import NotusDPOTrainer
 from trainer.dropout import as_given, settle_dropouts
-from trainer.export import export_model, keep_model_files
+from trainer.export import export_model, keep_model_files, model_files_are_kept
 from trainer.fingerprint import Base, fingerprint
 from trainer.first_loss import wrong_first_loss
 from trainer.generation import repair_generation_config
@@ -131,7 +131,7 @@ class Attempt:
         self._check_pins()
         self._announce("loading the model")
         self._build(arguments, model_name, tokenizer)
-        if dist.get_rank() == 0 and not self.head.commits:
+        if dist.get_rank() == 0 and not model_files_are_kept(self.store):
             with as_given(self.trainer.model, self.given):
                 keep_model_files(self.trainer, tokenizer, self.store, self.scratch.work / "model")
         self._announce("restoring")

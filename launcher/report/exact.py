@@ -7,8 +7,8 @@ from typing import NamedTuple
 from checkpoints.errors import NotusError
 from checkpoints.head import read_head
 from checkpoints.manifest import ShardIndex
+from checkpoints.metrics import read_metrics
 from checkpoints.restore import differing_tensors, load_index, load_manifest
-from checkpoints.run import read_metrics
 from checkpoints.store import Store
 
 COMPARED_TREES = frozenset({"scheduler", "rng", "counters", "cursor", "optimizer"})

@@ -28,7 +28,7 @@ from checkpoints.event_kinds import (
 )
 from checkpoints.events import Event, of_kind
 from checkpoints.machines import told_by
-from checkpoints.run import StepMetrics
+from checkpoints.metrics import StepMetrics
 from launcher.offers import Offer
 from launcher.policy.history import machines
 from launcher.report.story import data_line

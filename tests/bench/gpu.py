@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from checkpoints.run import open_run, read_metrics
+from checkpoints.metrics import read_metrics
+from checkpoints.run import open_run
 from checkpoints.shm import RunMemory, SharedBuffer
 from checkpoints.snapshot import Plan
 from tests.bench.measure import MIB, TENSORS, median

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import stamina
 
 from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, UserError
 from checkpoints.folder_store import FolderStore
@@ -228,6 +229,13 @@ class RacySwap(ObjectStore):
         return self.get(key).token
 
 
+class NeverCreates(ObjectStore):
+    """Says that what isn't there exists already, as a proxy that answers 412 to every condition does."""
+
+    def create(self, key: str, data: Buffer) -> str:
+        raise AlreadyExists(key)
+
+
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [
@@ -236,6 +244,7 @@ class RacySwap(ObjectStore):
         (NoCreateOnce, "asked to create"),
         (NoCompare, "token of an older version"),
         (NoSwap, "refuses to replace"),
+        (NeverCreates, "refuses to create an object under the condition that there is none"),
     ],
 )
 def test_a_store_without_a_fence_is_refused(kind: type[ObjectStore], fault: str) -> None:
@@ -286,6 +295,47 @@ def test_a_store_that_knows_no_conditions_is_refused_at_once(monkeypatch: pytest
             probe(open_store("s3://notus-test/x"))
     assert "conditional writes" in caught.value.hint
     assert len(WithoutConditions.asked) < 15, "one round of the client's own tries"
+
+
+class Busy(WithoutConditions):
+    """An S3 that answers conditional writes with AWS's 409, `left` times."""
+
+    objects: ClassVar[dict[str, bytes]] = {}
+    left: ClassVar[int] = 0
+
+    def do_PUT(self) -> None:
+        conditional = self.headers.get("If-None-Match") or self.headers.get("If-Match")
+        if conditional and Busy.left > 0:
+            Busy.left -= 1
+            self.rfile.read(int(self.headers["Content-Length"]))
+            return self._answer(409, b"<Error><Code>ConditionalRequestConflict</Code></Error>")
+        self.objects[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+        return self._answer(200)
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    with serving(LoopbackServer(Busy)) as server, stamina.set_testing(True, attempts=6, cap=True):
+        for name, value in S3Server(server.url).environment().items():
+            monkeypatch.setenv(name, value)
+        yield open_store("s3://notus-test/x")
+
+
+def test_a_conflict_with_another_writer_is_tried_again(busy: Store) -> None:
+    """It came out as "exists already", of an object that didn't exist, and ended a commit."""
+    Busy.left = 3
+    busy.create("a", b"1")
+    assert Busy.left == 0
+    Busy.left = 1
+    busy.swap("a", b"2", "x")
+
+
+def test_a_store_that_is_always_in_conflict_is_told(busy: Store) -> None:
+    Busy.left = 10_000
+    with pytest.raises(AlreadyExists, match="ConditionalRequestConflict"):
+        busy.create("b", b"1")
+    with pytest.raises(Conflict, match="ConditionalRequestConflict"):
+        busy.swap("b", b"2", "x")
 
 
 def test_a_swap_that_met_its_own_success_is_no_fault() -> None:

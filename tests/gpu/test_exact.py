@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from checkpoints.events import read_events
-from checkpoints.run import open_run, read_metrics
+from checkpoints.metrics import read_metrics
+from checkpoints.run import open_run
 from tests.gpu.workload import write_recipe
 from tests.integration.conftest import Launcher, assert_bit_exact
 

@@ -19,8 +19,9 @@ import pytest
 
 from checkpoints.head import read_head
 from checkpoints.manifest import ShardIndex
+from checkpoints.metrics import read_metrics
 from checkpoints.restore import load_manifest, restore_shard
-from checkpoints.run import open_run, read_metrics
+from checkpoints.run import open_run
 from checkpoints.store import Store
 from trainer.scratch import Progress, Scratch
 

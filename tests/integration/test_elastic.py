@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from checkpoints.run import open_run, read_metrics
+from checkpoints.metrics import read_metrics
+from checkpoints.run import open_run
 from checkpoints.store import Store
 from tests.integration.conftest import Launcher, recipe, stop_after
 

@@ -13,8 +13,9 @@ import pytest
 
 from checkpoints.events import read_events
 from checkpoints.head import read_head
+from checkpoints.metrics import read_metrics
 from checkpoints.restore import load_index, load_manifest
-from checkpoints.run import open_run, read_metrics
+from checkpoints.run import open_run
 from checkpoints.store import Store
 from tests.faulty_proxy import FAULTS, Deed, FaultyProxy
 from tests.integration.conftest import Launcher, assert_bit_exact, recipe, wait_for

@@ -21,7 +21,8 @@ import pytest
 from checkpoints.errors import Fenced, StoreError, TornState, UserError
 from checkpoints.head import Lease, Retention, Writer, read_head
 from checkpoints.loop import Checkpointer
-from checkpoints.run import open_run, read_metrics
+from checkpoints.metrics import read_metrics
+from checkpoints.run import open_run
 from checkpoints.saver import Saver
 from checkpoints.shm import RunMemory, SharedBuffer
 from checkpoints.snapshot import Plan

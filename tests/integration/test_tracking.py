@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from checkpoints.events import read_events
-from checkpoints.run import open_run, read_metrics
+from checkpoints.metrics import read_metrics
+from checkpoints.run import open_run
 from tests.integration.conftest import Launcher, recipe
 
 FAKES = Path(__file__).parent / "fakes"

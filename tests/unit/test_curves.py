@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from checkpoints.events import Event
-from checkpoints.run import StepMetrics
+from checkpoints.metrics import StepMetrics
 from trainer import curves
 from trainer.curves import Curves, WandbCurve, first_step_shown
 from trainer.history import Row, past_rows

@@ -289,9 +289,17 @@ def test_training_can_go_on_from_before_a_damaged_checkpoint() -> None:
     lease = Lease.claim(store, writer("a"), clock=clock)
     lease.commit(manifest(5, 1, clock), Retention(newest=3))
     damaged = lease.commit(manifest(10, 1, clock), Retention(newest=3))
-    lease.discard([damaged])
+    lease.discard([(damaged, "a chunk is cut")])
     lease.commit(manifest(7, 1, clock), Retention(newest=3))
     assert [commit.step for commit in lease.head.commits] == [7, 5]
+    assert not lease.head.tombstones, "what is damaged is evidence: nothing deletes it by itself"
+    (aside,) = lease.head.set_aside
+    assert (aside.step, aside.epoch, aside.manifest) == (10, 1, damaged.manifest)
+    assert (aside.found_by, aside.fault) == (1, "a chunk is cut")
+    successor = Lease.claim(store, writer("b"), clock=clock, gone="a")
+    assert successor.head.set_aside == (aside,)
+    successor.drop_set_aside([aside])
+    assert successor.head.set_aside == ()
 
 
 def test_supervisor_and_rank_share_a_claim() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from checkpoints.errors import NotExact
 from checkpoints.object_store import ObjectStore
-from trainer.pins import KEY, check_pins, read_pins
+from checkpoints.run import PINS_KEY
+from trainer.pins import check_pins, read_pins
 
 MINE: dict[str, Any] = {
     "recipe": {"dpo": {"beta": 0.1}},
@@ -58,7 +59,7 @@ def test_another_run_is_refused(changed: dict[str, Any], named: str, begun: bool
 def test_damaged_pins_of_a_run_without_checkpoints_are_written_anew() -> None:
     store = ObjectStore.memory()
     check_pins(store, MINE, begun=False)
-    store.put(KEY, store.get(KEY).data[:-9])
+    store.put(PINS_KEY, store.get(PINS_KEY).data[:-9])
     check_pins(store, {**MINE, "tokens": "t2"}, begun=True)
     assert read_pins(store) is None, "its checkpoints say what it is"
     check_pins(store, {**MINE, "tokens": "t2"}, begun=False)

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import track
 
 from checkpoints.files import hash_file
+from checkpoints.folders import CARD, is_whole, whole_folder
 from trainer.curation.binarize import LeftOut, Pair, Ratings, Rules, binarize
 from trainer.curation.files import card, find_files, read_contamination, read_rows, write_shards
 from trainer.curation.ratings import read_record
 from trainer.curation.report import REPORT, Report
 from trainer.errors import DataError
-from trainer.folders import CARD, is_whole, whole_folder
 from trainer.hub import check_push, push_folder
 
 

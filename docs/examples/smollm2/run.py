@@ -23,7 +23,8 @@ from matplotlib import pyplot as plt
 
 from checkpoints.event_kinds import Compared, Evaluated, Preempted
 from checkpoints.events import of_kind, read_events
-from checkpoints.run import open_run, read_metrics
+from checkpoints.metrics import read_metrics
+from checkpoints.run import open_run
 
 HERE = Path(__file__).parent
 KILLS, SEED = "3", "11"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -28,19 +29,36 @@ def whole_folder(folder: Path, made: Mapping[str, Any]) -> Iterator[Path]:
     Raises `UserError` where something is in it already: two results must not mix.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty", "give a new folder to --out")
+        raise UserError(f"{folder} is not empty", "give a new folder")
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        mark = {"made": made, "sizes": _sizes(partial)}
-        (partial / MARK).write_text(json.dumps(mark, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with _alone(partial):
+        shutil.rmtree(partial, ignore_errors=True)  # of one who was killed
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            mark = {"made": made, "sizes": _sizes(partial)}
+            (partial / MARK).write_text(json.dumps(mark, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Two that make the same folder at once would delete each other's files. The kernel frees the lock of the dead."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    lock = partial.with_suffix(".lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is writing {partial.name}", "wait until it has ended") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def is_whole(folder: Path, made: Mapping[str, Any]) -> bool:
@@ -59,7 +77,7 @@ def is_whole(folder: Path, made: Mapping[str, Any]) -> bool:
     if changed := sorted(name for name in {*before[1], *now} if before[1].get(name) != now.get(name)):
         raise UserError(
             f"{folder} isn't as it was made: {', '.join(changed)}",
-            "delete it and give the same command again, or give a new folder to --out",
+            "delete it and give the same command again, or give a new folder",
         )
     return True
 
