@@ -32,10 +32,24 @@ RUNTIME = ("setuptools<70", "click<8.2.0", "ray[default]==2.9.3", "pydantic-core
 """What SkyPilot 0.14.1 installs into ~/skypilot-runtime of a machine, beside its own wheel (ran)."""
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 NVIDIA_SMI = "#!/bin/sh\necho 'name, memory.total [MiB], driver_version'\necho 'loopback, 0 MiB, 0'\n"
+KEPT_BY = ("trainer/kept_ops.py", "trainer/ops_cache.py")
+"""What decides where compiled operators are found again."""
 PIP_CONF = "[global]\nno-index = true\n[install]\nno-build-isolation = false\n"
 """pip reads this option backwards: false means that there is no isolation."""
 UV_TOML = "offline = true\n"
 """uv then takes what is installed already, as for the plugin's wheel on a jobs controller."""
+
+COMPILE = """
+import os
+from deepspeed.comm.torch import build_shm_op
+from trainer.kept_ops import KeptOperators, kept_root
+from trainer.ops_cache import OpsCache, machine_key
+
+assert build_shm_op()
+kept = KeptOperators(kept_root(os.environ), machine_key())
+OpsCache(None, None, None, kept).publish()
+assert kept.find()
+"""
 
 
 class Image:
@@ -117,9 +131,18 @@ class Image:
         pip = "~/notus-venv/bin/pip --disable-pip-version-check install --quiet"
         self._as_user(f"{pip} --upgrade pip && {pip} {torch}")
         self._as_user(f"{pip} -c /var/tmp/constraints.txt {shlex.join(wanted)}")
-        # On a CPU DeepSpeed compiles its collectives on first use: more than a minute of each machine's start here.
-        build = "from deepspeed.comm.torch import build_shm_op; assert build_shm_op()"
-        self._as_user(f"DS_ACCELERATOR=cpu PATH=~/notus-venv/bin:$PATH python -c {shlex.quote(build)}")
+        self._compile_operators()
+
+    def _compile_operators(self) -> None:
+        """On a CPU DeepSpeed compiles its collectives on first use: minutes of each machine's start here. They are kept
+        where an attempt looks for what an earlier one has compiled on its machine."""
+        source = self.root / "var/tmp/source"
+        for package in ("checkpoints", "trainer"):
+            shutil.copytree(REPOSITORY / package, source / package)
+        self._as_user(
+            f"DS_ACCELERATOR=cpu PATH=~/notus-venv/bin:$PATH PYTHONPATH=/var/tmp/source python -c {shlex.quote(COMPILE)}"
+        )
+        shutil.rmtree(source)
 
     def _as_user(self, script: str) -> None:
         passed = [f"{name}={value}" for name, value in os.environ.items() if _for_downloads(name)]
@@ -149,7 +172,7 @@ class Image:
 
 
 def _fingerprint(wheel_hash: str) -> str:
-    files = (Path(__file__), REPOSITORY / "constraints.txt", REPOSITORY / "pyproject.toml")
+    files = [Path(__file__), *(REPOSITORY / name for name in ("constraints.txt", "pyproject.toml", *KEPT_BY))]
     parts = [*(file.read_bytes() for file in files), wheel_hash.encode(), _cpu()]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
