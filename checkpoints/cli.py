@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import typer
 from checkpoints.clock import Clock, SystemClock, looks
 from checkpoints.confirm import believed
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing, RunHeld, UserError
-from checkpoints.folders import whole_folder
+from checkpoints.folders import whole_folder, work_folder
 from checkpoints.head import (
     BURIED_S,
     LEASE_S,
@@ -180,7 +179,7 @@ def export_checkpoint(
             f"the trainer exports the adapter at the end, into {store.url}/final",
         )
     made = {"run": store.url, "manifest": commit.manifest, "dtype": dtype}
-    with reading(store, [commit]), whole_folder(folder.absolute(), made) as partial, _inside(partial) as temporary:
+    with reading(store, [commit]), whole_folder(folder.absolute(), made) as partial, work_folder(partial) as temporary:
         shards = []
         with _bar("reading", manifest.size_bytes) as advance:
             for ref in manifest.shards:  # into files: the kernel may drop what isn't needed, as it can't with memory
@@ -289,13 +288,6 @@ def _bar(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(label, total=total_bytes)
         yield lambda size_bytes: progress.advance(task, size_bytes)
-
-
-@contextlib.contextmanager
-def _inside(folder: Path) -> Iterator[Path]:
-    """A temporary folder in it: what a killed export leaves is removed by the next one."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".shards-") as temporary:
-        yield Path(temporary)
 
 
 REPLACED = "not checked: the run has replaced it meanwhile"

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,13 @@ def _alone(partial: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def work_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside of one that is being made: what a killed process leaves goes with that."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as temporary:
+        yield Path(temporary)
 
 
 def is_whole(folder: Path, made: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -58,10 +59,14 @@ class RunMemory:
             shutil.rmtree(folder, ignore_errors=True)
 
     def remove_dead(self, keep: str = "") -> None:
-        """Give the memory back that dead writers of this run have left, but for `keep`'s."""
+        """Give the memory back that dead writers have left, but for `keep`'s of this run.
+
+        Of every run: nobody may ever come back to that one on this machine, and 7 to 100 GB would be gone until it is
+        started anew. A successor of theirs restores from the bucket.
+        """
         for root in set(self._roots):
-            for folder in root.glob(f"{self._prefix}*"):
-                if folder.name != f"{self._prefix}{keep}":
+            for folder in root.glob("notus-*"):
+                if _FOLDER.fullmatch(folder.name) and folder.name != f"{self._prefix}{keep}":
                     _remove_if_dead(folder)
 
     def _folders(self, writer_id: str) -> tuple[Path, Path]:
@@ -69,9 +74,19 @@ class RunMemory:
         return first, second
 
 
+_FOLDER = re.compile(r"notus-[0-9a-f]{16}-[A-Za-z0-9-]{1,64}")
 _LOCK = "lock"
 _held: list[int] = []
 """Open for as long as this process lives."""
+
+
+def _let_go() -> None:
+    """In a forked child, such as a data loader's worker: it shares the locks, and may outlive the one they tell of."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _lock(folder: Path) -> bool:

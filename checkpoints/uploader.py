@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,6 +120,19 @@ class Done(_Message):
                 raise StoreError(self.message, self.hint)
 
 
+_clients: weakref.WeakSet[UploaderClient] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a forked child, such as a data loader's worker: as long as it had its copy of the pipe, an uploader whose rank
+    is dead would wait for more."""
+    for client in list(_clients):
+        client.close_pipe()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 class UploaderClient:
     """A rank's end. Not thread-safe, but for `submit`, which may be called from the thread that made the copy."""
 
@@ -133,6 +147,7 @@ class UploaderClient:
             env=environment(),
             start_new_session=True,  # a signal to the rank's group is not for the uploader
         )
+        _clients.add(self)
         self._send(setup)
         self._listening = threading.Thread(target=self._listen, name="uploader-results", daemon=True)
         self._listening.start()
@@ -140,6 +155,11 @@ class UploaderClient:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def close_pipe(self) -> None:
+        """Only the descriptor: another thread may have been writing to the buffer above it when this process forked."""
+        with contextlib.suppress(OSError):
+            self._process.stdin.raw.close()  # type: ignore[union-attr]  # a BufferedWriter
 
     def submit(self, job: Job) -> None:
         """Hand over a snapshot. Its buffer must not change until the job's `Done` is here."""

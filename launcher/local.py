@@ -10,7 +10,6 @@ import contextlib
 import math
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -32,6 +31,7 @@ from checkpoints.shm import RunMemory
 from checkpoints.store import Store
 from launcher.errors import RunFailed
 from launcher.presence import dead_holder, looked_after
+from trainer import leftovers
 from trainer.failed_start import gave_up_because, note_failed_start
 from trainer.processes import adopt_orphans, die_with_parent, kill_descendants
 from trainer.restarts import MAX_FAILED_STARTS, gives_up
@@ -101,26 +101,38 @@ class LocalBackend:
         head = read_head(self._store)
         # Before anything is started; the attempt's own claim is what protects.
         gone = dead_holder(head) or silent_holder(self._store)
+        leftovers.sweep(self._scratch_root.parent, "*/attempt-*")
         with self._signals(), self._no_orphans(), looked_after(self._store):
             while True:
-                scratch = Scratch(self._scratch_root / f"attempt-{time.time_ns()}")
-                outcome = self._attempt(scratch, gone)
-                claimed = scratch.read_head()
-                # One that died right after its claim has left no word but in HEAD.
-                gone = claimed.writer.id if claimed else self._dead_holder() or gone
-                if outcome is not None and self._is_final(outcome):
-                    self._clean(scratch)
-                    return outcome
-                if outcome is not None and outcome.gave_up:
-                    raise self._give_up(scratch, outcome)
-                self._clean(scratch)
+                with self._folder() as scratch:
+                    outcome = self._attempt(scratch, gone)
+                    claimed = scratch.read_head()
+                    # One that died right after its claim has left no word but in HEAD.
+                    gone = claimed.writer.id if claimed else self._dead_holder() or gone
+                    if outcome is not None and self._is_final(outcome):
+                        return outcome
+                    if outcome is not None and outcome.gave_up:
+                        raise self._give_up(scratch, outcome)
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[Scratch]:
+        """Of an attempt. It holds nothing that the bucket lacks; of a failed one the log stays."""
+        folder = self._scratch_root / f"attempt-{time.time_ns()}"
+        leftovers.hold(folder)
+        failed = True
+        try:
+            yield Scratch(folder)
+            failed = False
+        finally:
+            leftovers.release(folder, keep_texts=failed)
+            with contextlib.suppress(OSError):  # not empty
+                self._scratch_root.rmdir()
 
     # --- one attempt ------------------------------------------------------------------------------
 
     def _attempt(self, scratch: Scratch, gone: str) -> Outcome | None:
         """Run one attempt; returns its outcome, or None if it was preempted."""
         self._scratch = scratch
-        scratch.folder.mkdir(parents=True)
         with (scratch.folder / "supervisor.txt").open("wb") as output:
             process = subprocess.Popen(
                 self._command(scratch, gone),
@@ -252,12 +264,6 @@ class LocalBackend:
         finally:
             kill_descendants()
             RunMemory(self._store.url).remove_dead()  # attempts that were killed or failed have left theirs
-
-    def _clean(self, scratch: Scratch) -> None:
-        """Scratch holds nothing that the bucket lacks."""
-        shutil.rmtree(scratch.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self._scratch_root.rmdir()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -352,6 +352,7 @@ class Supervisor:
             f"--nproc-per-node={self._processes}",
             "--standalone",
             "--max-restarts=0",
+            f"--log-dir={self._scratch.folder / 'torchrun'}",
             "--no-python",  # torchrun's own way to a module puts the current folder first
             *module("trainer.worker"),
         ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
 import runpy
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ from checkpoints.head import PATIENCE_S, read_head
 from checkpoints.run import RunRecord, open_run, register_run
 from checkpoints.store import Store, probe
 from checkpoints.terminal import run_app, show_error
+from trainer import leftovers
 from trainer.attempt import PREDECESSOR_GONE, Supervisor, gpus_here
 from trainer.base_files import check_local_base
 from trainer.batching import batch_of_run
@@ -93,24 +95,50 @@ def train(
 
     `notus-train export --help`: the finished model as a folder, adapters merged, pushed to the Hub.
     """
-    folder = Scratch(scratch or Path(tempfile.mkdtemp(prefix="notus-attempt-")))
+    with _folder(scratch) as folder:
+        outcome = _judged_attempt(recipe, run, bucket, processes, folder, predecessor_gone, wait=wait)
+        folder.write_result(outcome)
+        _report(outcome, folder)
+        raise typer.Exit(exit_code(outcome))
+
+
+@contextlib.contextmanager
+def _folder(given: Path | None) -> Iterator[Scratch]:
+    """Of this attempt; a temporary one is gone at its end, but for the log of one that failed."""
+    if given is not None:
+        leftovers.hold(given)
+        yield Scratch(given)
+        return
+    temporary = Path(tempfile.gettempdir())
+    leftovers.sweep(temporary, "notus-attempt-*")
+    folder = Scratch(Path(tempfile.mkdtemp(prefix="notus-attempt-")))
+    leftovers.hold(folder.folder)
     try:
-        outcome = _attempt(recipe, run, bucket, processes, folder, predecessor_gone, wait_s=PATIENCE_S if wait else 0.0)
+        yield folder
+    finally:
+        result = folder.read_result()
+        leftovers.release(folder.folder, keep_texts=result is None or result.kind in ("failed", "user_error"))
+
+
+def _judged_attempt(
+    recipe: str, run: str, bucket: str, processes: int | None, folder: Scratch, gone: str, *, wait: bool
+) -> Outcome:
+    """How the attempt ended, and what an error before its claim means. Raises what ends the run, and without `wait`
+    everything."""
+    try:
+        return _attempt(recipe, run, bucket, processes, folder, gone, wait_s=PATIENCE_S if wait else 0.0)
     except NotusError as error:
         outcome = _refused(error)
         folder.write_result(outcome)
         if not wait:  # the launcher on this machine decides
             raise
-        outcome = judge_refusal(error, outcome, recipe, run, bucket)
+        return judge_refusal(error, outcome, recipe, run, bucket)
     except Exception as error:  # a full disk, a library that misses a file: of this machine, as far as anyone knows
         if not wait:
             raise
         logger.exception("the attempt could not begin")
         failure = TrainingFailed(f"{type(error).__name__}: {error}")
-        outcome = judge_refusal(failure, _refused(failure), recipe, run, bucket)
-    folder.write_result(outcome)
-    _report(outcome, folder)
-    raise typer.Exit(exit_code(outcome))
+        return judge_refusal(failure, _refused(failure), recipe, run, bucket)
 
 
 def _refused(error: NotusError) -> Outcome:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -15,7 +14,7 @@ import typer
 from checkpoints.errors import UserError
 from checkpoints.event_kinds import Exported
 from checkpoints.events import Event, of_kind, read_events
-from checkpoints.folders import CARD, is_whole, whole_folder
+from checkpoints.folders import CARD, is_whole, whole_folder, work_folder
 from checkpoints.listed import FINAL, fetch_files, read_list
 from checkpoints.names import check_run_name
 from checkpoints.run import RunRecord, open_run
@@ -96,11 +95,11 @@ def release(store: Store, finished: Finished, folder: Path, *, merge: bool) -> N
     if not merge:
         _fetch(store, finished.files, folder)
     else:
-        with tempfile.TemporaryDirectory() as temporary:
-            adapter = Path(temporary) / "adapter"
+        with work_folder(folder) as work:
+            adapter = work / "adapter"
             adapter.mkdir()
             _fetch(store, finished.files, adapter)
-            _merge(finished.record.recipe, finished.base, adapter, folder, Path(temporary))
+            _merge(finished.record.recipe, finished.base, adapter, folder, work)
     card = model_card(finished.record, finished.events, finished.base, merged=merge)
     (folder / CARD).write_text(card, encoding="utf-8")
 

@@ -1,0 +1,78 @@
+"""Folders of attempts on this machine: a lock tells whose attempt lives, and who comes next removes the others.
+
+A launcher or an attempt that is killed can't clean up. Its folder may hold a base model and an exported one, which is
+14 GB each for 7B. The kernel frees the lock of the dead, so whoever starts here next knows, of whatever run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from pathlib import Path
+
+LOCK = "lock"
+TEXTS = (".txt", ".json")
+"""What stays of an attempt that failed: its log, and what it said of itself."""
+TEXTS_KEPT_S = 7 * 86400.0
+UNLOCKED_KEPT_S = 86400.0
+"""A folder without a lock is being made, or an older version's."""
+
+_held: dict[Path, int] = {}
+
+
+def hold(folder: Path) -> None:
+    """Say that the attempt of this folder, which is created, lives, until `release` or this process's end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)  # the launcher and the attempt share it
+    _held[folder] = descriptor
+
+
+def release(folder: Path, *, keep_texts: bool = False) -> None:
+    """The attempt is over: remove its folder, but for its texts on request."""
+    descriptor = _held.pop(folder, None)
+    if descriptor is not None:
+        os.close(descriptor)
+    _remove(folder, keep_texts=keep_texts)
+
+
+def sweep(root: Path, pattern: str) -> None:
+    """Remove what dead attempts have left in the folders of `root` that match: all but their texts at once, the texts
+    of those that ended by themselves after a week."""
+    for folder in root.glob(pattern):
+        with contextlib.suppress(OSError):  # another user's, or somebody is faster
+            _sweep(folder)
+        if folder.parent != root:
+            with contextlib.suppress(OSError):  # not empty
+                folder.parent.rmdir()
+
+
+def _sweep(folder: Path) -> None:
+    age_s = time.time() - folder.stat().st_mtime
+    if not (folder / LOCK).exists():
+        if age_s > UNLOCKED_KEPT_S:
+            _remove(folder)
+        return
+    descriptor = os.open(folder / LOCK, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return  # it lives
+    else:
+        _remove(folder, keep_texts=(folder / "result.json").exists() and age_s < TEXTS_KEPT_S)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(folder: Path, *, keep_texts: bool = False) -> None:
+    if not keep_texts:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix not in TEXTS and path.name != LOCK:
+            path.unlink(missing_ok=True)
