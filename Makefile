@@ -29,7 +29,8 @@ demo: $(READY) ## Train, be killed twice, go on, finish, compare, print the rece
 	@$(BIN)/notus-launch --cloud local --recipe tiny-dpo --preempt 2
 
 test: $(READY) ## All tests that this machine can run
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2 tests/unit tests/contract
+	@$(BIN)/pytest --ignore tests/unit --ignore tests/contract
 
 test-unit: $(READY) ## The tests that take seconds
 	@$(BIN)/pytest tests/unit tests/contract

@@ -16,18 +16,9 @@ from checkpoints.events import Diary, Event, read_events
 from checkpoints.head import Lease, Retention, Writer
 from checkpoints.journal import Journal, read_journal
 from checkpoints.manifest import Manifest
+from checkpoints.metrics import StepMetrics, read_metrics, write_metrics
 from checkpoints.object_store import ObjectStore
-from checkpoints.run import (
-    Heartbeat,
-    RunRecord,
-    StepMetrics,
-    list_runs,
-    open_run,
-    read_metrics,
-    read_run,
-    register_run,
-    write_metrics,
-)
+from checkpoints.run import Heartbeat, RunRecord, list_runs, open_run, read_run, register_run
 from checkpoints.snapshot import HostBuffer, Snapshot
 from checkpoints.upload import upload_shard
 from launcher.errors import UnknownRun
