@@ -36,7 +36,7 @@ from checkpoints.pull import pull
 from checkpoints.readers import FOLDER, reading
 from checkpoints.rebuild import find_remains
 from checkpoints.restore import load_index, load_manifest, restore_shard, verify
-from checkpoints.retention import collect, collect_damaged, collect_orphans, data_prefix
+from checkpoints.retention import collect, collect_damaged, collect_orphans, data_prefix, saves_of
 from checkpoints.shm import SharedBuffer
 from checkpoints.store import Store, open_store
 from checkpoints.terminal import run_app
@@ -325,11 +325,14 @@ def _set_aside(bad: SetAside) -> str:
 
 
 def _covered(store: Store, head: Head) -> set[str]:
-    """Keys, and prefixes that end with a slash, that the checkpoints of HEAD account for."""
-    covered = {commit.manifest for commit in head.commits} | {bad.manifest for bad in head.set_aside}
+    """What the keys begin with that the checkpoints of HEAD account for, and those that were set aside."""
+    covered = {commit.manifest for commit in head.commits}
+    covered |= {begin for bad in head.set_aside for begin in (bad.manifest, saves_of(bad))}
     for commit in head.commits:
-        with contextlib.suppress(CorruptCheckpoint):  # it was named as damaged already
+        try:
             covered |= {f"{data_prefix(ref.index)}/" for ref in load_manifest(store, commit).shards}
+        except CorruptCheckpoint:  # it was named as damaged already
+            covered.add(saves_of(commit))
     return covered
 
 

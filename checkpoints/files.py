@@ -35,13 +35,22 @@ def fetch_file(store: Store, key: str, path: Path, told: str, hasher: Callable[[
     """Fetch an object into a file, a piece at a time. Raises `CorruptCheckpoint` where its hash isn't `told`."""
 
     def fetch() -> None:
-        digest, start = hasher(), 0
         with path.open("wb") as file:
-            while piece := store.get_range(key, start, PIECE_BYTES):
-                digest.update(piece)
-                file.write(piece)
-                start += len(piece)
-        if digest.hexdigest() != told:
-            raise CorruptCheckpoint(f"{store.url}/{key} differs from its hash")
+            _read(store, key, told, hasher(), file.write)
 
     confirmed(fetch)
+
+
+def check_object(store: Store, key: str, told: str) -> None:
+    """Read an object and keep nothing of it. Raises `CorruptCheckpoint` where its xxh3-128 isn't `told`."""
+    confirmed(lambda: _read(store, key, told, xxhash.xxh3_128(), lambda piece: None))
+
+
+def _read(store: Store, key: str, told: str, digest: Hasher, take: Callable[[memoryview], object]) -> None:
+    start = 0
+    while piece := store.get_range(key, start, PIECE_BYTES):
+        digest.update(piece)
+        take(piece)
+        start += len(piece)
+    if digest.hexdigest() != told:
+        raise CorruptCheckpoint(f"{store.url}/{key} differs from its hash")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoints import alive
 from checkpoints.errors import UserError
 
 MARK = ".notus.json"
@@ -32,34 +32,32 @@ def whole_folder(folder: Path, made: Mapping[str, Any]) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty", "give a new folder")
     partial = folder.with_name(f".{folder.name}.partial")
-    with _alone(partial):
-        shutil.rmtree(partial, ignore_errors=True)  # of one who was killed
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-            mark = {"made": made, "sizes": _sizes(partial)}
-            (partial / MARK).write_text(json.dumps(mark, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            if folder.exists():
-                folder.rmdir()
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        alive.hold(partial, alone=True)
+    except BlockingIOError as error:
+        raise UserError(f"another process is writing {folder}", "wait until it has ended") from error
+    try:
+        _empty(partial)  # of one who was killed
+        yield partial
+        (partial / alive.LOCK).unlink()
+        mark = {"made": made, "sizes": _sizes(partial)}
+        (partial / MARK).write_text(json.dumps(mark, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        alive.let_go(partial)
 
 
-@contextlib.contextmanager
-def _alone(partial: Path) -> Iterator[None]:
-    """Two that make the same folder at once would delete each other's files. The kernel frees the lock of the dead."""
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    lock = partial.with_suffix(".lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is writing {partial.name}", "wait until it has ended") from error
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+def _empty(folder: Path) -> None:
+    """All but the lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != alive.LOCK:
+            path.unlink()
 
 
 @contextlib.contextmanager

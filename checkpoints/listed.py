@@ -10,20 +10,19 @@ weights are: what no list names isn't of the run, and what differs from its hash
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from checkpoints.confirm import read_if_there
 from checkpoints.errors import CorruptCheckpoint, InvalidName, ObjectMissing
-from checkpoints.files import fetch_file, hash_file
+from checkpoints.files import check_object, fetch_file, hash_file
 from checkpoints.manifest import Record, Xxh3
 from checkpoints.names import check_key
 from checkpoints.run import PINS_KEY
-from checkpoints.store import Store
+from checkpoints.store import Store, exists
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class FileList(Record):
 
     version: Literal[1] = 1
     files: dict[str, Xxh3] = Field(description="xxh3-128 by the file's name")
-    base: dict[str, Any] = Field(default_factory=dict, description="of `final`: the base model that it came from")
+    base: dict[str, str | None] = Field(default_factory=dict, description="of `final`: its base model")
 
 
 def list_key(folder: str) -> str:
@@ -64,7 +63,7 @@ def check_name(store: Store, name: str) -> str:
     raise CorruptCheckpoint(f"{store.url} names a file {name[:80]!r}")
 
 
-def put_files(store: Store, folder: str, paths: Iterable[Path], base: dict[str, Any] | None = None) -> FileList:
+def put_files(store: Store, folder: str, paths: Iterable[Path], base: dict[str, str | None] | None = None) -> FileList:
     """Write local files into a folder of the run, and their list last. Raises what the store raises."""
     hashes = {}
     for path in paths:
@@ -81,11 +80,16 @@ def fetch_files(store: Store, folder: str, files: dict[str, str], target: Path) 
     Raises `CorruptCheckpoint` where one is missing or differs from its hash.
     """
     for name, told in files.items():
-        key = f"{folder}/{check_name(store, name)}"
-        try:
-            fetch_file(store, key, target / name, told)
-        except ObjectMissing as error:
-            raise CorruptCheckpoint(f"{store.url}/{key} is missing") from error
+        _of_file(store, folder, name, lambda key: fetch_file(store, key, target / name, told))  # noqa: B023  # at once
+
+
+def _of_file(store: Store, folder: str, name: str, read: Callable[[str], None]) -> None:
+    """`read` the object of a listed file; one that is missing is damage."""
+    key = f"{folder}/{check_name(store, name)}"
+    try:
+        read(key)
+    except ObjectMissing as error:
+        raise CorruptCheckpoint(f"{store.url}/{key} is missing") from error
 
 
 def fetch_model_files(store: Store, target: Path) -> list[str]:
@@ -101,7 +105,7 @@ def fetch_model_files(store: Store, target: Path) -> list[str]:
             logger.warning("left out of %s/%s, for no list names it: %s", store.url, MODEL, ", ".join(strange))
         fetch_files(store, MODEL, listed.files, target)
         return sorted(listed.files)
-    if there and _has_pins(store):
+    if there and exists(store, PINS_KEY):  # begun with a version that writes lists, too
         raise CorruptCheckpoint(
             f"{store.url}/{list_key(MODEL)} is missing, so {MODEL}/ can't be checked",
             "launch the run again: its next attempt writes both anew",
@@ -113,30 +117,12 @@ def fetch_model_files(store: Store, target: Path) -> list[str]:
     return there
 
 
-def _has_pins(store: Store) -> bool:
-    """Was the run begun with a version that writes lists, too?"""
-    try:
-        store.get(PINS_KEY)
-    except ObjectMissing:
-        return False
-    return True
-
-
 def check_files(store: Store, folder: str, files: dict[str, str]) -> dict[str, str]:
     """Fault by name, '' = good: each file read whole and compared with its hash."""
-    faults = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        for name, told in files.items():
-            try:
-                fetch_files(store, folder, {name: told}, Path(temporary))
-                faults[name] = ""
-            except CorruptCheckpoint as error:
-                faults[name] = error.message
-            (Path(temporary) / name).unlink(missing_ok=True)
+    faults = dict.fromkeys(files, "")
+    for name, told in files.items():
+        try:
+            _of_file(store, folder, name, lambda key: check_object(store, key, told))  # noqa: B023  # at once
+        except CorruptCheckpoint as error:
+            faults[name] = error.message
     return faults
-
-
-def unlisted(store: Store, folder: str, files: Iterable[str]) -> list[str]:
-    """Keys in the folder that its list doesn't name."""
-    known = {f"{folder}/{name}" for name in files}
-    return [entry.key for entry in store.list(folder) if entry.key not in known]

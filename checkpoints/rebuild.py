@@ -13,8 +13,10 @@ from checkpoints.confirm import believed
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing
 from checkpoints.events import read_events
 from checkpoints.manifest import Manifest, manifest_key, parse, sha256
+from checkpoints.parallel import parallel_map
 from checkpoints.store import Store
 
+CONCURRENCY = 16
 MANIFEST_KEY = re.compile(r"manifests/s(\d{8,})-e(\d{6,})-[0-9a-f]+\.json")
 
 
@@ -52,10 +54,9 @@ def find_remains(store: Store) -> Remains | None:
         return None
     newest: dict[int, Found] = {}
     damaged: list[Bad] = []
-    for key in sorted(keys):  # of one step the one of the later epoch wins
-        found = _read(store, key)
+    for found in parallel_map(lambda key: _read(store, key), sorted(keys), CONCURRENCY):
         if isinstance(found, Found):
-            newest[found.manifest.step] = found
+            newest[found.manifest.step] = found  # of one step the one of the later epoch
         elif found is not None:
             damaged.insert(0, found)
     epochs = [int(match[2]) for key in keys if (match := MANIFEST_KEY.fullmatch(key))]

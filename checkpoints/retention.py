@@ -70,7 +70,7 @@ def collect_orphans(store: Store, lease: Lease, *, before_save: int = 0) -> int:
     if None in prefixes:
         return 0
     manifests = {commit.manifest for commit in named} | {bad.manifest for bad in head.set_aside}
-    kept = tuple(map(_saves_of, head.set_aside))
+    kept = tuple(map(saves_of, head.set_aside))
     data = [
         entry.key
         for entry in store.list("data")
@@ -95,7 +95,7 @@ def collect_damaged(store: Store, lease: Lease) -> int:
     head = lease.head
     named = {_data_prefix(store, commit) for commit in (*head.commits, *(stone.commit for stone in head.tombstones))}
     for bad in head.set_aside:
-        found = (entry.key for entry in store.list("data") if entry.key.startswith(_saves_of(bad)))
+        found = (entry.key for entry in store.list("data") if entry.key.startswith(saves_of(bad)))
         _delete(store, [key for key in found if (match := _DATA.fullmatch(key)) and match[1] not in named])
         store.delete(bad.manifest)
     if head.set_aside:
@@ -103,7 +103,7 @@ def collect_damaged(store: Store, lease: Lease) -> int:
     return len(head.set_aside)
 
 
-def _saves_of(bad: SetAside) -> str:
+def saves_of(bad: SetAside | Commit) -> str:
     """What the data prefixes of all saves of that step by that attempt begin with: the manifest can't be asked."""
     return f"data/{save_name(bad.epoch, bad.step)}-"
 

@@ -5,8 +5,8 @@ A file in /dev/shm: both processes map it, and a machine that restarts the run f
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import fcntl
 import mmap
 import os
 import re
@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
+
+from checkpoints import alive
 
 SHM = Path("/dev/shm")  # noqa: S108  # shared memory is the point
 
@@ -37,8 +39,7 @@ class RunMemory:
     def hold(self, writer_id: str) -> None:
         """Make the private folders of a writer and keep them while this process lives."""
         for folder in self._folders(writer_id):
-            while not _lock(folder):
-                pass  # somebody removed it between its making and its locking
+            alive.hold(folder)
 
     def snapshot(self, writer_id: str, rank: int) -> Path:
         """Where a rank of that writer has its buffer; nothing is created."""
@@ -75,46 +76,12 @@ class RunMemory:
 
 
 _FOLDER = re.compile(r"notus-[0-9a-f]{16}-[A-Za-z0-9-]{1,64}")
-_LOCK = "lock"
-_held: list[int] = []
-"""Open for as long as this process lives."""
-
-
-def _let_go() -> None:
-    """In a forked child, such as a data loader's worker: it shares the locks, and may outlive the one they tell of."""
-    while _held:
-        os.close(_held.pop())
-
-
-os.register_at_fork(after_in_child=_let_go)
-
-
-def _lock(folder: Path) -> bool:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    except FileNotFoundError:
-        return False
-    fcntl.flock(descriptor, fcntl.LOCK_SH)  # ranks of one writer share it
-    if (folder / _LOCK).exists():
-        _held.append(descriptor)
-        return True
-    os.close(descriptor)
-    return False
 
 
 def _remove_if_dead(folder: Path) -> None:
-    try:
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError:
-        return  # gone already, or another user's
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:
-        pass  # its owner lives
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError), alive.dead(folder) as dead:  # gone already, or another user's
+        if dead:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 Pin = Callable[[memoryview], Callable[[], None]]

@@ -58,12 +58,13 @@ _STRANGE = "not of this run: nothing reads it"
 
 
 def check_rest(store: Store, head: Head, listing: Iterable[Entry], covered: Collection[str]) -> list[Finding]:
-    """Of a run's objects (`listing`) all but HEAD and what `covered` names: keys, and prefixes that end with a slash.
+    """Of a run's objects (`listing`) all but HEAD and what begins with one of `covered`.
 
     Reads all of it but what is harmless, which can take as long as downloading the finished model.
     """
     entries = {entry.key: entry for entry in listing}
-    rest = [entry for entry in entries.values() if entry.key != HEAD_KEY and not _in(entry.key, covered)]
+    begins = tuple(covered)
+    rest = [entry for key, entry in entries.items() if key != HEAD_KEY and not key.startswith(begins)]
     events = read_events(store)
     found = [
         *_folder(store, MODEL, entries, _model_files(store, entries)),
@@ -74,10 +75,6 @@ def check_rest(store: Store, head: Head, listing: Iterable[Entry], covered: Coll
     ]
     known = {finding.name for finding in found} | _LISTS.keys()
     return found + _unread(entry for entry in rest if entry.key not in known)
-
-
-def _in(key: str, covered: Collection[str]) -> bool:
-    return key in covered or any(key.startswith(prefix) for prefix in covered if prefix.endswith("/"))
 
 
 class _Told(NamedTuple):

@@ -21,6 +21,7 @@ from typing import Protocol
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
+from checkpoints import alive
 from checkpoints.errors import NotusError, UserError
 from checkpoints.event_kinds import AttemptEnded, Failed, Preempted, Stopped
 from checkpoints.events import Diary, read_events
@@ -118,7 +119,7 @@ class LocalBackend:
     def _folder(self) -> Iterator[Scratch]:
         """Of an attempt. It holds nothing that the bucket lacks; of a failed one the log stays."""
         folder = self._scratch_root / f"attempt-{time.time_ns()}"
-        leftovers.hold(folder)
+        alive.hold(folder)
         failed = True
         try:
             yield Scratch(folder)

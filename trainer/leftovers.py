@@ -7,35 +7,22 @@ A launcher or an attempt that is killed can't clean up. Its folder may hold a ba
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 import time
 from pathlib import Path
 
-LOCK = "lock"
+from checkpoints import alive
+
 TEXTS = (".txt", ".json")
 """What stays of an attempt that failed: its log, and what it said of itself."""
 TEXTS_KEPT_S = 7 * 86400.0
 UNLOCKED_KEPT_S = 86400.0
 """A folder without a lock is being made, or an older version's."""
 
-_held: dict[Path, int] = {}
-
-
-def hold(folder: Path) -> None:
-    """Say that the attempt of this folder, which is created, lives, until `release` or this process's end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)  # the launcher and the attempt share it
-    _held[folder] = descriptor
-
 
 def release(folder: Path, *, keep_texts: bool = False) -> None:
     """The attempt is over: remove its folder, but for its texts on request."""
-    descriptor = _held.pop(folder, None)
-    if descriptor is not None:
-        os.close(descriptor)
+    alive.let_go(folder)
     _remove(folder, keep_texts=keep_texts)
 
 
@@ -52,19 +39,13 @@ def sweep(root: Path, pattern: str) -> None:
 
 def _sweep(folder: Path) -> None:
     age_s = time.time() - folder.stat().st_mtime
-    if not (folder / LOCK).exists():
+    if not (folder / alive.LOCK).exists():
         if age_s > UNLOCKED_KEPT_S:
             _remove(folder)
         return
-    descriptor = os.open(folder / LOCK, os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return  # it lives
-    else:
-        _remove(folder, keep_texts=(folder / "result.json").exists() and age_s < TEXTS_KEPT_S)
-    finally:
-        os.close(descriptor)
+    with alive.dead(folder) as dead:
+        if dead:
+            _remove(folder, keep_texts=(folder / "result.json").exists() and age_s < TEXTS_KEPT_S)
 
 
 def _remove(folder: Path, *, keep_texts: bool = False) -> None:
@@ -74,5 +55,5 @@ def _remove(folder: Path, *, keep_texts: bool = False) -> None:
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.suffix not in TEXTS and path.name != LOCK:
+        elif path.suffix not in TEXTS and path.name != alive.LOCK:
             path.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from typing import Annotated
 import stamina
 import typer
 
+from checkpoints import alive
 from checkpoints.causes import AttemptOutcome
 from checkpoints.errors import AccessDenied, NotusError, RunHeld, StoreError, UserError
 from checkpoints.events import read_events
@@ -106,13 +107,13 @@ def train(
 def _folder(given: Path | None) -> Iterator[Scratch]:
     """Of this attempt; a temporary one is gone at its end, but for the log of one that failed."""
     if given is not None:
-        leftovers.hold(given)
+        alive.hold(given)
         yield Scratch(given)
         return
     temporary = Path(tempfile.gettempdir())
     leftovers.sweep(temporary, "notus-attempt-*")
     folder = Scratch(Path(tempfile.mkdtemp(prefix="notus-attempt-")))
-    leftovers.hold(folder.folder)
+    alive.hold(folder.folder)
     try:
         yield folder
     finally:

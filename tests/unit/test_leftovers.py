@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints import alive
 from checkpoints.shm import RunMemory
 from trainer import leftovers
 
 HOLDER = """
 import sys
 from pathlib import Path
-from trainer import leftovers
-leftovers.hold(Path(sys.argv[1]))
+from checkpoints import alive
+alive.hold(Path(sys.argv[1]))
 print("holds", flush=True)
 sys.stdin.read()
 """
@@ -57,7 +58,7 @@ def test_a_killed_launchers_folder_goes_with_the_next_launch_of_any_run(
 
 def test_the_texts_of_an_attempt_that_failed_stay_for_a_week(tmp_path: Path) -> None:
     folder = tmp_path / "run/attempt-1"
-    leftovers.hold(folder)
+    alive.hold(folder)
     (folder / "work").mkdir()
     for name in ("log.txt", "result.json", "work/model.safetensors", "socket"):
         (folder / name).write_text("x")
@@ -73,7 +74,7 @@ def test_the_texts_of_an_attempt_that_failed_stay_for_a_week(tmp_path: Path) -> 
 
 def test_an_attempt_that_ended_well_leaves_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run/attempt-1"
-    leftovers.hold(folder)
+    alive.hold(folder)
     (folder / "log.txt").write_text("x")
     leftovers.release(folder)
     assert not folder.exists()
