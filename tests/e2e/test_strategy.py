@@ -52,7 +52,8 @@ def test_on_demand_while_spot_is_out_then_back_to_spot(clouds: Clouds, bucket: S
     clouds.control("capacity", **NO_SPOT)
     run = CloudRun(clouds, bucket, "back")
     near = Rung(cloud="gcp/us-central1", gpus="A100:8", spot=False)
-    run.submit([NEAR, near, LAMBDA], NOTUS, NOTUS_RETURN_MIN="1", **QUICK)
+    # Of 12 hours: for the dollars of a tiny run's 72 s nobody moves, now that starts are measured.
+    run.submit([NEAR, near, LAMBDA], NOTUS, NOTUS_RETURN_MIN="1", NOTUS_HOURS="12", **QUICK)
     run.freeze_in("training", step=3)
     assert places(run)[0]["cloud"] == "lambda", "the cheapest on-demand machine"
     clouds.control("capacity")
