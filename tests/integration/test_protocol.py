@@ -44,6 +44,7 @@ KEEP = 2
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Greenlets can't change threads."""
     monkeypatch.setattr("checkpoints.retention.CONCURRENCY", 1)
+    monkeypatch.setattr("checkpoints.rebuild.CONCURRENCY", 1)
 
 
 class DictStore:
