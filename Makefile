@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
+# Tests that start no ranks: two of them at a time are faster.
+IN_ONE_PROCESS := tests/unit tests/contract $(addprefix tests/integration/test_, protocol.py hostile_worlds.py \
+  priced_markets.py)
 E2E_PACKAGES := mmdebstrap openssh-server rsync netcat-openbsd iproute2 openssl
 
 .PHONY: help setup demo test test-unit e2e e2e-quick gpu check format bench bench-gpu sky-tasks docs clean
@@ -29,8 +32,8 @@ demo: $(READY) ## Train, be killed twice, go on, finish, compare, print the rece
 	@$(BIN)/notus-launch --cloud local --recipe tiny-dpo --preempt 2
 
 test: $(READY) ## All tests that this machine can run
-	@$(BIN)/pytest -n 2 tests/unit tests/contract
-	@$(BIN)/pytest --ignore tests/unit --ignore tests/contract
+	@$(BIN)/pytest -n 2 --dist worksteal $(IN_ONE_PROCESS)
+	@$(BIN)/pytest $(IN_ONE_PROCESS:%=--ignore %)
 
 test-unit: $(READY) ## The tests that take seconds
 	@$(BIN)/pytest tests/unit tests/contract
