@@ -91,7 +91,7 @@ class Launcher:
         """The ranks stand still, once they train and have done `step`: a tiny model is done before anybody has asked it
         for anything."""
         wait_for(lambda: self.progress(run).phase == "training" and self.progress_step(run) >= step, f"step {step}")
-        ranks = [process for process in self.processes() if "trainer.worker" in process.cmdline()]
+        ranks = self.processes("trainer.worker")
         assert ranks, "they were faster"
         for process in ranks:
             process.suspend()
@@ -104,14 +104,15 @@ class Launcher:
         attempt = next((self.home / "scratch" / run).glob("attempt-*"))
         (attempt / "notice").write_text(json.dumps({"seconds": seconds}))
 
-    def processes(self) -> list[psutil.Process]:
-        """All living processes of this launcher's attempts."""
+    def processes(self, running: str = "") -> list[psutil.Process]:
+        """All living processes of this launcher's attempts, or those with this in their command line. Ask nothing of
+        them without expecting that they are gone by now."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.status() != psutil.STATUS_ZOMBIE and str(self.home) in json.dumps(
-                    [process.cmdline(), process.environ().get("NOTUS_SCRATCH", "")]
-                ):
+                command = json.dumps(process.cmdline())
+                ours = str(self.home) in command + process.environ().get("NOTUS_SCRATCH", "")
+                if ours and running in command and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue

@@ -24,7 +24,7 @@ def first_start(launcher: Launcher, tmp_path: Path) -> Launcher:
 def test_killed_while_it_compiles_the_next_run_goes_on(first_start: Launcher, tmp_path: Path) -> None:
     process = first_start.start(*first_start.local("tiny-dpo", "--name", "first"))
     wait_for(lambda: first_start.progress("first").phase == "compiling", "the compiler")
-    wait_for(lambda: any("cc1plus" in one.name() for one in first_start.processes()), "the compiler's start")
+    wait_for(lambda: bool(first_start.processes("cc1plus")), "the compiler's start")
     process.kill()
     wait_for(lambda: _all_killed(first_start), "the end of all")
     process.communicate(timeout=60)
