@@ -230,6 +230,25 @@ def doctor(
     raise typer.Exit(look.show_doctor(fix=fix, output=output))
 
 
+@app.command()
+def check(
+    recipe: o.RecipeArgument,
+    gpus: o.GpusOption = None,
+    output: o.OutputOption = "text",
+    debug: o.DebugOption = False,
+) -> None:
+    """Look at a recipe before a machine is paid for: its data to the last row, its model, the Hub, W&B.
+
+    Every launch does the same. Costs nothing, and needs an account only where the model or the data do.
+    """
+    from launcher import request as asked
+    from launcher.check import check as story
+
+    asked.check_output(output)
+    nodes = [asked.parse_gpus(text) for text in gpus or []]
+    raise typer.Exit(story.show_check(recipe, story.Where(gpus=nodes[0] if nodes else None), output))
+
+
 def main() -> None:
     """Entry point."""
     run_app(app, "notus-launch")

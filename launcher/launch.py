@@ -18,6 +18,7 @@ from checkpoints.names import check_run_name
 from checkpoints.requests import withdraw
 from checkpoints.run import open_run, read_heartbeat, read_run_if_valid, register_run
 from checkpoints.store import Store, probe
+from launcher.check.check import Where, check_before_launch
 from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.experience import remember
 from launcher.local import LocalBackend, LocalRun, committed_step
@@ -68,6 +69,8 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
         preemptions=options.preemptions,
         seed=secrets.randbelow(10**6) if options.seed is None else options.seed,
     )
+    if not finished:
+        check_before_launch(recipe, Where(processes=run.processes, local=True))
     probe(store)
     say(f"run {name} in {store.url}")
     if run.preemptions and not finished:

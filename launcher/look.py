@@ -20,7 +20,7 @@ from launcher.errors import UnknownRun
 from launcher.identity import identity_here
 from launcher.launch import read_receipt, show_receipt
 from launcher.options import bucket_or_default
-from launcher.report.render import doctor_table, status_table
+from launcher.report.render import findings_table, status_table
 from launcher.report.status import OVER, RunStatus, read_status
 from launcher.request import check_output
 from launcher.sky import client, doctor
@@ -85,7 +85,7 @@ def show_doctor(*, fix: bool, output: str) -> int:
     if output == "json":
         sys.stdout.write(json.dumps([finding._asdict() for finding in found], indent=2) + "\n")
     else:
-        Console().print(doctor_table(found))
+        Console().print(findings_table(found))
     return 1 if any(finding.state == "missing" for finding in found) else 0
 
 

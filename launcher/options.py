@@ -13,6 +13,7 @@ from checkpoints.errors import UserError
 from launcher.bounds import MAX_HOURS, MAX_PROCESSES, MAX_SEED, MAX_USD, MIN_HOURS, MIN_USD
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="Recipe name, or the path of a .yaml file.")]
+RecipeArgument = Annotated[str, typer.Argument(help="Recipe name, or the path of a .yaml file.")]
 CloudOption = Annotated[
     list[str] | None,
     typer.Option("--cloud", help="gcp, lambda, aws, runpod, nebius, vast, or local = this machine. Repeatable."),

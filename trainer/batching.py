@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -42,6 +43,16 @@ def batch_of_run(saved: Mapping[str, Any] | None, recipe: Recipe, world_size: in
     training = recipe.training
     total = _saved_total(saved) or training.per_device_batch * training.accumulation * world_size
     return fit_batch(total, world_size=world_size, largest=training.per_device_batch)
+
+
+def planned_steps(recipe: Recipe, rows: int, world_size: int) -> int:
+    """Optimizer steps of a new run over so many training rows, as transformers' Trainer counts them: accelerate fills
+    the last micro-step of each process up, and an epoch's last step may have fewer micro-steps."""
+    training = recipe.training
+    if training.max_steps is not None:
+        return training.max_steps
+    each = math.ceil(math.ceil(rows / training.per_device_batch) / world_size)
+    return training.epochs * max(1, math.ceil(each / training.accumulation))
 
 
 def _saved_total(saved: Mapping[str, Any] | None) -> int | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import datasets
@@ -24,13 +23,13 @@ from trainer.pairs import (
     fingerprint_rows,
     fit_pair,
     local_path,
-    numbered_jsonl,
     parquet_columns,
     what_was_cut,
 )
+from trainer.raw_rows import as_text, first_places, left_out, rows_of_jsonl
 from trainer.recipe import Dpo, Recipe, Source
 from trainer.rendering import end_tokens, render_row
-from trainer.rows import FOR_TEMPLATE, PARTS, Row, UnusableRow, encodable, read_row, without_nulls
+from trainer.rows import Row, UnusableRow, read_row, without_nulls
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +37,6 @@ PARALLEL_FROM_ROWS = 2000
 """Below, starting worker processes takes longer than tokenising."""
 BATCH_ROWS = 10_000
 """Rows held as Python objects at once."""
-MOST_NUMBERS = 10
-"""Of the rows that were left out for one reason, so many are named."""
 
 
 class Pairs(NamedTuple):
@@ -76,8 +73,8 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     if dataset.rows:
         rows = rows.select(range(min(dataset.rows, len(rows))))
     fingerprint = fingerprint_rows(map(json.loads, rows["row"]))
-    tokenised, left_out = _tokenise(rows, recipe, tokenizer)
-    pairs = Pairs(tokenised, None, fingerprint, len(rows), left_out)
+    tokenised, unusable = _tokenise(rows, recipe, tokenizer)
+    pairs = Pairs(tokenised, None, fingerprint, len(rows), unusable)
     if not dataset.eval_rows:
         return pairs
     if dataset.eval_rows >= len(tokenised):
@@ -106,15 +103,16 @@ def _tokenise(
         num_proc=recipe.dataset.workers if len(rows) > PARALLEL_FROM_ROWS else None,
         desc="tokenising",
     )
-    left_out = _left_out(zip(rows["where"], tokenised["reason"], strict=True))
-    for found in left_out:
-        logger.warning("%s: left out %d of %d rows: %s (%s)", name, found.rows, len(rows), found.reason, _first(found))
-    if sum(found.rows for found in left_out) == len(rows):
-        worst = left_out[0]
+    unusable = left_out(zip(rows["where"], tokenised["reason"], strict=True))
+    for found in unusable:
+        where = first_places(found)
+        logger.warning("%s: left out %d of %d rows: %s (%s)", name, found.rows, len(rows), found.reason, where)
+    if sum(found.rows for found in unusable) == len(rows):
+        worst = unusable[0]
         hint = next(row["hint"] for row in tokenised if row["reason"] == worst.reason)
-        told = f"{worst.reason} ({_first(worst)})"
+        told = f"{worst.reason} ({first_places(worst)})"
         raise DataError(f"none of the {len(rows)} rows of {name} can be trained: {told}", hint)
-    if left_out:
+    if unusable:
         tokenised = tokenised.filter(lambda reason: not reason, input_columns="reason", desc="checking rows")
     cuts = Cut(*(sum(tokenised[field]) for field in Cut._fields))
     _say(cuts, len(tokenised), recipe)
@@ -127,24 +125,8 @@ def _tokenise(
         tokenised = tokenised.filter(lambda same: not same, input_columns="same_answers", desc="checking cuts")
         reason = "after the cut both answers are the same (dpo.max_length)"
         same = LeftOutRows(reason=reason, rows=cuts.same_answers)
-        left_out = (*left_out, same)
-    return tokenised.remove_columns([*Cut._fields, "reason", "hint"]), left_out
-
-
-def _left_out(told: Iterable[tuple[str, str]]) -> tuple[LeftOutRows, ...]:
-    """By reason, the most frequent first."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for where, reason in told:
-        if reason:
-            found[reason].append(where)
-    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
-    return tuple(
-        LeftOutRows(reason=reason, rows=len(where), where=tuple(where[:MOST_NUMBERS])) for reason, where in ordered
-    )
-
-
-def _first(found: LeftOutRows) -> str:
-    return ", ".join(found.where) + (", ..." if found.rows > len(found.where) else "")
+        unusable = (*unusable, same)
+    return tokenised.remove_columns([*Cut._fields, "reason", "hint"]), unusable
 
 
 def _say(cuts: Cut, rows: int, recipe: Recipe) -> None:
@@ -226,19 +208,12 @@ _SCHEMA = pyarrow.schema([(name, pyarrow.large_string()) for name in ("row", "wh
 def _batches(source: Source) -> Iterator[pyarrow.RecordBatch]:
     batch: list[dict[str, str]] = []
     for where, raw in _raw_rows(source):
-        batch.append({"where": where, **_as_json(raw)})
+        row, broken = as_text(raw)
+        batch.append({"where": where, "row": row, "broken": broken})
         if len(batch) == BATCH_ROWS:
             yield pyarrow.RecordBatch.from_pylist(batch, _SCHEMA)
             batch = []
     yield pyarrow.RecordBatch.from_pylist(batch, _SCHEMA)
-
-
-def _as_json(raw: Mapping[str, Any]) -> dict[str, str]:
-    """What can't be text counts as nothing, and the row as broken."""
-    broken = next((name for name, value in raw.items() if not encodable(value)), "")
-    kept = {name: value if encodable(value) else None for name, value in raw.items()}
-    reason = f"{broken} has half a character (a lone surrogate)" if broken else ""
-    return {"row": json.dumps(kept, default=str, ensure_ascii=False), "broken": reason}
 
 
 def _no_rows(source: Source) -> DataError:
@@ -249,11 +224,7 @@ def _raw_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row of a set, by our names of its columns, with where it is."""
     path = local_path(source)
     if path is not None and path.suffix != ".parquet":
-        columns: dict[str, str] = {}
-        for number, row in numbered_jsonl(path):  # our own reader, for errors with a line number
-            columns = columns or find_columns(list(row), source)
-            later = {name: name for name in (*PARTS, *FOR_TEMPLATE) if name in row}  # the first row may lack them
-            yield f"{path.name}:{number}", {ours: row.get(theirs) for ours, theirs in {**later, **columns}.items()}
+        yield from rows_of_jsonl(path, source)  # our own reader, for errors with a line number
         return
     rows = _load(source)
     columns = find_columns(rows.column_names, source)

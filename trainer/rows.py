@@ -196,14 +196,22 @@ def _settings(value: Any) -> Mapping[str, Any]:
 def encodable(value: Any) -> bool:
     """Can all its texts be written as UTF-8? JSON may hold half of a surrogate pair (`"\\ud83d"`), which is no text."""
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return False
-        return True
+        return value.isascii() or _has_no_half_character(value)
     if isinstance(value, dict):
-        return all(encodable(inner) for item in value.items() for inner in item)
-    return all(encodable(inner) for inner in value) if isinstance(value, list) else True
+        return encodable(list(value)) and encodable(list(value.values()))
+    if isinstance(value, list):
+        for inner in value:  # plain loops: this is asked of every text of a set, several times
+            if not encodable(inner):
+                return False
+    return True
+
+
+def _has_no_half_character(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def without_nulls(value: Any) -> Any:

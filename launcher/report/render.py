@@ -9,10 +9,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from launcher.findings import Finding
 from launcher.report.receipt import Receipt
 from launcher.report.status import RunStatus
 from launcher.report.tables import plain_table
-from launcher.sky.findings import Finding
+
+STATE_STYLES = {"ok": "green", "missing": "bold red", "wrong": "bold red", "warning": "yellow"}
 
 
 def receipt_panel(receipt: Receipt) -> RenderableType:
@@ -139,11 +141,11 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
     return table
 
 
-def doctor_table(findings: Sequence[Finding]) -> Table:
-    """What a launch needs, one a line."""
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """What was looked at, one a line, with its fix."""
     table = plain_table(header=False)
     for finding in findings:
-        style = {"ok": "green", "missing": "bold red"}.get(finding.state, "dim")
+        style = STATE_STYLES.get(finding.state, "dim")
         fix = f"{finding.detail}\n  fix: {finding.fix}" if finding.fix else finding.detail
         table.add_row(finding.what, Text(finding.state, style=style), fix)
     return table

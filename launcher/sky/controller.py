@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.findings import Finding
 from launcher.sky import wheel
-from launcher.sky.findings import Finding
 from launcher.sky.settings import (
     config_file,
     flag_of,

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from checkpoints.interpreter import environment, module
+from launcher.findings import Finding
 from launcher.sky.controller import FIX, has_remote_server, mode_of
-from launcher.sky.findings import Finding
 from launcher.sky.settings import config_file, read, section
 
 logger = logging.getLogger(__name__)

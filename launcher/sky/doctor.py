@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from launcher.errors import RequestError
+from launcher.findings import Finding
 from launcher.request import CLOUDS
 from launcher.sky import wheel
 from launcher.sky.controller import (
@@ -29,7 +30,6 @@ from launcher.sky.controller import (
     wheels_folder,
 )
 from launcher.sky.credentials import KEY, Mounted, examine_credentials, safe_remote_identity
-from launcher.sky.findings import Finding
 from launcher.sky.settings import config_file, plugins_file, remote_plugins_file
 from launcher.sky.settings_edit import Draft
 

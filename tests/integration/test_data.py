@@ -196,6 +196,59 @@ def test_broken_texts_are_counted_and_other_columns_hold_what_they_like(
     }
 
 
+def test_a_check_on_a_laptop_counts_what_the_trainer_counts(tokenizer: Any, tmp_path: Path) -> None:
+    from trainer.data import prepare
+    from trainer.row_count import count_rows
+
+    good = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows: list[dict[str, Any]] = [
+        *[good] * 5,
+        {**good, "prompt": "\ud83d", "chosen": ""},
+        {**good, "tools": "[", "chosen": 7},
+        {**good, "chosen": "b "},
+        {"prompt": None, "chosen": turns, "rejected": [turns[0], {"role": "assistant", "content": "c"}]},
+        {**good, "chosen": [*turns, turns[0]]},
+        {"chosen": "so it is", "rejected": "so it was"},
+        {**good, "rejected": [{"role": "assistant", "content": [{"type": "image"}]}]},
+        {**good, "chosen": [{"from": "gpt", "value": "a"}]},
+    ]
+    for share in (1.0, 0.5):
+        recipe = recipe_for(write(tmp_path / "p.jsonl", rows), fraction=share)
+        pairs, count = prepare(recipe, tokenizer), count_rows(recipe.dataset)
+        assert count is not None
+        assert (count.rows, count.usable, count.left_out) == (pairs.rows, len(pairs.train), pairs.left_out)
+    assert len(count.left_out) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 31, 97])
+@pytest.mark.parametrize(("batch", "accumulation", "processes"), [(1, 1, 1), (4, 2, 2), (2, 3, 4)])
+def test_steps_are_those_of_accelerate_and_transformers(
+    rows: int, batch: int, accumulation: int, processes: int
+) -> None:
+    from types import SimpleNamespace
+
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+    from transformers import Trainer
+
+    from trainer.batching import planned_steps
+
+    of_a_rank = BatchSamplerShard(BatchSampler(range(rows), batch, drop_last=False), processes, 0)
+    trainer = SimpleNamespace(
+        get_total_train_batch_size=lambda args: batch * accumulation * processes,
+        get_sp_size=lambda: 1,
+        num_examples=lambda loader: rows,
+    )
+    asked = SimpleNamespace(max_steps=-1, gradient_accumulation_steps=accumulation, num_train_epochs=3)
+    *_, steps = Trainer.set_initial_training_values(trainer, asked, of_a_rank)
+    recipe = load_recipe("tiny-dpo")
+    training = recipe.training.model_copy(
+        update={"per_device_batch": batch, "accumulation": accumulation, "epochs": 3, "max_steps": None}
+    )
+    assert planned_steps(recipe.model_copy(update={"training": training}), rows, processes) == steps
+
+
 def test_half_a_character_in_a_conversation_is_counted(
     tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

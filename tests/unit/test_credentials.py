@@ -13,6 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from launcher.errors import RequestError
+from launcher.findings import Finding
 from launcher.sky.credentials import (
     Mounted,
     ask_skypilot,
@@ -22,7 +23,6 @@ from launcher.sky.credentials import (
     safe_remote_identity,
 )
 from launcher.sky.doctor import examine, fix
-from launcher.sky.findings import Finding
 
 CONSOLIDATED = {"jobs": {"controller": {"consolidation_mode": True}}}
 

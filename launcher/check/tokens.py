@@ -1,0 +1,75 @@
+"""About how many tokens a set's rows have, by the model's own tokenizer where it is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from launcher.check.rows import CHARACTERS_PER_TOKEN
+from launcher.findings import Finding
+from trainer.recipe import Recipe
+from trainer.row_count import Texts
+
+LENGTHS = "lengths"
+FILE = "tokenizer.json"
+FEW, MANY = 0.005, 0.1
+"""Shares of the rows."""
+
+
+class Lengths(NamedTuple):
+    """Of a sample of rows: tokens of the prompt and its longer answer, without what a chat template adds."""
+
+    tokens: Sequence[float]
+    measured: bool
+    """By the model's tokenizer, and not from the characters."""
+
+    def mean(self, most: int) -> float:
+        """After a cut to `most`."""
+        return float(np.mean(np.minimum(self.tokens, most)))
+
+
+def lengths_of(sample: Sequence[Texts], tokenizer: Any | None) -> Lengths:
+    """`tokenizer`: of the `tokenizers` package, or None."""
+    if tokenizer is None:
+        return Lengths([texts.longest / CHARACTERS_PER_TOKEN for texts in sample], measured=False)
+    flat = [text for texts in sample for text in texts]
+    counts = [len(encoded.ids) for encoded in tokenizer.encode_batch(flat, add_special_tokens=False)]
+    three = np.reshape(counts, (-1, 3))
+    return Lengths((three[:, 0] + three[:, 1:].max(axis=1)).tolist(), measured=True)
+
+
+def local_tokenizer(recipe: Recipe) -> Any | None:
+    """Of a base model in a local folder, by the `tokenizers` package. None for other models, and where package or file
+    isn't here or can't be read: the trainer says more of that."""
+    path = Path(recipe.model.name) / FILE
+    if not path.is_file():
+        return None
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        return None
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception:  # the package raises nothing narrower
+        return None
+
+
+def about_lengths(recipe: Recipe, lengths: Lengths) -> Finding:
+    """How many rows the cut will touch."""
+    most = recipe.dpo.max_length
+    share = float(np.mean(np.asarray(lengths.tokens) > most))
+    how = "by the model's tokenizer" if lengths.measured else f"at {CHARACTERS_PER_TOKEN:.0f} characters a token"
+    typical = np.percentile(lengths.tokens, [50, 95])
+    told = (
+        f"about {typical[0]:,.0f} tokens a row, 95 % up to {typical[1]:,.0f} ({how}, of {len(lengths.tokens):,} rows, "
+        "without the chat template)"
+    )
+    if share < FEW:
+        return Finding(LENGTHS, "ok", f"{told}; dpo.max_length {most:,} cuts next to none")
+    cut = f"{told}; dpo.max_length {most:,} cuts about {share:.0%} of them"
+    if share <= MANY:
+        return Finding(LENGTHS, "ok", cut)
+    return Finding(LENGTHS, "warning", cut, "raise dpo.max_length, if the GPUs' memory allows it")

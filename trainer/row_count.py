@@ -1,0 +1,178 @@
+"""What a data file holds, counted on a laptop: every row is read as the trainer reads it, without torch.
+
+Not counted here, because only a chat template and a tokenizer know it: rows that the template refuses or drops, answers
+without an end token, and what is cut to `dpo.max_length`. `RowCount.sample` has rows to tokenise for an estimate.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from checkpoints.event_kinds import LeftOutRows
+from trainer.errors import DataError
+from trainer.pairs import find_columns, local_path
+from trainer.raw_rows import left_out, rows_of_jsonl, why_broken
+from trainer.recipe import Source
+from trainer.rows import Row, Turn, UnusableRow, read_row, without_nulls
+
+SAMPLE_ROWS = 500
+BATCH_ROWS = 2_000
+TOLD_EVERY_ROWS = 2_000
+RAW_COLUMN = "Json"
+"""A column type of `datasets`: text in the file, an object for whoever reads it through `datasets`."""
+
+
+class Texts(NamedTuple):
+    """A row's words, without what a chat template puts around them."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+    @property
+    def longest(self) -> int:
+        """Characters of the prompt and the longer answer."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+
+@dataclass(frozen=True)
+class RowCount:
+    """Of one local set, or of the share of it that the recipe uses."""
+
+    name: str
+    rows: int
+    left_out: tuple[LeftOutRows, ...]
+    hint: str
+    """What to do about the most frequent reason."""
+    characters: tuple[int, ...]
+    """`Texts.longest` of each usable row, in order."""
+    sample: tuple[Texts, ...]
+    """Up to `SAMPLE_ROWS` usable rows, drawn evenly and always the same ones."""
+
+    @property
+    def usable(self) -> int:
+        """Rows that are not left out."""
+        return len(self.characters)
+
+
+Told = Callable[[str, int], None]
+"""Called now and then with the set's name and the rows that were read."""
+
+
+def count_rows(source: Source, told: Told = lambda name, rows: None) -> RowCount | None:
+    """Read a local or built-in set to its end.
+
+    None for a set on the Hub or in a folder, and for a file that only a package reads that isn't here. Raises
+    `DataError` for a file that can't be read, naming the line, and for one without rows.
+    """
+    path = local_path(source)
+    if path is None:
+        return None
+    rows = rows_of_jsonl(path, source) if path.suffix != ".parquet" else _rows_of_parquet(path, source)
+    if rows is None:
+        return None
+    reading = _Reading(source)
+    for where, raw in rows:
+        reading.add(where, raw)
+        if reading.rows % TOLD_EVERY_ROWS == 0:
+            told(source.name, reading.rows)
+    if not reading.rows:
+        raise DataError(f"{source.name} has no rows", "take it out of the recipe, or give one with rows")
+    return reading.count()
+
+
+@dataclass
+class _Reading:
+    """Of each row one number, and of an unusable one its place and reason."""
+
+    source: Source
+    rows: int = 0
+    unusable: list[tuple[int, str, str]] = field(default_factory=list)
+    hints: dict[str, str] = field(default_factory=dict)
+    characters: list[tuple[int, int]] = field(default_factory=list)
+    sample: list[tuple[int, Texts]] = field(default_factory=list)
+    chance: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 # nothing secret
+
+    def add(self, where: str, raw: dict[str, Any]) -> None:
+        number, self.rows = self.rows, self.rows + 1
+        try:
+            if broken := why_broken(raw):
+                raise UnusableRow(broken)
+            texts = texts_of(read_row(raw))
+        except UnusableRow as error:
+            self.unusable.append((number, where, str(error)))
+            self.hints.setdefault(str(error), error.hint)
+            return
+        self.characters.append((number, texts.longest))
+        place = len(self.characters) - 1 if len(self.sample) < SAMPLE_ROWS else self.chance.randrange(self.rows)
+        if place < len(self.sample):  # Vitter's algorithm R
+            self.sample[place] = (number, texts)
+        elif len(self.sample) < SAMPLE_ROWS:
+            self.sample.append((number, texts))
+
+    def count(self) -> RowCount:
+        used = self.rows if self.source.fraction == 1 else max(1, round(self.source.fraction * self.rows))
+        unusable = left_out((where, reason) for number, where, reason in self.unusable if number < used)
+        return RowCount(
+            name=self.source.name,
+            rows=used,
+            left_out=unusable,
+            hint=self.hints[unusable[0].reason] if unusable else "",
+            characters=tuple(length for number, length in self.characters if number < used),
+            sample=tuple(texts for number, texts in self.sample if number < used),
+        )
+
+
+def texts_of(row: Row) -> Texts:
+    """The words of a row's prompt and answers."""
+    return Texts(*(_words(part) for part in row[:3]))
+
+
+def _words(part: str | list[Turn]) -> str:
+    if isinstance(part, str):
+        return part
+    return "\n".join(str(turn.get("content", "")) + str(turn.get("tool_calls") or "") for turn in part)
+
+
+def _rows_of_parquet(path: Path, source: Source) -> Iterator[tuple[str, dict[str, Any]]] | None:
+    """None where pyarrow isn't here, or where a column isn't what its type says."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        return None
+    try:
+        file = parquet.ParquetFile(path)
+        columns = find_columns(file.schema_arrow.names, source)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"can't read {path} as parquet: {error}") from error
+    if _has_objects_as_text(file.schema_arrow.metadata or {}, set(columns.values())):
+        return None
+    return _parquet_rows(file, path, columns)
+
+
+def _parquet_rows(file: Any, path: Path, columns: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in file.iter_batches(BATCH_ROWS, columns=list(columns.values())):
+            for row in batch.to_pylist():
+                number += 1
+                told = {ours: without_nulls(row[theirs]) for ours, theirs in columns.items()}
+                yield f"{path.name} row {number}", json.loads(json.dumps(told, default=str))
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} can't be read behind row {number}: {error}", "rewrite the file") from error
+
+
+def _has_objects_as_text(metadata: dict[bytes, bytes], columns: set[str]) -> bool:
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return any(RAW_COLUMN in json.dumps(features.get(name)) for name in columns)
