@@ -31,6 +31,8 @@ class ClaimedStore:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.bytes_read = 0
+        """Through this store, about: several threads count."""
 
     @property
     def url(self) -> str:
@@ -40,13 +42,21 @@ class ClaimedStore:
         return ClaimedStore(_call(self._store.afresh))
 
     def get(self, key: str) -> Stored:
-        return _call(lambda: self._store.get(key))
+        found = _call(lambda: self._store.get(key))
+        self.bytes_read += len(found.data)
+        return found
 
     def get_range(self, key: str, start: int, length: int) -> memoryview:
-        return _call(lambda: self._store.get_range(key, start, length))
+        found = _call(lambda: self._store.get_range(key, start, length))
+        self.bytes_read += len(found)
+        return found
 
     def read_into(self, key: str, target: memoryview, seen: Seen = ignore) -> int:
-        return _call(lambda: self._store.read_into(key, target, seen))
+        def counting(piece: memoryview) -> None:
+            self.bytes_read += len(piece)
+            seen(piece)
+
+        return _call(lambda: self._store.read_into(key, target, counting))
 
     def create(self, key: str, data: Buffer) -> str:
         return _call(lambda: self._store.create(key, data))
@@ -71,7 +81,7 @@ class ClaimedStore:
         _call(lambda: self._store.delete(key))
 
 
-def open_claimed_run(bucket_url: str, name: str, environment: Mapping[str, str] | None = None) -> Store:
+def open_claimed_run(bucket_url: str, name: str, environment: Mapping[str, str] | None = None) -> ClaimedStore:
     """`open_run` for a process of the attempt that holds the run. Raises `StoreError` where credentials are missing."""
     return ClaimedStore(_call(lambda: open_run(bucket_url, name, environment)))
 

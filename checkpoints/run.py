@@ -50,6 +50,9 @@ class Heartbeat(Record):
     step: int = 0
     total_steps: int = 0
     loss: float | None = None
+    done: int = Field(default=0, description="what the phase counts")
+    of: int = Field(default=0, description="how much of it there is; 0 = not known")
+    moved: int = Field(default=0, description="changes while anything of a phase before the training moves")
 
 
 class ControllerBeat(Record):

@@ -128,4 +128,4 @@ def end_of(event: Event) -> End | None:
 
 
 def _progress(beat: Heartbeat) -> Progress:
-    return Progress.model_validate(beat.model_dump(include={"phase", "step", "total_steps", "loss"}))
+    return Progress.model_validate(beat.model_dump(include={"phase", "step", "total_steps", "loss", "done", "of"}))

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from launcher.local import Watcher
+from trainer.phases import in_words
 from trainer.scratch import Outcome
 from trainer.scratch import Progress as TrainingProgress
 
@@ -41,6 +42,8 @@ class Lines:
         self._label = label
         self._attempt = 0
         self._last = (0.0, "")
+        self._began = 0.0
+        """The phase."""
 
     def attempt_started(self, number: int) -> None:
         self._attempt = number
@@ -50,10 +53,13 @@ class Lines:
         at, phase = self._last
         now = time.monotonic()
         changed = progress.phase != phase and "saving" not in (progress.phase, phase)
+        if changed:
+            self._began = now
         if self._attempt and (changed or now - at > LINE_EVERY_S):
             self._last = (now, progress.phase)
             steps = f", step {progress.step}/{progress.total_steps}" if progress.total_steps else ""
-            self._say(f"{progress.phase}{steps}")
+            lasts = "" if changed or progress.total_steps else f", for {now - self._began:.0f} s"
+            self._say(f"{in_words(progress)}{steps}{lasts}")
 
     def preempted(self, step: int) -> None:
         self._say(f"killed at step {step}")
@@ -86,7 +92,7 @@ class Bar:
             self._task,
             completed=progress.step,
             total=progress.total_steps or None,
-            note=f"{progress.phase}{loss}",
+            note=f"{in_words(progress)}{loss}",
         )
 
     def preempted(self, step: int) -> None:

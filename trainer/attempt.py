@@ -23,7 +23,7 @@ from types import FrameType
 from checkpoints.claimed import ClaimedStore
 from checkpoints.clock import SystemClock
 from checkpoints.errors import NotusError
-from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Failed, Finished, Payload, Stopped
+from checkpoints.event_kinds import Alarm, AttemptEnded, AttemptStarted, Failed, Finished, Payload, Stopped
 from checkpoints.event_kinds import Notice as NoticeEvent
 from checkpoints.events import Diary, read_events
 from checkpoints.head import LEASE_S, Lease, Writer, read_head
@@ -36,7 +36,6 @@ from checkpoints.store import Store
 from checkpoints.uploader import DRAIN_S
 from trainer.dead_mans_switch import (
     BUCKET_AWAY_S,
-    HANG_S,
     DeadMansSwitch,
     Verdict,
     machine_age_s,
@@ -45,6 +44,7 @@ from trainer.errors import EXIT_FAILED
 from trainer.failed_start import conducted, gave_up_because
 from trainer.inputs import inputs_digest
 from trainer.notice import AwsMetadata, FileNotice, GcpMetadata, Notice, NoticePoller, NoticeSource
+from trainer.phases import in_words, quiet_limit_s
 from trainer.processes import adopt_orphans, any_descendant, die_with_parent, kill_descendants
 from trainer.recipe import Recipe
 from trainer.restarts import gives_up, passed_before
@@ -197,6 +197,7 @@ class Supervisor:
                 return Outcome(kind="fenced", message=error.message, hint=error.hint)
             progress = self._scratch.read_progress()
             stuck_s = self._switch.stuck_s(progress, now)
+            self._raise_alarm(progress, now)
             if (hopeless := self._keep_limits(progress, now)) is not None:
                 return hopeless
             if not told and (stop := read_stop(self._scratch.stop)) is not None:
@@ -213,6 +214,16 @@ class Supervisor:
                 process.wait(TICK_S)
         return None
 
+    def _raise_alarm(self, progress: Progress, now: float) -> None:
+        """Before the training; of a run that trains the controller does."""
+        limit_s = quiet_limit_s(progress.phase)
+        if limit_s is None or not self._switch.alarm(progress, now):
+            return
+        stuck_s = self._switch.stuck_s(progress, now)
+        ends = f"after {limit_s / 60:.0f} min the attempt is ended"
+        logger.warning("%s: nothing has moved for %.0f min; %s", in_words(progress), stuck_s / 60, ends)
+        self._upkeep.note(Alarm(step=progress.step, phase=progress.phase, stuck_s=round(stuck_s), message=ends))
+
     def _keep_limits(self, progress: Progress, now: float) -> Outcome | None:
         """The dead man's switch. The budget asks the ranks to save; an outcome means that they can't."""
         if self._verdict:
@@ -224,8 +235,9 @@ class Supervisor:
             self._kill_at = min(self._kill_at, now + seconds)
             request_stop(self._scratch.stop, "budget", datetime.now(UTC) + timedelta(seconds=seconds))
         elif self._verdict:
+            minutes = self._switch.stuck_s(progress, now) / 60
             told = {
-                "hung": f"no new step for {HANG_S / 60:.0f} min ({progress.phase}), and no controller looks after it",
+                "hung": f"nothing has moved for {minutes:.0f} min: {in_words(progress)}",
                 "bucket away": f"the bucket has not answered for {BUCKET_AWAY_S / 60:.0f} min",
             }
             return Outcome(kind="failed", step=progress.step, message=told[self._verdict])

@@ -26,6 +26,7 @@ from trainer.pairs import (
     parquet_columns,
     what_was_cut,
 )
+from trainer.phases import Tally
 from trainer.raw_rows import as_text, first_places, left_out, rows_of_jsonl
 from trainer.recipe import Dpo, Recipe, Source
 from trainer.rendering import end_tokens, render_row
@@ -60,8 +61,8 @@ class Pairs(NamedTuple):
         )
 
 
-def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
-    """Load the recipe's data set and turn it into token ids.
+def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tally: Tally | None = None) -> Pairs:
+    """Load the recipe's data set and turn it into token ids. `tally` counts the rows that are done.
 
     Raises:
         DataError: the set can't be found or read, lacks a column, or has no usable row.
@@ -73,7 +74,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     if dataset.rows:
         rows = rows.select(range(min(dataset.rows, len(rows))))
     fingerprint = fingerprint_rows(map(json.loads, rows["row"]))
-    tokenised, unusable = _tokenise(rows, recipe, tokenizer)
+    tokenised, unusable = _tokenise(rows, recipe, tokenizer, tally)
     pairs = Pairs(tokenised, None, fingerprint, len(rows), unusable)
     if not dataset.eval_rows:
         return pairs
@@ -87,7 +88,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
 
 
 def _tokenise(
-    rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase
+    rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tally: Tally | None
 ) -> tuple[datasets.Dataset, tuple[LeftOutRows, ...]]:
     """Token ids of each row that can be trained; says which can't, and how many were cut."""
     name = recipe.dataset.name
@@ -98,6 +99,7 @@ def _tokenise(
             "dpo": recipe.dpo,
             "system": recipe.dataset.system,
             "ends": end_tokens(tokenizer) if recipe.dataset.end_tokens == "required" else None,
+            "tally": tally,
         },
         remove_columns=rows.column_names,
         num_proc=recipe.dataset.workers if len(rows) > PARALLEL_FROM_ROWS else None,
@@ -146,8 +148,10 @@ def _say(cuts: Cut, rows: int, recipe: Recipe) -> None:
             logger.warning("%s: %d of %d %s", name, count, rows, what)
 
 
-def _tokenise_raw(raw: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+def _tokenise_raw(raw: Mapping[str, Any], tally: Tally | None, **settings: Any) -> dict[str, Any]:
     """A row of the table as `tokenise_row` gives it, with the reason why it can't be trained, or ''."""
+    if tally is not None:
+        tally.add()
     try:
         if raw["broken"]:
             raise UnusableRow(raw["broken"])

@@ -4,7 +4,8 @@ The controller decides where a run goes and when it stops. It may be on a laptop
 this machine back. So the attempt itself watches three things, and ends before they cost more than they are worth:
 
     budget       what the run has cost, this machine until now, and what closing takes: as soon as they reach it
-    hang         no new step and no new phase for an hour, where no controller looks after that
+    hang         no new step and no new phase for an hour, where no controller looks after that; before the training
+                 what `trainer.phases` has as limits, on the user's own machine too
     bucket       no answer for so long that another machine is worth a try: nothing can be saved from here
 
 There is no deadline here: see docs/concepts/without-a-controller.md. The decisions are pure; `machine_age_s` and
@@ -23,6 +24,7 @@ from checkpoints.environment import number_of
 from checkpoints.errors import UserError
 from checkpoints.run import ControllerBeat
 from trainer.failed_start import PRICE, conducted
+from trainer.phases import ALARM_SHARE, quiet_limit_s
 from trainer.scratch import BEFORE_TRAINING, Progress
 
 BUDGET = "NOTUS_BUDGET_USD"
@@ -35,8 +37,8 @@ CLUSTER = "SKYPILOT_CLUSTER_INFO"
 SILENT_S = 900.0
 """A controller looks once a minute. After this long without a new sign of life it is gone, or asleep."""
 HANG_S = 3600.0
-"""The controller moves a run after 45 min without a step, so it comes first. The longest phases without one
-(tokenising, the reference's log-probs, an export) take less on the nodes that they are meant for."""
+"""The controller moves a run after 45 min without a step, so it comes first. An export takes less
+on the nodes that it is meant for."""
 BUCKET_AWAY_S = 2700.0
 """What isn't saved by then is worth less than the machine that can't save it."""
 BILLED_BEFORE_BOOT_S = 180.0
@@ -150,6 +152,10 @@ class Controller:
         return True
 
 
+def _where(progress: Progress) -> tuple[object, ...]:
+    return progress.phase, progress.step, progress.done, progress.moved
+
+
 class DeadMansSwitch:
     """Of one attempt on one machine. All times are of one monotonic clock."""
 
@@ -160,6 +166,7 @@ class DeadMansSwitch:
         self._booted_s = now_s - age_s
         self._moved_s = now_s
         self._last = Progress(phase="starting")
+        self._alarmed = False
         self._first_step: tuple[int, float] | None = None
         self.controller = Controller(expected=conducted(environment), now_s=now_s)
 
@@ -198,10 +205,20 @@ class DeadMansSwitch:
         return steps_s + save_s + (TEARDOWN_S if self.controller.looks_after_us(now_s) else AUTODOWN_S)
 
     def stuck_s(self, progress: Progress, now_s: float) -> float:
-        """Seconds since the last new step or phase. Has to be asked often."""
-        if (progress.phase, progress.step) != (self._last.phase, self._last.step):
+        """Seconds since the last new step or phase, or since anything of a phase moved. Has to be asked often."""
+        if _where(progress) != _where(self._last):
             self._last, self._moved_s = progress, now_s
+            self._alarmed = False
         return now_s - self._moved_s
+
+    def alarm(self, progress: Progress, now_s: float) -> bool:
+        """Is it time to say that nothing moves before the training? Once for each silence, and only where no controller
+        does."""
+        stuck_s, limit_s = self.stuck_s(progress, now_s), quiet_limit_s(progress.phase)
+        if limit_s is None or self._alarmed or self.controller.looks_after_us(now_s):
+            return False
+        self._alarmed = stuck_s > ALARM_SHARE * limit_s
+        return self._alarmed
 
     def verdict(self, progress: Progress, *, away_s: float, now_s: float) -> Verdict:
         """Has this attempt to end? `away_s`: since the bucket's last answer."""
@@ -210,6 +227,8 @@ class DeadMansSwitch:
             self._first_step = progress.step, now_s
         if self._reaches_budget(progress, now_s):
             return "budget"
+        if (limit_s := quiet_limit_s(progress.phase)) is not None and stuck_s > limit_s:
+            return "hung"
         if not self._rented:  # on somebody's own machine patience costs nothing
             return ""
         if away_s > BUCKET_AWAY_S:

@@ -77,6 +77,8 @@ class ReferenceCache:
     def __init__(self, store: Store, key: str, rows: int, batch: int, ahead: Ahead | None = None) -> None:
         """`rows` in all, `batch` of them in each forward pass."""
         self._store, self._key, self.rows, self.batch, self._ahead = store, key, rows, batch, ahead
+        self.done = 0
+        """Rows whose values are known by now."""
 
     def chunks(self) -> Iterator[range]:
         """The rows of each chunk."""
@@ -149,6 +151,7 @@ def compute(
             if rank == 0:
                 cache.write(chunk, values)
         found.append(values)
+        cache.done = chunk.stop
         done(chunk.stop)
     return np.concatenate(found) if found else np.zeros((0, 2), dtype=np.float32)
 
@@ -167,6 +170,7 @@ def _compute_chunk(
     for start in range(0, len(batches), world_size):
         number = start + rank
         values = forward(batches[min(number, len(batches) - 1)])
+        cache.done = batches[min(start + world_size, len(batches)) - 1].stop
         if number < len(batches):
             mine[number] = values
     together = {number: values for part in share(mine) for number, values in part.items()}

@@ -49,6 +49,11 @@ class Progress(BaseModel):
     step: int = 0
     total_steps: int = 0
     loss: float | None = None
+    done: int = 0
+    """What the phase counts, see `trainer.phases`; of how many, where that is known."""
+    of: int = 0
+    moved: int = 0
+    """Changes while anything of a phase before the training moves; the number itself says nothing."""
     save_s: float | None = None
     """A whole save takes, as measured on rank 0; for the supervisor, not for the heartbeat."""
 

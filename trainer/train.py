@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -36,11 +37,13 @@ from trainer.generation import repair_generation_config
 from trainer.history import History, Row, numbers
 from trainer.hub import push_model
 from trainer.inputs import code_digest
+from trainer.kept_ops import BUILD_FOLDER
 from trainer.load_report import complete_weights
 from trainer.loading import blaming
 from trainer.meter import Meter, Speedometer, speedometer
 from trainer.ops_cache import OpsCache
 from trainer.optimizer import check_optimizer
+from trainer.phases import Count, PhaseReport, Tally, compiled_in
 from trainer.pins import check_pins
 from trainer.place import compiles_operators, settle_place
 from trainer.prefetch import Prefetch
@@ -73,6 +76,7 @@ class Attempt:
         store: Store,
         head: Head,
         scratch: Scratch,
+        report: PhaseReport | None,
         stop: StopRequest,
         tokens: TokenCache,
         ops: OpsCache,
@@ -80,8 +84,8 @@ class Attempt:
         history: History | None,
         log_probs: Ahead | None,
     ) -> None:
-        """`revision` of the base model; `trackers` of this rank; `history` where they have one; `log_probs` where they
-        are precomputed."""
+        """`report` on rank 0; `revision` of the base model; `trackers` of this rank; `history` where they have one;
+        `log_probs` where they are precomputed."""
         self.recipe = recipe
         self.batch = batch
         self.run_name = run
@@ -89,6 +93,7 @@ class Attempt:
         self.store = store
         self.head = head
         self.scratch = scratch
+        self.report = report
         self.stop = stop
         self.tokens = tokens
         self.ops = ops
@@ -161,8 +166,8 @@ class Attempt:
     def _arguments(self) -> DPOConfig:
         """TRL's settings. Creating them starts the process group."""
         # First: DeepSpeed's process group, which comes with the place, looks for a compiler.
-        if not self.ops.install() and compiles_operators(self.recipe) and int(os.environ["RANK"]) == 0:
-            self.scratch.write_progress(Progress(phase="compiling"))
+        if not self.ops.install() and compiles_operators(self.recipe):
+            self._announce("compiling", lambda: compiled_in(Path(os.environ[BUILD_FOLDER])))
         self.place = settle_place(self.recipe)
         self.scratch.work.mkdir(parents=True, exist_ok=True)
         return DPOConfig(
@@ -219,7 +224,7 @@ class Attempt:
         if dist.get_rank() == 0:
             key = tokens_key(self.recipe, tokenizer)
             if is_new := not self.tokens.fetch(key):
-                made = prepare(self.recipe, tokenizer)
+                made = self._tokenise(tokenizer)
                 self.tokens.keep(key, made)
                 self.diary.try_write(made.told())
         key = from_rank_0(key)
@@ -227,6 +232,11 @@ class Attempt:
         if is_new:  # while the others go on
             self.tokens.publish(key)
         return pairs
+
+    def _tokenise(self, tokenizer: Any) -> Pairs:
+        tally = Tally(self.scratch.work / "rows-done")
+        self._announce("preparing data", lambda: Count(tally.read()))
+        return prepare(self.recipe, tokenizer, tally)
 
     def _reference_cache(self, rows: Any, batch: int) -> ReferenceCache:
         """Of the run: its key names all that decides the values, but not how many processes compute them."""
@@ -241,7 +251,9 @@ class Attempt:
             "versions": self.fingerprint["versions"],
         }
         key = from_rank_0(reference_key(identity, rows) if dist.get_rank() == 0 else "")
-        return ReferenceCache(self.store, key, len(rows), batch, self.log_probs)
+        cache = ReferenceCache(self.store, key, len(rows), batch, self.log_probs)
+        self._announce("reference log-probs", lambda: Count(cache.done, cache.rows))
+        return cache
 
     def _build(self, arguments: DPOConfig, model_name: str, tokenizer: Any) -> None:
         self._build_trainer(arguments, model_name, tokenizer)
@@ -405,15 +417,16 @@ class Attempt:
         else:
             self.curves.show(self.record.logged(row))
 
-    def _announce(self, phase: Phase) -> None:
-        if dist.get_rank() == 0:
-            state = self.trainer.state if hasattr(self, "trainer") else None
-            self.scratch.write_progress(
-                Progress(
-                    phase=phase,
-                    step=state.global_step if state else 0,
-                    total_steps=state.max_steps if state else 0,
-                    loss=self.record.loss if hasattr(self, "record") else None,
-                    save_s=self.keeper.saver.save_s if hasattr(self, "keeper") else None,
-                )
-            )
+    def _announce(self, phase: Phase, count: Callable[[], Count] = Count) -> None:
+        """`count`: how far a phase before the training is."""
+        if self.report is None:
+            return
+        state = self.trainer.state if hasattr(self, "trainer") else None
+        progress = Progress(
+            phase=phase,
+            step=state.global_step if state else 0,
+            total_steps=state.max_steps if state else 0,
+            loss=self.record.loss if hasattr(self, "record") else None,
+            save_s=self.keeper.saver.save_s if hasattr(self, "keeper") else None,
+        )
+        self.report.begin(progress, count)

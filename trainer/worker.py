@@ -22,6 +22,7 @@ from trainer.history import History
 from trainer.kept_ops import KeptOperators, compile_apart, kept_root
 from trainer.offload import settle_offload
 from trainer.ops_cache import OpsCache, machine_key
+from trainer.phases import PhaseReport, modules
 from trainer.pins import read_pins
 from trainer.prefetch import Prefetch
 from trainer.processes import die_with_parent
@@ -101,8 +102,9 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     saved = saved_fingerprint(store, head)
     pinned = saved or read_pins(store)
     batch = batch_of_run(pinned, recipe, world_size)
-    if rank == 0:
-        scratch.write_progress(Progress(phase="importing"))
+    report = PhaseReport(scratch, lambda: store.bytes_read) if rank == 0 else None
+    if report is not None:
+        report.begin(Progress(phase="importing"), modules)
     # Only the first rank reports; the callbacks of the others would do nothing.
     trackers = usable_trackers(recipe, os.environ) if rank == 0 else []
     history = History(store) if trackers and head.commits else None
@@ -122,6 +124,7 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
         store=store,
         head=head,
         scratch=scratch,
+        report=report,
         stop=stop,
         tokens=tokens,
         ops=ops,

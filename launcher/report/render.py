@@ -13,6 +13,7 @@ from launcher.findings import Finding
 from launcher.report.receipt import Receipt
 from launcher.report.status import RunStatus
 from launcher.report.tables import plain_table
+from trainer.phases import BEFORE, phase_in_words
 
 STATE_STYLES = {"ok": "green", "missing": "bold red", "wrong": "bold red", "warning": "yellow"}
 
@@ -134,6 +135,8 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
             table.add_row(
                 "", Text(f"-> SkyPilot's job {status.job}" + (f": {status.job_says}" if status.job_says else ""))
             )
+        if status.phase in BEFORE:
+            table.add_row("", Text(f"-> {phase_in_words(status.phase, status.done, status.of)}"))
         if status.data:
             table.add_row("", Text(f"-> {status.data}"))
         if status.note:

@@ -78,6 +78,9 @@ class RunStatus(BaseModel):
     state: str
     attempt: int | None
     phase: str | None
+    done: int = 0
+    """What the phase counts, see `trainer.phases`."""
+    of: int = 0
     step: int
     total_steps: int
     saved_step: int | None
@@ -160,6 +163,8 @@ def derive_status(
         state=state,
         attempt=attempts[-1] if attempts else None,
         phase=heartbeat.phase if heartbeat and state == "running" else None,
+        done=heartbeat.done if heartbeat and state == "running" else 0,
+        of=heartbeat.of if heartbeat and state == "running" else 0,
         step=max(heartbeat.step if heartbeat else 0, _last_step(events)),
         total_steps=heartbeat.total_steps if heartbeat else 0,
         saved_step=head.commits[0].step if head and head.commits else None,

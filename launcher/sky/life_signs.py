@@ -23,6 +23,8 @@ class Sign(NamedTuple):
     attempt: int
     phase: str
     step: int
+    counted: tuple[int, int] = (0, 0)
+    """Before the training: what moves in that phase."""
 
 
 class LifeSigns:
@@ -98,4 +100,4 @@ class LifeSigns:
 
 
 def _sign_of(beat: Heartbeat | None) -> Sign:
-    return Sign(beat.attempt, beat.phase, beat.step) if beat else Sign(0, SETUP, 0)
+    return Sign(beat.attempt, beat.phase, beat.step, (beat.done, beat.moved)) if beat else Sign(0, SETUP, 0)

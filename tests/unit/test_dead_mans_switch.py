@@ -21,7 +21,8 @@ from trainer.dead_mans_switch import (
     machine_budget,
     save_limit_s,
 )
-from trainer.scratch import Progress
+from trainer.phases import BEFORE
+from trainer.scratch import BEFORE_TRAINING, Phase, Progress
 
 CONDUCTED = {
     "NOTUS_BUDGET_USD": "50",
@@ -171,10 +172,41 @@ def test_an_attempt_without_a_step_keeps_nothing_for_a_save() -> None:
 
 
 def test_a_new_phase_is_progress_too() -> None:
-    one = switch({"SKYPILOT_CLUSTER_INFO": "{}"})
-    for index, phase in enumerate(("importing", "preparing data", "loading the model", "restoring")):
-        progress = Progress(phase=phase)  # type: ignore[arg-type]
-        assert one.verdict(progress, away_s=0.0, now_s=1000.0 + (index + 1) * (HANG_S - 60)) == ""
+    one, now = switch({"SKYPILOT_CLUSTER_INFO": "{}"}), 1000.0
+    for phase, traits in BEFORE.items():
+        assert one.verdict(Progress(phase=phase), away_s=0.0, now_s=now) == ""
+        now += traits.quiet_s
+        assert one.verdict(Progress(phase=phase), away_s=0.0, now_s=now) == ""
+
+
+@pytest.mark.parametrize("phase", sorted(BEFORE_TRAINING))
+@pytest.mark.parametrize("where", ["a laptop", "a rented machine", "beside its controller"])
+def test_nothing_stands_still_before_the_training_wherever_it_runs(phase: Phase, where: str) -> None:
+    limit_s = BEFORE[phase].quiet_s
+    one = switch({} if where == "a laptop" else {"SKYPILOT_CLUSTER_INFO": "{}"})
+    if where == "beside its controller":
+        one.controller.look(beat(0), 1000.0 + 2 * limit_s)
+    counted = Progress(phase=phase, done=5)
+    assert one.verdict(Progress(phase=phase), away_s=0.0, now_s=1000.0) == ""
+    assert one.verdict(counted, away_s=0.0, now_s=999.0 + limit_s) == "", "something has moved"
+    moved = counted.model_copy(update={"moved": 77})
+    assert one.verdict(moved, away_s=0.0, now_s=998.0 + 2 * limit_s) == ""
+    assert one.verdict(moved, away_s=0.0, now_s=997.0 + 3 * limit_s) == ""
+    assert one.verdict(moved, away_s=0.0, now_s=999.0 + 3 * limit_s) == "hung"
+
+
+def test_an_alarm_comes_before_the_end_once_for_each_silence() -> None:
+    one, still = switch({}), Progress(phase="compiling")
+    limit_s = BEFORE["compiling"].quiet_s
+    looks = [one.alarm(still, 1000.0 + second) for second in range(0, int(limit_s), 10)]
+    assert looks.count(True) == 1
+    assert looks.index(True) * 10 == pytest.approx(limit_s / 2, abs=20)
+    again = still.model_copy(update={"moved": 1})
+    assert [one.alarm(again, 5000.0), one.alarm(again, 5000.0 + limit_s)] == [False, True]
+    assert not one.alarm(TRAINING, 1e6), "of a run that trains the controller does"
+    looked_after = switch()
+    looked_after.controller.look(beat(0), 9000.0)
+    assert not looked_after.alarm(still, 9001.0)
 
 
 def test_a_bucket_that_is_away_for_long_ends_the_attempt_on_a_rented_machine_only() -> None:

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from checkpoints.errors import Fenced, StoreError
-from checkpoints.event_kinds import Notice, Payload
+from checkpoints.event_kinds import Alarm, Notice, Payload
 from checkpoints.events import Diary, read_events
 from checkpoints.object_store import ObjectStore
 from trainer import attempt
 from trainer.attempt import HUNG_GRACE_S, HUNG_S, STOP_GRACE_S, Supervisor
 from trainer.dead_mans_switch import HANG_S
+from trainer.phases import BEFORE
 from trainer.recipe import load_recipe
 from trainer.scratch import BEFORE_TRAINING, Outcome, Phase, Progress, Scratch
 from trainer.stop import read_stop, request_stop
@@ -164,7 +165,7 @@ def test_a_hang_that_nobody_looks_after_is_a_failure(world: World) -> None:
     world.progress("training", step=5)
     outcome = world.supervisor(RENTED)._watch(Ranks(world))
     assert outcome.kind == "failed"
-    assert "no new step for 60 min (training)" in outcome.message
+    assert "nothing has moved for 60 min: training" in outcome.message
     assert 0 <= world.now - 1000.0 - HANG_S <= 2.0
 
 
@@ -242,3 +243,30 @@ def test_a_bucket_that_is_away_does_not_hold_the_machine_for_long(
     outcome = supervisor._finish(Outcome(kind="failed"))
     assert outcome.gave_up, "nobody counts, and SkyPilot's own strategies would go on without end"
     assert world.now - 1000.0 <= 180 + 2 * 120
+
+
+@pytest.mark.parametrize("phase", sorted(BEFORE_TRAINING))
+def test_what_stands_still_before_the_training_raises_an_alarm_and_fails(world: World, phase: Phase) -> None:
+    """On a laptop, too: the first start of a newcomer once hung forever behind a lock."""
+    world.progress(phase)
+    outcome = world.supervisor()._watch(Ranks(world))
+    limit_s = BEFORE[phase].quiet_s
+    assert outcome.kind == "failed"
+    assert outcome.message == f"nothing has moved for {limit_s / 60:.0f} min: {BEFORE[phase].words}"
+    assert 0 <= world.now - 1000.0 - limit_s <= 2.0
+    (alarm,) = world.noted
+    assert isinstance(alarm, Alarm)
+    assert (alarm.phase, alarm.about) == (phase, "progress")
+    assert alarm.stuck_s == pytest.approx(limit_s / 2, abs=2)
+
+
+def test_a_phase_that_moves_may_take_as_long_as_it_likes(world: World) -> None:
+    def move() -> None:
+        done = int(world.now // 60)
+        Scratch(world.folder).write_progress(Progress(phase="preparing data", done=done))
+        if world.now > 1000.0 + 12 * 3600:
+            request_stop(Scratch(world.folder).stop, "enough")
+
+    world.each_tick = move
+    assert world.supervisor()._watch(Ranks(world)).kind == "preempted"
+    assert not [noted for noted in world.noted if isinstance(noted, Alarm)]

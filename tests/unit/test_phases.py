@@ -1,0 +1,115 @@
+"""What an attempt says of its phases before the training, and what moves in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from trainer.phases import (
+    BEFORE,
+    MIB,
+    Count,
+    PhaseReport,
+    Tally,
+    activity,
+    compiled_in,
+    in_words,
+    phase_in_words,
+    quiet_limit_s,
+)
+from trainer.scratch import BEFORE_TRAINING, Phase, Progress, Scratch
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Scratch:
+    return Scratch(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The looks are the tests'."""
+    monkeypatch.setattr("trainer.phases.threading.Thread.start", lambda thread: None)
+
+
+def test_each_phase_before_the_training_has_words_and_a_limit_and_no_other_has() -> None:
+    assert BEFORE.keys() == BEFORE_TRAINING
+    assert {phase for phase in get_args(Phase) if quiet_limit_s(phase) is not None} == BEFORE_TRAINING
+    assert BEFORE["compiling"].words.endswith("once for this machine")
+
+
+@pytest.mark.parametrize(
+    ("progress", "words"),
+    [
+        (Progress(phase="preparing data"), "preparing data"),
+        (Progress(phase="preparing data", done=43_000, of=61_966), "preparing data (43,000 of 61,966 rows)"),
+        (Progress(phase="importing", done=3120), "importing the libraries (3,120 modules)"),
+        (Progress(phase="restoring", done=7), "restoring the checkpoint"),
+        (Progress(phase="training", done=7), "training"),
+    ],
+)
+def test_words(progress: Progress, words: str) -> None:
+    assert in_words(progress) == words
+
+
+def test_a_phase_of_another_version_is_shown_as_it_is() -> None:
+    assert phase_in_words("thinking", 3, 4) == "thinking"
+
+
+def test_what_moves_is_written_and_what_stands_still_is_not(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.phases.activity", lambda: 40)
+    read, rows = 0, 0
+    report = PhaseReport(scratch, lambda: read)
+    report.begin(Progress(phase="preparing data"), lambda: Count(rows, 300))
+    assert scratch.read_progress() == Progress(phase="preparing data")
+    report.look()
+    assert scratch.read_progress() == Progress(phase="preparing data", of=300, moved=40)
+    rows, read = 200, 3 << MIB
+    report.look()
+    assert scratch.read_progress() == Progress(phase="preparing data", done=200, of=300, moved=43)
+    (scratch.folder / "progress.json").unlink()
+    report.look()
+    assert not (scratch.folder / "progress.json").exists(), "nothing new"
+
+
+def test_a_look_never_writes_over_a_later_phase(scratch: Scratch) -> None:
+    report = PhaseReport(scratch)
+    report.begin(Progress(phase="restoring"))
+    trained = Progress(phase="training", step=4, total_steps=9, loss=0.5)
+    report.begin(trained)
+    report.look()
+    assert scratch.read_progress() == trained
+
+
+def test_a_look_itself_moves_nothing(scratch: Scratch) -> None:
+    """Else nothing would ever stand still."""
+    before = activity()
+    report = PhaseReport(scratch)
+    report.begin(Progress(phase="importing"))
+    for _ in range(100):
+        report.look()
+    assert activity() - before <= 1
+
+
+def test_activity_is_what_the_kernel_and_python_tell(tmp_path: Path) -> None:
+    (tmp_path / "io").write_text(f"rchar: {5 << MIB}\nwchar: {2 << MIB}\nsyscr: 7\n")
+    assert activity(tmp_path / "io") == 7 + activity(tmp_path / "not there")
+
+
+def test_rows_of_several_processes_are_counted(tmp_path: Path) -> None:
+    one, other = Tally(tmp_path / "rows"), Tally(tmp_path / "rows")
+    assert one.read() == 0
+    for _ in range(250):
+        one.add()
+        other.add()
+    assert one.read() == other.read() == 400
+    Tally(tmp_path / "nowhere/rows").add()
+
+
+def test_what_a_compiler_has_written_is_counted(tmp_path: Path) -> None:
+    assert compiled_in(tmp_path / "not there") == Count(0)
+    (tmp_path / "shm").mkdir()
+    for name in ("shm/a.o", "shm/b.o", "shm/build.ninja", "shm.so"):
+        (tmp_path / name).touch()
+    assert compiled_in(tmp_path) == Count(3)
