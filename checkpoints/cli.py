@@ -39,7 +39,7 @@ from checkpoints.restore import load_index, load_manifest, restore_shard, verify
 from checkpoints.retention import collect, collect_damaged, collect_orphans, data_prefix, saves_of
 from checkpoints.shm import SharedBuffer
 from checkpoints.store import Store, open_store
-from checkpoints.terminal import run_app
+from checkpoints.terminal import console, run_app
 from checkpoints.whole_run import Finding, check_rest
 
 app = typer.Typer(
@@ -281,11 +281,10 @@ def lifecycle(
 @contextlib.contextmanager
 def _bar(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr, where that is a terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(label, total=total_bytes)
         yield lambda size_bytes: progress.advance(task, size_bytes)
 
@@ -441,7 +440,6 @@ def _as_json(output: str, data: Any) -> bool:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -449,7 +447,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console().print(table)
 
 
 def _size(size_bytes: float) -> str:

@@ -88,5 +88,9 @@ class CorruptCheckpoint(NotusError):
     """An object of a checkpoint is missing, short, or fails its checksum."""
 
 
+class NoMemory(NotusError):
+    """A checkpoint is larger than what this machine has left."""
+
+
 class NoGoodCheckpoint(NotusError):
     """HEAD names checkpoints and not one of them passes verification."""

@@ -12,7 +12,7 @@ import xxhash
 from awscrt.checksums import crc32c
 
 from checkpoints.confirm import confirmed
-from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, ObjectMissing
+from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, NoMemory, ObjectMissing
 from checkpoints.head import Commit
 from checkpoints.manifest import Chunk, Manifest, ShardIndex, ShardRef, parse, sha256
 from checkpoints.parallel import parallel_map
@@ -75,13 +75,17 @@ def decode_trees(index: ShardIndex, read: LeafReader, *, plain: bool = False) ->
 
 def load_manifest(store: Store, commit: Commit) -> Manifest:
     """Read and verify the manifest of a commit; raises `CorruptCheckpoint`."""
-    return parse(Manifest, _read(store, commit.manifest, commit.sha256), f"{store.url}/{commit.manifest}")
+    manifest = parse(Manifest, _read(store, commit.manifest, commit.sha256), f"{store.url}/{commit.manifest}")
+    if manifest.size_bytes != commit.size_bytes:
+        raise CorruptCheckpoint(f"{commit.manifest} contradicts HEAD: {manifest.size_bytes:,} bytes")
+    return manifest
 
 
 def load_index(store: Store, ref: ShardRef) -> ShardIndex:
     """Read and verify a rank's shard index; raises `CorruptCheckpoint`."""
     index = parse(ShardIndex, _read(store, ref.index, ref.sha256), f"{store.url}/{ref.index}")
-    if index.rank != ref.rank or index.size_bytes != sum(chunk.size_bytes for chunk in index.chunks):
+    total = sum(chunk.size_bytes for chunk in index.chunks)
+    if index.rank != ref.rank or not index.size_bytes == total == ref.size_bytes:
         raise CorruptCheckpoint(f"{ref.index} contradicts its manifest")
     return index
 
@@ -113,7 +117,11 @@ def restore_from(
     store: Store, manifest: Manifest, index: ShardIndex, buffer: Buffer | None = None, *, local: Path | None = None
 ) -> RestoredShard:
     """`restore_shard`, for who has read the records already."""
-    data = (buffer or HostBuffer()).reserve(index.size_bytes)
+    try:
+        data = (buffer or HostBuffer()).reserve(index.size_bytes)
+    except (OSError, MemoryError, OverflowError) as error:  # of this machine: it is no fault of the checkpoint
+        size = f"{index.size_bytes / 2**30:,.1f} GiB"
+        raise NoMemory(f"no memory for the {size} of rank {index.rank}: {error}") from error
     if local is None or not _take_local(index, data, local):
         _fetch(store, index, data)  # each chunk against its CRC32C; `verify` also compares each tensor's xxh3
     return RestoredShard(manifest, index, data)

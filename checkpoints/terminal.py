@@ -8,12 +8,15 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from checkpoints.errors import NotusError, UserError
 from checkpoints.streams import reliable_streams
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FIXABLE = frozenset(
     {
@@ -23,6 +26,14 @@ FIXABLE = frozenset(
     }
 )
 """A file of the user's that is not as it has to be: the last net, where no check before has a better sentence."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """What everything is shown with. A name or a message is shown as it is: rich would take `layers[0]` or `:smile:`
+    for markup, and fail at `[/b]`."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False)
 
 
 def run_app(app: Callable[..., Any], name: str) -> None:

@@ -208,6 +208,8 @@ def _decode_tagged(tag: str, content: Any, read: LeafReader, torch: Any) -> Any:
 
     match tag:
         case "$tensor":
+            if type(content) is not int or content < 0:  # which Python would count from the end
+                raise ValueError(f"{content!r} is no tensor's number")
             return read(content)
         case "$tuple":
             return tuple(inner(item) for item in content)

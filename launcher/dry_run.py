@@ -13,9 +13,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from rich.console import Console
-
 from checkpoints.environment import user_home
+from checkpoints.terminal import console
 from launcher.explain import Explanation, explain
 from launcher.hazard import Learned
 from launcher.kinds import wanted_gpus
@@ -65,7 +64,7 @@ def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -
             told["explanation"] = why.model_dump(mode="json")
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
     else:
-        show_dry_run(Console(), result, task, why)
+        show_dry_run(console(), result, task, why)
     require_plan(result, request)
     return 0
 

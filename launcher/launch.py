@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from rich.console import Console
-
 from checkpoints.errors import NotusError
 from checkpoints.event_kinds import Compared
 from checkpoints.events import Diary, Event, of_kind, read_events
@@ -18,6 +16,7 @@ from checkpoints.names import check_run_name
 from checkpoints.requests import withdraw
 from checkpoints.run import open_run, read_heartbeat, read_run_if_valid, register_run
 from checkpoints.store import Store, probe
+from checkpoints.terminal import console
 from launcher.check.check import Where, check_before_launch
 from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.experience import remember
@@ -168,7 +167,7 @@ def show_receipt(receipt: Receipt, output: str) -> None:
     if output == "json":
         sys.stdout.write(receipt.model_dump_json(indent=2) + "\n")
     else:
-        Console().print(receipt_panel(receipt))
+        console().print(receipt_panel(receipt))
 
 
 def new_name(recipe: Recipe) -> str:

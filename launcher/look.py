@@ -8,14 +8,13 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from rich.console import Console
-
 from checkpoints.clock import Clock, SystemClock
 from checkpoints.environment import user_home
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.journal import read_journal
 from checkpoints.run import is_run, list_runs, open_run, read_run_if_valid
 from checkpoints.store import Store
+from checkpoints.terminal import console
 from launcher.errors import UnknownRun
 from launcher.identity import identity_here
 from launcher.launch import read_receipt, show_receipt
@@ -42,7 +41,7 @@ def show_status(bucket: str | None, names: list[str] | None, output: str) -> Non
     if output == "json":
         sys.stdout.write(json.dumps([status.model_dump(mode="json") for status in statuses], indent=2) + "\n")
     elif statuses:
-        Console().print(status_table(statuses))
+        console().print(status_table(statuses))
     else:
         sys.stderr.write(f"notus-launch: no runs in {url}\n")
 
@@ -85,7 +84,7 @@ def show_doctor(*, fix: bool, output: str) -> int:
     if output == "json":
         sys.stdout.write(json.dumps([finding._asdict() for finding in found], indent=2) + "\n")
     else:
-        Console().print(findings_table(found))
+        console().print(findings_table(found))
     return 1 if any(finding.state == "missing" for finding in found) else 0
 
 

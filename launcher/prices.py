@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
-from rich.console import Console
 
 from checkpoints.errors import UserError
+from checkpoints.terminal import console
 from launcher.errors import NothingFits, RequestError
 from launcher.launch import say
 from launcher.offers import Catalog, Offer, by_kind, find_catalog, load_offers, shipped_catalog
@@ -108,11 +108,11 @@ def _show(offers: Sequence[Offer], source: str, warnings: Sequence[str], output:
         told = {"source": source, "warnings": warnings, "offers": [offer.model_dump(mode="json") for offer in offers]}
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
         return
-    console = Console()
-    console.print(offers_table(offers, SHOWN))
-    console.print(f"\n{source}; {_doubts(offers)}", soft_wrap=True, highlight=False)
+    screen = console()
+    screen.print(offers_table(offers, SHOWN))
+    screen.print(f"\n{source}; {_doubts(offers)}", soft_wrap=True, highlight=False)
     for warning in warnings:
-        console.print(f"warning: {warning}", soft_wrap=True, highlight=False)
+        screen.print(f"warning: {warning}", soft_wrap=True, highlight=False)
 
 
 def _doubts(offers: Sequence[Offer]) -> str:
@@ -132,15 +132,15 @@ def _show_changes(
         told = {"changes": [change.model_dump() for change in changes], "refreshed": outcome}
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
         return
-    console = Console()
+    screen = console()
     for cloud, state in (outcome or {}).items():
-        console.print(f"{cloud}: {state}", highlight=False)
+        screen.print(f"{cloud}: {state}", highlight=False)
     if title is None:
         return
     if not changes:
-        console.print(f"no cheapest price differs ({title})", soft_wrap=True, highlight=False)
+        screen.print(f"no cheapest price differs ({title})", soft_wrap=True, highlight=False)
         return
-    console.print(f"{title}\n", soft_wrap=True, highlight=False)
+    screen.print(f"{title}\n", soft_wrap=True, highlight=False)
     table = plain_table()
     for name in ("cloud", "GPUs", "market", "before", "now", "change"):
         table.add_column(name, justify="right" if name in ("before", "now", "change") else "left")
@@ -148,7 +148,7 @@ def _show_changes(
         share = "new" if change.before is None else "gone" if change.now is None else f"{change.share or 0:+.0%}"
         market = "spot" if change.spot else "on demand"
         table.add_row(change.cloud, change.gpus, market, _usd(change.before), _usd(change.now), share)
-    console.print(table)
+    screen.print(table)
 
 
 def _usd(value: float | None) -> str:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from checkpoints.errors import UserError
+from checkpoints.terminal import console
 from launcher.policy.referee import IDLE, ON_DEMAND, RefereePolicy
 from launcher.policy.trace import Trace, read_traces
 from launcher.report.picture import check_picture, draw_replay
@@ -78,7 +79,7 @@ def simulate(paths: list[Path], job: Job, output: str, plot: Path | None = None)
     if output == "json":
         sys.stdout.write(json.dumps({"job": asdict(job), "zones": trace.zones, **asdict(played)}, indent=2) + "\n")
     else:
-        _draw(Console(), trace, job, played)
+        _draw(console(), trace, job, played)
     return 0 if played.finish_h is not None and played.finish_h <= job.deadline_h + 1e-6 else 3
 
 

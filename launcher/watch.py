@@ -7,9 +7,9 @@ import sys
 import time
 from collections.abc import Iterator
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from checkpoints.terminal import console
 from launcher.local import Watcher
 from trainer.phases import in_words
 from trainer.scratch import Outcome
@@ -25,13 +25,13 @@ def watcher(label: str) -> Iterator[Watcher]:
         yield Lines(label)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console(stderr=True)) as progress:
         yield Bar(progress, label)
 
 

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from rich.console import Console
+from rich.text import Text
 
 from checkpoints.errors import NotusError
+from checkpoints.terminal import console
 from launcher.check import hub, tracking
 from launcher.check.answers import Answer, answers
 from launcher.check.rows import DATA, Size, about_held_out, about_hours, about_rows, about_steps, size_of
@@ -117,7 +118,7 @@ def show_check(recipe_name: str, where: Where, output: str) -> int:
     else:
         from launcher.report.render import findings_table
 
-        Console().print(findings_table(checked.findings))
+        console().print(findings_table(checked.findings))
     return RequestError.exit_code if checked.errors else 0
 
 
@@ -171,8 +172,8 @@ def progress() -> Iterator[Told]:
     if not sys.stderr.isatty():
         yield lambda name, rows: None
         return
-    with Console(stderr=True).status("checking the recipe") as status:
-        yield lambda name, rows: status.update(f"reading {name}: {rows:,} rows")
+    with console(stderr=True).status("checking the recipe") as status:
+        yield lambda name, rows: status.update(Text(f"reading {name}: {rows:,} rows"))
 
 
 def _say(text: str) -> None:

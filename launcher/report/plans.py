@@ -34,7 +34,8 @@ def show_dry_run(console: Console, result: DryRun, task: str, explanation: Expla
     left_out = len(result.plans) - len(_shown(result))
     if left_out > 0:
         console.print(f"and {left_out} dearer plans: -o json has them all", style="dim")
-    console.print(f"\nrecommended: [bold]{result.recommended or 'none'}[/] ({result.reason})", soft_wrap=True)
+    recommended = Text.assemble("\nrecommended: ", (result.recommended or "none", "bold"), f" ({result.reason})")
+    console.print(recommended, soft_wrap=True)
     if result.best is not None:
         store = f"storage ${result.best.storage_usd:,.2f} and egress ${result.best.egress_usd:,.2f}"
         console.print(f"of its cost: {store}", highlight=False)

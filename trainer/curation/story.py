@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from checkpoints.files import hash_file
 from checkpoints.folders import CARD, is_whole, whole_folder
+from checkpoints.terminal import console
 from trainer.curation.binarize import LeftOut, Pair, Ratings, Rules, binarize
 from trainer.curation.files import card, find_files, read_contamination, read_rows, write_shards
 from trainer.curation.ratings import read_record
@@ -86,10 +87,14 @@ def _curate(files: Sequence[Path], where: Destination, rules: Rules, made: dict[
 
 
 def _pairs(files: Sequence[Path], rules: Rules, report: Report) -> Iterator[Pair]:
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     for path in files:
         rows = track(
-            read_rows(path), description=path.name, console=console, disable=not console.is_terminal, transient=True
+            read_rows(path),
+            description=escape(path.name),
+            console=screen,
+            disable=not screen.is_terminal,
+            transient=True,
         )
         for row in rows:
             record = read_record(row, strict=rules.ratings == "all")
