@@ -47,8 +47,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Look at the checkpoints of a run. URL is the run's folder: s3://bucket/run, gs://bucket/run or a path.",
-    epilog="Exit codes: 0 all is well; 1 a checkpoint is damaged; 2 your error.",
+    help="Inspect the checkpoints of a run. URL is the run's folder: s3://bucket/run, gs://bucket/run or a path.",
+    epilog="Exit codes: 0 all is well; 1 a checkpoint is damaged; 2 usage or configuration error.",
 )
 
 STEP_DIGITS = 12
@@ -65,7 +65,7 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 @app.command("ls")
 def list_checkpoints(url: UrlArgument, output: OutputOption = "text", debug: DebugOption = False) -> None:
-    """The committed checkpoints, newest first."""
+    """List the committed checkpoints, newest first."""
     store = open_store(url)
     head = _head(store)
     best = best_of(head.commits)
@@ -85,7 +85,7 @@ def show(
     output: OutputOption = "text",
     debug: DebugOption = False,
 ) -> None:
-    """What is in a checkpoint."""
+    """Show what a checkpoint contains."""
     store = open_store(url)
     commit = _choose(_head(store), step)
     manifest = load_manifest(store, commit)
@@ -147,7 +147,7 @@ def pull_checkpoint(
     step: StepOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Copy a checkpoint to the local disk, verified. The folder can be read like the bucket."""
+    """Download a checkpoint and verify it. The folder can be read like the bucket."""
     store = open_store(url)
     head = _head(store)
     commit = _choose(head, step)
@@ -164,7 +164,7 @@ def export_checkpoint(
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     debug: DebugOption = False,
 ) -> None:
-    """Make a Hugging Face folder of a full (ZeRO-3) checkpoint. Needs no GPU, but disk space for a copy of it."""
+    """Convert a full (ZeRO-3) checkpoint to a Hugging Face folder. Needs no GPU, but disk space for a copy."""
     from checkpoints.export import export
     from checkpoints.gather import Zero3State
 
@@ -196,14 +196,14 @@ def export_checkpoint(
 def collect_garbage(
     url: UrlArgument,
     damaged: Annotated[
-        bool, typer.Option("--damaged", help="Also the checkpoints that were set aside as damaged.")
+        bool, typer.Option("--damaged", help="Also delete checkpoints that were set aside as damaged.")
     ] = False,
     abandoned: Annotated[
-        bool, typer.Option("--abandoned", help="The last attempt never ended, and its machine is gone for good.")
+        bool, typer.Option("--abandoned", help="Confirm that the last attempt, which never ended, is gone for good.")
     ] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Delete what no checkpoint needs: expired ones, and what crashed attempts left. Only while nobody trains.
+    """Delete what no checkpoint needs: expired ones, and leftovers of crashed attempts. Only while no attempt runs.
 
     A run whose last attempt died without a word is left alone: it may be alive behind a network that is down, and
     would lose the run to this command. --abandoned says that you know better; a minute without a sign of life is
@@ -249,10 +249,10 @@ def _let_readers_begin(lease: Lease, clock: Clock) -> None:
 def pin_checkpoint(
     url: UrlArgument,
     step: Annotated[str, typer.Option("--step", help="Which checkpoint: its step, or `best`.")],
-    remove: Annotated[bool, typer.Option("--remove", help="Let it go again.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Unpin it.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Keep a checkpoint for good, also while the run goes on."""
+    """Pin a checkpoint, so that it is kept while the run continues."""
     store = open_store(url)
     commit = _choose(_head(store), step)
     pin(store, commit.step, pinned=not remove)
@@ -262,12 +262,10 @@ def pin_checkpoint(
 @app.command()
 def lifecycle(
     url: Annotated[str, typer.Argument(help="The bucket, or a folder in it: s3://bucket/prefix, gs://bucket.")],
-    apply: Annotated[
-        bool, typer.Option("--apply", help="Add them to the bucket (S3), beside its other rules.")
-    ] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Add them to the bucket's existing rules (S3).")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Rules that a bucket may be given: cut-off uploads and old versions go after some days. Never needed."""
+    """Suggest lifecycle rules that expire aborted uploads and old versions after some days. Optional."""
     from checkpoints import lifecycle as rules
 
     if apply:

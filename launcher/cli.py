@@ -21,7 +21,8 @@ app = typer.Typer(
 )
 
 EXIT_CODES_TEXT = (
-    "Exit codes: 0 done; 1 failed; 2 your error; 3 no capacity or over budget/deadline; 75 stopped, state saved."
+    "Exit codes: 0 done; 1 failed; 2 usage or configuration error; 3 no capacity, or over budget or deadline; "
+    "75 stopped, state saved."
 )
 
 
@@ -52,9 +53,9 @@ def launch(
     output: o.OutputOption = "text",
     debug: o.DebugOption = False,
 ) -> None:
-    """Run a training recipe to its end on machines that may be taken away.
+    """Train a recipe to completion on machines that may be preempted.
 
-    Without a subcommand: launch. The same --name goes on where that run was.
+    Without a subcommand: launch. Reuse a --name to resume that run.
     """
     from checkpoints.names import check_run_name
     from launcher import request as asked
@@ -105,9 +106,9 @@ def status(
     output: o.OutputOption = "text",
     debug: o.DebugOption = False,
 ) -> None:
-    """Where a run is, what it costs and what keeps it waiting; without a name, all runs of the bucket.
+    """Show a run's state, its cost and what it is waiting for. Without a name: all runs in the bucket.
 
-    Reads the bucket; for one cloud run also asks SkyPilot, where its server runs.
+    Reads the bucket. For a single cloud run it also queries SkyPilot, if its API server is running.
     """
     from launcher import look
     from launcher.find import check_default_bucket
@@ -118,7 +119,7 @@ def status(
 
 @app.command()
 def runs(bucket: o.BucketOption = None, output: o.OutputOption = "text", debug: o.DebugOption = False) -> None:
-    """All runs of the bucket."""
+    """List all runs in the bucket."""
     from launcher import look
 
     look.show_status(bucket, None, output)
@@ -132,7 +133,7 @@ def logs(
     bucket: o.BucketOption = None,
     debug: o.DebugOption = False,
 ) -> None:
-    """What the ranks printed, of all attempts or one. Reads the bucket only."""
+    """Print the log of all attempts, or of one. Reads the bucket only."""
     from launcher import look
     from launcher.find import check_default_bucket
 
@@ -147,7 +148,7 @@ def report(
     output: o.OutputOption = "text",
     debug: o.DebugOption = False,
 ) -> None:
-    """The receipt of a run: attempts, steps redone, time lost, goodput, cost."""
+    """Show a run's receipt: attempts, steps redone, time lost, goodput, cost."""
     from launcher import look
     from launcher.find import check_default_bucket
 
@@ -162,7 +163,7 @@ def stop(
     bucket: o.BucketOption = None,
     debug: o.DebugOption = False,
 ) -> None:
-    """Save, verify the checkpoint, end the run and give its machine back. The same --name goes on later."""
+    """Save, verify the checkpoint, end the run and terminate its machine. Reuse the --name to resume it later."""
     from launcher import stop as story
     from launcher.find import check_default_bucket
 
@@ -180,7 +181,7 @@ def prices(
     output: o.OutputOption = "text",
     debug: o.DebugOption = False,
 ) -> None:
-    """What nodes cost where. refresh: fetch SkyPilot's price lists. diff: against the shipped snapshot."""
+    """Show node prices. refresh: fetch SkyPilot's price lists. diff: compare them with the shipped snapshot."""
     from launcher import prices as story
     from launcher import request as asked
     from launcher.errors import RequestError
@@ -208,7 +209,7 @@ def simulate(
     output: o.OutputOption = "text",
     debug: o.DebugOption = False,
 ) -> None:
-    """Play the policy over a recorded spot trace and draw what it did. Several --trace: zones of one market."""
+    """Replay the policy over a recorded spot trace. Several --trace options are zones of one market."""
     from launcher import request as asked
     from launcher import simulate as story
 
@@ -224,7 +225,7 @@ def doctor(
     output: o.OutputOption = "text",
     debug: o.DebugOption = False,
 ) -> None:
-    """What a launch in a cloud needs from this machine, and what is missing."""
+    """Check what a cloud launch needs on this machine, and report what is missing."""
     from launcher import look
 
     raise typer.Exit(look.show_doctor(fix=fix, output=output))
@@ -237,9 +238,9 @@ def check(
     output: o.OutputOption = "text",
     debug: o.DebugOption = False,
 ) -> None:
-    """Look at a recipe before a machine is paid for: its data to the last row, its model, the Hub, W&B.
+    """Check a recipe before paying for a machine: every row of its data, its model, the Hub, W&B.
 
-    Every launch does the same. Costs nothing, and needs an account only where the model or the data do.
+    Every launch does the same. It costs nothing, and needs an account only if the model or the data do.
     """
     from launcher import request as asked
     from launcher.check import check as story

@@ -16,20 +16,24 @@ RecipeOption = Annotated[str, typer.Option("--recipe", help="Recipe name, or the
 RecipeArgument = Annotated[str, typer.Argument(help="Recipe name, or the path of a .yaml file.")]
 CloudOption = Annotated[
     list[str] | None,
-    typer.Option("--cloud", help="gcp, lambda, aws, runpod, nebius, vast, or local = this machine. Repeatable."),
+    typer.Option("--cloud", help="gcp, lambda, aws, runpod, nebius, vast, or local for this machine. Repeatable."),
 ]
-GpusOption = Annotated[list[str] | None, typer.Option("--gpus", help="KIND:COUNT, for example A100:8. Repeatable.")]
+GpusOption = Annotated[
+    list[str] | None, typer.Option("--gpus", help="GPU type and count per node, for example A100:8. Repeatable.")
+]
 SpotOption = Annotated[bool, typer.Option("--spot", help="Spot machines only.")]
 OnDemandOption = Annotated[bool, typer.Option("--on-demand", help="On-demand machines only.")]
-AutoOption = Annotated[bool, typer.Option("--auto", help="Both, by expected cost (the default).")]
+AutoOption = Annotated[
+    bool, typer.Option("--auto", help="Spot or on demand, whichever is expected to cost less (the default).")
+]
 DeadlineOption = Annotated[
     str | None,
-    typer.Option(help="A duration from the launch (24h, 90m, 1d), or a moment (2026-11-25T08:00)."),
+    typer.Option(help="Time limit: a duration from the launch (24h, 90m, 1d) or a point in time (2026-11-25T08:00)."),
 ]
 BudgetOption = Annotated[
     float | None,
     typer.Option(
-        help="US dollars for the whole run, including what it has spent before a resume.", min=MIN_USD, max=MAX_USD
+        help="Limit in US dollars for the whole run, including what it spent before a resume.", min=MIN_USD, max=MAX_USD
     ),
 ]
 BucketOption = Annotated[
@@ -37,76 +41,86 @@ BucketOption = Annotated[
     typer.Option(
         "--bucket",
         envvar="NOTUS_BUCKET",
-        help="s3://..., gs://... or a folder. Default here: ~/.notus/bucket.",
+        help="Where runs are stored: s3://..., gs://... or a folder. Default for local runs: ~/.notus/bucket.",
     ),
 ]
-NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run. The same name goes on with it.")]
+NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run. Reuse a name to resume that run.")]
 HoursOption = Annotated[
     float | None,
     typer.Option(
-        help="Hours of work, instead of the recipe's figure: on the node of --gpus where one is named, else on the "
-        "GPUs that the recipe was made for.",
+        help="Training hours, overriding the recipe's. Measured on --gpus if exactly one is given, else on the GPUs "
+        "that the recipe was written for.",
         min=MIN_HOURS,
         max=MAX_HOURS,
     ),
 ]
 HazardOption = Annotated[
     str | None,
-    typer.Option("--hazard", help="Mean time between preemptions of a spot machine (6h, 90m), instead of the table's."),
+    typer.Option("--hazard", help="Mean time between preemptions of a spot machine (6h, 90m), overriding the table."),
 ]
-TrustOption = Annotated[
-    bool, typer.Option("--trust-prices", help="Also recommend offers whose price looks wrong (see the remarks).")
-]
+TrustOption = Annotated[bool, typer.Option("--trust-prices", help="Also recommend offers whose price looks wrong.")]
 ExplainOption = Annotated[
-    bool, typer.Option("--explain", help="A dry run that also shows the policy's decisions and the cost by deadline.")
+    bool, typer.Option("--explain", help="Dry run that also shows the policy's decisions and the cost by deadline.")
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Compare plans and show the task. Starts nothing.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Compare plans and show the SkyPilot task, without starting anything.")
+]
 YesOption = Annotated[
     bool,
-    typer.Option("--yes", "-y", help="Don't ask before money is spent."),
+    typer.Option("--yes", "-y", help="Don't ask for confirmation before spending money."),
 ]
-DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return after submission (clouds).")]
-NowOption = Annotated[bool, typer.Option("--now", help="In a cloud: lose the steps since the last checkpoint.")]
+DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Clouds only: return once the job is submitted.")]
+NowOption = Annotated[
+    bool, typer.Option("--now", help="Clouds only: stop immediately, losing the steps since the last checkpoint.")
+]
 FixOption = Annotated[
     bool,
     typer.Option(
         "--fix",
-        help="Write plugin and consolidation mode into SkyPilot's files; for a controller on a VM, build its wheel.",
+        help="Write the plugin and consolidation mode into SkyPilot's configuration, and build the wheel for a jobs "
+        "controller on a VM.",
     ),
 ]
 PreemptOption = Annotated[
     int,
-    typer.Option(help="Local only: kill it without warning so many times, at random steps.", min=0, max=20),
+    typer.Option(help="Local only: kill the run this many times without warning, at random steps.", min=0, max=20),
 ]
 CompareOption = Annotated[
     bool | None,
     typer.Option(
         "--compare/--no-compare",
-        help="Local only: also make the uninterrupted run and compare bit for bit. Default: with --preempt.",
+        help="Local only: also train without interruption and compare bit for bit. Default: on with --preempt.",
     ),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option(help="Local only: seed of the random steps of --preempt.", min=0, max=MAX_SEED)
+    int | None, typer.Option(help="Local only: seed for the random steps of --preempt.", min=0, max=MAX_SEED)
 ]
 ProcessesOption = Annotated[
-    int | None, typer.Option(help="Local only: ranks. Default: one a GPU, else the recipe's.", min=1, max=MAX_PROCESSES)
+    int | None,
+    typer.Option(
+        help="Local only: number of ranks. Default: one per GPU, else the recipe's cpu_processes.",
+        min=1,
+        max=MAX_PROCESSES,
+    ),
 ]
 PricesArgument = Annotated[str, typer.Argument(help="show, refresh or diff.")]
-TraceOption = Annotated[list[Path], typer.Option("--trace", help="JSON file of availability. Repeatable.")]
-SimulatedHoursOption = Annotated[float, typer.Option("--hours", help="Hours of work.", min=0.1, max=1000)]
+TraceOption = Annotated[
+    list[Path], typer.Option("--trace", help="JSON file with recorded spot availability. Repeatable.")
+]
+SimulatedHoursOption = Annotated[float, typer.Option("--hours", help="Training hours.", min=0.1, max=1000)]
 RestartOption = Annotated[float, typer.Option(help="Minutes from a new machine to its first step.", min=0, max=600)]
-PriceOption = Annotated[float, typer.Option(help="Price of spot as a share of on demand.", min=0.01, max=1)]
-PlotOption = Annotated[Path | None, typer.Option("--plot", help="Also draw it to this .png or .svg file.")]
+PriceOption = Annotated[float, typer.Option(help="Spot price as a fraction of the on-demand price.", min=0.01, max=1)]
+PlotOption = Annotated[Path | None, typer.Option("--plot", help="Also plot the replay to this .png or .svg file.")]
 StartOption = Annotated[
     float,
-    typer.Option(help="Hours into the trace; 72 h before it are known.", min=0, max=1e6),
+    typer.Option(help="Start this many hours into the trace; the 72 h before are known to the policy.", min=0, max=1e6),
 ]
 OutputOption = Annotated[str, typer.Option("--output", "-o", help="text or json.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log on stderr.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and log messages on stderr.")]
 RunArgument = Annotated[str, typer.Argument(help="Name of the run.")]
 OptionalRunArgument = Annotated[str | None, typer.Argument(help="Name of the run. Default: all.")]
-AttemptOption = Annotated[int | None, typer.Option("--attempt", help="Only this attempt.", min=1, max=10**6)]
-FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")]
+AttemptOption = Annotated[int | None, typer.Option("--attempt", help="Show this attempt only.", min=1, max=10**6)]
+FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run ends.")]
 
 
 def given_on_command_line(ctx: typer.Context) -> list[str]:

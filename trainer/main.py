@@ -83,18 +83,18 @@ def train(
     wait: Annotated[
         bool,
         typer.Option(
-            help="Look for up to 2 min whether the run's holder lives; --no-wait refuses where that isn't known."
+            help="Watch for up to 2 min whether another attempt still holds the run. --no-wait: refuse if unsure."
         ),
     ] = True,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # run_app reads it
 ) -> None:
-    """Run one attempt: resume from the newest good checkpoint, or start, and train until done or stopped.
+    """Run one attempt: resume from the newest good checkpoint or start fresh, and train until done or stopped.
 
-    Exit codes: 0 done; 1 gave up after three failed starts in a row; 2 your error; 75 start it again on another
-    machine: preempted with the state saved, or failed; 76 stopped by `notus-launch stop` or a limit, with the state
-    saved: don't start it again by yourself.
+    Exit codes: 0 done; 1 gave up after three failed starts in a row; 2 usage or configuration error; 75 start again on
+    another machine (preempted with its state saved, or failed); 76 stopped by `notus-launch stop` or a limit, with its
+    state saved: don't restart automatically.
 
-    `notus-train export --help`: the finished model as a folder, adapters merged, pushed to the Hub.
+    `notus-train export --help`: fetch the finished model, merge its adapters, push it to the Hub.
     """
     with _folder(scratch) as folder:
         outcome = _judged_attempt(recipe, run, bucket, processes, folder, predecessor_gone, wait=wait)
