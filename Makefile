@@ -49,11 +49,12 @@ e2e-quick: $(READY) ## The one of its scenarios that CI runs; installs the Debia
 gpu: $(READY) ## Exact resume, snapshots and the checks of a VM on this machine's NVIDIA GPU (minutes)
 	@$(BIN)/pytest tests/gpu
 
-check: $(READY) ## ruff, mypy, import-linter
+check: $(READY) ## ruff, mypy, import-linter, codespell
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/codespell
 
 format: $(READY) ## Format the code
 	@$(BIN)/ruff format .
