@@ -136,7 +136,7 @@ class Clouds:
         return [*mounts, *processes, *self._traces_without({})]
 
     def control(self, what: str, **body: Any) -> None:
-        """capacity, quota, weather, preempt, partition, lose, find, bury."""
+        """capacity, shortage, quota, weather, preempt, partition, lose, find, bury."""
         urllib.request.urlopen(f"{CONTROL}/{what}", json.dumps(body).encode(), timeout=30).close()
 
 

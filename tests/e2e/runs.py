@@ -178,9 +178,10 @@ class CloudRun:
         self._hold.release()
 
     def preempt_for_good(self) -> None:
-        """The machine dies without a word, and its zone has none left: as when a spot market tightens."""
+        """The machine dies without a word, and its zone has none left, to the end of the scenario: as when a spot market
+        tightens."""
         machine = self.machine()
-        self._clouds.control("capacity", **{f"{machine['place']}/{machine['kind']}": 0})
+        self._clouds.control("shortage", **{f"{machine['place']}/{machine['kind']}": 0})
         self._clouds.control("preempt", id=machine["id"], notice=False)
 
     def kill_supervisor(self) -> None:

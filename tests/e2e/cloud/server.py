@@ -1,6 +1,6 @@
 """The process that is both clouds: `python -m tests.e2e.cloud.server ROOT FOLDER HOLDS`, inside the clouds' network namespace.
 
-The control API below /control/ is for the tests: GET state; POST capacity, quota, weather (slow boots, rate limits,
+The control API below /control/ is for the tests: GET state; POST capacity, shortage, quota, weather (slow boots, rate limits,
 broken GPUs, machines that can't be given back; each replaces what was set), preempt, partition, lose, find, bury.
 """
 
@@ -77,6 +77,8 @@ class Handler(QuietHandler):
                 return 200, [event for event in world.events if event["kind"] == "request"]
             case "capacity":
                 world.capacity = body
+            case "shortage":  # beside what is short already
+                world.capacity |= body
             case "quota":
                 world.quotas = body
             case "weather":
