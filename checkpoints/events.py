@@ -28,6 +28,7 @@ LAUNCH = "NOTUS_LAUNCH"
 
 P = TypeVar("P", bound=Payload)
 
+LONG_AGO = datetime.fromtimestamp(0, UTC)
 _TIME = "%Y%m%dT%H%M%S.%fZ"
 _KEY = re.compile(r"events/(\d{8}T\d{6}\.\d{6}Z)-([\w-]+)\.json")
 
@@ -129,7 +130,10 @@ def _read(store: Store, key: str) -> Event:
     except CorruptCheckpoint as error:
         logger.warning("%s", error.message)
         written, event_id = _KEY.fullmatch(key).groups()  # type: ignore[union-attr]  # see `read_events`
-        time = datetime.strptime(written, _TIME).replace(tzinfo=UTC)
+        try:
+            time = datetime.strptime(written, _TIME).replace(tzinfo=UTC)
+        except ValueError:  # a month of 19
+            time = LONG_AGO
         payload = Damaged(message=error.message)
         return Event(time=time, id=event_id, kind=Damaged.kind, attempt=0, data=payload)
 

@@ -16,10 +16,18 @@ from typing import Annotated, Any, Literal, TypeVar
 import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from checkpoints.errors import CorruptCheckpoint
+from checkpoints.errors import CorruptCheckpoint, InvalidName
 from checkpoints.names import check_key
 
-Key = Annotated[str, AfterValidator(check_key)]
+
+def _checked_key(key: str) -> str:
+    try:
+        return check_key(key)
+    except InvalidName as error:  # in a record it is damage, and not the user's input
+        raise ValueError(error.message) from error
+
+
+Key = Annotated[str, AfterValidator(_checked_key)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 

@@ -36,6 +36,8 @@ class Restored(Protocol):
 
 
 T = TypeVar("T", bound=Restored)
+_OF_A_TREE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, SyntaxError)
+"""What Python, numpy and torch raise over names and numbers that make no sense; a dtype of `,` is a syntax error."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,20 @@ def decode_trees(index: ShardIndex, read: LeafReader, *, plain: bool = False) ->
     """The trees of an index, by file name; see `tree.decode`. Raises `CorruptCheckpoint` where they make no sense."""
     try:
         return {name: decode(tree, read, plain=plain) for name, tree in index.trees.items()}
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+    except _OF_A_TREE as error:
         raise CorruptCheckpoint(f"the state of rank {index.rank} makes no sense: {error}") from error
 
 
 def load_manifest(store: Store, commit: Commit) -> Manifest:
     """Read and verify the manifest of a commit; raises `CorruptCheckpoint`."""
     manifest = parse(Manifest, _read(store, commit.manifest, commit.sha256), f"{store.url}/{commit.manifest}")
-    if manifest.size_bytes != commit.size_bytes:
-        raise CorruptCheckpoint(f"{commit.manifest} contradicts HEAD: {manifest.size_bytes:,} bytes")
+    told = manifest.step, manifest.epoch, manifest.size_bytes
+    if told != (commit.step, commit.epoch, commit.size_bytes):
+        raise CorruptCheckpoint(
+            f"{commit.manifest} contradicts HEAD: step {told[0]} of attempt {told[1]}, {told[2]:,} bytes"
+        )
+    if sorted(ref.rank for ref in manifest.shards) != list(range(manifest.world_size)):
+        raise CorruptCheckpoint(f"{commit.manifest} hasn't one shard of each of {manifest.world_size} ranks")
     return manifest
 
 
@@ -87,6 +94,16 @@ def load_index(store: Store, ref: ShardRef) -> ShardIndex:
     total = sum(chunk.size_bytes for chunk in index.chunks)
     if index.rank != ref.rank or not index.size_bytes == total == ref.size_bytes:
         raise CorruptCheckpoint(f"{ref.index} contradicts its manifest")
+    keys = [chunk.key for chunk in index.chunks]
+    if keys != sorted(set(keys)):
+        raise CorruptCheckpoint(f"{ref.index} has its chunks in another order than they were written in")
+    position = 0
+    for record in index.tensors:
+        if record.offset < position or min(record.shape, default=0) < 0:
+            raise CorruptCheckpoint(f"{ref.index}: {record.name} overlaps another tensor, or has no shape")
+        position = record.offset + record.size_bytes
+    if position > index.size_bytes:
+        raise CorruptCheckpoint(f"{ref.index} has tensors behind its end")
     return index
 
 
@@ -176,6 +193,7 @@ def verify(store: Store, commit: Commit, progress: Callable[[int], None] = lambd
         data = buffer.reserve(index.size_bytes)
         _fetch(store, index, data)
         _check_tensors(index, data)
+        decode_trees(index, index.tensors.__getitem__, plain=True)  # or nobody could restore it
         progress(ref.size_bytes)
     return manifest
 

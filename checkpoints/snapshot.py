@@ -1,8 +1,10 @@
 """A consistent copy of a rank's state in host memory: the thing that is uploaded.
 
 Large tensors are copied beside the training, so they must not change meanwhile. A change is detected by torch's own
-count of changes (`Tensor._version`), and the save fails. What a forward pass changes, running means and histories, is
-small: that is copied at once, and so is every numpy array, of which nobody counts the changes.
+count of changes (`Tensor._version`), and the save fails. Changes through `.data` aren't counted: of a tensor in the
+host's memory the copy is compared with pieces that were kept when the save began, which finds those that go over the
+whole tensor; on a GPU that would wait for it, and isn't done. What a forward pass changes, running means and histories,
+is small: that is copied at once, and so are numpy arrays and inference tensors, of which nobody counts the changes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from checkpoints.tree import Digest, Leaf, encode
 AT_ONCE_BYTES = 64 << 10
 """Of a tensor that is copied when the save begins, and not beside the training."""
 
+PIECE_BYTES = 4 << 10
+"""Of a sample."""
 ALIGNMENT_BYTES = 64  # of each tensor in the stream, so that any dtype can be viewed in place
 
 
@@ -78,6 +82,8 @@ class Plan(NamedTuple):
     size_bytes: int
     versions: tuple[int | None, ...] = ()
     """How often each tensor had been changed when the save began; None where there is no count."""
+    samples: tuple[tuple[tuple[int, bytes], ...], ...] = ()
+    """Of each tensor: places in its bytes, and what was there when the save began."""
     written: tuple[tuple[Any, Any], ...] = ()
     """GPUs, and events on the streams that wrote their tensors."""
 
@@ -97,6 +103,7 @@ class Plan(NamedTuple):
             kept,
             position,
             tuple(_version(leaf.source) for leaf in kept),
+            tuple(_sample(leaf) for leaf in kept),
             _written(leaf.source for leaf in kept),
         )
 
@@ -109,12 +116,15 @@ class Plan(NamedTuple):
             leaf.copy_to(target[spec.offset : end])
             padding = padded(spec.size_bytes) - spec.size_bytes
             target[end : end + padding] = bytes(padding)
-        self._check_unchanged()
+        self._check_unchanged(target)
         return Snapshot(self.trees, self.tensors, target)
 
-    def _check_unchanged(self) -> None:
-        for leaf, version in zip(self.leaves, self.versions, strict=True):
-            if _version(leaf.source) != version:
+    def _check_unchanged(self, copied: memoryview) -> None:
+        for leaf, spec, version, sample in zip(self.leaves, self.tensors, self.versions, self.samples, strict=True):
+            as_it_was = all(
+                copied[spec.offset + place : spec.offset + place + len(piece)] == piece for place, piece in sample
+            )
+            if _version(leaf.source) != version or not as_it_was:
                 raise TornState(
                     f"{leaf.name} was changed while it was copied for a save, so nothing was saved",
                     "call wait_copied() before anything changes a tensor that was saved",
@@ -127,7 +137,20 @@ def _at_once(leaf: Leaf) -> Leaf:
         return leaf
     if leaf.kind == "numpy":
         return leaf._replace(source=leaf.source.copy())
-    return leaf._replace(source=leaf.source.detach().clone()) if leaf.size_bytes <= AT_ONCE_BYTES else leaf
+    source = leaf.source.detach()  # with the same count; another tensor in `.data` leaves it as it is
+    at_once = leaf.size_bytes <= AT_ONCE_BYTES or _version(source) is None
+    return leaf._replace(source=source.clone() if at_once else source)
+
+
+def _sample(leaf: Leaf) -> tuple[tuple[int, bytes], ...]:
+    """Pieces of the beginning, the middle and the end of a large tensor in the host's memory."""
+    if isinstance(leaf.source, Digest) or leaf.kind == "numpy" or leaf.size_bytes <= AT_ONCE_BYTES:
+        return ()
+    if leaf.source.device.type != "cpu" or not leaf.source.is_contiguous():
+        return ()
+    flat = leaf.source.view(-1).view(sys.modules["torch"].uint8)
+    places = (0, leaf.size_bytes // 2, leaf.size_bytes - PIECE_BYTES)
+    return tuple((place, flat[place : place + PIECE_BYTES].numpy().tobytes()) for place in places)
 
 
 def _version(source: Any) -> int | None:

@@ -15,6 +15,8 @@ import torch
 
 from trainer.recipe import Lora
 
+NOISE = ("drop", "jitter")
+"""In the names of numbers that make a forward pass random; mixtures of experts have a jitter of their routers."""
 Numbers = dict[str, float]
 """Dropouts of a config, by key."""
 
@@ -50,5 +52,7 @@ def as_given(model: Any, given: Mapping[str, Any]) -> Iterator[None]:
 
 def _numbers(attributes: dict[str, Any]) -> Numbers:
     return {
-        name: value for name, value in attributes.items() if "drop" in name and isinstance(value, float) and value > 0
+        name: value
+        for name, value in attributes.items()
+        if any(word in name for word in NOISE) and isinstance(value, float) and value > 0
     }

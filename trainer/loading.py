@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pickle import UnpicklingError
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from checkpoints.errors import NotusError, UserError
@@ -31,7 +33,10 @@ _OF_INPUT = (
     NotImplementedError,
     TypeError,
     ValueError,
+    ImportError,
+    UnpicklingError,
     SafetensorError,
+    StrictDataclassError,
 )
 """What a library raises over its input, which is the same on every machine. A RuntimeError may be a broken GPU's."""
 MOST_LINES, MOST_CHARACTERS = 4, 500

@@ -8,9 +8,10 @@ machine and on the user's own. Then the attempt has failed, and counts as a fail
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ class Traits(NamedTuple):
 
 
 BEFORE: dict[Phase, Traits] = {
-    "starting": Traits("starting the ranks", 600.0),
+    "starting": Traits("starting the ranks", 1800.0),
     "importing": Traits("importing the libraries", 900.0, "modules"),
     "compiling": Traits("compiling DeepSpeed's operator, once for this machine", 1800.0, "files"),
     "preparing data": Traits("preparing data", 1800.0, "rows"),
@@ -125,14 +126,27 @@ def compiled_in(folder: Path) -> Count:
     return Count(sum(1 for path in folder.rglob("*") if path.suffix in (".o", ".so")))
 
 
-def activity(proc: Path = Path("/proc/self/io")) -> int:
-    """Something that grows while this process reads, writes or imports: MiB to and from files, and modules. Not bytes:
-    whoever looks reads a file too."""
+def activity(processes: Sequence[Path] | None = None) -> int:
+    """Something that grows while any rank of this machine reads, writes or imports: MiB to and from files and disks (a
+    mapped file is read by the disk only), page faults that had to wait for one, and this rank's modules. Not bytes:
+    whoever looks reads files too."""
+    moved = 0
+    for process in ranks_here() if processes is None else processes:
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+            fields = dict(line.split(": ") for line in (process / "io").read_text().splitlines())
+            moved += sum(int(fields[name]) for name in ("rchar", "wchar", "read_bytes")) >> MIB
+            moved += int((process / "stat").read_text().rpartition(")")[2].split()[9])  # field 12: majflt
+    return moved + len(sys.modules)
+
+
+def ranks_here(proc: Path = Path("/proc")) -> list[Path]:
+    """The children of torchrun, whose one this process is. One of them may fetch for all."""
+    parent = os.getppid()
     try:
-        fields = dict(line.split(": ") for line in proc.read_text().splitlines())
-        return (int(fields["rchar"]) + int(fields["wchar"]) >> MIB) + len(sys.modules)
-    except (OSError, ValueError, KeyError):
-        return len(sys.modules)
+        told = (proc / f"{parent}/task/{parent}/children").read_text().split()
+    except OSError:  # a kernel that doesn't tell
+        told = []
+    return [proc / pid for pid in told] or [proc / "self"]
 
 
 class Tally:

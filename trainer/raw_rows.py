@@ -33,7 +33,15 @@ def as_text(raw: Mapping[str, Any]) -> tuple[str, str]:
     """A row as JSON, and why it is broken, or ''. What can't be text counts as nothing."""
     broken = why_broken(raw)
     kept = {name: value if encodable(value) else None for name, value in raw.items()} if broken else raw
-    return json.dumps(kept, default=str, ensure_ascii=False), broken
+    return json.dumps(kept, default=no_text, ensure_ascii=False), broken
+
+
+def no_text(value: object) -> dict[str, str]:
+    """For what JSON doesn't have (bytes, times, decimals): no text and no turns, so the row is left out.
+
+    Its `repr` would be trained as if somebody had written it.
+    """
+    return {"type": type(value).__name__}
 
 
 def why_broken(raw: Mapping[str, Any]) -> str:

@@ -37,6 +37,8 @@ TOLERANCE = 1e-3
 PROBE_TOKENS = 64
 LEAST_KEPT = 0.9
 """Of what was trained: with less left after rounding, a merged model is stored in float32."""
+MOST_NOISE = 0.5
+"""The same for what rounding adds."""
 
 
 @app.command()
@@ -153,13 +155,17 @@ def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, fold
         merged = both.merge_and_unload()
         check_logits(expected, merged(input_ids=ids).logits)
         with rounded(merged, stored):
-            kept = kept_share(untrained, expected, merged(input_ids=ids).logits)
-    if kept < LEAST_KEPT:
-        told = f"rounded to {stored} the merged model keeps {kept:.0%} of what was trained: stored in float32"
+            found = merged(input_ids=ids).logits
+            kept, noise = kept_share(untrained, expected, found), noise_share(untrained, expected, found)
+    if kept < LEAST_KEPT or noise > MOST_NOISE:
+        told = (
+            f"rounded to {stored} the merged model keeps {min(kept, 1.0):.0%} of what was trained, and is off by "
+            f"{noise:.0%} of it: stored in float32"
+        )
         logger.warning("%s", told)
         stored = torch.float32
     else:
-        logger.info("rounded to %s the merged model keeps %.0f %% of what was trained", stored, 100 * kept)
+        logger.info("rounded to %s the merged model keeps %.0f %% of what was trained", stored, 100 * min(kept, 1.0))
     merged.to(stored).save_pretrained(folder, max_shard_size=SHARD)
     AutoTokenizer.from_pretrained(adapter).save_pretrained(folder)
 
@@ -210,6 +216,12 @@ def kept_share(untrained: Any, trained: Any, rounded: Any) -> float:
     change = (trained - untrained).flatten().double()
     size = float(change @ change)
     return float((rounded - untrained).flatten().double() @ change) / size if size > 0 else 1.0
+
+
+def noise_share(untrained: Any, trained: Any, rounded: Any) -> float:
+    """How far rounding is off, as a share of the change that training made: noise that no projection sees."""
+    size = float((trained - untrained).double().norm())
+    return float((rounded - trained).double().norm()) / size if size > 0 else 0.0
 
 
 def check_logits(expected: Any, found: Any) -> None:

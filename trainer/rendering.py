@@ -15,6 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.rows import Row, Turn, UnusableRow
 
+_OF_A_TEMPLATE = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+"""What a template stumbles over: a turn without content, tools of another form, arguments that aren't strings."""
+
 
 class Rendered(NamedTuple):
     """The texts of a row."""
@@ -74,11 +77,14 @@ def _only_text(part: str | list[Turn]) -> str:
 def _render(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], **more: Any) -> str:
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, **more))
-    except (TemplateError, TypeError) as error:  # the latter for a turn without content
+    except _OF_A_TEMPLATE as error:
         roles = ", ".join(str(turn.get("role")) for turn in turns)
+        system = any(turn.get("role") == "system" for turn in turns)
         raise UnusableRow(
             f"the model's chat template refuses a conversation of {roles}: {error}",
-            "where it has no system turn (Gemma), leave out dataset.system and system turns of the prompts",
+            "where it has no system turn (Gemma), leave out dataset.system and system turns of the prompts"
+            if system
+            else "look at the model's chat_template, and at what this row hands to it",
         ) from error
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from checkpoints.event_kinds import LeftOutRows
 from trainer.errors import DataError
 from trainer.pairs import find_columns, local_path
-from trainer.raw_rows import left_out, rows_of_jsonl, why_broken
+from trainer.raw_rows import left_out, no_text, rows_of_jsonl, why_broken
 from trainer.recipe import Source
 from trainer.rows import Row, Turn, UnusableRow, read_row, without_nulls
 
@@ -51,6 +51,8 @@ class RowCount:
     """What to do about the most frequent reason."""
     characters: tuple[int, ...]
     """`Texts.longest` of each usable row, in order."""
+    unusable: tuple[int, ...]
+    """The numbers of the others, from 0."""
     sample: tuple[Texts, ...]
     """Up to `SAMPLE_ROWS` usable rows, drawn evenly and always the same ones."""
 
@@ -124,6 +126,7 @@ class _Reading:
             left_out=unusable,
             hint=self.hints[unusable[0].reason] if unusable else "",
             characters=tuple(length for number, length in self.characters if number < used),
+            unusable=tuple(number for number, _, _ in self.unusable if number < used),
             sample=tuple(texts for number, texts in self.sample if number < used),
         )
 
@@ -165,7 +168,7 @@ def _parquet_rows(file: Any, path: Path, columns: dict[str, str]) -> Iterator[tu
             for row in batch.to_pylist():
                 number += 1
                 told = {ours: without_nulls(row[theirs]) for ours, theirs in columns.items()}
-                yield f"{path.name} row {number}", json.loads(json.dumps(told, default=str))
+                yield f"{path.name} row {number}", json.loads(json.dumps(told, default=no_text))
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} can't be read behind row {number}: {error}", "rewrite the file") from error
 
@@ -173,6 +176,6 @@ def _parquet_rows(file: Any, path: Path, columns: dict[str, str]) -> Iterator[tu
 def _has_objects_as_text(metadata: dict[bytes, bytes], columns: set[str]) -> bool:
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, KeyError, TypeError):
+        return any(RAW_COLUMN in json.dumps(features.get(name)) for name in columns)
+    except (ValueError, KeyError, TypeError, AttributeError):  # `datasets` says what it thinks of that
         return False
-    return any(RAW_COLUMN in json.dumps(features.get(name)) for name in columns)

@@ -22,6 +22,14 @@ Turn = dict[str, Any]
 
 ANSWERS = ("chosen", "rejected")
 PARTS = ("prompt", *ANSWERS)
+NOT_A_ROWS = frozenset(
+    {
+        *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"),
+        *("continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+    }
+)
+"""Arguments of a tokenizer's `apply_chat_template` that are not for the template."""
 FOR_TEMPLATE = ("tools", "chat_template_kwargs")
 """Columns that are handed to the chat template."""
 
@@ -58,6 +66,8 @@ def read_row(raw: Mapping[str, Any]) -> Row:
         if not answer:
             raise UnusableRow(f"{name} is empty")
     if isinstance(chosen, str) and isinstance(rejected, str):
+        if not prompt and "prompt" in raw:
+            raise UnusableRow("the prompt is empty")
         row = _from_texts(prompt, chosen, rejected)
     else:
         row = _from_turns(prompt, _as_answer(chosen), _as_answer(rejected))
@@ -162,7 +172,19 @@ def _turn(name: str, turn: Turn) -> Turn:
         kept["content"] = _text(name, kept["content"])
     elif not kept.get("tool_calls"):
         raise UnusableRow(f"a turn of {name} has neither content nor tool_calls")
+    if not all(_names_a_function(call) for call in _listed(kept.get("tool_calls"))):
+        raise UnusableRow(f"a turn of {name} has tool_calls that are no list of function calls")
     return kept
+
+
+def _listed(value: Any) -> list[Any]:
+    """What is no list counts as one odd element."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _names_a_function(described: Any) -> bool:
+    inner = described.get("function", described) if isinstance(described, dict) else None
+    return isinstance(inner, dict) and isinstance(inner.get("name"), str)
 
 
 def _text(name: str, content: Any) -> str:
@@ -182,15 +204,18 @@ def _tools(value: Any) -> list[Any] | None:
         read = json.loads(value) if isinstance(value, str) and value.strip() else value
     except ValueError as error:
         raise UnusableRow("tools is a text that is not JSON") from error
-    if read and not isinstance(read, list):
-        raise UnusableRow("tools is not a list")
+    if read and not (isinstance(read, list) and all(isinstance(tool, dict) for tool in read)):
+        raise UnusableRow("tools is not a list of function schemas")
     return read or None
 
 
 def _settings(value: Any) -> Mapping[str, Any]:
     if value is not None and not isinstance(value, dict):
         raise UnusableRow("chat_template_kwargs is not an object")
-    return {key: it for key, it in (value or {}).items() if it is not None}
+    kept = {key: it for key, it in (value or {}).items() if it is not None}
+    if ours := sorted(kept.keys() & NOT_A_ROWS):
+        raise UnusableRow(f"chat_template_kwargs sets {', '.join(ours)}, which a row can't")
+    return kept
 
 
 def encodable(value: Any) -> bool:

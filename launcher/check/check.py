@@ -66,10 +66,11 @@ def check_recipe(recipe: Recipe, where: Where, told: Told = lambda name, rows: N
             with _noted(found, DATA):
                 if (count := count_rows(source, told)) is not None:
                     counts.append(count)
-                    found += about_rows(count)
+                    found += about_rows(count, alone=not recipe.dataset.also)
                 elif not hub.is_there(source):
                     found.append(Finding(DATA, "note", f"{source.name}: its rows are read on the machine"))
-    heard = answers([*hub.questions(recipe, local=where.local), *tracking.questions(recipe)])
+    known = not any(finding.what == DATA and finding.state in ERRORS for finding in found)
+    heard = answers([*hub.questions(recipe, local=where.local, data=known), *tracking.questions(recipe)])
     found += [answer.finding for answer in heard]
     size = None if any(finding.state in ERRORS for finding in found) else _size(recipe, counts, heard)
     if size is not None:
@@ -91,7 +92,7 @@ def _noted(found: list[Finding], what: str) -> Iterator[None]:
 def _size(recipe: Recipe, counts: Sequence[RowCount], heard: Sequence[Answer]) -> Size | None:
     told = [answer for answer in heard if answer.finding.what == hub.DATA]
     whole = len(counts) + len(told) == len(recipe.dataset.sources)  # a folder, or a file that pyarrow can't read
-    return size_of(counts, told) if whole else None
+    return size_of(recipe.dataset, counts, told) if whole else None
 
 
 def _what_follows(recipe: Recipe, size: Size, counts: Sequence[RowCount], where: Where) -> Iterator[Finding]:
@@ -140,7 +141,7 @@ def as_json(recipe: Recipe, checked: Checked) -> dict[str, Any]:
         ],
         "rows": None if size is None else size.rows,
         "usable": None if size is None else size.usable,
-        "trained": None if size is None else size.trained(recipe),
+        "trained": None if size is None or checked.errors else size.trained(recipe),
         "held_out": recipe.dataset.eval_rows,
     }
 

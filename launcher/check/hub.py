@@ -31,13 +31,13 @@ WRITE = "repo.write"
 """The permission of a fine-grained token that a push needs."""
 
 
-def questions(recipe: Recipe, *, local: bool) -> list[Question]:
-    """None where everything lies on this machine."""
+def questions(recipe: Recipe, *, local: bool, data: bool = True) -> list[Question]:
+    """None where everything lies on this machine. Not `data`: its names are no names on the Hub."""
     asked, token = [], credential(local=local)
     if not recipe.model.name.startswith(BUILTIN) and not Path(recipe.model.name).is_dir():
         asked.append(Question(MODEL, partial(about_model, recipe, token)))
     for source in recipe.dataset.sources:
-        if is_there(source):
+        if data and is_there(source):
             asked.append(Question(DATA, partial(about_data, source, token)))
     if recipe.hub is not None and isinstance(token, str):
         asked.append(Question(PUSH, partial(about_push, recipe.hub, token)))

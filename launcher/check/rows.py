@@ -15,7 +15,7 @@ from launcher.request import Gpus, parse_gpus
 from launcher.speeds import TOKENS_PER_SECOND, relative_speed
 from trainer.batching import planned_steps
 from trainer.raw_rows import first_places
-from trainer.recipe import Recipe
+from trainer.recipe import Dataset, Recipe
 from trainer.row_count import RowCount
 from trainer.shapes import shape_of
 
@@ -32,35 +32,44 @@ CHARACTERS_PER_TOKEN = 4.0
 
 
 class Size(NamedTuple):
-    """Of the whole set."""
+    """Of all sets together, as far as `dataset.rows` takes them."""
 
     rows: int
     usable: int | None
-    """None where some of its rows are read on the machine only."""
+    """None where that is known on the machine only: of sets on the Hub, and of the first rows after a shuffle."""
     characters: tuple[int, ...]
     """Of each usable row that was read here: the prompt and its longer answer."""
 
     def trained(self, recipe: Recipe) -> int:
-        """Rows that are trained: not left out, not beyond `dataset.rows`, and not held out."""
-        count = self.rows if self.usable is None else self.usable
-        return min(count, recipe.dataset.rows or count) - recipe.dataset.eval_rows
+        """Rows that are trained: neither left out nor held out."""
+        return (self.rows if self.usable is None else self.usable) - recipe.dataset.eval_rows
 
 
-def size_of(counts: Sequence[RowCount], told: Sequence[Answer]) -> Size | None:
+def size_of(dataset: Dataset, counts: Sequence[RowCount], told: Sequence[Answer]) -> Size | None:
     """None where nobody knows how many rows there are. `told`: of the sets on the Hub."""
     unread = [answer.rows for answer in told]
     if None in unread or not (counts or unread):
         return None
-    rows = sum(count.rows for count in counts) + sum(known for known in unread if known is not None)
-    usable = None if unread else sum(count.usable for count in counts)
+    whole = sum(count.rows for count in counts) + sum(known for known in unread if known is not None)
+    rows = min(whole, dataset.rows or whole)
+    bad, before = 0, 0
+    for count in counts:  # in the order in which the trainer puts them together
+        bad += sum(before + number < rows for number in count.unusable)
+        before += count.rows
+    chosen_by_chance = rows < whole and dataset.shuffle is not None and bad > 0
+    usable = None if unread or chosen_by_chance else rows - bad
     return Size(rows, usable, tuple(length for count in counts for length in count.characters))
 
 
-def about_rows(count: RowCount) -> list[Finding]:
-    """Of one set that was read to its end. Raises `RequestError` where none of its rows can be trained."""
+def about_rows(count: RowCount, *, alone: bool = True) -> list[Finding]:
+    """Of one set that was read to its end. Raises `RequestError` where none of its rows can be trained, and it is
+    `alone`."""
     reasons = [f"{found.rows:,} {found.reason} ({first_places(found)})" for found in count.left_out]
     if not count.usable:
-        raise RequestError(f"none of the {count.rows:,} rows of {count.name} can be trained: {reasons[0]}", count.hint)
+        none = f"none of the {count.rows:,} rows of {count.name} can be trained: {reasons[0]}"
+        if alone:
+            raise RequestError(none, count.hint)
+        return [Finding(DATA, "warning", none, count.hint)]
     lengths = np.percentile(count.characters, [50, 95, 100])
     figures = "median {:,.0f}, 95 % up to {:,.0f}, longest {:,.0f}".format(*lengths)
     long = f"characters of prompt and longer answer: {figures}"
@@ -81,6 +90,8 @@ def about_held_out(recipe: Recipe, size: Size) -> list[Finding]:
             f"{size.trained(recipe) + dataset.eval_rows:,} {left}rows",
             "hold out fewer rows",
         )
+    if size.usable == 0:
+        raise RequestError("none of the rows can be trained", "the reasons are told above")
     if dataset.rows and dataset.rows > size.rows:
         return [Finding(DATA, "warning", f"dataset.rows is {dataset.rows:,}, and there are {size.rows:,}", "lower it")]
     return []

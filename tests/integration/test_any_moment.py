@@ -25,10 +25,10 @@ from trainer.phases import in_words
 from trainer.scratch import Phase
 
 KILLS = int(os.environ.get("NOTUS_KILLS", "4"))
-FIRST_START: dict[Phase, float] = {"starting": 1.0, "importing": 8.0, "compiling": 60.0, "preparing data": 2.0}
-LATER: dict[Phase, float] = {
-    "loading the model": 2.0, "restoring": 0.5, "training": 6.0, "saving": 0.3, "evaluating": 0.3, "exporting": 1.0,
+FIRST_START: dict[Phase, float] = {
+    "compiling": 60.0, "loading the model": 2.0, "importing": 8.0, "preparing data": 2.0, "starting": 1.0,
 }  # fmt: skip
+LATER: dict[Phase, float] = {"training": 6.0, "exporting": 1.0, "restoring": 0.5, "saving": 0.3, "evaluating": 0.3}
 """Seconds that the phases last, about: the kill comes at a random moment of them."""
 VICTIMS = ("the launcher", "the supervisor", "a rank", "all")
 

@@ -156,7 +156,7 @@ def test_unusable_rows_are_left_out_and_counted(
     assert set(pairs.train.column_names) == {"prompt_ids", "chosen_ids", "rejected_ids"}
     assert max(len(row["prompt_ids"]) for row in pairs.train) == 128
     assert max(len(row["prompt_ids"] + row["chosen_ids"]) for row in pairs.train) <= 256
-    for line, reason in ((2, "chosen is empty"), (3, "both answers are the same"), (4, "there is no prompt, and")):
+    for line, reason in ((2, "chosen is empty"), (3, "both answers are the same"), (4, "the prompt is empty")):
         assert f"left out 1 of 7 rows: {reason}" in caplog.text
         assert f"(p.jsonl:{line})" in caplog.text
     assert [(found.rows, found.where) for found in pairs.left_out] == [

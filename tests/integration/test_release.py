@@ -23,7 +23,7 @@ from tests.integration.conftest import Launcher
 from trainer.card import history
 from trainer.errors import TrainingFailed
 from trainer.hub import check_push
-from trainer.release import check_logits, kept_share, read_finished, release
+from trainer.release import check_logits, kept_share, noise_share, read_finished, release
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,13 @@ def test_the_share_that_is_kept() -> None:
     assert kept_share(untrained, trained, untrained) == 0.0
     assert kept_share(untrained, trained, 0.5 * trained) == pytest.approx(0.5)
     assert kept_share(untrained, untrained, untrained) == 1.0
+    noisy = (
+        trained
+        + torch.tensor([1.0, -1.0] * (trained.numel() // 2)).reshape(trained.shape) * (trained - untrained).abs().mean()
+    )
+    assert noise_share(untrained, trained, noisy) > 0.5, "and its projection is more than was trained"
+    assert noise_share(untrained, trained, trained) == 0.0
+    assert noise_share(untrained, untrained, untrained) == 0.0
 
 
 def test_adapters_are_not_merged_into_another_base_model(

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from launcher.check.answers import Answer, Question, answers
 from launcher.check.check import Where, as_json, check_before_launch, check_recipe
 from launcher.check.hub import why_no_push
-from launcher.check.rows import SLOWEST, Size, about_held_out, about_hours, about_steps, plausible_hours
+from launcher.check.rows import SLOWEST, Size, about_held_out, about_hours, about_steps, plausible_hours, size_of
 from launcher.check.tokens import about_lengths, lengths_of
 from launcher.errors import RequestError
 from launcher.findings import Finding
@@ -22,7 +22,7 @@ from launcher.request import Gpus
 from trainer.batching import planned_steps
 from trainer.errors import DataError
 from trainer.recipe import Recipe, Source, load_recipe
-from trainer.row_count import SAMPLE_ROWS, Texts, count_rows
+from trainer.row_count import SAMPLE_ROWS, RowCount, Texts, count_rows
 
 GOOD = {"prompt": "Which?", "chosen": "This one", "rejected": "That"}
 ROWS: list[dict[str, Any]] = [
@@ -159,23 +159,48 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, capsys: pytest.Captur
     assert "has no config.json" in capsys.readouterr().err
 
 
+def counted(rows: int, unusable: tuple[int, ...]) -> RowCount:
+    return RowCount("x", rows, (), "", tuple(10 for _ in range(rows - len(unusable))), unusable, ())
+
+
 @pytest.mark.parametrize(
-    ("eval_rows", "rows", "said"),
+    ("eval_rows", "rows", "shuffle", "said"),
     [
-        (7, None, "dataset.eval_rows is 7, and x has only 7 usable rows"),
-        (3, 3, "dataset.eval_rows is 3, and the first 3 of x has only 3 usable rows"),
-        (6, None, None),
-        (2, 3, None),
+        (7, None, None, "dataset.eval_rows is 7, and x has only 7 usable rows"),
+        (2, 4, None, "dataset.eval_rows is 2, and the first 4 of x has only 2 usable rows"),  # rows 0 and 3 are bad
+        (4, 4, 42, "dataset.eval_rows is 4, and the first 4 of x has only 4 rows"),
+        (6, None, None, None),
+        (1, 4, None, None),
+        (3, 4, 42, None),  # which four these are is known on the machine
     ],
 )
-def test_rows_that_are_held_out_have_to_be_there(eval_rows: int, rows: int | None, said: str | None) -> None:
-    mine = recipe("x", eval_rows=eval_rows, rows=rows)
+def test_rows_that_are_held_out_have_to_be_there(
+    eval_rows: int, rows: int | None, shuffle: int | None, said: str | None
+) -> None:
+    mine = recipe("x", eval_rows=eval_rows, rows=rows, shuffle=shuffle)
+    size = size_of(mine.dataset, [counted(9, (0, 3))], [])
+    assert size is not None
     if said is None:
-        assert about_held_out(mine, Size(9, 7, ())) == []
+        assert about_held_out(mine, size) == []
         return
     with pytest.raises(RequestError) as refused:
-        about_held_out(mine, Size(9, 7, ()))
+        about_held_out(mine, size)
     assert refused.value.message == said
+
+
+def test_the_first_rows_are_those_of_all_sets_one_after_the_other() -> None:
+    dataset = recipe("x", rows=12).dataset
+    assert size_of(dataset, [counted(9, (0, 3)), counted(9, (0, 8))], [])[:2] == (12, 9)  # type: ignore[index]
+    assert size_of(dataset, [counted(9, ())], [Answer(Finding("data", "ok", ""), 5)])[:2] == (12, None)  # type: ignore[index]
+
+
+def test_a_set_without_a_usable_row_beside_others_is_a_warning(tmp_path: Path) -> None:
+    good, bad = jsonl(tmp_path / "good.jsonl", [GOOD] * 8), jsonl(tmp_path / "bad.jsonl", ROWS[1:3])
+    checked = check_recipe(recipe(str(good), also=(Source(name=str(bad)),)), Where())
+    assert not checked.errors
+    assert ("data", "warning") in [(finding.what, finding.state) for finding in checked.findings]
+    assert checked.size is not None
+    assert (checked.size.rows, checked.size.usable) == (10, 8)
 
 
 @pytest.mark.parametrize(

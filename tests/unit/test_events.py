@@ -377,3 +377,11 @@ def test_nothing_in_the_packages_reads_an_event_by_string_keys() -> None:
     assert len(paths) > 150
     found = {str(path.relative_to(ROOT)): lines for path in paths if (lines := data_by_key(path.read_text()))}
     assert found == {}
+
+
+def test_a_name_with_a_time_that_is_none_is_a_damaged_line() -> None:
+    """A month of 19: it stopped the status of every run of the bucket."""
+    store = ObjectStore.memory()
+    Diary(store, 1).write("attempt_started", host="h", processes=2)
+    store.put("events/20261931T110308.140512Z-2c9159f43502.json", b"{}")
+    assert [event.kind for event in read_events(store)] == ["damaged", "attempt_started"]

@@ -12,7 +12,7 @@ from checkpoints.errors import CorruptCheckpoint, NoMemory
 from checkpoints.head import Commit
 from checkpoints.manifest import CHECK, checksum, sha256
 from checkpoints.object_store import ObjectStore
-from checkpoints.restore import load_index, load_manifest, restore_from, restore_shard
+from checkpoints.restore import load_index, load_manifest, restore_from, restore_shard, verify
 from tests.unit.test_restore import Run
 
 Change = Callable[[dict[str, Any]], object]
@@ -48,6 +48,13 @@ LIES: dict[str, Change] = {
     "a tensor's number from the end": lambda i: i["trees"].update(model={"$tensor": -1}),
     "a tensor's number beyond the end": lambda i: i["trees"].update(model={"$tensor": 10**9}),
     "a tensor's number that is none": lambda i: i["trees"].update(model={"$tensor": True}),
+    "chunks in another order": lambda i: i["chunks"].reverse(),
+    "a chunk twice": lambda i: i["chunks"].__setitem__(1, i["chunks"][0]),
+    "tensors that overlap": lambda i: i["tensors"][1].update(offset=0),
+    "a shape below nothing": lambda i: i["tensors"][0].update(shape=[-20]),
+    "a dtype that numpy takes for code": lambda i: i["tensors"][0].update(kind="numpy", dtype=","),
+    "a number that no float is": lambda i: i["trees"].update(model={"$float": 10**400}),
+    "a path out of the bucket": lambda i: i["chunks"][0].update(key="../x"),
 }
 
 
@@ -57,6 +64,36 @@ def test_a_lie_is_a_corrupt_checkpoint(what: str) -> None:
     commit = lie(run.store, run.save(5), LIES[what])  # type: ignore[arg-type]
     with pytest.raises(CorruptCheckpoint):
         restore_shard(run.store, commit, 0).trees()
+
+
+@pytest.mark.parametrize("field", ["step", "epoch"])
+def test_a_commit_has_to_be_of_the_step_that_head_names(field: str) -> None:
+    """HEAD said step 500, verify called it good, and the restore gave step 24."""
+    run = Run(ObjectStore.memory())
+    commit = run.save(5)
+    with pytest.raises(CorruptCheckpoint, match="contradicts HEAD"):
+        load_manifest(run.store, commit.model_copy(update={field: 500}))
+
+
+@pytest.mark.parametrize("what", ["a shard is missing", "a shard twice"])
+def test_each_rank_has_one_shard(what: str) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["shards"][1] = manifest["shards"][0]
+        if what == "a shard is missing":
+            manifest["shards"][1]["size_bytes"] *= 2
+            del manifest["shards"][0]
+
+    run = Run(ObjectStore.memory())
+    commit = lie(run.store, run.save(5), lambda index: None, change)  # type: ignore[arg-type]
+    with pytest.raises(CorruptCheckpoint):
+        load_manifest(run.store, commit)
+
+
+def test_what_nobody_could_restore_is_not_called_good() -> None:
+    run = Run(ObjectStore.memory())
+    commit = lie(run.store, run.save(5), LIES["an unknown tag"])  # type: ignore[arg-type]
+    with pytest.raises(CorruptCheckpoint, match="unknown tag"):
+        verify(run.store, commit)
 
 
 def test_sizes_have_to_agree_from_head_down() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -18,6 +19,7 @@ from trainer.phases import (
     in_words,
     phase_in_words,
     quiet_limit_s,
+    ranks_here,
 )
 from trainer.scratch import BEFORE_TRAINING, Phase, Progress, Scratch
 
@@ -93,8 +95,19 @@ def test_a_look_itself_moves_nothing(scratch: Scratch) -> None:
 
 
 def test_activity_is_what_the_kernel_and_python_tell(tmp_path: Path) -> None:
-    (tmp_path / "io").write_text(f"rchar: {5 << MIB}\nwchar: {2 << MIB}\nsyscr: 7\n")
-    assert activity(tmp_path / "io") == 7 + activity(tmp_path / "not there")
+    for rank, faults in (("1", 4), ("2", 0)):
+        (tmp_path / rank).mkdir()
+        (tmp_path / rank / "io").write_text(f"rchar: {5 << MIB}\nwchar: {2 << MIB}\nread_bytes: {1 << MIB}\n")
+        (tmp_path / rank / "stat").write_text(f"7 (python (x)) S 1 7 7 0 -1 4194304 100 0 {faults} 0 5\n")
+    both = [tmp_path / "1", tmp_path / "2", tmp_path / "gone"]
+    assert activity(both) == 2 * 8 + 4 + activity([])
+
+
+def test_a_mapped_file_moves_something(tmp_path: Path) -> None:
+    """Weights are mapped: nothing of them is read as a file is."""
+    assert ranks_here()[0].name in (str(os.getpid()), "self") or str(os.getpid()) in {
+        path.name for path in ranks_here()
+    }
 
 
 def test_rows_of_several_processes_are_counted(tmp_path: Path) -> None:

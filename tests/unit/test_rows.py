@@ -114,7 +114,7 @@ GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
         ({**GOOD, "rejected": " a "}, "both answers are the same"),
         ({**GOOD, "chosen": [assistant("x")], "rejected": [assistant(" x")]}, "both answers are the same"),
         ({**GOOD, "chosen": "\ud83d"}, "chosen has half a character (a lone surrogate)"),
-        ({**GOOD, "prompt": " "}, "there is no prompt, and the answers have no beginning in common"),
+        ({**GOOD, "prompt": " "}, "the prompt is empty"),
         (
             {"chosen": [user("q"), assistant("a")], "rejected": [user("r"), assistant("a")]},
             "there is no prompt, and the answers have no turns in common",
@@ -136,7 +136,7 @@ GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
         ),
         ({**GOOD, "prompt": [user(7)]}, "prompt has a content part of type int: only text can be trained"),
         ({**GOOD, "tools": "{"}, "tools is a text that is not JSON"),
-        ({**GOOD, "tools": {"name": "f"}}, "tools is not a list"),
+        ({**GOOD, "tools": {"name": "f"}}, "tools is not a list of function schemas"),
         ({**GOOD, "chat_template_kwargs": "x"}, "chat_template_kwargs is not an object"),
     ],
 )
@@ -149,3 +149,34 @@ def test_what_cannot_be_trained(raw: dict[str, Any], reason: str) -> None:
 def test_what_arrow_filled_in_is_taken_away() -> None:
     filled = [{"role": "user", "content": "q", "name": None, "tool_calls": [{"arguments": {"a": 1, "b": None}}]}]
     assert without_nulls(filled) == [{"role": "user", "content": "q", "tool_calls": [{"arguments": {"a": 1}}]}]
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ({"prompt": "", "chosen": "The answer is 5", "rejected": "The reply is 6"}, "the prompt is empty"),
+        ({"prompt": None, "chosen": "I think yes", "rejected": "I say no"}, "the prompt is empty"),
+        (
+            {"prompt": "q", "chosen": [{"role": "assistant", "content": "a", "tool_calls": 5}], "rejected": "b"},
+            "a turn of chosen has tool_calls that are no list of function calls",
+        ),
+        (
+            {"prompt": "q", "chosen": [{"role": "assistant", "content": "a", "tool_calls": ["x"]}], "rejected": "b"},
+            "a turn of chosen has tool_calls that are no list of function calls",
+        ),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "tools": [5]}, "tools is not a list of function schemas"),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": "b", "chat_template_kwargs": {"add_generation_prompt": True}},
+            "chat_template_kwargs sets add_generation_prompt, which a row can't",
+        ),
+    ],
+)
+def test_what_would_be_bent_or_crash_is_left_out(raw: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnusableRow) as refused:
+        read_row(raw)
+    assert str(refused.value) == reason
+
+
+def test_without_a_prompt_column_the_common_beginning_is_the_prompt() -> None:
+    row = read_row({"chosen": "so it is", "rejected": "so it was"})
+    assert (row.prompt, row.plain) == ("so it", True)

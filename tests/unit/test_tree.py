@@ -344,3 +344,24 @@ def test_memory_is_pinned_as_long_as_it_is_there(tmp_path: Path) -> None:
     assert pinned == [8192]
     buffer.unlink()
     assert pinned == []
+
+
+@pytest.mark.parametrize("change", ["through .data", "through numpy", "of a bfloat16"])
+def test_a_change_that_torch_does_not_count_is_seen_in_the_copy(change: str) -> None:
+    """The classic average of weights: `average.data.mul_(decay)`. It was committed as good."""
+    weight = torch.ones(100_000, dtype=torch.bfloat16 if "bfloat16" in change else torch.float32)
+    plan = Plan.of({"t": {"w": weight}})
+    if change == "through numpy":
+        weight.numpy().fill(3)
+    else:
+        weight.data.mul_(3)
+    with pytest.raises(TornState, match="t/w was changed while it was copied"):
+        plan.copy(HostBuffer().reserve(plan.size_bytes))
+
+
+def test_another_tensor_in_data_leaves_the_one_that_was_saved() -> None:
+    weight = torch.nn.Parameter(torch.ones(100_000))
+    plan = Plan.of({"t": {"w": weight}})
+    weight.data = torch.zeros(100_000)
+    copied = plan.copy(HostBuffer().reserve(plan.size_bytes))
+    assert torch.equal(torch.frombuffer(copied.data, dtype=torch.float32)[:100_000], torch.ones(100_000))
