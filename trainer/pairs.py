@@ -53,7 +53,7 @@ def check_hub_name(source: Source) -> None:
     if path.is_file() or path.suffix.lower() in OTHER_FILES:
         raise DataError(
             f"{source.name}: a data file ends in {', '.join(known)}",
-            f"convert it: datasets.load_dataset(...).to_json('{path.stem or 'pairs'}.jsonl')",
+            f"convert it: datasets.load_dataset(...).to_json('{path.name.partition('.')[0] or 'pairs'}.jsonl')",
         )
     if not HUB_NAME.fullmatch(source.name):
         raise DataError(

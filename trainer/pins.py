@@ -67,5 +67,6 @@ def check_pins(store: Store, mine: dict[str, Any], *, begun: bool) -> None:
             pinned = read_pins(store)
             if pinned is None:
                 store.put(PINS_KEY, pins.to_json())
-    if pinned is not None:
-        check_fingerprint(pinned, mine)
+    changes = check_fingerprint(pinned, mine) if pinned is not None else []
+    for changed in [] if begun else changes:  # else the checkpoint's own fingerprint decides
+        logger.warning("the run was begun otherwise, before its first save, of which nothing is used: %s", changed)

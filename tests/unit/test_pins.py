@@ -26,7 +26,7 @@ MINE: dict[str, Any] = {
 }
 
 
-def test_the_first_attempt_decides() -> None:
+def test_the_first_attempt_decides(caplog: pytest.LogCaptureFixture) -> None:
     store = ObjectStore.memory()
     assert read_pins(store) is None
     check_pins(store, MINE, begun=False)
@@ -34,6 +34,8 @@ def test_the_first_attempt_decides() -> None:
     other = {**MINE, "world_size": 4, "versions": {"torch": "2.14.0", "notus-launch": "abd"}}
     check_pins(store, other, begun=False)
     assert read_pins(store) == MINE, "written once"
+    assert "the run was begun otherwise" in caplog.text
+    assert "versions.torch was '2.13.0', is '2.14.0'" in caplog.text
 
 
 @pytest.mark.parametrize(
