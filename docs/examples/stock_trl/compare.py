@@ -110,7 +110,11 @@ def differences(stock: Path, ours: Store) -> Differences:
             compared += len(one)
             found += [] if one == other else [f"step {step} on rank {rank}: losses {one} and {other}"]
     evaluations = [metrics_of(line) for line in json.loads((stock / "evaluations.json").read_text())]
-    noted = [metrics_of(event.metrics) for _, event in of_kind(read_events(ours), Evaluated)]
+    by_step: dict[int, dict[str, float]] = {}
+    for _, event in of_kind(read_events(ours), Evaluated):  # one after a kill is made again, and has to be the same
+        metrics = metrics_of(event.metrics)
+        found += [] if by_step.setdefault(event.step, metrics) == metrics else [f"two evaluations of step {event.step}"]
+    noted = list(by_step.values())
     found += [] if len(evaluations) == len(noted) else [f"{len(evaluations)} and {len(noted)} evaluations"]
     for one, other in zip(evaluations, noted, strict=False):
         found += [f"{name}: {one.get(name)} and {other.get(name)}" for name in one if one[name] != other.get(name)]
