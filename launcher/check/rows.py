@@ -82,16 +82,16 @@ def about_rows(count: RowCount, *, alone: bool = True) -> list[Finding]:
 def about_held_out(recipe: Recipe, size: Size) -> list[Finding]:
     """Raises `RequestError` where all rows would be held out."""
     dataset = recipe.dataset
+    some = f"the first {dataset.rows:,} of {dataset.name}" if dataset.rows else dataset.name
+    if size.usable == 0:
+        raise RequestError(f"none of the {size.rows:,} rows of {some} can be trained", "the reasons are told before")
     if size.trained(recipe) <= 0:
-        some = f"the first {dataset.rows:,} of {dataset.name}" if dataset.rows else dataset.name
         left = "" if size.usable is None else "usable "
         raise RequestError(
             f"dataset.eval_rows is {dataset.eval_rows:,}, and {some} has only "
             f"{size.trained(recipe) + dataset.eval_rows:,} {left}rows",
             "hold out fewer rows",
         )
-    if size.usable == 0:
-        raise RequestError("none of the rows can be trained", "the reasons are told above")
     if dataset.rows and dataset.rows > size.rows:
         return [Finding(DATA, "warning", f"dataset.rows is {dataset.rows:,}, and there are {size.rows:,}", "lower it")]
     return []

@@ -169,6 +169,7 @@ def counted(rows: int, unusable: tuple[int, ...]) -> RowCount:
         (7, None, None, "dataset.eval_rows is 7, and x has only 7 usable rows"),
         (2, 4, None, "dataset.eval_rows is 2, and the first 4 of x has only 2 usable rows"),  # rows 0 and 3 are bad
         (4, 4, 42, "dataset.eval_rows is 4, and the first 4 of x has only 4 rows"),
+        (0, 1, None, "none of the 1 rows of the first 1 of x can be trained"),  # row 0
         (6, None, None, None),
         (1, 4, None, None),
         (3, 4, 42, None),  # which four these are is known on the machine
