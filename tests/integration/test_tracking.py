@@ -28,6 +28,7 @@ def tracked(launcher: Launcher, tmp_path: Path) -> str:
     launcher.environment |= {
         "PYTHONPATH": str(FAKES),
         "WANDB_API_KEY": "a" * 40,
+        "WANDB_BASE_URL": "http://127.0.0.1:9",  # the check before a launch asks the real one
         "FAKE_WANDB_CALLS": str(tmp_path / "calls.jsonl"),
     }
     return recipe(
