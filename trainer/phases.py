@@ -1,8 +1,9 @@
 """The phases of an attempt before it trains: what people read, what is counted, and how long nothing may move.
 
-In each of them something moves all the time: modules are imported, rows are tokenised, bytes are fetched. So a limit is
-not on how long a phase takes (a first download may take an hour) but on how long nothing of it moves, on a rented
-machine and on the user's own. Then the attempt has failed, and counts as a failed start (`trainer.restarts`).
+In nearly all of them something moves all the time: modules are imported, rows are tokenised, bytes are fetched. So the
+limit is not on how long a phase takes (a first download may take an hour) but on how long nothing of it moves, on a
+rented machine and on the user's own. Then the attempt has failed, and counts as a failed start (`trainer.restarts`). In
+"starting" there is no rank yet that could report: its limit is on the phase itself.
 """
 
 from __future__ import annotations
@@ -128,15 +129,23 @@ def compiled_in(folder: Path) -> Count:
 
 def activity(processes: Sequence[Path] | None = None) -> int:
     """Something that grows while any rank of this machine reads, writes or imports: MiB to and from files and disks (a
-    mapped file is read by the disk only), page faults that had to wait for one, and this rank's modules. Not bytes:
-    whoever looks reads files too."""
-    moved = 0
+    mapped file is read by the disk only), page faults that had to wait for one, and this rank's modules. Without what
+    this thread reads and writes: looking would else be the thing that moves."""
+    moved_bytes, faults = -_io_bytes(Path("/proc/thread-self")), 0
     for process in ranks_here() if processes is None else processes:
-        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-            fields = dict(line.split(": ") for line in (process / "io").read_text().splitlines())
-            moved += sum(int(fields[name]) for name in ("rchar", "wchar", "read_bytes")) >> MIB
-            moved += int((process / "stat").read_text().rpartition(")")[2].split()[9])  # field 12: majflt
-    return moved + len(sys.modules)
+        moved_bytes += _io_bytes(process)
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            faults += int((process / "stat").read_text().rpartition(")")[2].split()[9])  # field 12: majflt
+    return (moved_bytes >> MIB) + faults + len(sys.modules)
+
+
+def _io_bytes(process: Path) -> int:
+    """0 for one that is gone, or on a kernel that doesn't tell."""
+    try:
+        fields = dict(line.split(": ") for line in (process / "io").read_text().splitlines())
+        return sum(int(fields[name]) for name in ("rchar", "wchar", "read_bytes"))
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def ranks_here(proc: Path = Path("/proc")) -> list[Path]:
