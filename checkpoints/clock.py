@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+LONG_AGO = datetime.fromtimestamp(0, UTC)
+"""Before anything that is of interest."""
+
 
 class Clock(Protocol):
     """Wall time (UTC), time that passes, and sleeping."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from pydantic import Field, ValidationInfo, field_validator, model_serializer
 
-from checkpoints.clock import Clock, SystemClock
+from checkpoints.clock import LONG_AGO, Clock, SystemClock
 from checkpoints.confirm import read_record
 from checkpoints.errors import CorruptCheckpoint, NotusError
 from checkpoints.event_kinds import KINDS, Damaged, Payload, Planned, RunEnd, payload_of
@@ -28,7 +28,6 @@ LAUNCH = "NOTUS_LAUNCH"
 
 P = TypeVar("P", bound=Payload)
 
-LONG_AGO = datetime.fromtimestamp(0, UTC)
 _TIME = "%Y%m%dT%H%M%S.%fZ"
 _KEY = re.compile(r"events/(\d{8}T\d{6}\.\d{6}Z)-([\w-]+)\.json")
 

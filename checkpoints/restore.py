@@ -193,7 +193,7 @@ def verify(store: Store, commit: Commit, progress: Callable[[int], None] = lambd
         data = buffer.reserve(index.size_bytes)
         _fetch(store, index, data)
         _check_tensors(index, data)
-        decode_trees(index, index.tensors.__getitem__, plain=True)  # or nobody could restore it
+        decode_trees(index, index.tensors.__getitem__, plain=True)  # what does not decode cannot be restored
         progress(ref.size_bytes)
     return manifest
 

@@ -4,7 +4,7 @@ Large tensors are copied beside the training, so they must not change meanwhile.
 count of changes (`Tensor._version`), and the save fails. Changes through `.data` aren't counted: of a tensor in the
 host's memory the copy is compared with pieces that were kept when the save began, which finds those that go over the
 whole tensor; on a GPU that would wait for it, and isn't done. What a forward pass changes, running means and histories,
-is small: that is copied at once, and so are numpy arrays and inference tensors, of which nobody counts the changes.
+is small: that is copied at once, and so are numpy arrays and inference tensors, whose changes are not counted.
 """
 
 from __future__ import annotations

@@ -23,11 +23,12 @@ from checkpoints.requests import withdraw
 from checkpoints.run import open_run, read_controller_beat, read_heartbeat, register_run
 from checkpoints.store import Store, probe
 from launcher.check.check import Where, check_before_launch
+from launcher.console import say
 from launcher.dry_run import limits_of_plan, planner_for, price_warnings, rungs_of, strategy_here
 from launcher.errors import RequestError, SkyFailed
 from launcher.follow import follow
 from launcher.identity import RunIdentity, identity_here
-from launcher.launch import new_name, read_receipt, say, show_receipt
+from launcher.launch import new_name, read_receipt, show_receipt
 from launcher.options import home, writable
 from launcher.plan import DryRun, Plan, Rung, require_plan
 from launcher.policy.history import machine_now, machines

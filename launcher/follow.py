@@ -12,7 +12,7 @@ from checkpoints.event_kinds import AttemptEnded, Failed, Finished, Planned, Sto
 from checkpoints.events import Event, read_events
 from checkpoints.run import Heartbeat, read_heartbeat
 from checkpoints.store import Store
-from launcher.launch import say
+from launcher.console import say
 from launcher.local import Watcher
 from launcher.report.story import line_of
 from launcher.watch import watcher

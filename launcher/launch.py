@@ -18,6 +18,7 @@ from checkpoints.run import open_run, read_heartbeat, read_run_if_valid, registe
 from checkpoints.store import Store, probe
 from checkpoints.terminal import console
 from launcher.check.check import Where, check_before_launch
+from launcher.console import say
 from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.experience import remember
 from launcher.local import LocalBackend, LocalRun, committed_step
@@ -173,8 +174,3 @@ def show_receipt(receipt: Receipt, output: str) -> None:
 def new_name(recipe: Recipe) -> str:
     """A fresh run name: recipe, day, four random letters."""
     return f"{recipe.name[:40]}-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(2)}"
-
-
-def say(text: str) -> None:
-    """A line of the story, to stderr."""
-    sys.stderr.write(f"notus-launch: {text}\n")

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from checkpoints.errors import UserError
 from checkpoints.terminal import console
+from launcher.console import say
 from launcher.errors import NothingFits, RequestError
-from launcher.launch import say
 from launcher.offers import Catalog, Offer, by_kind, find_catalog, load_offers, shipped_catalog
 from launcher.report.plans import offers_table
 from launcher.report.tables import counted, plain_table

@@ -14,9 +14,9 @@ from checkpoints.requests import ask, withdraw
 from checkpoints.restore import verify_presence
 from checkpoints.run import open_run, read_heartbeat
 from checkpoints.store import Store
+from launcher.console import say
 from launcher.errors import RunFailed, UnclearJob
 from launcher.identity import RunIdentity, identity_here
-from launcher.launch import say
 from launcher.options import bucket_or_default
 from launcher.presence import nobody_here
 from launcher.report.status import ABANDONED, OVER, RunStatus, read_status

@@ -1,4 +1,4 @@
-"""A Hub on loopback, for the real client: models, data sets, who somebody is, and W&B's one question.
+"""A Hub on loopback, for the real client: models, data sets, whoami, and W&B's one question.
 
 It answers as the Hub does, with its headers: the client tells a gated model from a missing one by `X-Error-Code`.
 """
@@ -95,7 +95,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self, rest: str, kind: str, known: dict[str, dict[str, Any]], token: str) -> None:
         rest = rest.removesuffix("/auth-check") if (checked := rest.endswith("/auth-check")) else rest
         name, _, revision = rest.partition("/revision/")
-        if name not in known:
+        if name not in known:  # to whoever has no token the Hub doesn't tell what is missing from what is private
+            if not token:
+                return self._say(401, {"error": "Invalid username or password."})
             return self._say(404, {"error": "Repository not found"}, error="RepoNotFound")
         if revision not in ("", "main"):
             return self._say(404, {"error": "Invalid rev id"}, error="RevisionNotFound")
@@ -121,6 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("ETag", etag)
         if error:
             self.send_header("X-Error-Code", error)
+        if "error" in told:
             self.send_header("X-Error-Message", str(told["error"]))
         self.end_headers()
         if self.command != "HEAD":

@@ -27,7 +27,7 @@ from trainer.pairs import (
     what_was_cut,
 )
 from trainer.phases import Tally
-from trainer.raw_rows import as_text, first_places, left_out, rows_of_jsonl
+from trainer.raw_rows import as_text, first_places, left_out, no_rows, rows_of_jsonl
 from trainer.recipe import Dpo, Recipe, Source
 from trainer.rendering import end_tokens, render_row
 from trainer.rows import Row, UnusableRow, read_row, without_nulls
@@ -201,9 +201,9 @@ def _share(source: Source) -> datasets.Dataset:
     except (pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{source.name} can't be read: {error.__cause__ or error}", "rewrite the file") from error
     if not len(table):
-        raise _no_rows(source)
+        raise no_rows(source)
     rows = datasets.Dataset(datasets.table.InMemoryTable(table))
-    return rows if source.fraction == 1 else rows.select(range(max(1, round(source.fraction * len(rows)))))
+    return rows if source.fraction == 1 else rows.select(range(source.share_of(len(rows))))
 
 
 _SCHEMA = pyarrow.schema([(name, pyarrow.large_string()) for name in ("row", "where", "broken")])
@@ -218,10 +218,6 @@ def _batches(source: Source) -> Iterator[pyarrow.RecordBatch]:
             yield pyarrow.RecordBatch.from_pylist(batch, _SCHEMA)
             batch = []
     yield pyarrow.RecordBatch.from_pylist(batch, _SCHEMA)
-
-
-def _no_rows(source: Source) -> DataError:
-    return DataError(f"{source.name} has no rows", "take it out of the recipe, or give one with rows")
 
 
 def _raw_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -246,5 +242,5 @@ def _load(source: Source) -> datasets.Dataset:
             return datasets.load_dataset(source.name, source.config, split=source.split, revision=source.revision)
     parquet_columns(path)  # raises for a file that is no parquet
     if not parquet.read_metadata(path).num_rows:  # `datasets` can't load it
-        raise _no_rows(source)
+        raise no_rows(source)
     return datasets.Dataset.from_parquet(str(path))

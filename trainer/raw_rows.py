@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.event_kinds import LeftOutRows
+from trainer.errors import DataError
 from trainer.pairs import find_columns, numbered_jsonl
 from trainer.recipe import Source
 from trainer.rows import FOR_TEMPLATE, PARTS, encodable
@@ -29,6 +30,11 @@ def rows_of_jsonl(path: Path, source: Source) -> Iterator[tuple[str, dict[str, A
         yield f"{path.name}:{number}", {ours: row.get(theirs) for ours, theirs in {**later, **columns}.items()}
 
 
+def no_rows(source: Source) -> DataError:
+    """For a set that is empty."""
+    return DataError(f"{source.name} has no rows", "take it out of the recipe, or give one with rows")
+
+
 def as_text(raw: Mapping[str, Any]) -> tuple[str, str]:
     """A row as JSON, and why it is broken, or ''. What can't be text counts as nothing."""
     broken = why_broken(raw)
@@ -39,7 +45,7 @@ def as_text(raw: Mapping[str, Any]) -> tuple[str, str]:
 def no_text(value: object) -> dict[str, str]:
     """For what JSON doesn't have (bytes, times, decimals): no text and no turns, so the row is left out.
 
-    Its `repr` would be trained as if somebody had written it.
+    Otherwise its `repr` would be trained as text.
     """
     return {"type": type(value).__name__}
 

@@ -58,6 +58,10 @@ class Source(Settings):
     revision: str | None = Field(default=None, description="hub revision")
     fraction: float = Field(default=1.0, gt=0, le=1, description="share of its rows that is used, from the first on")
 
+    def share_of(self, rows: int) -> int:
+        """How many of its rows are used; at least one."""
+        return rows if self.fraction == 1 else max(1, round(self.fraction * rows))
+
     @property
     def file_name(self) -> str | None:
         """The local data file that it names, or None for a hub name or a built-in set."""

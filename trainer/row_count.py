@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from checkpoints.event_kinds import LeftOutRows
 from trainer.errors import DataError
 from trainer.pairs import find_columns, local_path
-from trainer.raw_rows import left_out, no_text, rows_of_jsonl, why_broken
+from trainer.raw_rows import left_out, no_rows, no_text, rows_of_jsonl, why_broken
 from trainer.recipe import Source
 from trainer.rows import Row, Turn, UnusableRow, read_row, without_nulls
 
@@ -84,7 +84,7 @@ def count_rows(source: Source, told: Told = lambda name, rows: None) -> RowCount
         if reading.rows % TOLD_EVERY_ROWS == 0:
             told(source.name, reading.rows)
     if not reading.rows:
-        raise DataError(f"{source.name} has no rows", "take it out of the recipe, or give one with rows")
+        raise no_rows(source)
     return reading.count()
 
 
@@ -118,7 +118,7 @@ class _Reading:
             self.sample.append((number, texts))
 
     def count(self) -> RowCount:
-        used = self.rows if self.source.fraction == 1 else max(1, round(self.source.fraction * self.rows))
+        used = self.source.share_of(self.rows)
         unusable = left_out((where, reason) for number, where, reason in self.unusable if number < used)
         return RowCount(
             name=self.source.name,

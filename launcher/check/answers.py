@@ -29,6 +29,8 @@ class Question(NamedTuple):
     """What is asked about, as `Finding.what`."""
     ask: Callable[[], Answer]
     """Raises `NotusError` for what is wrong. Whatever else it raises means that it isn't known."""
+    of_data: bool = False
+    """Does the answer tell the rows of a set?"""
 
 
 def answers(questions: Sequence[Question], limit_s: float = ANSWER_S) -> list[Answer]:

@@ -14,8 +14,9 @@ from checkpoints.errors import NotusError
 from checkpoints.terminal import console
 from launcher.check import hub, tracking
 from launcher.check.answers import Answer, answers
-from launcher.check.rows import DATA, Size, about_held_out, about_hours, about_rows, about_steps, size_of
+from launcher.check.rows import DATA, STEPS, Size, about_held_out, about_hours, about_rows, about_steps, size_of
 from launcher.check.tokens import about_lengths, lengths_of, local_tokenizer
+from launcher.console import say
 from launcher.errors import RequestError
 from launcher.findings import Finding
 from launcher.request import Gpus, parse_gpus
@@ -70,9 +71,14 @@ def check_recipe(recipe: Recipe, where: Where, told: Told = lambda name, rows: N
                 elif not hub.is_there(source):
                     found.append(Finding(DATA, "note", f"{source.name}: its rows are read on the machine"))
     known = not any(finding.what == DATA and finding.state in ERRORS for finding in found)
-    heard = answers([*hub.questions(recipe, local=where.local, data=known), *tracking.questions(recipe)])
+    asked = [*hub.questions(recipe, local=where.local, data=known), *tracking.questions(recipe)]
+    heard = answers(asked)
     found += [answer.finding for answer in heard]
-    size = None if any(finding.state in ERRORS for finding in found) else _size(recipe, counts, heard)
+    size = (
+        None
+        if any(finding.state in ERRORS for finding in found)
+        else _size(recipe, counts, [answer for question, answer in zip(asked, heard, strict=True) if question.of_data])
+    )
     if size is not None:
         with _noted(found, DATA):
             found += about_held_out(recipe, size)
@@ -89,8 +95,7 @@ def _noted(found: list[Finding], what: str) -> Iterator[None]:
         found.append(Finding(what, "wrong", error.message, error.hint))
 
 
-def _size(recipe: Recipe, counts: Sequence[RowCount], heard: Sequence[Answer]) -> Size | None:
-    told = [answer for answer in heard if answer.finding.what == hub.DATA]
+def _size(recipe: Recipe, counts: Sequence[RowCount], told: Sequence[Answer]) -> Size | None:
     whole = len(counts) + len(told) == len(recipe.dataset.sources)  # a folder, or a file that pyarrow can't read
     return size_of(recipe.dataset, counts, told) if whole else None
 
@@ -156,14 +161,14 @@ def check_before_launch(recipe: Recipe, where: Where) -> None:
     for finding in checked.findings:
         if finding.state in ("warning", "unknown"):
             fix = f" ({finding.fix})" if finding.fix else ""
-            _say(f"{finding.what}: {finding.detail}{fix}")
-        elif finding.what in (DATA, hub.DATA, "steps") and finding.state == "ok":
-            _say(f"{finding.what}: {finding.detail}")
+            say(f"{finding.what}: {finding.detail}{fix}")
+        elif finding.what in (DATA, hub.DATA, STEPS) and finding.state == "ok":
+            say(f"{finding.what}: {finding.detail}")
     if not checked.errors:
         return
     *others, last = checked.errors
     for finding in others:
-        _say(f"{finding.what}: {finding.detail}; {finding.fix}")
+        say(f"{finding.what}: {finding.detail}; {finding.fix}")
     raise RequestError(last.detail, last.fix)
 
 
@@ -175,7 +180,3 @@ def progress() -> Iterator[Told]:
         return
     with console(stderr=True).status("checking the recipe") as status:
         yield lambda name, rows: status.update(Text(f"reading {name}: {rows:,} rows"))
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"notus-launch: {text}\n")

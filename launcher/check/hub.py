@@ -38,7 +38,7 @@ def questions(recipe: Recipe, *, local: bool, data: bool = True) -> list[Questio
         asked.append(Question(MODEL, partial(about_model, recipe, token)))
     for source in recipe.dataset.sources:
         if data and is_there(source):
-            asked.append(Question(DATA, partial(about_data, source, token)))
+            asked.append(Question(DATA, partial(about_data, source, token), of_data=True))
     if recipe.hub is not None and isinstance(token, str):
         asked.append(Question(PUSH, partial(about_push, recipe.hub, token)))
     return asked
@@ -86,7 +86,7 @@ def about_data(source: Source, token: Token) -> Answer:
         )
     rows = splits[source.split] if plain else None
     counted = f"has {rows:,} rows, by its card" if rows else "its card doesn't tell how many rows it has"
-    used = None if rows is None else max(1, round(source.fraction * rows))
+    used = None if rows is None else source.share_of(rows)
     return Answer(Finding(DATA, "ok", f"{source.name} can be read; {counted}. Its rows are read on the machine"), used)
 
 
@@ -157,7 +157,11 @@ def _refusals(kind: Kind, name: str, revision: str | None, token: Token) -> Iter
     from huggingface_hub import errors
 
     what, key = WORDS[kind]
-    who = "no account (HF_TOKEN is not set)" if token is False else "the account of HF_TOKEN"
+    who = "the account of HF_TOKEN" if token else "no account (HF_TOKEN is not set)"
+    missing = RequestError(
+        f"there is no {what} {name!r} on the Hub, or it is private and {who} may not read it",
+        f"correct {key}, or set HF_TOKEN",
+    )
     try:
         yield
     except errors.GatedRepoError as error:
@@ -168,10 +172,7 @@ def _refusals(kind: Kind, name: str, revision: str | None, token: Token) -> Iter
     except errors.RevisionNotFoundError as error:
         raise RequestError(f"the {what} {name} has no revision {revision!r}", f"correct {key[:-4]}revision") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise RequestError(
-            f"there is no {what} {name!r} on the Hub, or it is private and {who} may not read it",
-            f"correct {key}, or set HF_TOKEN",
-        ) from error
+        raise missing from error
     except errors.DisabledRepoError as error:
         raise RequestError(f"the {what} {name} was disabled on the Hub", f"choose another one in {key}") from error
     except errors.EntryNotFoundError as error:
@@ -181,6 +182,8 @@ def _refusals(kind: Kind, name: str, revision: str | None, token: Token) -> Iter
     except errors.HfHubHTTPError as error:
         if error.response.status_code != 401:
             raise
+        if not token:  # to whoever has none the Hub doesn't tell what is missing from what is private
+            raise missing from error
         raise RequestError(
             "the Hub says that HF_TOKEN is no valid token", "set it to a valid one, or unset it"
         ) from error

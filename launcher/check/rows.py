@@ -46,7 +46,7 @@ class Size(NamedTuple):
 
 
 def size_of(dataset: Dataset, counts: Sequence[RowCount], told: Sequence[Answer]) -> Size | None:
-    """None where nobody knows how many rows there are. `told`: of the sets on the Hub."""
+    """None if the number of rows is unknown. `told`: of the sets on the Hub."""
     unread = [answer.rows for answer in told]
     if None in unread or not (counts or unread):
         return None

@@ -29,7 +29,7 @@ from sky.jobs import utils as managed_job_utils
 from sky.server import plugins
 from sky.utils import common_utils, registry, resources_utils, status_lib
 
-from checkpoints.clock import SystemClock
+from checkpoints.clock import LONG_AGO, SystemClock
 from checkpoints.errors import NotusError, StoreError, UserError
 from checkpoints.events import read_events
 from checkpoints.run import open_run
@@ -60,7 +60,6 @@ BUCKET_TRIES = 2880
 PROVISION_S, ASK_S = 2700.0, 60.0
 """What SkyPilot may take for one request: to get a machine ready, and for each zone that it asks on the way. A cloud
 bills from the first minute, and SkyPilot itself waits for hours."""
-LONG_AGO = datetime.fromtimestamp(0, UTC)
 EVENTS = 500
 """Of a cluster that are read: a launch writes one a zone and eight more."""
 WATCHING: dict[int, asyncio.Task[None]] = {}

@@ -124,7 +124,7 @@ def adapters(recipe: dict[str, Any]) -> LoraConfig | None:
 
 
 def keep_precision(trainer: DPOTrainer) -> None:
-    """The one thing that is mended in stock TRL: under DeepSpeed the Trainer casts all floating-point inputs to bf16.
+    """The one fix to stock TRL: under DeepSpeed the Trainer casts all floating-point inputs to bf16.
 
     So the precomputed log-probabilities too: -407.1 becomes -408, and the first step's loss 0.74 instead of ln 2.
     """
