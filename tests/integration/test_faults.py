@@ -197,7 +197,11 @@ def test_a_full_disk_ends_the_run_with_one_clear_line(launcher: Launcher, tmp_pa
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [('{"prompt": "a", "chosen": "b"}', "has no column 'rejected'"), ("{broken", ":1: not JSON")],
+    [
+        ('{"prompt": "a", "chosen": "b"}', "has no column 'rejected'"),
+        ("{broken", ":1: not JSON"),
+        ('{"prompt": "a", "chosen": "same", "rejected": "same"}', "none of the 1 rows"),
+    ],
 )
 def test_bad_data_is_refused_before_anything_starts(launcher: Launcher, row: str, message: str) -> None:
     launcher.home.mkdir()
@@ -207,20 +211,6 @@ def test_bad_data_is_refused_before_anything_starts(launcher: Launcher, row: str
     assert done.code == 2
     assert message in done.err
     assert not (Path(launcher.bucket) / "bad").exists()
-
-
-def test_bad_data_found_by_the_ranks_is_never_retried(launcher: Launcher) -> None:
-    launcher.home.mkdir()
-    same = '{"prompt": "a", "chosen": "same", "rejected": "same"}\n'
-    (launcher.home / "pairs.jsonl").write_text(same * 5)
-    mine = recipe(launcher.home, "tiny-dpo", ("builtin:tiny-preferences", "pairs.jsonl"))
-    done = launcher.run(*launcher.local(mine, "--name", "bad"))
-    assert done.code == 2
-    assert "none of the 5 rows" in done.err
-    assert "Traceback" not in done.err
-    events = read_events(open_run(launcher.bucket, "bad"))
-    assert [event.kind for event in events].count("attempt_started") == 1
-    assert events[-1].kind == "failed"
 
 
 def test_another_recipe_under_the_same_name_is_refused(launcher: Launcher, reference: Store) -> None:
@@ -242,9 +232,13 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(launcher: Laun
     # which saves have arrived by then is the disk's affair
     assert found[3].split(";")[0] in ("the last good checkpoint is that of step 1", "there is no good checkpoint")
     assert "lower training.learning_rate (now 1)" in done.err
-    head = read_head(open_run(launcher.bucket, "wild"))
+    store = open_run(launcher.bucket, "wild")
+    head = read_head(store)
     assert head is not None
     assert all(commit.step < step for commit in head.commits)
+    events = read_events(store)
+    assert [event.kind for event in events].count("attempt_started") == 1, "the ranks' verdict is never retried"
+    assert events[-1].kind == "failed"
 
 
 class Refuses(FaultyProxy):
