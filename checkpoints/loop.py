@@ -32,11 +32,11 @@ from checkpoints.confirm import believed
 from checkpoints.errors import Fenced, NotusError, UserError
 from checkpoints.head import LEASE_S, PATIENCE_S, Lease, Retention, Writer, read_head
 from checkpoints.names import check_run_name
+from checkpoints.probe import probe
 from checkpoints.restore import newest_good, restore_shard
 from checkpoints.run import open_run
 from checkpoints.saver import Saver
 from checkpoints.shm import RunMemory, SharedBuffer
-from checkpoints.store import probe
 from checkpoints.uploader import Setup
 
 logger = logging.getLogger(__name__)

@@ -5,16 +5,12 @@ One contract test (tests/contract/test_store.py) runs over every implementation.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
 from checkpoints.environment import user_path
-from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, NotusError, ObjectMissing, UserError
-from checkpoints.parallel import parallel_map
+from checkpoints.errors import ObjectMissing, UserError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 PIECE_BYTES = 4 << 20
@@ -141,92 +137,7 @@ def exists(store: Store, key: str) -> bool:
     return True
 
 
-def probe(store: Store) -> None:
-    """Write, read and delete one small object, so that a wrong bucket fails before it costs money.
-
-    Also asks for writes that must be refused: a store that ignores conditions would let two machines that both believe
-    to hold the run overwrite each other.
-
-    Raises `BucketUnusable` with the reason, or `StoreError` where the store does not answer: that may pass.
-    """
-    key, payload = f"probe-{uuid.uuid4().hex}", os.urandom(16)
-    try:
-        store.put(key, payload)  # not `create`: a retry that meets its own success is no fault of the bucket
-        if not holds(store, key, payload):
-            raise BucketUnusable(f"{store.url} gave back other bytes than were written to it")
-        try:
-            fault = _fault_of_fence(store, key) or _fault_of_races(store, key)
-        except NotusError:
-            with contextlib.suppress(NotusError):  # the first error is the one to see
-                store.delete(key)
-            raise
-        store.delete(key)
-    except ObjectMissing as error:
-        raise BucketUnusable(f"{store.url} can't be used: {error.message}", error.hint) from error
-    if fault:
-        raise BucketUnusable(
-            f"{store.url} {fault}, so it can't keep a machine that was given up from overwriting its successor", FENCED
-        )
-
-
-RACERS = 4
-"""Writers at once, in the probe."""
 FENCED = (
     "use a store with conditional writes: AWS S3, Cloudflare R2, a recent MinIO or SeaweedFS, GCS as gs://, or a folder"
 )
-
-
-def _fault_of_fence(store: Store, key: str) -> str:
-    """What is wrong with the conditional writes to an object that is there; '' = nothing."""
-    try:
-        store.create(key, os.urandom(16))
-        return "replaces an object that it was asked to create"
-    except AlreadyExists:
-        pass
-    stale = _swap(store, key)
-    if stale is None:
-        return "refuses to replace an object by its token"
-    try:
-        store.swap(key, os.urandom(16), stale)
-        return "replaces an object by the token of an older version"
-    except Conflict:
-        return ""
-
-
-def _fault_of_races(store: Store, key: str) -> str:
-    """What is wrong where several write at once, each on the same condition; '' = nothing. Two may not succeed."""
-    place, token = f"{key}-race", store.get(key).token
-    created = parallel_map(lambda data: _won(lambda: store.create(place, data)), _payloads(), RACERS)
-    there = any(created) or exists(store, place)  # where the winner's reply was lost
-    store.delete(place)
-    if sum(created) > 1:
-        return "lets several create the same object at once"
-    if not there:
-        return "refuses to create an object under the condition that there is none yet"
-    swapped = parallel_map(lambda data: _won(lambda: store.swap(key, data, token)), _payloads(), RACERS)
-    return "lets several replace an object by one token at once" if sum(swapped) > 1 else ""
-
-
-def _payloads() -> list[bytes]:
-    return [os.urandom(16) for _ in range(RACERS)]
-
-
-def _won(write: Callable[[], object]) -> bool:
-    try:
-        write()
-    except (AlreadyExists, Conflict):
-        return False
-    return True
-
-
-def _swap(store: Store, key: str) -> str | None:
-    """Replace the object by its token, and return the old token; None if the store won't, however often it's asked."""
-    for _ in range(READ_ATTEMPTS):  # a late duplicate of an earlier write can change the token under us
-        token, data = store.get(key).token, os.urandom(16)
-        try:
-            store.swap(key, data, token)
-            return token
-        except Conflict:
-            if holds(store, key, data):  # its reply was lost, and the retry met its own success
-                return token
-    return None
+"""What a store has to be, for who has another."""

@@ -13,9 +13,10 @@ from checkpoints.event_kinds import Compared
 from checkpoints.events import Diary, Event, of_kind, read_events
 from checkpoints.metrics import read_metrics
 from checkpoints.names import check_run_name
+from checkpoints.probe import probe
 from checkpoints.requests import withdraw
 from checkpoints.run import open_run, read_heartbeat, read_run_if_valid, register_run
-from checkpoints.store import Store, probe
+from checkpoints.store import Store
 from checkpoints.terminal import console
 from launcher.check.check import Where, check_before_launch
 from launcher.console import say

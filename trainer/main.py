@@ -23,8 +23,9 @@ from checkpoints.causes import AttemptOutcome
 from checkpoints.errors import AccessDenied, NotusError, RunHeld, StoreError, UserError
 from checkpoints.events import read_events
 from checkpoints.head import PATIENCE_S, read_head
+from checkpoints.probe import probe
 from checkpoints.run import RunRecord, open_run, register_run
-from checkpoints.store import Store, probe
+from checkpoints.store import Store
 from checkpoints.terminal import run_app, show_error
 from trainer import leftovers
 from trainer.attempt import PREDECESSOR_GONE, Supervisor, gpus_here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import uuid
@@ -15,7 +16,8 @@ import stamina
 from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, UserError
 from checkpoints.folder_store import FolderStore
 from checkpoints.object_store import ObjectStore
-from checkpoints.store import RACERS, Buffer, Store, open_store, probe
+from checkpoints.probe import RACERS, probe
+from checkpoints.store import Buffer, Store, Stored, exists, open_store
 from checkpoints.upload import put_once
 from tests.gcs_fake import fake_gcs
 from tests.loopback import LoopbackServer, QuietHandler, serving
@@ -236,9 +238,63 @@ class NeverCreates(ObjectStore):
         raise AlreadyExists(key)
 
 
+class Stale(ObjectStore):
+    """Gives back what was there before the last write, for a while: a cache in front of the store."""
+
+    before: Stored | None = None
+
+    def put(self, key: str, data: Buffer) -> None:
+        with contextlib.suppress(ObjectMissing):
+            self.before = super().get(key)
+        super().put(key, data)
+
+    def get(self, key: str) -> Stored:
+        told, self.before = self.before or super().get(key), None
+        return told
+
+
+class Remembers(ObjectStore):
+    """Gives back what was deleted, until it's asked once more."""
+
+    asked = False
+
+    def delete(self, key: str) -> None:
+        if self.asked or not key.endswith("-race"):
+            super().delete(key)
+        self.asked = True
+
+
+class SwapsNothing(ObjectStore):
+    """Creates what it was asked to replace."""
+
+    def swap(self, key: str, data: Buffer, token: str) -> str:
+        if not exists(self, key):
+            return self.create(key, data)
+        return super().swap(key, data, token)
+
+
+class Retains(ObjectStore):
+    """A name that was deleted is never free again."""
+
+    deleted: ClassVar[set[str]] = set()
+
+    def delete(self, key: str) -> None:
+        self.deleted.add(key)
+        super().delete(key)
+
+    def create(self, key: str, data: Buffer) -> str:
+        if key in self.deleted:
+            raise AlreadyExists(key)
+        return super().create(key, data)
+
+
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [
+        (Stale, "gives back an older version"),
+        (Remembers, "gives back an object that was deleted"),
+        (SwapsNothing, "creates an object that it was asked to replace"),
+        (Retains, "refuses to create an object where one was deleted"),
         (RacyCreate, "lets several create the same object at once"),
         (RacySwap, "lets several replace an object by one token at once"),
         (NoCreateOnce, "asked to create"),
@@ -295,6 +351,29 @@ def test_a_store_that_knows_no_conditions_is_refused_at_once(monkeypatch: pytest
             probe(open_store("s3://notus-test/x"))
     assert "conditional writes" in caught.value.hint
     assert len(WithoutConditions.asked) < 15, "one round of the client's own tries"
+
+
+class BadRequest(WithoutConditions):
+    """An S3 that answers a conditional write with 400."""
+
+    objects: ClassVar[dict[str, bytes]] = {}
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("If-None-Match") or self.headers.get("If-Match"):
+            return self._answer(400, b"<Error><Code>InvalidArgument</Code></Error>")
+        self.objects[self.path] = data
+        return self._answer(200)
+
+
+def test_a_store_that_takes_conditions_for_a_bad_request_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(LoopbackServer(BadRequest)) as server, stamina.set_testing(True, attempts=6, cap=True):
+        for name, value in S3Server(server.url).environment().items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(BucketUnusable, match="takes writes, but none with a condition") as caught:
+            probe(open_store("s3://notus-test/x"))
+    assert "InvalidArgument" in caught.value.message
+    assert "conditional writes" in caught.value.hint
 
 
 class Busy(WithoutConditions):

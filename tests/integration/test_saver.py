@@ -22,11 +22,12 @@ from checkpoints.errors import Fenced, StoreError, TornState, UserError
 from checkpoints.head import Lease, Retention, Writer, read_head
 from checkpoints.loop import Checkpointer
 from checkpoints.metrics import read_metrics
+from checkpoints.probe import probe
 from checkpoints.run import open_run
 from checkpoints.saver import Saver
 from checkpoints.shm import RunMemory, SharedBuffer
 from checkpoints.snapshot import Plan
-from checkpoints.store import Store, probe
+from checkpoints.store import Store
 from checkpoints.uploader import NICE, Done, Inbox, Setup
 from tests.integration.conftest import wait_for
 from trainer.keeper import MAX_FAILED_SAVES, Keeper
