@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from checkpoints.files import hash_file
-from trainer.base_files import read_header
+from trainer.base_files import CONFIG, read_header
 from trainer.fingerprint import Base
 from trainer.loading import blaming
 
@@ -23,7 +23,7 @@ PIECE_BYTES = 64 << 10
 """Of the beginning, the middle and the end of a larger tensor: all that earlier versions looked at."""
 READ_BYTES = 16 << 20
 SETTINGS = (
-    "config.json",
+    CONFIG,
     "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
@@ -54,6 +54,16 @@ def identify_base(name: str, revision: str | None, *, made_here: bool = False) -
 
         commit = AutoConfig.from_pretrained(name, revision=revision)._commit_hash
     return {"commit": commit, **_told_by_the_hub(name, commit)}
+
+
+def folder_of(name: str, revision: str | None) -> Path | None:
+    """Where the files of a model lie that was loaded on this machine; None where the Hub's client has kept none."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, CONFIG, revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _settings_here(folder: Path) -> dict[str, str | None]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import UserError
 from trainer.recipe import BUILTIN, Recipe
+from trainer.tied_embeddings import check_tied
 
 CONFIG = "config.json"
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
@@ -35,7 +36,9 @@ def check_local_base(recipe: Recipe) -> None:
     if name.startswith(BUILTIN) or not Path(name).is_dir():
         return
     check_files(Path(name))
-    check_config(read_config(Path(name)), recipe, Path(name) / CONFIG)
+    config = read_config(Path(name))
+    check_config(config, recipe, Path(name) / CONFIG)
+    check_tied(Path(name), config, read_headers(Path(name)))
 
 
 def check_files(folder: Path) -> None:
@@ -76,6 +79,11 @@ def read_header(path: Path) -> dict[str, Any]:
     return tensors
 
 
+def read_headers(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Of all safetensors files of a model."""
+    return {path: read_header(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
 def _is_whole_pickle(path: Path) -> bool:
     """torch.save writes a zip file, whose list of contents is at its end; before 2020 a pickle without one."""
     with path.open("rb") as file:
@@ -89,7 +97,7 @@ def _check_shards(folder: Path) -> None:
         if not isinstance(weights, dict):
             raise UserError(f"{index} has no weight_map", AGAIN)
         if missing := sorted({str(name) for name in weights.values()} - {path.name for path in folder.iterdir()}):
-            raise UserError(f"{folder} lacks {_some(missing)}, which {index.name} names", AGAIN)
+            raise UserError(f"{folder} lacks {some(missing)}, which {index.name} names", AGAIN)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -138,6 +146,13 @@ def _problems(config: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[str, 
             f"pad_token_id {pad} is outside of the embedding's {rows} rows (vocab_size)",
             "set pad_token_id to a token that the model has (its eos_token_id, for example)",
         )
+    ends = config.get("eos_token_id")
+    for end in ends if isinstance(ends, list) else [ends]:
+        if isinstance(rows, int) and isinstance(end, int) and end >= rows:
+            yield (
+                f"eos_token_id {end} is outside of the embedding's {rows} rows (vocab_size)",
+                "set eos_token_id to the token that ends an answer: without one the model never stops",
+            )
     longest = recipe.dpo.max_length
     for key in POSITIONS:
         positions = config.get(key)
@@ -154,6 +169,7 @@ def _problems(config: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[str, 
         )
 
 
-def _some(names: list[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first of some names in order, and how many more there are."""
+    told = sorted(names)
+    return ", ".join(told[:most]) + (f" and {len(told) - most} more" if len(told) > most else "")

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from trainer.base_files import embedding_rows
+
 logger = logging.getLogger(__name__)
 
 
@@ -17,15 +19,21 @@ def repair_generation_config(model: Any, name: str) -> None:
     gives one wants to sample. What can't be repaired that way is derived from the model's config.
     """
     settings = model.generation_config
-    if settings is None or _can_be_written(settings):
+    if settings is None or (_can_be_written(settings) and _can_end(settings, model.config)):
         return
     repaired = GenerationConfig.from_dict({**settings.to_dict(), "do_sample": True})
-    if _can_be_written(repaired):
+    if _can_be_written(repaired) and _can_end(repaired, model.config):
         logger.warning("generation_config.json of %s has sampling settings without do_sample: it is set", name)
     else:
         repaired = GenerationConfig.from_model_config(model.config)
-        logger.warning("generation_config.json of %s can't be written as it is: taken from config.json instead", name)
+        logger.warning("generation_config.json of %s can't be used as it is: taken from config.json instead", name)
     model.generation_config = repaired
+
+
+def _can_end(settings: GenerationConfig, config: Any) -> bool:
+    """Is each token that ends an answer one that the model can write?"""
+    rows, ends = embedding_rows(config.to_dict()), settings.eos_token_id
+    return rows is None or all(end < rows for end in (ends if isinstance(ends, list) else [ends or 0]))
 
 
 def _can_be_written(settings: GenerationConfig) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import modeling_utils
 
 from checkpoints.errors import UserError
+from trainer.base_files import some
 
 MOST_NAMES = 4
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
@@ -49,12 +50,12 @@ def refuse_incomplete(name: str, model: Any, info: Any) -> None:
         raise UserError(f"the weights of {name} don't fit its config.json: {' '.join(told[0].split())}", "see the log")
     if info.missing_keys:
         raise UserError(
-            f"the weights of {name} lack {_some(info.missing_keys)}: {_why(model, info)}",
+            f"the weights of {name} lack {some(info.missing_keys, MOST_NAMES)}: {_why(model, info)}",
             "save the model again with save_pretrained, and with a config.json that fits",
         )
     if cut := _of_cut_layers(model, info.unexpected_keys):
         raise UserError(
-            f"the weights of {name} have more than its config.json: {_some(cut)} would be left out",
+            f"the weights of {name} have more than its config.json: {some(cut, MOST_NAMES)} would be left out",
             "correct the number of layers in config.json (num_hidden_layers)",
         )
 
@@ -79,11 +80,6 @@ def _of_cut_layers(model: Any, unexpected: Iterable[str]) -> list[str]:
         for key in unexpected
         if "." in key and _NUMBER.sub("*", key) in patterns and not (ignored and re.search(ignored, key))
     ]
-
-
-def _some(names: Iterable[str]) -> str:
-    told = sorted(names)
-    return ", ".join(told[:MOST_NAMES]) + _more(len(told) - MOST_NAMES)
 
 
 def _more(count: int) -> str:

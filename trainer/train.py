@@ -19,8 +19,8 @@ from checkpoints.event_kinds import Evaluated, Training
 from checkpoints.events import Diary
 from checkpoints.head import Head
 from checkpoints.store import Store
-from trainer.base import identify_base
-from trainer.base_files import CONFIG, check_config
+from trainer.base import folder_of, identify_base
+from trainer.base_files import CONFIG, check_config, read_headers
 from trainer.batching import Batch
 from trainer.builtin_model import base_model, make_base_model
 from trainer.card import public_base
@@ -55,7 +55,9 @@ from trainer.saving import what_is_left
 from trainer.scratch import Outcome, Phase, Progress, Scratch
 from trainer.settings import dpo_arguments
 from trainer.shapes import shape_from_config
+from trainer.sound_weights import check_weights
 from trainer.stop import StopRequest
+from trainer.tied_embeddings import check_tied
 from trainer.token_cache import TokenCache, tokens_key
 from trainer.token_ids import check_token_ids, hash_ids
 from trainer.tracking import tracker_links
@@ -314,6 +316,9 @@ class Attempt:
                 peft_config=peft_config,
                 reference=self._reference_cache,
             )
+        check_weights(self.trainer.model, name)
+        if folder := folder_of(model_name, self.revision):
+            check_tied(folder, self.trainer.model.config.to_dict(), read_headers(folder))
         repair_generation_config(self.trainer.model, name)
         self.given: dict[str, Any] = dict(settle_dropouts(self.trainer.model, self.recipe.lora))
         if self.use_cache is not None:  # the Trainer switches it off, and a model that is used has it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from trainer.generation import repair_generation_config
 from trainer.load_report import complete_weights
 from trainer.lora import check_targets
 from trainer.recipe import Lora, load_recipe
+from trainer.sound_weights import check_weights
 from trainer.token_ids import check_token_ids
 
 Tensors = dict[str, torch.Tensor]
@@ -120,6 +122,8 @@ def test_tokens_outside_of_the_embedding(folder: Path) -> None:
         ({"do_sample": False, "temperature": 0.9, "top_p": 0.6}, {"do_sample": True, "temperature": 0.9, "top_p": 0.6}),
         ({"do_sample": True, "temperature": 0.6}, {"do_sample": True, "temperature": 0.6}),
         ({"pad_token_id": -1, "temperature": 0.9}, {"eos_token_id": 2}),
+        ({"eos_token_id": 300, "temperature": 0.9, "do_sample": True}, {"eos_token_id": 2}),
+        ({"eos_token_id": [2, 258]}, {"eos_token_id": [2, 258]}),
     ],
 )
 def test_generation_settings_that_cannot_be_written(folder: Path, settings: Any, kept: Any, tmp_path: Path) -> None:
@@ -129,6 +133,44 @@ def test_generation_settings_that_cannot_be_written(folder: Path, settings: Any,
     model.save_pretrained(tmp_path / "out")
     written = GenerationConfig.from_pretrained(tmp_path / "out").to_dict()
     assert {name: written[name] for name in kept} == kept
+
+
+def filled(tensors: Tensors, name: str, value: float) -> Tensors:
+    return {key: torch.full_like(it, value) if key.endswith(name) else it for key, it in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("weight", 0.0, r"nothing but zeros in .* and 1\d more"),
+        ("layers.0.input_layernorm.weight", float("nan"), r"no numbers .* in model\.layers\.0\.input_layernorm"),
+        ("lm_head.weight", float("-inf"), r"no numbers .* in lm_head\.weight"),
+    ],
+)
+def test_weights_that_no_training_left(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: float, message: str
+) -> None:
+    """A download that broke off, and a training that diverged."""
+    edit(folder, lambda tensors: filled(tensors, name, value))
+    monkeypatch.setattr("trainer.sound_weights.gather", lambda value: [value])  # one rank
+    with pytest.raises(UserError, match=message):
+        check_weights(load(folder), "model")
+
+
+@pytest.mark.parametrize("base", ["tiny-dpo", "tiny-dpo-lora"])
+def test_a_matrix_of_zeros_is_found_in_shares_and_under_adapters(launcher: Launcher, folder: Path, base: str) -> None:
+    edit(folder, lambda tensors: filled(tensors, "layers.1.mlp.up_proj.weight", 0.0))
+    mine = recipe(launcher.home, base, ("builtin:tiny-llama", str(folder)))
+    refused = launcher.run(*launcher.local(mine, "--name", base))
+    assert refused.code == 2, refused.err
+    assert re.search(r"nothing but zeros in model\.layers\.1\.mlp\.up_proj\.weight$", refused.err, re.MULTILINE)
+
+
+def test_a_norm_of_zeros_is_no_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma's norms count from one."""
+    edit(folder, lambda tensors: filled(tensors, "norm.weight", 0.0))
+    monkeypatch.setattr("trainer.sound_weights.gather", lambda value: [value])  # one rank
+    check_weights(load(folder), "model")
 
 
 def test_a_target_module_that_is_not_there(folder: Path) -> None:

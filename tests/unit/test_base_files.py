@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ def test_other_files_may_lie_beside_the_weights(folder: Path) -> None:
     [
         ({"pad_token_id": 259}, r"pad_token_id 259 is outside of the embedding's 259 rows \(vocab_size\)"),
         ({"pad_token_id": -260}, "pad_token_id -260"),
+        ({"eos_token_id": 259}, r"eos_token_id 259 is outside of the embedding's 259 rows"),
+        ({"eos_token_id": [2, 300]}, "eos_token_id 300"),
         ({"max_position_embeddings": 64}, r"dpo.max_length 256 is more than the model's 64 positions \(max_position"),
         ({"n_positions": 64}, r"64 positions \(n_positions\)"),
         ({"text_config": {"max_position_embeddings": 64}}, "64 positions"),
@@ -99,7 +102,29 @@ def test_a_config_that_does_not_fit(changes: dict[str, Any], message: str) -> No
     assert caught.value.message.startswith("x/config.json: ")
 
 
-@pytest.mark.parametrize("changes", [{"pad_token_id": -1}, {"pad_token_id": None}, {"alibi": True, "n_positions": 64}])
+@pytest.mark.parametrize(
+    ("output", "tied", "passes"),
+    [
+        (b"1" * 32, True, True),
+        (b"2" * 32, False, True),
+        (b"2" * 32, True, False),
+        (b"1" * 28, True, False),
+        (None, True, True),
+    ],
+)
+def test_tied_embeddings_that_differ(folder: Path, output: bytes | None, tied: bool, passes: bool) -> None:
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "tie_word_embeddings": tied}))
+    tensors = {"model.embed_tokens.weight": b"1" * 32, **({} if output is None else {"lm_head.weight": output})}
+    head = safetensors({name: len(data) // 4 for name, data in tensors.items()})
+    data = b"".join(tensors.values())
+    (folder / "model.safetensors").write_bytes(head[: -len(data)] + data)
+    with contextlib.nullcontext() if passes else pytest.raises(UserError, match=r"embed_tokens\.weight, lm_head"):
+        check_local_base(recipe_of(folder))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pad_token_id": -1}, {"pad_token_id": None}, {"eos_token_id": 258}, {"alibi": True, "n_positions": 64}]
+)
 def test_a_config_that_fits(changes: dict[str, Any]) -> None:
     check_config({**CONFIG, **changes}, recipe_of("x"), "x/config.json")
 
