@@ -247,7 +247,7 @@ def check(
 
     asked.check_output(output)
     nodes = [asked.parse_gpus(text) for text in gpus or []]
-    raise typer.Exit(story.show_check(recipe, story.Where(gpus=nodes[0] if nodes else None), output))
+    raise typer.Exit(story.show_check(recipe, nodes, output))
 
 
 def main() -> None:

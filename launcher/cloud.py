@@ -19,9 +19,10 @@ from checkpoints.event_kinds import Planned, Stopped
 from checkpoints.events import Diary, read_events
 from checkpoints.head import read_head
 from checkpoints.launches import newest_launch, take_launch_number, this_host
+from checkpoints.probe import probe
 from checkpoints.requests import withdraw
 from checkpoints.run import open_run, read_controller_beat, read_heartbeat, register_run
-from checkpoints.store import Store, probe
+from checkpoints.store import Store
 from launcher.check.check import Where, check_before_launch
 from launcher.console import say
 from launcher.dry_run import limits_of_plan, planner_for, price_warnings, rungs_of, strategy_here
@@ -87,7 +88,7 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     is_new = not read_events(store)
     if not is_new and (code := _as_it_is(store, run, recipe, options, output)) is not None:
         return code
-    check_before_launch(recipe, Where(gpus=request.gpus[0] if request.gpus else None))
+    check_before_launch(recipe, Where(gpus=request.gpus[0] if request.gpus else None, local=False))
     for warning in price_warnings(request):
         say(f"warning: {warning}")
     choice = _plan(request, recipe, store)

@@ -243,4 +243,5 @@ def _load(source: Source) -> datasets.Dataset:
     parquet_columns(path)  # raises for a file that is no parquet
     if not parquet.read_metadata(path).num_rows:  # `datasets` can't load it
         raise no_rows(source)
-    return datasets.Dataset.from_parquet(str(path))
+    with blaming("the data set", source.name, "dataset.name"):
+        return datasets.Dataset.from_parquet(str(path))

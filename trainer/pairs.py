@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,16 +137,45 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def parquet_columns(path: Path) -> list[str]:
-    """Column names of a parquet file; empty where pyarrow is missing (a laptop without the trainer's extra)."""
+    """Column names of a parquet file; empty where pyarrow is missing (a laptop without the trainer's extra).
+
+    Raises `DataError` for a file that is none, that has two columns of one name, or whose note of its columns' types,
+    which `datasets` leaves in it, can't be read.
+    """
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         return []
     try:
-        return list(parquet.read_schema(path).names)
+        schema = parquet.read_schema(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"can't read {path} as parquet: {error}") from error
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise DataError(f"{path} has two columns called {twice[0]!r}", "rename or drop one of them")
+    noted_types(path, schema.metadata or {})
+    return list(schema.names)
+
+
+def noted_types(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """The types of columns that `datasets` has noted in a parquet file, by name; empty where it hasn't.
+
+    Raises `DataError` where the note is damaged.
+    """
+    note = metadata.get(b"huggingface")
+    if note is None:
+        return {}
+    try:
+        told = json.loads(note)
+        features = told.get("info", {}).get("features") or {}
+        if not isinstance(features, dict):
+            raise TypeError(f"features are a {type(features).__name__}")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: what `datasets` noted of its columns (the schema's 'huggingface') is damaged: {error}",
+            "write it again without: pq.write_table(pq.read_table(FILE).replace_schema_metadata(None), FILE)",
+        ) from error
+    return features
 
 
 def local_path(source: Source) -> Path | None:

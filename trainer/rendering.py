@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
+from trainer.errors import DataError
 from trainer.rows import Row, Turn, UnusableRow
 
 _OF_A_TEMPLATE = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
@@ -77,6 +78,11 @@ def _only_text(part: str | list[Turn]) -> str:
 def _render(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], **more: Any) -> str:
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, **more))
+    except TemplateSyntaxError as error:
+        raise DataError(
+            f"the model's chat template can't be read: line {error.lineno}: {error.message}",
+            "correct chat_template.jinja, or chat_template in tokenizer_config.json, beside the model",
+        ) from error
     except _OF_A_TEMPLATE as error:
         roles = ", ".join(str(turn.get("role")) for turn in turns)
         system = any(turn.get("role") == "system" for turn in turns)

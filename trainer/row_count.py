@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from checkpoints.event_kinds import LeftOutRows
 from trainer.errors import DataError
-from trainer.pairs import find_columns, local_path
+from trainer.pairs import find_columns, local_path, noted_types, parquet_columns
 from trainer.raw_rows import left_out, no_rows, no_text, rows_of_jsonl, why_broken
 from trainer.recipe import Source
 from trainer.rows import Row, Turn, UnusableRow, read_row, without_nulls
@@ -23,8 +23,9 @@ from trainer.rows import Row, Turn, UnusableRow, read_row, without_nulls
 SAMPLE_ROWS = 500
 BATCH_ROWS = 2_000
 TOLD_EVERY_ROWS = 2_000
-RAW_COLUMN = "Json"
-"""A column type of `datasets`: text in the file, an object for whoever reads it through `datasets`."""
+PLAIN_TYPES = ("Value", "List", "Sequence", "LargeList")
+"""Column types of `datasets` whose values are in the file as they are read. Its `Json` is text in the file and an
+object for whoever reads it through `datasets`; a type that it doesn't know is for `datasets` to refuse."""
 
 
 class Texts(NamedTuple):
@@ -149,12 +150,14 @@ def _rows_of_parquet(path: Path, source: Source) -> Iterator[tuple[str, dict[str
         from pyarrow import parquet
     except ImportError:
         return None
+    names = parquet_columns(path)
     try:
         file = parquet.ParquetFile(path)
-        columns = find_columns(file.schema_arrow.names, source)
+        columns = find_columns(names, source)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"can't read {path} as parquet: {error}") from error
-    if _has_objects_as_text(file.schema_arrow.metadata or {}, set(columns.values())):
+    noted = noted_types(path, file.schema_arrow.metadata or {})
+    if not all(_as_it_is(noted.get(name)) for name in columns.values()):
         return None
     return _parquet_rows(file, path, columns)
 
@@ -173,9 +176,10 @@ def _parquet_rows(file: Any, path: Path, columns: dict[str, str]) -> Iterator[tu
         raise DataError(f"{path} can't be read behind row {number}: {error}", "rewrite the file") from error
 
 
-def _has_objects_as_text(metadata: dict[bytes, bytes], columns: set[str]) -> bool:
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return any(RAW_COLUMN in json.dumps(features.get(name)) for name in columns)
-    except (ValueError, KeyError, TypeError, AttributeError):  # `datasets` says what it thinks of that
-        return False
+def _as_it_is(noted: Any) -> bool:
+    """Does a column hold what is written in the file, by the type that `datasets` noted?"""
+    if isinstance(noted, list):
+        return all(map(_as_it_is, noted))
+    if isinstance(noted, dict):
+        return noted.get("_type", "Value") in PLAIN_TYPES and all(map(_as_it_is, noted.values()))
+    return True

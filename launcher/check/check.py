@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.text import Text
@@ -19,6 +20,7 @@ from launcher.check.tokens import about_lengths, lengths_of, local_tokenizer
 from launcher.console import say
 from launcher.errors import RequestError
 from launcher.findings import Finding
+from launcher.offers import find_catalog, load_offers
 from launcher.request import Gpus, parse_gpus
 from trainer.base_files import check_local_base
 from trainer.pairs import check_local
@@ -36,8 +38,8 @@ class Where(NamedTuple):
     """None = the recipe's own node."""
     processes: int | None = None
     """None = one for each GPU, else the recipe's `cpu_processes`."""
-    local: bool = False
-    """This machine, which also has a login of the Hub's on its disk."""
+    local: bool | None = None
+    """This machine, which also has a login of the Hub's on its disk. None where nobody has said."""
 
 
 class Checked(NamedTuple):
@@ -70,8 +72,9 @@ def check_recipe(recipe: Recipe, where: Where, told: Told = lambda name, rows: N
                     found += about_rows(count, alone=not recipe.dataset.also)
                 elif not hub.is_there(source):
                     found.append(Finding(DATA, "note", f"{source.name}: its rows are read on the machine"))
+    found += _left_behind(recipe, where)
     known = not any(finding.what == DATA and finding.state in ERRORS for finding in found)
-    asked = [*hub.questions(recipe, local=where.local, data=known), *tracking.questions(recipe)]
+    asked = [*hub.questions(recipe, local=bool(where.local), data=known), *tracking.questions(recipe)]
     heard = answers(asked)
     found += [answer.finding for answer in heard]
     size = (
@@ -84,6 +87,22 @@ def check_recipe(recipe: Recipe, where: Where, told: Told = lambda name, rows: N
             found += about_held_out(recipe, size)
             found += _what_follows(recipe, size, counts, where)
     return Checked(tuple(found), tuple(counts), size)
+
+
+def _left_behind(recipe: Recipe, where: Where) -> Iterator[Finding]:
+    """Folders of this machine, which no VM has: of what a recipe names only its data files are sent."""
+    if where.local:
+        return
+    named = [(MODEL, recipe.model.name, "model.name")]
+    named += [(DATA, source.name, "dataset.name") for source in recipe.dataset.sources]
+    for what, name, key in named:
+        if Path(name).is_dir():
+            yield Finding(
+                what,
+                "warning" if where.local is None else "wrong",
+                f"{name} is a folder of this machine, and a rented one doesn't have it",
+                f"hf upload OWNER/NAME {name}, and give {key} that name; or train here: --cloud local",
+            )
 
 
 @contextlib.contextmanager
@@ -114,9 +133,10 @@ def _what_follows(recipe: Recipe, size: Size, counts: Sequence[RowCount], where:
         yield hours
 
 
-def show_check(recipe_name: str, where: Where, output: str) -> int:
-    """The command: 0, or 2 where something is wrong."""
+def show_check(recipe_name: str, nodes: Sequence[Gpus], output: str) -> int:
+    """The command: 0, or 2 where something is wrong. Raises `NotusError` for `nodes` that nobody sells."""
     recipe = load_recipe(recipe_name)
+    where = Where(gpus=parse_gpus(load_offers(find_catalog(), nodes)[0].gpus), local=False) if nodes else Where()
     with progress() as told:
         checked = check_recipe(recipe, where, told)
     if output == "json":

@@ -169,3 +169,13 @@ def test_a_template_without_some_role_drops_no_turn_in_silence(tokenizer: Any, t
     rows = [{"prompt": [{"role": "system", "content": "Be kind."}, user("q")], "chosen": "a", "rejected": "b"}]
     with pytest.raises(DataError, match="the model's chat template drops turns of role system"):
         prepare(recipe_for(tmp_path / "p.jsonl", rows), two_roles)
+
+
+@pytest.mark.parametrize("template", ["{% for turn in messages %}", "{{ messages | no_such_filter }}", "{{ 'a"])
+def test_a_template_that_is_none_is_no_fault_of_the_rows(tokenizer: Any, tmp_path: Path, template: str) -> None:
+    with pytest.raises(DataError, match="the model's chat template can't be read: line 1: ") as told:
+        prepare(
+            recipe_for(tmp_path / "p.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}]),
+            with_template(tokenizer, template),
+        )
+    assert "chat_template.jinja" in told.value.hint

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from checkpoints.object_store import ObjectStore
 from trainer.errors import DataError, TrainingFailed
 from trainer.recipe import Columns, Recipe, Source, load_recipe
+from trainer.row_count import count_rows
 from trainer.token_cache import TokenCache, TokenIndex, tokens_key
 
 
@@ -469,3 +472,43 @@ def test_the_split_of_2023_shuffled_first(tokenizer: Any, tmp_path: Path) -> Non
     for part, wanted in ((ours.train, theirs["train"]), (ours.evaluation, theirs["test"])):
         prompts = [tokenizer.decode(row["prompt_ids"]).split("\n")[1].removesuffix("</s>") for row in part]
         assert prompts == wanted["prompt"]
+
+
+GOOD = {"prompt": "Which?", "chosen": "This one", "rejected": "That"}
+
+
+@pytest.mark.parametrize(
+    "note", [b'{"info"', b"[]", b"\xff\xfe", b'{"info": null}', b'{"info": [1]}', b'{"info": {"features": [1]}}']
+)
+def test_a_damaged_note_of_the_columns_is_told(tokenizer: Any, tmp_path: Path, note: bytes) -> None:
+    """The trainer reads a parquet file through `datasets`, which fails on it."""
+    from trainer.data import prepare
+
+    path = tmp_path / "pairs.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([GOOD]).replace_schema_metadata({b"huggingface": note}), path)
+    for read in (lambda: count_rows(Source(name=str(path))), lambda: prepare(recipe_for(path), tokenizer)):
+        with pytest.raises(DataError, match=r"what `datasets` noted of its columns .* is damaged") as told:
+            read()
+        assert "replace_schema_metadata" in told.value.hint
+
+
+def test_a_type_that_datasets_does_not_know(tokenizer: Any, tmp_path: Path) -> None:
+    from trainer.data import prepare
+
+    path = tmp_path / "pairs.parquet"
+    note = json.dumps({"info": {"features": {"prompt": {"_type": "Nope"}}}})
+    parquet.write_table(pyarrow.Table.from_pylist([GOOD]).replace_schema_metadata({"huggingface": note}), path)
+    assert count_rows(Source(name=str(path))) is None
+    with pytest.raises(DataError, match="Feature type 'Nope' not found"):
+        prepare(recipe_for(path), tokenizer)
+
+
+def test_two_columns_of_one_name(tokenizer: Any, tmp_path: Path) -> None:
+    from trainer.data import prepare
+
+    path = tmp_path / "pairs.parquet"
+    table = pyarrow.Table.from_pylist([GOOD])
+    parquet.write_table(table.append_column("prompt", table["prompt"]), path)
+    for read in (lambda: count_rows(Source(name=str(path))), lambda: prepare(recipe_for(path), tokenizer)):
+        with pytest.raises(DataError, match="has two columns called 'prompt'"):
+            read()

@@ -11,14 +11,15 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from checkpoints.errors import NotusError
 from launcher.check.answers import Answer, Question, answers
-from launcher.check.check import Where, as_json, check_before_launch, check_recipe
+from launcher.check.check import Where, as_json, check_before_launch, check_recipe, show_check
 from launcher.check.hub import why_no_push
 from launcher.check.rows import SLOWEST, Size, about_held_out, about_hours, about_steps, plausible_hours, size_of
 from launcher.check.tokens import about_lengths, lengths_of
 from launcher.errors import RequestError
 from launcher.findings import Finding
-from launcher.request import Gpus
+from launcher.request import Gpus, parse_gpus
 from trainer.batching import planned_steps
 from trainer.errors import DataError
 from trainer.recipe import Recipe, Source, load_recipe
@@ -111,6 +112,23 @@ def test_a_parquet_whose_objects_are_texts_is_left_to_datasets(tmp_path: Path) -
     assert "read on the machine" in checked.findings[0].detail
 
 
+def test_a_folder_of_this_machine_stays_here(tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    for local, states in ((True, []), (None, ["warning"]), (False, ["wrong"])):
+        checked = check_recipe(recipe(str(tmp_path / "pairs")), Where(local=local))
+        told = [finding for finding in checked.findings if "is a folder of this machine" in finding.detail]
+        assert [finding.state for finding in told] == states
+    with pytest.raises(RequestError, match="is a folder of this machine") as refused:
+        check_before_launch(recipe(str(tmp_path / "pairs")), Where(local=False))
+    assert "hf upload" in refused.value.hint
+
+
+def test_a_node_that_nobody_sells() -> None:
+    for node, message in (("A10O:8", "no price for a GPU 'A10O'"), ("A100:7", "no offer for A100:7")):
+        with pytest.raises(NotusError, match=message):
+            show_check("notus-7b-dpo-lora", [parse_gpus(node)], "text")
+
+
 def test_a_damaged_file_is_refused_where_it_is_damaged(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "pairs.jsonl", [GOOD] * 3)
     path.write_text(path.read_text() + '{"prompt": \n')
@@ -148,13 +166,13 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, capsys: pytest.Captur
     mine = recipe(str(path)).model_copy(
         update={"model": load_recipe("tiny-dpo").model.model_copy(update={"name": str(tmp_path / "base")})}
     )
-    checked = check_recipe(mine, Where())
+    checked = check_recipe(mine, Where(local=True))
     assert [(finding.what, finding.state) for finding in checked.findings] == [
         ("base model", "wrong"),
         ("data", "wrong"),
     ]
     with pytest.raises(RequestError, match=r"none of the 2 rows of .* can be trained: 1 rejected is empty") as refused:
-        check_before_launch(mine, Where())
+        check_before_launch(mine, Where(local=True))
     assert refused.value.exit_code == 2
     assert "has no config.json" in capsys.readouterr().err
 
