@@ -14,11 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from checkpoints.clock import Clock, SystemClock, looks
-from checkpoints.confirm import believed
-from checkpoints.errors import CorruptCheckpoint, ObjectMissing, RunHeld, UserError
-from checkpoints.folders import whole_folder, work_folder
-from checkpoints.head import (
+from checkpoints.commit.garbage_collection import collect, collect_damaged, collect_orphans, data_prefix, saves_of
+from checkpoints.commit.head import (
     BURIED_S,
     LEASE_S,
     PATIENCE_S,
@@ -31,16 +28,21 @@ from checkpoints.head import (
     pin,
     read_head,
 )
-from checkpoints.manifest import Manifest
-from checkpoints.pull import pull
-from checkpoints.readers import FOLDER, reading
-from checkpoints.rebuild import find_remains
-from checkpoints.restore import load_index, load_manifest, restore_shard, verify
-from checkpoints.retention import collect, collect_damaged, collect_orphans, data_prefix, saves_of
-from checkpoints.shm import SharedBuffer
-from checkpoints.store import Store, open_store
-from checkpoints.terminal import console, run_app
-from checkpoints.whole_run import Finding, check_rest
+from checkpoints.commit.head_recovery import find_remains
+from checkpoints.commit.load import load_index, load_manifest
+from checkpoints.commit.reader_leases import FOLDER, reading
+from checkpoints.commit.run_verification import Finding, check_rest
+from checkpoints.errors import CorruptCheckpoint, ObjectMissing, RunHeld, UserError
+from checkpoints.records.manifest import Manifest
+from checkpoints.records.verified_reads import believed
+from checkpoints.restore.download import pull
+from checkpoints.restore.shard_restore import restore_shard, verify
+from checkpoints.snapshot.shared_memory import SharedBuffer
+from checkpoints.storage.base import Store
+from checkpoints.storage.factory import open_store
+from checkpoints.util.atomic_folder import whole_folder, work_folder
+from checkpoints.util.clock import Clock, SystemClock, looks
+from checkpoints.util.command_line import console, run_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -165,8 +167,8 @@ def export_checkpoint(
     debug: DebugOption = False,
 ) -> None:
     """Convert a full (ZeRO-3) checkpoint to a Hugging Face folder. Needs no GPU, but disk space for a copy."""
-    from checkpoints.export import export
-    from checkpoints.gather import Zero3State
+    from checkpoints.restore.consolidate import Zero3State
+    from checkpoints.restore.hf_export import export
 
     if dtype not in ("bfloat16", "float32"):
         raise UserError(f"--dtype {dtype!r} is not known", "use bfloat16 or float32")
@@ -266,7 +268,7 @@ def lifecycle(
     debug: DebugOption = False,
 ) -> None:
     """Suggest lifecycle rules that expire aborted uploads and old versions after some days. Optional."""
-    from checkpoints import lifecycle as rules
+    from checkpoints.storage import lifecycle_rules as rules
 
     if apply:
         names = rules.apply(url)

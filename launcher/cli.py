@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import typer
 
-from checkpoints.terminal import run_app
+from checkpoints.util.command_line import run_app
 from launcher import options as o
 
 app = typer.Typer(
@@ -57,7 +57,7 @@ def launch(
 
     Without a subcommand: launch. Reuse a --name to resume that run.
     """
-    from checkpoints.names import check_run_name
+    from checkpoints.util.keys import check_run_name
     from launcher import request as asked
 
     if ctx.invoked_subcommand is not None:

@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 import typer
 
-from checkpoints.clock import Clock, SystemClock, looks
-from checkpoints.environment import user_home
+from checkpoints.commit.head import read_head
 from checkpoints.errors import NotusError
-from checkpoints.event_kinds import Planned, Stopped
-from checkpoints.events import Diary, read_events
-from checkpoints.head import read_head
-from checkpoints.launches import newest_launch, take_launch_number, this_host
-from checkpoints.probe import probe
-from checkpoints.requests import withdraw
-from checkpoints.run import open_run, read_controller_beat, read_heartbeat, register_run
-from checkpoints.store import Store
+from checkpoints.run_log.event_kinds import Planned, Stopped
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.run_log.launches import newest_launch, take_launch_number, this_host
+from checkpoints.run_log.run_record import open_run, read_controller_beat, read_heartbeat, register_run
+from checkpoints.run_log.stop_request import withdraw
+from checkpoints.storage.base import Store
+from checkpoints.storage.probe import probe
+from checkpoints.util.clock import Clock, SystemClock, looks
+from checkpoints.util.environment import user_home
 from launcher.check.check import Where, check_before_launch
 from launcher.console import say
 from launcher.dry_run import limits_of_plan, planner_for, price_warnings, rungs_of, strategy_here

@@ -13,8 +13,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from checkpoints.environment import user_home
-from checkpoints.terminal import console
+from checkpoints.util.command_line import console
+from checkpoints.util.environment import user_home
 from launcher.explain import Explanation, explain
 from launcher.hazard import Learned
 from launcher.kinds import wanted_gpus
@@ -81,7 +81,7 @@ def _done(request: LaunchRequest) -> tuple[SoFar, str]:
 
     def read(bucket: str, name: str) -> None:
         from checkpoints.errors import NotusError
-        from checkpoints.run import open_run
+        from checkpoints.run_log.run_record import open_run
 
         try:
             found.append(so_far(open_run(bucket, name), datetime.now(UTC)))

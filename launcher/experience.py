@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from checkpoints.events import Event
+from checkpoints.run_log.event_log import Event
 from launcher.hazard import Hazard, ZoneLife, in_words
 from launcher.offers import Offer
 from launcher.options import experience_path

@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from checkpoints.s3_location import s3_location
+from checkpoints.storage.s3_location import s3_location
 
 Floats = NDArray[np.float64]
 HOURS_A_MONTH = 730.0
 CHUNK_BYTES = 64 * 2**20
-"""Of an upload (checkpoints/upload.py): one PUT each, one GET each in a restore."""
+"""Of an upload (checkpoints/save/shard_upload.py): one PUT each, one GET each in a restore."""
 RUN_REQUESTS_AN_HOUR = 1500.0
 """Heartbeats every 5 s, metrics and events; counted as writes."""
 

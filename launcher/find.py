@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from checkpoints.names import check_run_name
+from checkpoints.util.keys import check_run_name
 from launcher.errors import UnknownRun
 from launcher.options import default_bucket, default_folder
 

@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from checkpoints.clock import Clock
 from checkpoints.errors import NotusError
-from checkpoints.event_kinds import AttemptEnded, Failed, Finished, Planned, Stopped
-from checkpoints.events import Event, read_events
-from checkpoints.run import Heartbeat, read_heartbeat
-from checkpoints.store import Store
+from checkpoints.run_log.event_kinds import AttemptEnded, Failed, Finished, Planned, Stopped
+from checkpoints.run_log.event_log import Event, read_events
+from checkpoints.run_log.run_record import Heartbeat, read_heartbeat
+from checkpoints.storage.base import Store
+from checkpoints.util.clock import Clock
 from launcher.console import say
 from launcher.local import Watcher
 from launcher.report.story import line_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from checkpoints.s3_location import s3_location
+from checkpoints.storage.s3_location import s3_location
 
 AWS_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")
 

@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from checkpoints.errors import NotusError
-from checkpoints.event_kinds import Compared
-from checkpoints.events import Diary, Event, of_kind, read_events
-from checkpoints.metrics import read_metrics
-from checkpoints.names import check_run_name
-from checkpoints.probe import probe
-from checkpoints.requests import withdraw
-from checkpoints.run import open_run, read_heartbeat, read_run_if_valid, register_run
-from checkpoints.store import Store
-from checkpoints.terminal import console
+from checkpoints.run_log.event_kinds import Compared
+from checkpoints.run_log.event_log import Diary, Event, of_kind, read_events
+from checkpoints.run_log.metrics import read_metrics
+from checkpoints.run_log.run_record import open_run, read_heartbeat, read_run_if_valid, register_run
+from checkpoints.run_log.stop_request import withdraw
+from checkpoints.storage.base import Store
+from checkpoints.storage.probe import probe
+from checkpoints.util.command_line import console
+from checkpoints.util.keys import check_run_name
 from launcher.check.check import Where, check_before_launch
 from launcher.console import say
 from launcher.errors import EXIT_STOPPED, RunFailed

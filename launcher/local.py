@@ -21,15 +21,15 @@ from typing import Protocol
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
-from checkpoints import alive
+from checkpoints.commit.head import Head, read_head, silent_holder
 from checkpoints.errors import NotusError, UserError
-from checkpoints.event_kinds import AttemptEnded, Failed, Preempted, Stopped
-from checkpoints.events import Diary, read_events
-from checkpoints.head import Head, read_head, silent_holder
-from checkpoints.interpreter import environment, module
-from checkpoints.journal import Journal
-from checkpoints.shm import RunMemory
-from checkpoints.store import Store
+from checkpoints.run_log.event_kinds import AttemptEnded, Failed, Preempted, Stopped
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.run_log.log_mirror import Journal
+from checkpoints.snapshot.shared_memory import RunMemory
+from checkpoints.storage.base import Store
+from checkpoints.util import owner_locks
+from checkpoints.util.interpreter import environment, module
 from launcher.errors import RunFailed
 from launcher.presence import dead_holder, looked_after
 from trainer import leftovers
@@ -119,7 +119,7 @@ class LocalBackend:
     def _folder(self) -> Iterator[Scratch]:
         """Of an attempt. It holds nothing that the bucket lacks; of a failed one the log stays."""
         folder = self._scratch_root / f"attempt-{time.time_ns()}"
-        alive.hold(folder)
+        owner_locks.hold(folder)
         failed = True
         try:
             yield Scratch(folder)

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from checkpoints.clock import Clock, SystemClock
-from checkpoints.environment import user_home
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.journal import read_journal
-from checkpoints.run import is_run, list_runs, open_run, read_run_if_valid
-from checkpoints.store import Store
-from checkpoints.terminal import console
+from checkpoints.run_log.log_mirror import read_journal
+from checkpoints.run_log.run_record import is_run, list_runs, open_run, read_run_if_valid
+from checkpoints.storage.base import Store
+from checkpoints.util.clock import Clock, SystemClock
+from checkpoints.util.command_line import console
+from checkpoints.util.environment import user_home
 from launcher.errors import UnknownRun
 from launcher.identity import identity_here
 from launcher.launch import read_receipt, show_receipt

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from checkpoints.environment import user_path
 from checkpoints.errors import UserError
+from checkpoints.util.environment import user_path
 from launcher.bounds import MAX_HOURS, MAX_PROCESSES, MAX_SEED, MAX_USD, MIN_HOURS, MIN_USD
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="Recipe name, or the path of a .yaml file.")]

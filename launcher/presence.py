@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import psutil
 
-from checkpoints.confirm import read_if_there
+from checkpoints.commit.head import Head
 from checkpoints.errors import CorruptCheckpoint, NotusError
-from checkpoints.head import Head
-from checkpoints.manifest import Record
-from checkpoints.store import Store
+from checkpoints.records.manifest import Record
+from checkpoints.records.verified_reads import read_if_there
+from checkpoints.storage.base import Store
 from trainer.attempt import pid_scope
 from trainer.processes import is_alive
 

@@ -20,8 +20,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from checkpoints.environment import user_path
 from checkpoints.errors import UserError
+from checkpoints.util.environment import user_path
 from launcher.request import CLOUDS, Gpus
 from launcher.zone_names import CLOUD as AWS
 from launcher.zone_names import zone_names

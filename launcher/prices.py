@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict
 
 from checkpoints.errors import UserError
-from checkpoints.terminal import console
+from checkpoints.util.command_line import console
 from launcher.console import say
 from launcher.errors import NothingFits, RequestError
 from launcher.offers import Catalog, Offer, by_kind, find_catalog, load_offers, shipped_catalog

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from checkpoints.events import Event
-    from checkpoints.store import Store
+    from checkpoints.run_log.event_log import Event
+    from checkpoints.storage.base import Store
 
 LEAST_SHARE = 0.001
 """A run whose steps are all done still needs a machine, for its export."""
@@ -39,7 +39,7 @@ NOT_BEGUN = SoFar()
 
 def so_far(store: Store, now: datetime) -> SoFar:
     """From its diary."""
-    from checkpoints.events import read_events  # the dry run of a new run reads no bucket, and has a second
+    from checkpoints.run_log.event_log import read_events  # the dry run of a new run reads no bucket, and has a second
     from launcher.policy.history import hours_of, machines, spent_usd
 
     events = read_events(store)
@@ -53,8 +53,8 @@ def so_far(store: Store, now: datetime) -> SoFar:
 
 def share_left(events: Sequence[Event]) -> float:
     """1 for a run that has trained nothing yet."""
-    from checkpoints.event_kinds import Training
-    from checkpoints.events import of_kind
+    from checkpoints.run_log.event_kinds import Training
+    from checkpoints.run_log.event_log import of_kind
     from launcher.policy.history import committed_step
 
     total = max((training.total_steps for _, training in of_kind(events, Training)), default=0)

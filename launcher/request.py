@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from checkpoints.errors import InvalidName
-from checkpoints.names import is_run_name, suggest_run_name
+from checkpoints.util.keys import is_run_name, suggest_run_name
 from launcher.bounds import MAX_HAZARD_H, MAX_HOURS, MIN_HAZARD_H
 from launcher.errors import RequestError
 from trainer.gpus import GPU_MEMORY_GIB

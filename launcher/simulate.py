@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from checkpoints.errors import UserError
-from checkpoints.terminal import console
+from checkpoints.util.command_line import console
 from launcher.policy.referee import IDLE, ON_DEMAND, RefereePolicy
 from launcher.policy.trace import Trace, read_traces
 from launcher.report.picture import check_picture, draw_replay

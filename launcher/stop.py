@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from checkpoints.clock import Clock, SystemClock, looks
+from checkpoints.commit.head import read_head
 from checkpoints.errors import NotusError
-from checkpoints.event_kinds import Notice, RunEnd, Stopped
-from checkpoints.events import Diary, of_kind, read_events
-from checkpoints.head import read_head
-from checkpoints.launches import newest_launch_number
-from checkpoints.requests import ask, withdraw
-from checkpoints.restore import verify_presence
-from checkpoints.run import open_run, read_heartbeat
-from checkpoints.store import Store
+from checkpoints.restore.shard_restore import verify_presence
+from checkpoints.run_log.event_kinds import Notice, RunEnd, Stopped
+from checkpoints.run_log.event_log import Diary, of_kind, read_events
+from checkpoints.run_log.launches import newest_launch_number
+from checkpoints.run_log.run_record import open_run, read_heartbeat
+from checkpoints.run_log.stop_request import ask, withdraw
+from checkpoints.storage.base import Store
+from checkpoints.util.clock import Clock, SystemClock, looks
 from launcher.console import say
 from launcher.errors import RunFailed, UnclearJob
 from launcher.identity import RunIdentity, identity_here

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from checkpoints.terminal import console
+from checkpoints.util.command_line import console
 from launcher.local import Watcher
 from trainer.phases import in_words
 from trainer.scratch import Outcome

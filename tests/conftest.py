@@ -10,7 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from checkpoints.store import Store
+from checkpoints.storage.base import Store
 from tests.seaweed import S3Server, seaweed
 
 # Minutes of root's work, see tests/e2e/conftest.py: only where they are asked for.

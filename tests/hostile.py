@@ -10,7 +10,7 @@ import random
 import sys
 from dataclasses import dataclass
 
-from checkpoints.events import read_events
+from checkpoints.run_log.event_log import read_events
 from launcher.policy.model import Place
 from tests.live_world import (
     ASK_S,

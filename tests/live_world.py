@@ -17,13 +17,13 @@ from typing import NamedTuple, Protocol
 
 import stamina
 
-from checkpoints.clock import FakeClock
+from checkpoints.commit.head import Lease, Writer
 from checkpoints.errors import NotusError, StoreError, UserError
-from checkpoints.events import Diary
-from checkpoints.head import Lease, Writer
-from checkpoints.object_store import ObjectStore
-from checkpoints.requests import Request, read_request
-from checkpoints.run import HEARTBEAT_KEY, Heartbeat
+from checkpoints.run_log.event_log import Diary
+from checkpoints.run_log.run_record import HEARTBEAT_KEY, Heartbeat
+from checkpoints.run_log.stop_request import Request, read_request
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
 from launcher.policy.limits import Limits
 from launcher.policy.model import Place
 from launcher.policy.settings import Settings

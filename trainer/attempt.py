@@ -20,20 +20,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 
-from checkpoints.claimed import ClaimedStore
-from checkpoints.clock import SystemClock
+from checkpoints.commit.claimed_store import ClaimedStore
+from checkpoints.commit.head import LEASE_S, Lease, Writer, read_head
 from checkpoints.errors import NotusError
-from checkpoints.event_kinds import Alarm, AttemptEnded, AttemptStarted, Failed, Finished, Payload, Stopped
-from checkpoints.event_kinds import Notice as NoticeEvent
-from checkpoints.events import Diary, read_events
-from checkpoints.head import LEASE_S, Lease, Writer, read_head
-from checkpoints.interpreter import environment as safe_environment
-from checkpoints.interpreter import module
-from checkpoints.journal import Journal
-from checkpoints.requests import withdraw
-from checkpoints.shm import RunMemory
-from checkpoints.store import Store
-from checkpoints.uploader import DRAIN_S
+from checkpoints.run_log.event_kinds import Alarm, AttemptEnded, AttemptStarted, Failed, Finished, Payload, Stopped
+from checkpoints.run_log.event_kinds import Notice as NoticeEvent
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.run_log.log_mirror import Journal
+from checkpoints.run_log.stop_request import withdraw
+from checkpoints.save.uploader_messages import DRAIN_S
+from checkpoints.snapshot.shared_memory import RunMemory
+from checkpoints.storage.base import Store
+from checkpoints.util.clock import SystemClock
+from checkpoints.util.interpreter import environment as safe_environment
+from checkpoints.util.interpreter import module
 from trainer.dead_mans_switch import (
     BUCKET_AWAY_S,
     DeadMansSwitch,
@@ -108,8 +108,8 @@ class Supervisor:
     def run(self, *, gone: str = "", wait_s: float = 0.0) -> Outcome:
         """Run the attempt to its end and return how it ended.
 
-        `gone` is the id of a predecessor that is known to be dead (see `checkpoints.head.next_claim`). Raises `RunHeld`
-        if somebody else holds the run for longer than `wait_s`, before any process is started.
+        `gone` is the id of a predecessor that is known to be dead (see `checkpoints.commit.head.next_claim`). Raises
+        `RunHeld` if somebody else holds the run for longer than `wait_s`, before any process is started.
         """
         self._scratch.folder.mkdir(parents=True, exist_ok=True)
         writer = Writer(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), pid_scope=pid_scope())
@@ -253,7 +253,7 @@ class Supervisor:
         Returns an outcome only if we were fenced meanwhile.
         """
         deadline = time.monotonic() + DRAIN_S
-        while time.monotonic() < deadline and any_descendant("checkpoints.uploader"):
+        while time.monotonic() < deadline and any_descendant("checkpoints.save.uploader"):
             if (error := self._upkeep.fenced) is not None:
                 return Outcome(kind="fenced", message=error.message, hint=error.hint)
             time.sleep(TICK_S / 5)

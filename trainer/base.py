@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from checkpoints.files import hash_file
+from checkpoints.records.file_transfer import hash_file
 from trainer.base_files import CONFIG, read_header
 from trainer.fingerprint import Base
 from trainer.loading import blaming

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.event_kinds import AttemptEnded, AttemptStarted, DataPrepared, Notice, PlaceRecord
-from checkpoints.events import Event, of_kind, read_events
-from checkpoints.machines import machines_of, told_by
-from checkpoints.run import RunRecord
-from checkpoints.store import Store
+from checkpoints.run_log.event_kinds import AttemptEnded, AttemptStarted, DataPrepared, Notice, PlaceRecord
+from checkpoints.run_log.event_log import Event, of_kind, read_events
+from checkpoints.run_log.machine_history import machines_of, told_by
+from checkpoints.run_log.run_record import RunRecord
+from checkpoints.storage.base import Store
 from trainer.fingerprint import Base, base_revision
 from trainer.pairs import HUB_NAME
 from trainer.pins import run_record

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from checkpoints.commit.head import Commit, Head, Retention, read_head
 from checkpoints.errors import NotusError
-from checkpoints.event_kinds import Resumed
-from checkpoints.events import Diary
-from checkpoints.head import Commit, Head, Retention, read_head
-from checkpoints.saver import Saver
-from checkpoints.shm import RunMemory, SharedBuffer
-from checkpoints.store import Store
-from checkpoints.uploader import Setup
+from checkpoints.run_log.event_kinds import Resumed
+from checkpoints.run_log.event_log import Diary
+from checkpoints.save.saver import Saver
+from checkpoints.save.uploader_messages import Setup
+from checkpoints.snapshot.shared_memory import RunMemory, SharedBuffer
+from checkpoints.storage.base import Store
 from trainer import state as states
 from trainer.collective import from_rank_0
 from trainer.determinism import not_reproducible

@@ -12,7 +12,7 @@ import pyarrow
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
-from checkpoints.event_kinds import DataPrepared, LeftOutRows
+from checkpoints.run_log.event_kinds import DataPrepared, LeftOutRows
 from trainer.errors import DataError
 from trainer.loading import blaming
 from trainer.pairs import (

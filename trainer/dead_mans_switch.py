@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from checkpoints.environment import number_of
 from checkpoints.errors import UserError
-from checkpoints.run import ControllerBeat
+from checkpoints.run_log.run_record import ControllerBeat
+from checkpoints.util.environment import number_of
 from trainer.failed_start import PRICE, conducted
 from trainer.phases import ALARM_SHARE, quiet_limit_s
 from trainer.scratch import BEFORE_TRAINING, Progress

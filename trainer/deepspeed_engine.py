@@ -18,7 +18,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointComm
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 
 from checkpoints.errors import UserError
-from checkpoints.names import check_key
+from checkpoints.util.keys import check_key
 
 Whole = Callable[[], dict[str, torch.Tensor]]
 _SCALERS = {scaler.__name__: scaler for scaler in (LossScaler, DynamicLossScaler)}
@@ -74,7 +74,7 @@ class BucketEngine(CheckpointEngine):  # type: ignore[misc]  # deepspeed has no 
         if self._whole is None:
             raise UserError(
                 "load_optimizer_states=False needs the weights of all ranks",
-                "give `BucketEngine.stage` a function for them, for example from checkpoints.gather.Zero3State",
+                "give `BucketEngine.stage` a function for them, for example of checkpoints.restore.consolidate",
             )
         return self._whole()
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 
-from checkpoints.shm import Pin
+from checkpoints.snapshot.shared_memory import Pin
 from trainer.settings import Device
 
 logger = logging.getLogger(__name__)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from checkpoints.commit.folder_manifest import FINAL, MODEL, put_files, read_list
 from checkpoints.errors import CorruptCheckpoint, NotusError
-from checkpoints.event_kinds import Exported
-from checkpoints.events import Diary
-from checkpoints.folders import CARD
-from checkpoints.listed import FINAL, MODEL, put_files, read_list
-from checkpoints.store import Store
+from checkpoints.run_log.event_kinds import Exported
+from checkpoints.run_log.event_log import Diary
+from checkpoints.storage.base import Store
+from checkpoints.util.atomic_folder import CARD
 from trainer.card import card_at_the_end
 from trainer.collective import from_rank_0
 from trainer.fingerprint import Base

@@ -15,12 +15,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from checkpoints.commit.head import read_head
 from checkpoints.errors import UserError
-from checkpoints.event_kinds import Failed, SetupFailed
-from checkpoints.events import Diary, read_events
-from checkpoints.head import read_head
-from checkpoints.run import open_run
-from checkpoints.store import Store
+from checkpoints.run_log.event_kinds import Failed, SetupFailed
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.run_log.run_record import open_run
+from checkpoints.storage.base import Store
 from trainer.errors import EXIT_FAILED, SET_UP_GAVE_UP
 from trainer.restarts import MAX_FAILED_STARTS, gives_up
 

@@ -9,11 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from checkpoints.differences import Difference, differences
+from checkpoints.commit.head import Head
+from checkpoints.commit.load import load_manifest
 from checkpoints.errors import CorruptCheckpoint, NotExact
-from checkpoints.head import Head
-from checkpoints.restore import load_manifest
-from checkpoints.store import Store
+from checkpoints.storage.base import Store
+from checkpoints.util.diff import Difference, differences
 from trainer.recipe import Recipe
 
 ANOTHER_RUN = {

@@ -24,9 +24,9 @@ from importlib.metadata import distributions, requires, version
 from pathlib import Path
 
 from checkpoints.errors import NotusError
-from checkpoints.interpreter import environment, module
-from checkpoints.run import open_run
-from checkpoints.store import Store
+from checkpoints.run_log.run_record import open_run
+from checkpoints.storage.base import Store
+from checkpoints.util.interpreter import environment, module
 from trainer.processes import kill_descendants
 from trainer.recipe import load_recipe
 from trainer.signed_files import SignedFiles, signing_key

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from checkpoints.errors import NotusError
-from checkpoints.event_kinds import Evaluated
-from checkpoints.events import Event, of_kind, read_events
-from checkpoints.metrics import StepMetrics, read_metrics
-from checkpoints.store import Store
+from checkpoints.run_log.event_kinds import Evaluated
+from checkpoints.run_log.event_log import Event, of_kind, read_events
+from checkpoints.run_log.metrics import StepMetrics, read_metrics
+from checkpoints.storage.base import Store
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from checkpoints.errors import UserError
-from checkpoints.event_kinds import Pushed
-from checkpoints.events import Diary
-from checkpoints.folders import MARK
+from checkpoints.run_log.event_kinds import Pushed
+from checkpoints.run_log.event_log import Diary
+from checkpoints.util.atomic_folder import MARK
 from trainer.errors import TrainingFailed
 from trainer.recipe import Hub
 

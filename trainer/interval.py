@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from checkpoints.environment import number_of
+from checkpoints.util.environment import number_of
 
 HOURS_TO_PREEMPTION = "NOTUS_HOURS_TO_PREEMPTION"
 """In the environment: mean life of this machine. The NOTUS strategy sets it at each launch."""

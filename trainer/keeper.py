@@ -10,14 +10,14 @@ import math
 import time
 from typing import NamedTuple
 
+from checkpoints.commit.head import Head, Lease, Score
 from checkpoints.errors import Fenced, NotusError, StoreError, UserError
-from checkpoints.event_kinds import DamageFound
-from checkpoints.events import Diary
-from checkpoints.head import Head, Lease, Score
-from checkpoints.restore import Restored, newest_good
-from checkpoints.saver import Saver
-from checkpoints.store import Store
-from checkpoints.uploader import Done, Setup
+from checkpoints.restore.shard_restore import Restored, newest_good
+from checkpoints.run_log.event_kinds import DamageFound
+from checkpoints.run_log.event_log import Diary
+from checkpoints.save.saver import Saver
+from checkpoints.save.uploader_messages import Done, Setup
+from checkpoints.storage.base import Store
 from trainer.collective import gather
 from trainer.emergency import Choice, Needed, Unknown, choose, needed
 from trainer.prefetch import Prefetch

@@ -11,7 +11,7 @@ import shutil
 import time
 from pathlib import Path
 
-from checkpoints import alive
+from checkpoints.util import owner_locks
 
 TEXTS = (".txt", ".json")
 """What stays of an attempt that failed: its log, and what it said of itself."""
@@ -22,7 +22,7 @@ UNLOCKED_KEPT_S = 86400.0
 
 def release(folder: Path, *, keep_texts: bool = False) -> None:
     """The attempt is over: remove its folder, but for its texts on request."""
-    alive.let_go(folder)
+    owner_locks.let_go(folder)
     _remove(folder, keep_texts=keep_texts)
 
 
@@ -39,11 +39,11 @@ def sweep(root: Path, pattern: str) -> None:
 
 def _sweep(folder: Path) -> None:
     age_s = time.time() - folder.stat().st_mtime
-    if not (folder / alive.LOCK).exists():
+    if not (folder / owner_locks.LOCK).exists():
         if age_s > UNLOCKED_KEPT_S:
             _remove(folder)
         return
-    with alive.dead(folder) as dead:
+    with owner_locks.dead(folder) as dead:
         if dead:
             _remove(folder, keep_texts=(folder / "result.json").exists() and age_s < TEXTS_KEPT_S)
 
@@ -55,5 +55,5 @@ def _remove(folder: Path, *, keep_texts: bool = False) -> None:
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.suffix not in TEXTS and path.name != alive.LOCK:
+        elif path.suffix not in TEXTS and path.name != owner_locks.LOCK:
             path.unlink(missing_ok=True)

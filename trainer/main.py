@@ -18,15 +18,15 @@ from typing import Annotated
 import stamina
 import typer
 
-from checkpoints import alive
-from checkpoints.causes import AttemptOutcome
+from checkpoints.commit.head import PATIENCE_S, read_head
 from checkpoints.errors import AccessDenied, NotusError, RunHeld, StoreError, UserError
-from checkpoints.events import read_events
-from checkpoints.head import PATIENCE_S, read_head
-from checkpoints.probe import probe
-from checkpoints.run import RunRecord, open_run, register_run
-from checkpoints.store import Store
-from checkpoints.terminal import run_app, show_error
+from checkpoints.run_log.causes import AttemptOutcome
+from checkpoints.run_log.event_log import read_events
+from checkpoints.run_log.run_record import RunRecord, open_run, register_run
+from checkpoints.storage.base import Store
+from checkpoints.storage.probe import probe
+from checkpoints.util import owner_locks
+from checkpoints.util.command_line import run_app, show_error
 from trainer import leftovers
 from trainer.attempt import PREDECESSOR_GONE, Supervisor, gpus_here
 from trainer.base_files import check_local_base
@@ -108,13 +108,13 @@ def train(
 def _folder(given: Path | None) -> Iterator[Scratch]:
     """Of this attempt; a temporary one is gone at its end, but for the log of one that failed."""
     if given is not None:
-        alive.hold(given)
+        owner_locks.hold(given)
         yield Scratch(given)
         return
     temporary = Path(tempfile.gettempdir())
     leftovers.sweep(temporary, "notus-attempt-*")
     folder = Scratch(Path(tempfile.mkdtemp(prefix="notus-attempt-")))
-    alive.hold(folder.folder)
+    owner_locks.hold(folder.folder)
     try:
         yield folder
     finally:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 from checkpoints.errors import NotusError
-from checkpoints.store import Store
+from checkpoints.storage.base import Store
 from trainer.kept_ops import KeptOperators
 from trainer.signed_files import NAME, SignedFiles
 

@@ -10,11 +10,11 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
-from checkpoints.confirm import read_if_there
 from checkpoints.errors import AlreadyExists, CorruptCheckpoint
-from checkpoints.manifest import Record
-from checkpoints.run import PINS_KEY, RunRecord, read_run
-from checkpoints.store import Store
+from checkpoints.records.manifest import Record
+from checkpoints.records.verified_reads import read_if_there
+from checkpoints.run_log.run_record import PINS_KEY, RunRecord, read_run
+from checkpoints.storage.base import Store
 from trainer.fingerprint import check_fingerprint
 
 logger = logging.getLogger(__name__)

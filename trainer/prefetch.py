@@ -6,12 +6,12 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
-from checkpoints.confirm import believed
+from checkpoints.commit.head import Commit, Head
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.head import Commit, Head
-from checkpoints.reshard import restore_for
-from checkpoints.restore import Restored
-from checkpoints.store import Store
+from checkpoints.records.verified_reads import believed
+from checkpoints.restore.reshard import restore_for
+from checkpoints.restore.shard_restore import Restored
+from checkpoints.storage.base import Store
 
 
 class _Result(NamedTuple):
@@ -23,7 +23,7 @@ class Prefetch:
     """Fetches one rank's state from the newest commit in a thread; older ones only when asked."""
 
     def __init__(self, store: Store, head: Head, rank: int, world_size: int, local: Path | None = None) -> None:
-        """`local`: see `checkpoints.restore.restore_shard`."""
+        """`local`: see `checkpoints.restore.shard_restore.restore_shard`."""
         self._store = store
         self._rank = rank
         self._world_size = world_size

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from checkpoints.environment import user_home
 from checkpoints.errors import NotusError
-from checkpoints.event_kinds import Failed
-from checkpoints.events import Diary, read_events
-from checkpoints.interpreter import SAFE, environment
-from checkpoints.run import open_run
-from checkpoints.terminal import show_error
+from checkpoints.run_log.event_kinds import Failed
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.run_log.run_record import open_run
+from checkpoints.util.command_line import show_error
+from checkpoints.util.environment import user_home
+from checkpoints.util.interpreter import SAFE, environment
 from trainer.errors import EXIT_PREEMPTED, HardwareError, MachineFault
 from trainer.gpus import GPU_MEMORY_GIB
 from trainer.inputs import inputs_digest

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoints.event_kinds import LeftOutRows
+from checkpoints.run_log.event_kinds import LeftOutRows
 from trainer.errors import DataError
 from trainer.pairs import find_columns, numbered_jsonl
 from trainer.recipe import Source

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from checkpoints.environment import user_path
+from checkpoints.util.environment import user_path
 from trainer.bounds import MAX_HOURS, MAX_PROCESSES, MAX_SEED
 from trainer.errors import RecipeError
 from trainer.yaml_model import Settings, load_settings

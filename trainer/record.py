@@ -12,9 +12,9 @@ import torch
 from transformers import TrainerState
 
 from checkpoints.errors import NotusError
-from checkpoints.metrics import write_metrics
-from checkpoints.saver import Saver
-from checkpoints.store import Store
+from checkpoints.run_log.metrics import write_metrics
+from checkpoints.save.saver import Saver
+from checkpoints.storage.base import Store
 from trainer.dpo import NotusDPOTrainer
 from trainer.history import LOGGED, Row
 from trainer.meter import Meter, rewards_of

@@ -22,8 +22,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from checkpoints.errors import AlreadyExists, NotusError, ObjectMissing
-from checkpoints.parallel import parallel_map
-from checkpoints.store import Store
+from checkpoints.storage.base import Store
+from checkpoints.util.parallel import parallel_map
 
 logger = logging.getLogger(__name__)
 

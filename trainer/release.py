@@ -11,15 +11,15 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from checkpoints.commit.folder_manifest import FINAL, fetch_files, read_list
 from checkpoints.errors import UserError
-from checkpoints.event_kinds import Exported
-from checkpoints.events import Event, of_kind, read_events
-from checkpoints.folders import CARD, is_whole, whole_folder, work_folder
-from checkpoints.listed import FINAL, fetch_files, read_list
-from checkpoints.names import check_run_name
-from checkpoints.run import RunRecord, open_run
-from checkpoints.store import Store
-from checkpoints.terminal import run_app
+from checkpoints.run_log.event_kinds import Exported
+from checkpoints.run_log.event_log import Event, of_kind, read_events
+from checkpoints.run_log.run_record import RunRecord, open_run
+from checkpoints.storage.base import Store
+from checkpoints.util.atomic_folder import CARD, is_whole, whole_folder, work_folder
+from checkpoints.util.command_line import run_app
+from checkpoints.util.keys import check_run_name
 from trainer.base import identify_base
 from trainer.card import model_card
 from trainer.errors import TrainingFailed

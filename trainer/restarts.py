@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from checkpoints.errors import NotusError, RunHeld, UserError
-from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Planned, RunEnd, Saved, SetupFailed, Training
-from checkpoints.events import Event, in_order, of_kind
+from checkpoints.run_log.event_kinds import AttemptEnded, AttemptStarted, Planned, RunEnd, Saved, SetupFailed, Training
+from checkpoints.run_log.event_log import Event, in_order, of_kind
 from trainer.errors import MachineFault, TaskError
 from trainer.scratch import BEFORE_TRAINING, Phase
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from checkpoints.event_kinds import LeftOutRows
+from checkpoints.run_log.event_kinds import LeftOutRows
 from trainer.errors import DataError
 from trainer.pairs import find_columns, local_path, noted_types, parquet_columns
 from trainer.raw_rows import left_out, no_rows, no_text, rows_of_jsonl, why_broken

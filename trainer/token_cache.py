@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from checkpoints.confirm import read_if_there
 from checkpoints.errors import CorruptCheckpoint, NotusError
-from checkpoints.files import fetch_file, hash_file
-from checkpoints.manifest import Record, parse
-from checkpoints.store import Store
+from checkpoints.records.file_transfer import fetch_file, hash_file
+from checkpoints.records.manifest import Record, parse
+from checkpoints.records.verified_reads import read_if_there
+from checkpoints.storage.base import Store
 from trainer.pairs import local_path
 from trainer.recipe import Recipe
 from trainer.scratch import replace_file

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from checkpoints.store import Store
+from checkpoints.storage.base import Store
 from trainer.recipe import Recipe
 
 logger = logging.getLogger(__name__)

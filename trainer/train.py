@@ -14,11 +14,11 @@ import torch.distributed as dist
 from transformers import AutoConfig, AutoTokenizer, TrainerState
 from trl import DPOConfig
 
+from checkpoints.commit.head import Head
 from checkpoints.errors import NotusError, UserError
-from checkpoints.event_kinds import Evaluated, Training
-from checkpoints.events import Diary
-from checkpoints.head import Head
-from checkpoints.store import Store
+from checkpoints.run_log.event_kinds import Evaluated, Training
+from checkpoints.run_log.event_log import Diary
+from checkpoints.storage.base import Store
 from trainer.base import folder_of, identify_base
 from trainer.base_files import CONFIG, check_config, read_headers
 from trainer.batching import Batch

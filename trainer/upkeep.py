@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
+from checkpoints.commit.head import LEASE_S, Head
 from checkpoints.errors import Fenced, NotusError
-from checkpoints.event_kinds import Alarm, Payload
-from checkpoints.events import Diary, Event
-from checkpoints.head import LEASE_S, Head
-from checkpoints.requests import Request, read_request
-from checkpoints.run import HEARTBEAT_KEY, Heartbeat, read_controller_beat
-from checkpoints.store import Store
+from checkpoints.run_log.event_kinds import Alarm, Payload
+from checkpoints.run_log.event_log import Diary, Event
+from checkpoints.run_log.run_record import HEARTBEAT_KEY, Heartbeat, read_controller_beat
+from checkpoints.run_log.stop_request import Request, read_request
+from checkpoints.storage.base import Store
 from trainer.dead_mans_switch import Controller
 from trainer.scratch import Scratch
 from trainer.stop import request_stop

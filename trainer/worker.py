@@ -12,9 +12,9 @@ import sys
 import warnings
 from pathlib import Path
 
-from checkpoints.claimed import open_claimed_run
+from checkpoints.commit.claimed_store import open_claimed_run
 from checkpoints.errors import Fenced, NotusError, UserError
-from checkpoints.shm import RunMemory
+from checkpoints.snapshot.shared_memory import RunMemory
 from trainer.batching import batch_of_run
 from trainer.errors import MachineFault
 from trainer.fingerprint import base_revision, saved_fingerprint

@@ -10,7 +10,7 @@ import sys
 import torch
 from torch import nn
 
-from checkpoints.loop import Checkpointer
+from checkpoints import Checkpointer
 
 STEPS = 60
 SAVE_EVERY = 3

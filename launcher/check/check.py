@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rich.text import Text
 
 from checkpoints.errors import NotusError
-from checkpoints.terminal import console
+from checkpoints.util.command_line import console
 from launcher.check import hub, tracking
 from launcher.check.answers import Answer, answers
 from launcher.check.rows import DATA, STEPS, Size, about_held_out, about_hours, about_rows, about_steps, size_of

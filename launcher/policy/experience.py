@@ -15,8 +15,8 @@ from functools import reduce
 
 from pydantic import BaseModel, ConfigDict
 
-from checkpoints.event_kinds import MachineUp, NoCapacity, PlaceRecord
-from checkpoints.events import Event
+from checkpoints.run_log.event_kinds import MachineUp, NoCapacity, PlaceRecord
+from checkpoints.run_log.event_log import Event
 from launcher.policy.history import hours_of, machines
 from launcher.policy.market import (
     AGE_BINS_H,

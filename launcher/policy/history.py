@@ -11,11 +11,19 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import NamedTuple
 
-from checkpoints.causes import GoneCause
-from checkpoints.event_kinds import AttemptEnded, AttemptStarted, MachineUp, Notice, PlaceRecord, Saved, Training
-from checkpoints.events import Event, of_kind
-from checkpoints.machines import Ended, billed_usd, machines_of, told_by
-from checkpoints.run import Heartbeat
+from checkpoints.run_log.causes import GoneCause
+from checkpoints.run_log.event_kinds import (
+    AttemptEnded,
+    AttemptStarted,
+    MachineUp,
+    Notice,
+    PlaceRecord,
+    Saved,
+    Training,
+)
+from checkpoints.run_log.event_log import Event, of_kind
+from checkpoints.run_log.machine_history import Ended, billed_usd, machines_of, told_by
+from checkpoints.run_log.run_record import Heartbeat
 from launcher.policy.model import Place
 
 MIN_MEASURED_STEPS = 5

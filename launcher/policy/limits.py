@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, unquote
 
-from checkpoints.environment import Default, number_of
 from checkpoints.errors import UserError
+from checkpoints.util.environment import Default, number_of
 from launcher.bounds import (
     MAX_COUNT,
     MAX_HAZARD_H,

@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from checkpoints.event_kinds import Saved, Training
-from checkpoints.events import Event, of_kind
+from checkpoints.run_log.event_kinds import Saved, Training
+from checkpoints.run_log.event_log import Event, of_kind
 from launcher.policy.history import MachineSpell, hours_of, hours_per_step, machines, on_machine
 from launcher.policy.model import Effort, Paid, Place
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from checkpoints.causes import LaunchCause, Limit, MoveCause, WaitCause
+from checkpoints.run_log.causes import LaunchCause, Limit, MoveCause, WaitCause
 from launcher.policy.market import PRIOR_UP, SpotMarket, mean_spell_h
 
 USUAL_HAZARD_PER_H = 1 / mean_spell_h(PRIOR_UP)

@@ -9,10 +9,10 @@ from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple
 
-from checkpoints.event_kinds import MachineUp, NoCapacity, Saved
-from checkpoints.event_order import of_newest_launch
-from checkpoints.events import Event, of_kind
-from checkpoints.run import Heartbeat
+from checkpoints.run_log.event_kinds import MachineUp, NoCapacity, Saved
+from checkpoints.run_log.event_log import Event, of_kind
+from checkpoints.run_log.event_order import of_newest_launch
+from checkpoints.run_log.run_record import Heartbeat
 from launcher.hazard import ON_DEMAND_H, assumed
 from launcher.policy.experience import MarketCounts, counts_of, kind_of, tuned_chain, world_of
 from launcher.policy.history import (

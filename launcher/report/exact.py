@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from checkpoints.commit.head import read_head
+from checkpoints.commit.load import load_index, load_manifest
 from checkpoints.errors import NotusError
-from checkpoints.head import read_head
-from checkpoints.manifest import ShardIndex
-from checkpoints.metrics import read_metrics
-from checkpoints.restore import differing_tensors, load_index, load_manifest
-from checkpoints.store import Store
+from checkpoints.records.manifest import ShardIndex
+from checkpoints.restore.shard_restore import differing_tensors
+from checkpoints.run_log.metrics import read_metrics
+from checkpoints.storage.base import Store
 
 COMPARED_TREES = frozenset({"scheduler", "rng", "counters", "cursor", "optimizer"})
 """The other trees hold wall times and paths; their tensors are compared all the same."""

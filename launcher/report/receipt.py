@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from checkpoints.event_kinds import (
+from checkpoints.run_log.event_kinds import (
     AtStep,
     AttemptEnded,
     AttemptStarted,
@@ -26,9 +26,9 @@ from checkpoints.event_kinds import (
     Stopped,
     Training,
 )
-from checkpoints.events import Event, of_kind
-from checkpoints.machines import told_by
-from checkpoints.metrics import StepMetrics
+from checkpoints.run_log.event_log import Event, of_kind
+from checkpoints.run_log.machine_history import told_by
+from checkpoints.run_log.metrics import StepMetrics
 from launcher.offers import Offer
 from launcher.policy.history import machines
 from launcher.report.story import data_line

@@ -8,7 +8,8 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from checkpoints.event_kinds import (
+from checkpoints.commit.head import Head, read_head
+from checkpoints.run_log.event_kinds import (
     Alarm,
     AttemptEnded,
     AttemptStarted,
@@ -29,11 +30,10 @@ from checkpoints.event_kinds import (
     SetupFailed,
     Training,
 )
-from checkpoints.event_order import end_of_run
-from checkpoints.events import RUN_ENDS, Event, of_kind, read_events
-from checkpoints.head import Head, read_head
-from checkpoints.run import Heartbeat, read_heartbeat, read_run_if_valid
-from checkpoints.store import Store
+from checkpoints.run_log.event_log import RUN_ENDS, Event, of_kind, read_events
+from checkpoints.run_log.event_order import end_of_run
+from checkpoints.run_log.run_record import Heartbeat, read_heartbeat, read_run_if_valid
+from checkpoints.storage.base import Store
 from launcher.errors import UnknownRun
 from launcher.policy.history import machine_now, machines, spent_usd
 from launcher.presence import nobody_here

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from checkpoints.event_kinds import (
+from checkpoints.run_log.event_kinds import (
     Alarm,
     AttemptEnded,
     Damaged,
@@ -23,7 +23,7 @@ from checkpoints.event_kinds import (
     Stopped,
     Training,
 )
-from checkpoints.events import Event, of_kind
+from checkpoints.run_log.event_log import Event, of_kind
 from launcher.policy.history import place_of
 from launcher.policy.model import Place
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from checkpoints.interpreter import PATH, environment
+from checkpoints.util.interpreter import PATH, environment
 from launcher.errors import SkyFailed, UnclearJob
 from launcher.identity import RunIdentity
 from launcher.sky.jobs import Told, told_by

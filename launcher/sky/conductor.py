@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, TypeVar
 
-from checkpoints.causes import GoneCause
-from checkpoints.clock import Clock
+from checkpoints.commit.head import read_head
 from checkpoints.errors import NotusError, UserError
-from checkpoints.event_kinds import (
+from checkpoints.run_log.causes import GoneCause
+from checkpoints.run_log.event_kinds import (
     AttemptStarted,
     Decided,
     FalseRecovery,
@@ -28,12 +28,12 @@ from checkpoints.event_kinds import (
     Stopped,
     UnderWay,
 )
-from checkpoints.event_order import end_of_run
-from checkpoints.events import Event, of_kind
-from checkpoints.head import read_head
-from checkpoints.requests import Request, ask, read_request, withdraw
-from checkpoints.run import Heartbeat, read_heartbeat, write_controller_beat
-from checkpoints.store import Store
+from checkpoints.run_log.event_log import Event, of_kind
+from checkpoints.run_log.event_order import end_of_run
+from checkpoints.run_log.run_record import Heartbeat, read_heartbeat, write_controller_beat
+from checkpoints.run_log.stop_request import Request, ask, read_request, withdraw
+from checkpoints.storage.base import Store
+from checkpoints.util.clock import Clock
 from launcher.policy.decide import decide
 from launcher.policy.history import (
     MachineSpell,

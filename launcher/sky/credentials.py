@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from checkpoints.interpreter import environment, module
+from checkpoints.util.interpreter import environment, module
 from launcher.findings import Finding
 from launcher.sky.controller import FIX, has_remote_server, mode_of
 from launcher.sky.settings import config_file, read, section

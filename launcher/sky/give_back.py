@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from checkpoints.causes import GoneCause
 from checkpoints.errors import NotusError
-from checkpoints.event_kinds import MachineGone, ReleaseFailed
-from checkpoints.events import of_kind
+from checkpoints.run_log.causes import GoneCause
+from checkpoints.run_log.event_kinds import MachineGone, ReleaseFailed
+from checkpoints.run_log.event_log import of_kind
 from launcher.policy.history import machines, place_data
 from launcher.sky.hands import Hands, LimitReached
 from launcher.sky.run_diary import RunDiary

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from checkpoints.errors import UserError
-from checkpoints.event_kinds import AttemptEnded, AttemptStarted
-from checkpoints.event_order import end_of_run
-from checkpoints.events import Event, of_kind
+from checkpoints.run_log.event_kinds import AttemptEnded, AttemptStarted
+from checkpoints.run_log.event_log import Event, of_kind
+from checkpoints.run_log.event_order import end_of_run
 from launcher.policy.history import machines, on_machine
 from trainer.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_STOPPED
 

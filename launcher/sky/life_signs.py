@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from checkpoints.clock import Clock
-from checkpoints.event_kinds import Alarm
-from checkpoints.events import Event, of_kind
-from checkpoints.run import Heartbeat
+from checkpoints.run_log.event_kinds import Alarm
+from checkpoints.run_log.event_log import Event, of_kind
+from checkpoints.run_log.run_record import Heartbeat
+from checkpoints.util.clock import Clock
 from launcher.policy.history import MachineSpell, committed_step, hours_of
 from launcher.policy.observe import Signs
 

@@ -16,8 +16,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Generic, NamedTuple, TypeVar
 
-from checkpoints.clock import Clock
 from checkpoints.errors import NotusError, UserError
+from checkpoints.util.clock import Clock
 from launcher.offers import Catalog, Offer, load_offers
 from launcher.policy.model import Place
 from launcher.price_lists import REFRESH

@@ -29,11 +29,11 @@ from sky.jobs import utils as managed_job_utils
 from sky.server import plugins
 from sky.utils import common_utils, registry, resources_utils, status_lib
 
-from checkpoints.clock import LONG_AGO, SystemClock
 from checkpoints.errors import NotusError, StoreError, UserError
-from checkpoints.events import read_events
-from checkpoints.run import open_run
-from checkpoints.store import Store
+from checkpoints.run_log.event_log import read_events
+from checkpoints.run_log.run_record import open_run
+from checkpoints.storage.base import Store
+from checkpoints.util.clock import LONG_AGO, SystemClock
 from launcher.offers import find_catalog
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.model import Place

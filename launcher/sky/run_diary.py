@@ -7,12 +7,12 @@ import logging
 import threading
 from datetime import UTC, datetime, timedelta
 
-from checkpoints.clock import Clock
 from checkpoints.errors import NotusError
-from checkpoints.event_kinds import Payload
-from checkpoints.events import Diary, Event, in_order, read_events
-from checkpoints.launches import launch_number_of, take_launch_number
-from checkpoints.store import Store
+from checkpoints.run_log.event_kinds import Payload
+from checkpoints.run_log.event_log import Diary, Event, in_order, read_events
+from checkpoints.run_log.launches import launch_number_of, take_launch_number
+from checkpoints.storage.base import Store
+from checkpoints.util.clock import Clock
 
 logger = logging.getLogger("sky.notus")
 

@@ -19,7 +19,7 @@ from ruamel.yaml.scalarstring import (
     SingleQuotedScalarString,
 )
 
-from checkpoints.environment import user_path
+from checkpoints.util.environment import user_path
 from launcher.errors import RequestError
 
 REPAIR = "repair it, or move it away"

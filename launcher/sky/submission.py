@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from checkpoints.clock import Clock, looks
 from checkpoints.errors import NotusError
-from checkpoints.events import Event
-from checkpoints.launches import newest_launch
-from checkpoints.store import Store
+from checkpoints.run_log.event_log import Event
+from checkpoints.run_log.launches import newest_launch
+from checkpoints.storage.base import Store
+from checkpoints.util.clock import Clock, looks
 from launcher.identity import RunIdentity
 from launcher.policy.history import began_since
 from launcher.sky import client

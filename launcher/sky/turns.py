@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from checkpoints.event_kinds import (
+from checkpoints.run_log.event_kinds import (
     AttemptEnded,
     AttemptStarted,
     Decided,
@@ -14,8 +14,8 @@ from checkpoints.event_kinds import (
     ReleaseFailed,
     RunEnd,
 )
-from checkpoints.event_order import of_newest_launch
-from checkpoints.events import Event, of_kind
+from checkpoints.run_log.event_log import Event, of_kind
+from checkpoints.run_log.event_order import of_newest_launch
 from launcher.policy.history import machines, on_machine
 
 

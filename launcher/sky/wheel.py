@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from checkpoints.interpreter import environment, module
+from checkpoints.util.interpreter import environment, module
 from launcher.errors import RequestError
 from launcher.sky.repack import build_tag, installed_name, repack
 from launcher.sky.sent import TREE, find_checkout

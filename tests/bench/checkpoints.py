@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from checkpoints.shm import RunMemory, SharedBuffer
-from checkpoints.snapshot import Plan, Snapshot
+from checkpoints.snapshot.shared_memory import RunMemory, SharedBuffer
+from checkpoints.snapshot.snapshot import Plan, Snapshot
 from tests.bench.commit import bench_commit
 from tests.bench.measure import MIB, STATE_BYTES, Memcpy, measured, median, state
 from tests.bench.training import bench_training

@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from checkpoints.head import Lease, Retention, Writer
-from checkpoints.manifest import Chunk, Manifest, ShardIndex, sha256
-from checkpoints.store import Store, open_store
-from checkpoints.upload import CHUNK_BYTES, INDEXES, uploaded_shards
+from checkpoints.commit.head import Lease, Retention, Writer
+from checkpoints.records.manifest import Chunk, Manifest, ShardIndex, sha256
+from checkpoints.save.shard_upload import CHUNK_BYTES, INDEXES, uploaded_shards
+from checkpoints.storage.base import Store
+from checkpoints.storage.factory import open_store
 from tests.bench.measure import measured, median
 from tests.seaweed import seaweed
 

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from checkpoints.metrics import read_metrics
-from checkpoints.run import open_run
-from checkpoints.shm import RunMemory, SharedBuffer
-from checkpoints.snapshot import Plan
+from checkpoints.run_log.metrics import read_metrics
+from checkpoints.run_log.run_record import open_run
+from checkpoints.snapshot.shared_memory import RunMemory, SharedBuffer
+from checkpoints.snapshot.snapshot import Plan
 from tests.bench.measure import MIB, TENSORS, median
 from tests.gpu.workload import layers_of_7b, make_model, make_pairs, write_recipe
 from trainer.device_copy import copy_scope, pinning

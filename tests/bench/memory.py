@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from checkpoints.upload import CHUNK_BYTES, CONCURRENCY
+from checkpoints.save.shard_upload import CHUNK_BYTES, CONCURRENCY
 from tests.bench.measure import STATE_BYTES, state
 from tests.bench.sink import saver_on
 from tests.seaweed import seaweed

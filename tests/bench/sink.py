@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from checkpoints.head import Lease, Retention, Writer
-from checkpoints.run import open_run
-from checkpoints.saver import Saver
-from checkpoints.shm import RunMemory, SharedBuffer
-from checkpoints.upload import CHUNK_BYTES
-from checkpoints.uploader import Setup
+from checkpoints.commit.head import Lease, Retention, Writer
+from checkpoints.run_log.run_record import open_run
+from checkpoints.save.saver import Saver
+from checkpoints.save.shard_upload import CHUNK_BYTES
+from checkpoints.save.uploader_messages import Setup
+from checkpoints.snapshot.shared_memory import RunMemory, SharedBuffer
 
 CONNECTIONS = 4
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.saver import Saver
+from checkpoints.save.saver import Saver
 from tests.bench.measure import MIB, STATE_BYTES, Memcpy, measured, median, state
 from tests.bench.sink import point_to, saver_on, sink
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from checkpoints.manifest import Chunk, ShardIndex
-from checkpoints.restore import _fetch
-from checkpoints.snapshot import HostBuffer, Snapshot
-from checkpoints.store import open_store
-from checkpoints.upload import CHUNK_BYTES, upload_shard
+from checkpoints.records.manifest import Chunk, ShardIndex
+from checkpoints.restore.shard_restore import _fetch
+from checkpoints.save.shard_upload import CHUNK_BYTES, upload_shard
+from checkpoints.snapshot.snapshot import HostBuffer, Snapshot
+from checkpoints.storage.factory import open_store
 from tests.bench.link import narrow_link
 from tests.bench.measure import MIB, Cost, measured, median, state
 from tests.bench.sink import CONNECTIONS, point_to, raw_get, raw_put, saver_on, sink
@@ -62,7 +62,7 @@ def served_index(port: int, size_bytes: int) -> ShardIndex:
     import xxhash
     from awscrt.checksums import crc32c
 
-    from checkpoints.manifest import TensorRecord
+    from checkpoints.records.manifest import TensorRecord
 
     served = bytearray(CHUNK_BYTES)
     raw_get(port, memoryview(served))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkpoints.lifecycle import apply
+from checkpoints.storage.lifecycle_rules import apply
 from tests.seaweed import S3Server
 
 

@@ -10,9 +10,10 @@ from datetime import timedelta
 import pytest
 import stamina
 
-from checkpoints import object_store
 from checkpoints.errors import StoreError
-from checkpoints.object_store import ObjectStore
+from checkpoints.storage import obstore_client, s3
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.storage.s3 import open_s3
 from tests.loopback import LoopbackServer, QuietHandler, serving
 
 LARGE = bytes(2 << 20)
@@ -61,15 +62,15 @@ def server() -> Iterator[SlowServer]:
 def opened(server: SlowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], ObjectStore]]:
     """Opens the bucket; nothing is tried twice."""
     environment = {"AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "s"}
-    monkeypatch.setattr(object_store, "_RETRY", {"max_retries": 0, "retry_timeout": timedelta(seconds=1)})
+    monkeypatch.setattr(s3, "RETRY", {"max_retries": 0, "retry_timeout": timedelta(seconds=1)})
     with stamina.set_testing(True):
-        yield lambda: ObjectStore.open("s3://bucket/run", environment)
+        yield lambda: open_s3("s3://bucket/run", environment)
 
 
 def test_a_large_upload_may_take_longer_than_an_answer(
     server: SlowServer, opened: Callable[[], ObjectStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "ANSWER_S", 0.1)
+    monkeypatch.setattr(obstore_client, "ANSWER_S", 0.1)
     server.delay_s = 0.5
     store = opened()
     assert store.create("chunk", LARGE) == '"1"'
@@ -83,7 +84,7 @@ def test_a_large_upload_may_take_longer_than_an_answer(
 def test_a_store_that_never_answers_is_given_up(
     opened: Callable[[], ObjectStore], monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    monkeypatch.setattr(object_store, limit, 0.1)
+    monkeypatch.setattr(obstore_client, limit, 0.1)
     store = opened()
     asks: list[Callable[[], object]] = [
         lambda: store.get("HEAD"),
@@ -101,14 +102,14 @@ def test_a_store_that_never_answers_is_given_up(
 
 
 def test_the_limits_let_a_slow_link_save() -> None:
-    for limits in object_store._limits():
+    for limits in obstore_client.limits():
         assert limits["timeout"] >= timedelta(minutes=5), "64 MiB at 0.2 MB/s"
 
 
 @pytest.mark.parametrize("endpoint", ["", "https://r2.example"])
 def test_no_upload_is_hashed_for_its_signature(endpoint: str) -> None:
     environment = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "s"}
-    for store in object_store._s3_stores("bucket", "run", environment):
+    for store in s3._clients("bucket", "run", environment):
         assert store.config.get("unsigned_payload") == "true"
 
 

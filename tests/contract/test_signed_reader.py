@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from checkpoints.signed_reader import Request, SignedReader
-from checkpoints.store import ignore
+from checkpoints.storage.base import ignore
+from checkpoints.storage.presigned import Request, SignedReader
 from tests.gcs_fake import FakeGcs
 from tests.loopback import serving
 

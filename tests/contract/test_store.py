@@ -14,11 +14,12 @@ import pytest
 import stamina
 
 from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, UserError
-from checkpoints.folder_store import FolderStore
-from checkpoints.object_store import ObjectStore
-from checkpoints.probe import RACERS, probe
-from checkpoints.store import Buffer, Store, Stored, exists, open_store
-from checkpoints.upload import put_once
+from checkpoints.records.write_once import put_once
+from checkpoints.storage.base import Buffer, Store, Stored, exists
+from checkpoints.storage.factory import open_store
+from checkpoints.storage.filesystem import FolderStore
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.storage.probe import RACERS, probe
 from tests.gcs_fake import fake_gcs
 from tests.loopback import LoopbackServer, QuietHandler, serving
 from tests.seaweed import S3Server

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.store import Store
+from checkpoints.storage.base import Store
 from tests.e2e.cloud.machines import GATEWAY
 from tests.e2e.clouds import Clouds, own_network, running_clouds
 from tests.e2e.figures import MEASURED, report

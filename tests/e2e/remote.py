@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from checkpoints.store import Store
+from checkpoints.storage.base import Store
 from tests.e2e.clouds import Clouds
 from tests.e2e.runs import CloudRun, of, places
 from tests.e2e.skypilot import SkyPilot

@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 
-from checkpoints.events import Event, read_events
-from checkpoints.run import open_run
-from checkpoints.store import Store
+from checkpoints.run_log.event_log import Event, read_events
+from checkpoints.run_log.run_record import open_run
+from checkpoints.storage.base import Store
 from launcher.local import committed_step
 from launcher.plan import Rung
 from launcher.sky.render import SKYPILOTS_OWN, task_config, to_yaml

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from checkpoints.requests import ask
-from checkpoints.store import Store
+from checkpoints.run_log.stop_request import ask
+from checkpoints.storage.base import Store
 from launcher.local import committed_step
 from launcher.policy.history import machines
 from launcher.policy.machine_work import SPOT_IN_A_ROW

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from checkpoints.store import Store
+from checkpoints.storage.base import Store
 from launcher.sky.render import NOTUS, SKYPILOTS_OWN
 from tests.e2e.clouds import Clouds
 from tests.e2e.figures import MEASURED, measure

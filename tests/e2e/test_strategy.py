@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from checkpoints.requests import read_request
-from checkpoints.store import Store
+from checkpoints.run_log.stop_request import read_request
+from checkpoints.storage.base import Store
 from launcher.local import committed_step
 from launcher.plan import Rung
 from launcher.sky.render import NOTUS

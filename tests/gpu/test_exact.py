@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from checkpoints.events import read_events
-from checkpoints.metrics import read_metrics
-from checkpoints.run import open_run
+from checkpoints.run_log.event_log import read_events
+from checkpoints.run_log.metrics import read_metrics
+from checkpoints.run_log.run_record import open_run
 from tests.gpu.workload import write_recipe
 from tests.integration.conftest import Launcher, assert_bit_exact
 

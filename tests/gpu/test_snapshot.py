@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from checkpoints.shm import RunMemory, SharedBuffer
-from checkpoints.snapshot import Plan
+from checkpoints.snapshot.shared_memory import RunMemory, SharedBuffer
+from checkpoints.snapshot.snapshot import Plan
 
 
 @pytest.fixture

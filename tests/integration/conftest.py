@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from checkpoints.head import read_head
-from checkpoints.manifest import ShardIndex
-from checkpoints.metrics import read_metrics
-from checkpoints.restore import load_manifest, restore_shard
-from checkpoints.run import open_run
-from checkpoints.store import Store
+from checkpoints.commit.head import read_head
+from checkpoints.commit.load import load_manifest
+from checkpoints.records.manifest import ShardIndex
+from checkpoints.restore.shard_restore import restore_shard
+from checkpoints.run_log.metrics import read_metrics
+from checkpoints.run_log.run_record import open_run
+from checkpoints.storage.base import Store
 from trainer.scratch import Progress, Scratch
 
 START_S = 400.0

@@ -20,14 +20,15 @@ import deepspeed.runtime.engine as runtime
 import torch
 import torch.distributed as dist
 
-from checkpoints.gather import Zero3State
-from checkpoints.head import Commit, Lease, Retention, Writer, read_head
-from checkpoints.reshard import restore_for
-from checkpoints.restore import load_manifest, restore_shard
-from checkpoints.run import open_run
-from checkpoints.saver import Saver
-from checkpoints.shm import SharedBuffer
-from checkpoints.uploader import Setup
+from checkpoints.commit.head import Commit, Lease, Retention, Writer, read_head
+from checkpoints.commit.load import load_manifest
+from checkpoints.restore.consolidate import Zero3State
+from checkpoints.restore.reshard import restore_for
+from checkpoints.restore.shard_restore import restore_shard
+from checkpoints.run_log.run_record import open_run
+from checkpoints.save.saver import Saver
+from checkpoints.save.uploader_messages import Setup
+from checkpoints.snapshot.shared_memory import SharedBuffer
 from trainer.collective import from_rank_0
 from trainer.deepspeed_engine import BucketEngine, install
 

@@ -49,7 +49,7 @@ class Kill(NamedTuple):
 
 def arm() -> None:
     """In the process: watch the operations. Also lets tombstones expire at once, so that there is something to collect."""
-    role: Role = "uploader" if "checkpoints.uploader" in sys.orig_argv else "trainer"
+    role: Role = "uploader" if "checkpoints.save.uploader" in sys.orig_argv else "trainer"
     if role == "trainer":
         os.environ[_TRAINER] = str(os.getpid())
     if _KILL in os.environ:
@@ -57,10 +57,10 @@ def arm() -> None:
         kill = Kill(*fields)
         if kill.role == role:
             _Executioner(kill, Path(deed)).start()
-    from checkpoints import retention
+    from checkpoints.commit import garbage_collection
 
-    collect = retention.collect
-    retention.collect = lambda store, lease, now: collect(store, lease, _later(now))
+    collect = garbage_collection.collect
+    garbage_collection.collect = lambda store, lease, now: collect(store, lease, _later(now))
 
 
 def _later(now: datetime) -> datetime:
@@ -79,15 +79,15 @@ class _Executioner:
         if not self._kill.operations:
             threading.Thread(target=self._do, daemon=True).start()
             return
-        from checkpoints import shm, tree
-        from checkpoints.folder_store import FolderStore
+        from checkpoints.snapshot import shared_memory, state_tree
+        from checkpoints.storage.filesystem import FolderStore
 
         for name in {"create", "swap", "get", "read_into", "delete"} & {*self._kill.operations}:
             self._watch(FolderStore, name, lambda store, key, *rest: key)
         if "copy" in self._kill.operations:
-            self._watch(tree.Leaf, "copy_to", lambda leaf, target: leaf.name)
+            self._watch(state_tree.Leaf, "copy_to", lambda leaf, target: leaf.name)
         if "open_shared" in self._kill.operations:
-            self._watch(shm, "open_shared", lambda path, size_bytes: path.name)
+            self._watch(shared_memory, "open_shared", lambda path, size_bytes: path.name)
 
     def _watch(self, owner: Any, name: str, key_of: Callable[..., str]) -> None:
         original = getattr(owner, name)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import xxhash
 
-from checkpoints.loop import Checkpointer
+from checkpoints import Checkpointer
 
 STEPS = 240
 SAVE_EVERY = 7

@@ -24,7 +24,7 @@ with warnings.catch_warnings():
     from sky.schemas.api.responses import ManagedJobRecord
     from sky.utils import common_utils, dag_utils, registry, schemas, validator, yaml_utils
 
-from checkpoints.names import is_run_name
+from checkpoints.util.keys import is_run_name
 from launcher.errors import UnclearJob
 from launcher.identity import run_identity
 from launcher.request import check_cloud_run_name, cloud_run_name

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from checkpoints.run import open_run
-from checkpoints.store import Store
+from checkpoints.run_log.run_record import open_run
+from checkpoints.storage.base import Store
 from tests.integration.conftest import START_S, Launcher, assert_bit_exact, undisturbed, wait_for
 from trainer.phases import in_words
 from trainer.scratch import Phase

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from checkpoints import cli
-from checkpoints.head import read_head
-from checkpoints.restore import load_index, load_manifest
-from checkpoints.store import Store, open_store
+from checkpoints.commit.head import read_head
+from checkpoints.commit.load import load_index, load_manifest
+from checkpoints.storage.base import Store
+from checkpoints.storage.factory import open_store
 from tests.integration.conftest import Launcher, recipe
 
 HARMLESS_TO_LOSE = ("events/", "final.json", "heartbeat.json")
@@ -34,7 +35,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def verified(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     capsys.readouterr()
-    monkeypatch.setattr("checkpoints.confirm.PAUSES_S", ())  # a folder doesn't come to its senses after 5 s
+    monkeypatch.setattr(
+        "checkpoints.records.verified_reads.PAUSES_S", ()
+    )  # a folder doesn't come to its senses after 5 s
     monkeypatch.setattr(sys, "argv", ["notus-ckpt", "verify", str(folder), "-o", "json"])
     with pytest.raises(SystemExit):
         cli.main()

@@ -10,7 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from checkpoints.object_store import ObjectStore
+from checkpoints.storage.object_store import ObjectStore
 from trainer.errors import DataError, TrainingFailed
 from trainer.recipe import Columns, Recipe, Source, load_recipe
 from trainer.row_count import count_rows

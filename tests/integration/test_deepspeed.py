@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.gather import Zero3State
-from checkpoints.head import read_head
-from checkpoints.restore import load_manifest, restore_shard
-from checkpoints.run import open_run
+from checkpoints.commit.head import read_head
+from checkpoints.commit.load import load_manifest
+from checkpoints.restore.consolidate import Zero3State
+from checkpoints.restore.shard_restore import restore_shard
+from checkpoints.run_log.run_record import open_run
 
 SLOTS = {"adamw": ("", "exp_avg", "exp_avg_sq"), "rmsprop": ("", "square_avg")}
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from checkpoints.metrics import read_metrics
-from checkpoints.run import open_run
-from checkpoints.store import Store
+from checkpoints.run_log.metrics import read_metrics
+from checkpoints.run_log.run_record import open_run
+from checkpoints.storage.base import Store
 from tests.integration.conftest import Launcher, recipe, stop_after
 
 LORA_TOLERANCE = 0.05

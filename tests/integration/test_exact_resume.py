@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.events import read_events
-from checkpoints.head import read_head
-from checkpoints.metrics import read_metrics
-from checkpoints.restore import load_index, load_manifest
-from checkpoints.run import open_run
-from checkpoints.store import Store
+from checkpoints.commit.head import read_head
+from checkpoints.commit.load import load_index, load_manifest
+from checkpoints.run_log.event_log import read_events
+from checkpoints.run_log.metrics import read_metrics
+from checkpoints.run_log.run_record import open_run
+from checkpoints.storage.base import Store
 from tests.faulty_proxy import FAULTS, Deed, FaultyProxy
 from tests.integration.conftest import Launcher, assert_bit_exact, recipe, wait_for
 from tests.loopback import serving

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from checkpoints.errors import UserError
-from checkpoints.events import Diary, read_events
-from checkpoints.run import open_run, register_run
-from checkpoints.store import Store
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.run_log.run_record import open_run, register_run
+from checkpoints.storage.base import Store
 from tests.hub_fake import HubFake
 from trainer.base import identify_base
 from trainer.batching import Batch

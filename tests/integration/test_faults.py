@@ -15,14 +15,16 @@ from typing import Any
 import pytest
 from obstore.store import S3Store
 
-from checkpoints import object_store, signed_reader
+from checkpoints.commit.head import read_head
+from checkpoints.commit.load import load_index, load_manifest
 from checkpoints.errors import ObjectMissing
-from checkpoints.events import read_events
-from checkpoints.head import read_head
-from checkpoints.restore import load_index, load_manifest, verify
-from checkpoints.run import open_run
-from checkpoints.store import Entry, Store, open_store
-from checkpoints.upload import put_once
+from checkpoints.records.write_once import put_once
+from checkpoints.restore.shard_restore import verify
+from checkpoints.run_log.event_log import read_events
+from checkpoints.run_log.run_record import open_run
+from checkpoints.storage import object_store, presigned
+from checkpoints.storage.base import Entry, Store
+from checkpoints.storage.factory import open_store
 from tests.faulty_proxy import FaultyProxy
 from tests.integration.conftest import Launcher, assert_bit_exact, recipe, wait_for
 from tests.loopback import serving
@@ -335,7 +337,7 @@ def test_a_stall_beyond_the_clients_patience_is_tried_again(
 ) -> None:
     """Also a write: the request that was held back comes to the server after the one that took its place."""
     monkeypatch.setattr(object_store, "S3Store", ImpatientS3Store)
-    monkeypatch.setattr(signed_reader, "TIMEOUT_S", PATIENCE_S)
+    monkeypatch.setattr(presigned, "TIMEOUT_S", PATIENCE_S)
     with serving(StallsOnce(s3_environment.endpoint)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         store = open_store("s3://notus-test/stalls", request.node.callspec.id)

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.head import Head, read_head
-from checkpoints.restore import verify
-from checkpoints.run import open_run
-from checkpoints.shm import RunMemory
-from checkpoints.store import Store
+from checkpoints.commit.head import Head, read_head
+from checkpoints.restore.shard_restore import verify
+from checkpoints.run_log.run_record import open_run
+from checkpoints.snapshot.shared_memory import RunMemory
+from checkpoints.storage.base import Store
 from tests.integration.killing import ENVIRONMENT, Kill
 from tests.integration.loop_script import STEPS
 from trainer.processes import adopt_orphans, any_descendant
@@ -146,7 +146,7 @@ def test_fifty_kills(tmp_path: Path, truth: dict[int, str]) -> None:
     assert KILLS.total() == 50
     assert resumed > KILLS.total() / 4, "the kills must hit runs that had saved something"
     deadline = time.monotonic() + 60
-    while any_descendant("checkpoints.uploader"):
+    while any_descendant("checkpoints.save.uploader"):
         assert time.monotonic() < deadline, "an uploader lives on as an orphan"
         time.sleep(0.1)
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import psutil
 
-from checkpoints.loop import Checkpointer
-from checkpoints.shm import SHM, RunMemory
+from checkpoints import Checkpointer
+from checkpoints.snapshot.shared_memory import SHM, RunMemory
 from tests.integration.conftest import wait_for
 
 FORKER = """
 import os, sys, time, warnings
 import torch
-from checkpoints.loop import Checkpointer
+from checkpoints import Checkpointer
 
 warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads: what a data loader does
 checkpoints = Checkpointer(sys.argv[1], "one")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.interpreter import SAFE, environment, module
+from checkpoints.util.interpreter import SAFE, environment, module
 from launcher.sky.render import setup_script
 from tests.integration.conftest import Launcher
 from trainer import preflight
@@ -113,7 +113,7 @@ def test_the_set_up_of_a_machine_starts_python_like_that_too() -> None:
 
 
 def test_no_process_is_started_without_it() -> None:
-    """`python -m` in our code is `checkpoints.interpreter`'s to write."""
+    """`python -m` in our code is `checkpoints.util.interpreter`'s to write."""
     root = Path(__file__).parents[2]
     sources = [path for package in OURS for path in (root / package).rglob("*.py")]
     careless = [

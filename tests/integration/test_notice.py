@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from checkpoints.events import read_events
-from checkpoints.head import read_head
-from checkpoints.restore import load_manifest
-from checkpoints.run import open_run
-from checkpoints.store import Store
+from checkpoints.commit.head import read_head
+from checkpoints.commit.load import load_manifest
+from checkpoints.run_log.event_log import read_events
+from checkpoints.run_log.run_record import open_run
+from checkpoints.storage.base import Store
 from tests.integration.conftest import Launcher, assert_bit_exact, wait_for
 from tests.loopback import LoopbackServer, QuietHandler, serving
 from trainer.notice import AwsMetadata, GcpMetadata

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoints.run import open_run
+from checkpoints.run_log.run_record import open_run
 from tests.integration.conftest import Launcher, stop_after
 
 

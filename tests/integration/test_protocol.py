@@ -24,15 +24,17 @@ from typing import Any
 import greenlet
 import pytest
 
+from checkpoints.commit.garbage_collection import collect, collect_orphans
+from checkpoints.commit.head import PATIENCE_S, Head, Lease, Retention, Writer, read_head
+from checkpoints.commit.reader_leases import FOLDER, VALID, announce
 from checkpoints.errors import AlreadyExists, Conflict, CorruptCheckpoint, Fenced, ObjectMissing, RunHeld, StoreError
-from checkpoints.head import PATIENCE_S, Head, Lease, Retention, Writer, read_head
-from checkpoints.manifest import Manifest
-from checkpoints.readers import FOLDER, VALID, announce
-from checkpoints.restore import restore_shard
-from checkpoints.retention import collect, collect_orphans
-from checkpoints.snapshot import HostBuffer, Snapshot
-from checkpoints.store import Entry, Seen, Store, Stored, open_store
-from checkpoints.upload import save_prefix, upload_shard, uploaded_shards
+from checkpoints.records.manifest import Manifest
+from checkpoints.records.save_keys import save_prefix
+from checkpoints.restore.shard_restore import restore_shard
+from checkpoints.save.shard_upload import upload_shard, uploaded_shards
+from checkpoints.snapshot.snapshot import HostBuffer, Snapshot
+from checkpoints.storage.base import Entry, Seen, Store, Stored
+from checkpoints.storage.factory import open_store
 from tests.seaweed import S3Server
 
 SCHEDULES = int(os.environ.get("NOTUS_SCHEDULES", "10000"))
@@ -43,8 +45,8 @@ KEEP = 2
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Greenlets can't change threads."""
-    monkeypatch.setattr("checkpoints.retention.CONCURRENCY", 1)
-    monkeypatch.setattr("checkpoints.rebuild.CONCURRENCY", 1)
+    monkeypatch.setattr("checkpoints.commit.garbage_collection.CONCURRENCY", 1)
+    monkeypatch.setattr("checkpoints.commit.head_recovery.CONCURRENCY", 1)
 
 
 class DictStore:
@@ -403,9 +405,13 @@ def test_the_model_notices_a_broken_protocol(sabotage: str, monkeypatch: pytest.
 
         monkeypatch.setattr(DictStore, "swap", blind)
     elif sabotage == "readers ignored":
-        monkeypatch.setattr("checkpoints.retention.manifests_being_read", lambda store, unchanged: set())
+        monkeypatch.setattr(
+            "checkpoints.commit.garbage_collection.manifests_being_read", lambda store, unchanged: set()
+        )
     else:
-        monkeypatch.setattr("checkpoints.retention.expired", lambda head, buried_s: _all_but_newest(head))
+        monkeypatch.setattr(
+            "checkpoints.commit.garbage_collection.expired", lambda head, buried_s: _all_but_newest(head)
+        )
     with pytest.raises(AssertionError):
         _run_schedules(2000)
 
@@ -416,7 +422,7 @@ def _run_schedules(count: int) -> None:
 
 
 def _all_but_newest(head: Head) -> tuple[Any, ...]:
-    from checkpoints.head import Tombstone
+    from checkpoints.commit.head import Tombstone
 
     until = datetime(2026, 1, 1, tzinfo=UTC)
     return tuple(Tombstone(commit=commit, until=until) for commit in head.commits)

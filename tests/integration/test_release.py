@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoints.clock import FakeClock
 from checkpoints.errors import CorruptCheckpoint, NotusError, UserError
-from checkpoints.events import Diary, read_events
-from checkpoints.folder_store import FolderStore
-from checkpoints.object_store import ObjectStore
-from checkpoints.run import open_run
-from checkpoints.store import Store
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.run_log.run_record import open_run
+from checkpoints.storage.base import Store
+from checkpoints.storage.filesystem import FolderStore
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
 from tests.integration.conftest import Launcher
 from trainer.card import history
 from trainer.errors import TrainingFailed

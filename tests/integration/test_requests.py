@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from checkpoints.events import read_events
-from checkpoints.interpreter import module
-from checkpoints.requests import ask, read_request
-from checkpoints.run import open_run
-from checkpoints.store import Store
+from checkpoints.run_log.event_log import read_events
+from checkpoints.run_log.run_record import open_run
+from checkpoints.run_log.stop_request import ask, read_request
+from checkpoints.storage.base import Store
+from checkpoints.util.interpreter import module
 from tests.integration.conftest import Launcher, assert_bit_exact, wait_for
 
 

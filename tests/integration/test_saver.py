@@ -18,17 +18,18 @@ import numpy as np
 import psutil
 import pytest
 
+from checkpoints import Checkpointer
+from checkpoints.commit.head import Lease, Retention, Writer, read_head
 from checkpoints.errors import Fenced, StoreError, TornState, UserError
-from checkpoints.head import Lease, Retention, Writer, read_head
-from checkpoints.loop import Checkpointer
-from checkpoints.metrics import read_metrics
-from checkpoints.probe import probe
-from checkpoints.run import open_run
-from checkpoints.saver import Saver
-from checkpoints.shm import RunMemory, SharedBuffer
-from checkpoints.snapshot import Plan
-from checkpoints.store import Store
-from checkpoints.uploader import NICE, Done, Inbox, Setup
+from checkpoints.run_log.metrics import read_metrics
+from checkpoints.run_log.run_record import open_run
+from checkpoints.save.saver import Saver
+from checkpoints.save.uploader import NICE, Inbox
+from checkpoints.save.uploader_messages import Done, Setup
+from checkpoints.snapshot.shared_memory import RunMemory, SharedBuffer
+from checkpoints.snapshot.snapshot import Plan
+from checkpoints.storage.base import Store
+from checkpoints.storage.probe import probe
 from tests.integration.conftest import wait_for
 from trainer.keeper import MAX_FAILED_SAVES, Keeper
 
@@ -111,7 +112,7 @@ def test_a_restart_on_the_same_machine_restores_from_memory(tmp_path: Path, full
     store = open_run(str(tmp_path), "run")
     script = f"""
 import numpy as np, os
-from checkpoints.loop import Checkpointer
+from checkpoints import Checkpointer
 checkpoints = Checkpointer({str(tmp_path)!r}, "run")
 checkpoints.save(3, {{"s": {{"w": np.arange(1000)}}}}, wait=True)
 os._exit(9)
@@ -153,7 +154,7 @@ def test_only_memory_of_the_dead_is_removed(tmp_path: Path) -> None:
     memory = RunMemory(f"file://{tmp_path}")
     script = f"""
 import sys, time
-from checkpoints.shm import RunMemory, SharedBuffer
+from checkpoints.snapshot.shared_memory import RunMemory, SharedBuffer
 memory = RunMemory("file://{tmp_path}")
 memory.hold("child")
 SharedBuffer(memory.snapshot("child", 0)).reserve(10)

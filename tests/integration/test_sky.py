@@ -265,7 +265,7 @@ import sky
 from launcher.sky import catalog
 from launcher.sky.plugin import NotusStrategy, expand
 from launcher.sky.places import Hourly
-from checkpoints.clock import FakeClock
+from checkpoints.util.clock import FakeClock
 
 path = pathlib.Path(os.environ["HOME"]) / ".sky/catalogs/v8/gcp/vms.csv"
 wanted = [sky.Resources(infra="gcp/us-central1", accelerators="A100:8", use_spot=False)]

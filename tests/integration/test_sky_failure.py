@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoints.event_kinds import AttemptEnded, AttemptStarted
-from checkpoints.events import Diary
-from checkpoints.run import open_run
+from checkpoints.run_log.event_kinds import AttemptEnded, AttemptStarted
+from checkpoints.run_log.event_log import Diary
+from checkpoints.run_log.run_record import open_run
 from tests.integration.sky_process import run
 
 ASK = """

@@ -43,7 +43,7 @@ def test_every_loss_evaluation_and_weight_is_stock_trls(
 
 def test_a_difference_is_found(script: Any, folder: Path) -> None:
     """In what the tests before have left."""
-    from checkpoints.run import open_run
+    from checkpoints.run_log.run_record import open_run
 
     stock, ours = folder / "stock-full", open_run(str(folder / "bucket"), "full")
     assert script.differences(stock, ours).found == ()

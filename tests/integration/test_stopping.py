@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from checkpoints.errors import Fenced, NotExact
-from checkpoints.object_store import ObjectStore
-from checkpoints.tree import digest
+from checkpoints.snapshot.state_tree import digest
+from checkpoints.storage.object_store import ObjectStore
 from trainer.attempt import Supervisor
 from trainer.recipe import load_recipe
 from trainer.scratch import Scratch

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from checkpoints.events import read_events
-from checkpoints.metrics import read_metrics
-from checkpoints.run import open_run
+from checkpoints.run_log.event_log import read_events
+from checkpoints.run_log.metrics import read_metrics
+from checkpoints.run_log.run_record import open_run
 from tests.integration.conftest import Launcher, recipe
 
 FAKES = Path(__file__).parent / "fakes"

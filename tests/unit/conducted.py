@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from checkpoints.causes import AttemptOutcome
-from checkpoints.clock import FakeClock
+from checkpoints.commit.head import Lease, Writer
 from checkpoints.errors import StoreError
-from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Notice, Training
-from checkpoints.events import Diary, Event, read_events
-from checkpoints.head import Lease, Writer
-from checkpoints.object_store import ObjectStore
-from checkpoints.run import HEARTBEAT_KEY, Heartbeat
+from checkpoints.run_log.causes import AttemptOutcome
+from checkpoints.run_log.event_kinds import AttemptEnded, AttemptStarted, Notice, Training
+from checkpoints.run_log.event_log import Diary, Event, read_events
+from checkpoints.run_log.run_record import HEARTBEAT_KEY, Heartbeat
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
 from launcher.policy.limits import Limits
 from launcher.policy.model import Place
 from launcher.sky.asked import Answer

@@ -21,7 +21,7 @@ def _no_network_no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(time, "sleep", no_sleep)
-    monkeypatch.setattr("checkpoints.confirm.PAUSES_S", ())
+    monkeypatch.setattr("checkpoints.records.verified_reads.PAUSES_S", ())
 
 
 @pytest.fixture

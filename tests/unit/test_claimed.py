@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.claimed import REFUSALS, ClaimedStore, open_claimed_run
+from checkpoints.commit.claimed_store import REFUSALS, ClaimedStore, open_claimed_run
 from checkpoints.errors import AccessDenied, BucketUnusable, ObjectMissing, StoreError
-from checkpoints.object_store import ObjectStore
-from checkpoints.uploader import _kind
+from checkpoints.save.uploader import _kind
+from checkpoints.storage.object_store import ObjectStore
 
 
 class Refusing:
@@ -93,7 +93,7 @@ def test_missing_credentials_of_a_claimed_run_are_an_outage(
             raise error
         return ObjectStore.memory()
 
-    monkeypatch.setattr("checkpoints.claimed.open_run", open_run)
+    monkeypatch.setattr("checkpoints.commit.claimed_store.open_run", open_run)
     assert open_claimed_run("s3://b", "r").url == "memory://"
 
 

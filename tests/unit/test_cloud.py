@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
-from checkpoints.clock import FakeClock
+from checkpoints.commit.head import Lease, Writer
 from checkpoints.errors import BucketUnusable
-from checkpoints.events import Diary, read_events
-from checkpoints.head import Lease, Writer
-from checkpoints.launches import newest_launch, take_launch_number
-from checkpoints.object_store import ObjectStore
-from checkpoints.requests import ask, read_request
-from checkpoints.run import HEARTBEAT_KEY, Heartbeat, register_run, write_controller_beat
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.run_log.launches import newest_launch, take_launch_number
+from checkpoints.run_log.run_record import HEARTBEAT_KEY, Heartbeat, register_run, write_controller_beat
+from checkpoints.run_log.stop_request import ask, read_request
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
 from launcher import cli, cloud, follow, look, stop
 from launcher.errors import RequestError, RunFailed, SkyFailed, UnclearJob
 from launcher.identity import RunIdentity, run_identity
@@ -88,7 +88,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     made = ObjectStore.memory()
     for module in (cloud, stop):
         monkeypatch.setattr(module, "open_run", lambda bucket, name: made, raising=False)
-    monkeypatch.setattr("checkpoints.run.open_run", lambda bucket, name: made)
+    monkeypatch.setattr("checkpoints.run_log.run_record.open_run", lambda bucket, name: made)
     monkeypatch.setattr(cloud, "SystemClock", FakeClock)
     return made
 
@@ -831,7 +831,7 @@ def test_a_dry_run_of_a_run_whose_bucket_cannot_be_read_says_so(
     def away(bucket: str, name: str) -> ObjectStore:
         raise BucketUnusable("no credentials for s3://b")
 
-    monkeypatch.setattr("checkpoints.run.open_run", away)
+    monkeypatch.setattr("checkpoints.run_log.run_record.open_run", away)
     assert launch(*LAUNCH, "--bucket", "s3://b", "--dry-run", "-o", "json") == 0
     (said, *_) = [line for line in json.loads(capsys.readouterr().out)["advice"] if "can't be read" in line]
     assert said == "planned as a new run, as s3://b can't be read: no credentials for s3://b"

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from checkpoints.clock import FakeClock
+from checkpoints.commit.head import Lease, Writer
 from checkpoints.errors import StoreError
-from checkpoints.event_kinds import Alarm, FalseRecovery
-from checkpoints.events import Diary, Event, read_events
-from checkpoints.head import Lease, Writer
-from checkpoints.object_store import ObjectStore
-from checkpoints.requests import ask, read_request
+from checkpoints.run_log.event_kinds import Alarm, FalseRecovery
+from checkpoints.run_log.event_log import Diary, Event, read_events
+from checkpoints.run_log.stop_request import ask, read_request
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
 from launcher.hazard import ON_DEMAND_H
 from launcher.policy.history import machines, place_data, spent_usd
 from launcher.policy.model import Place

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from checkpoints import confirm
-from checkpoints.clock import FakeClock
-from checkpoints.confirm import believed
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.object_store import ObjectStore
-from checkpoints.store import Store
+from checkpoints.records import verified_reads
+from checkpoints.records.verified_reads import believed
+from checkpoints.storage.base import Store
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
 
 PAUSES_S = (1.0, 4.0)
 
@@ -27,7 +27,7 @@ class Proxied(ObjectStore):
 @pytest.fixture(autouse=True)
 def _pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PAUSES_S
-    monkeypatch.setattr(confirm, "PAUSES_S", PAUSES_S)  # the other tests have none
+    monkeypatch.setattr(verified_reads, "PAUSES_S", PAUSES_S)  # the other tests have none
 
 
 def test_wrong_bytes_of_one_connection_condemn_nothing() -> None:

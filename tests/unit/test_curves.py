@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from checkpoints.events import Event
-from checkpoints.metrics import StepMetrics
+from checkpoints.run_log.event_log import Event
+from checkpoints.run_log.metrics import StepMetrics
 from trainer import curves
 from trainer.curves import Curves, WandbCurve, first_step_shown
 from trainer.history import Row, past_rows

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints.errors import UserError
-from checkpoints.run import ControllerBeat
+from checkpoints.run_log.run_record import ControllerBeat
 from trainer.dead_mans_switch import (
     AUTODOWN_S,
     BUCKET_AWAY_S,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from checkpoints.events import Event
+from checkpoints.run_log.event_log import Event
 from launcher.policy.decide import STUCK_H, UNCOMMITTED_H, decide
 from launcher.policy.history import place_data
 from launcher.policy.limits import Limits

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from checkpoints.causes import Limit
-from checkpoints.clock import FakeClock
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.event_kinds import (
+from checkpoints.records.manifest import CHECK, checksum, parse
+from checkpoints.run_log.causes import Limit
+from checkpoints.run_log.event_kinds import (
     KINDS,
     Alarm,
     AtStep,
@@ -38,12 +38,12 @@ from checkpoints.event_kinds import (
     UnderWay,
     UnknownPayload,
 )
-from checkpoints.event_order import end_of_run
-from checkpoints.events import RUN_ENDS, Diary, Event, of_kind, read_events
-from checkpoints.manifest import CHECK, checksum, parse
-from checkpoints.object_store import ObjectStore
-from checkpoints.requests import REQUEST_KEY, Request, ask, read_request
-from checkpoints.run import list_runs, open_run, read_run, register_run
+from checkpoints.run_log.event_log import RUN_ENDS, Diary, Event, of_kind, read_events
+from checkpoints.run_log.event_order import end_of_run
+from checkpoints.run_log.run_record import list_runs, open_run, read_run, register_run
+from checkpoints.run_log.stop_request import REQUEST_KEY, Request, ask, read_request
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
 from launcher.follow import end_of
 from launcher.policy.history import place_data
 from launcher.policy.observe import observe
@@ -373,7 +373,7 @@ def test_nothing_in_the_packages_reads_an_event_by_string_keys() -> None:
     """mypy refuses `Event.data` there; this finds it also where a value's type is not known."""
     assert data_by_key('a = e.data["x"]\nb = e.data.get("x")\nc = "x" in e.data\nd = e.data[0]') == [1, 2, 3]
     paths = [path for room in ("launcher", "trainer", "checkpoints", "docs") for path in (ROOT / room).rglob("*.py")]
-    paths.remove(ROOT / "checkpoints/events.py")  # pydantic's `info.data`
+    paths.remove(ROOT / "checkpoints/run_log/event_log.py")  # pydantic's `info.data`
     assert len(paths) > 150
     found = {str(path.relative_to(ROOT)): lines for path in paths if (lines := data_by_key(path.read_text()))}
     assert found == {}

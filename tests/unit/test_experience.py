@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from checkpoints.event_kinds import MachineUp
-from checkpoints.events import Event
+from checkpoints.run_log.event_kinds import MachineUp
+from checkpoints.run_log.event_log import Event
 from launcher import experience
 from launcher.explain import explain
 from launcher.offers import Offer

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints.commit.head import Lease, Writer
 from checkpoints.errors import AccessDenied, NotusError, RunHeld, StoreError, UserError
-from checkpoints.events import Diary, read_events
-from checkpoints.head import Lease, Writer
-from checkpoints.run import open_run
-from checkpoints.store import Store
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.run_log.run_record import open_run
+from checkpoints.storage.base import Store
 from trainer import failed_start, main
 from trainer.errors import SET_UP_GAVE_UP, MachineFault
 from trainer.inputs import inputs_digest

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints import folder_store
 from checkpoints.errors import BucketUnusable
-from checkpoints.folder_store import FolderStore
-from checkpoints.run import list_runs
+from checkpoints.run_log.run_record import list_runs
+from checkpoints.storage import filesystem
+from checkpoints.storage.filesystem import FolderStore
 
 
 def age(path: Path) -> None:
@@ -47,17 +47,17 @@ def test_a_young_file_stays(tmp_path: Path, left: Path) -> None:
 def test_a_live_writers_file_stays_however_old_it_is(
     tmp_path: Path, left: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    sync, slow = folder_store.os.fsync, FolderStore(tmp_path, "run")
+    sync, slow = filesystem.os.fsync, FolderStore(tmp_path, "run")
 
     def meanwhile(descriptor: int) -> None:
         """In the middle of the slow writer's write: a successor opens the folder, and collects."""
-        monkeypatch.setattr(folder_store.os, "fsync", sync)
+        monkeypatch.setattr(filesystem.os, "fsync", sync)
         for path in left.parent.iterdir():
             age(path)
         FolderStore(tmp_path, "run").put("other", b"data")
 
     left.unlink()
-    monkeypatch.setattr(folder_store.os, "fsync", meanwhile)
+    monkeypatch.setattr(filesystem.os, "fsync", meanwhile)
     getattr(slow, method)("key", b"slow")
     assert slow.get("key").data == b"slow"
     assert list(left.parent.iterdir()) == []
@@ -67,7 +67,7 @@ def test_without_locks_nothing_is_collected(tmp_path: Path, left: Path, monkeypa
     def no_locks(*args: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(folder_store.fcntl, "flock", no_locks)
+    monkeypatch.setattr(filesystem.fcntl, "flock", no_locks)
     FolderStore(tmp_path, "run").put("key", b"data")
     assert left.exists()
 

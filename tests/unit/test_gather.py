@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoints.export import Dtype, tell_dtype
-from checkpoints.gather import gather_partition, to_bfloat16
-from checkpoints.zero3 import partition_map
+from checkpoints.restore.consolidate import gather_partition, to_bfloat16
+from checkpoints.restore.hf_export import Dtype, tell_dtype
+from checkpoints.snapshot.zero3_layout import partition_map
 from tests.zero3_fake import part, random_values
 
 shapes = st.lists(st.lists(st.integers(1, 7), max_size=3).map(tuple), min_size=1, max_size=6)

@@ -10,10 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoints.clock import FakeClock
-from checkpoints.errors import Conflict, CorruptCheckpoint, Fenced, RunHeld, StoreError
-from checkpoints.events import Diary
-from checkpoints.head import (
+from checkpoints.commit.head import (
     HEAD_KEY,
     LEASE_S,
     PATIENCE_S,
@@ -26,11 +23,14 @@ from checkpoints.head import (
     read_head,
     silent_holder,
 )
-from checkpoints.manifest import Manifest
-from checkpoints.object_store import ObjectStore
-from checkpoints.rebuild import find_remains
-from checkpoints.unchanged import Unchanged
-from checkpoints.upload import put_once
+from checkpoints.commit.head_recovery import find_remains
+from checkpoints.errors import Conflict, CorruptCheckpoint, Fenced, RunHeld, StoreError
+from checkpoints.records.manifest import Manifest
+from checkpoints.records.write_once import put_once
+from checkpoints.run_log.event_log import Diary
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
+from checkpoints.util.stillness import Unchanged
 
 
 def writer(name: str) -> Writer:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from checkpoints.event_kinds import PlaceRecord
-from checkpoints.events import Event
-from checkpoints.run import Heartbeat
+from checkpoints.run_log.event_kinds import PlaceRecord
+from checkpoints.run_log.event_log import Event
+from checkpoints.run_log.run_record import Heartbeat
 from launcher.policy.history import (
     machines,
     on_machine,

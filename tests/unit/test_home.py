@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from checkpoints.environment import user_path
 from checkpoints.errors import UserError
-from checkpoints.terminal import run_app
+from checkpoints.util.command_line import run_app
+from checkpoints.util.environment import user_path
 from launcher import cli, look
 from launcher.options import default_bucket, home, writable
 

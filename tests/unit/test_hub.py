@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.events import Diary, read_events
-from checkpoints.object_store import ObjectStore
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.storage.object_store import ObjectStore
 from tests.hub_fake import HubFake
 from trainer.hub import Kind, push_folder, push_model
 from trainer.recipe import Hub

@@ -7,11 +7,11 @@ from datetime import timedelta
 
 import pytest
 
-from checkpoints.clock import FakeClock
 from checkpoints.errors import StoreError
-from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Failed, MachineUp, Payload
-from checkpoints.events import Diary, Event
-from checkpoints.object_store import ObjectStore
+from checkpoints.run_log.event_kinds import AttemptEnded, AttemptStarted, Failed, MachineUp, Payload
+from checkpoints.run_log.event_log import Diary, Event
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
 from launcher.policy.history import place_data
 from launcher.policy.model import Place
 from launcher.sky import last_word

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.clock import FakeClock, looks
 from checkpoints.errors import AlreadyExists
-from checkpoints.events import Diary, read_events
-from checkpoints.folder_store import FolderStore
-from checkpoints.launches import newest_launch, newest_launch_number, take_launch_number
-from checkpoints.object_store import ObjectStore
-from checkpoints.run import open_run
-from checkpoints.store import Buffer, Store
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.run_log.launches import newest_launch, newest_launch_number, take_launch_number
+from checkpoints.run_log.run_record import open_run
+from checkpoints.storage.base import Buffer, Store
+from checkpoints.storage.filesystem import FolderStore
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock, looks
 from launcher import stop
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints import alive
-from checkpoints.shm import RunMemory
+from checkpoints.snapshot.shared_memory import RunMemory
+from checkpoints.util import owner_locks
 from trainer import leftovers
 
 HOLDER = """
@@ -58,7 +58,7 @@ def test_a_killed_launchers_folder_goes_with_the_next_launch_of_any_run(
 
 def test_the_texts_of_an_attempt_that_failed_stay_for_a_week(tmp_path: Path) -> None:
     folder = tmp_path / "run/attempt-1"
-    alive.hold(folder)
+    owner_locks.hold(folder)
     (folder / "work").mkdir()
     for name in ("log.txt", "result.json", "work/model.safetensors", "socket"):
         (folder / name).write_text("x")
@@ -74,7 +74,7 @@ def test_the_texts_of_an_attempt_that_failed_stay_for_a_week(tmp_path: Path) -> 
 
 def test_an_attempt_that_ended_well_leaves_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run/attempt-1"
-    alive.hold(folder)
+    owner_locks.hold(folder)
     (folder / "log.txt").write_text("x")
     leftovers.release(folder)
     assert not folder.exists()
@@ -93,7 +93,7 @@ def test_a_folder_without_a_lock_is_being_made(tmp_path: Path) -> None:
 
 def test_the_memory_of_a_dead_run_goes_with_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It held 7 to 100 GB until the machine was started anew, or that very run came back to it."""
-    monkeypatch.setattr("checkpoints.shm.SHM", tmp_path / "shm")
+    monkeypatch.setattr("checkpoints.snapshot.shared_memory.SHM", tmp_path / "shm")
     (tmp_path / "shm").mkdir()
     dead, other = RunMemory("s3://b/dead"), RunMemory("s3://b/other")
     left = dead.snapshot("writer", 0)

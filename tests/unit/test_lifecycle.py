@@ -11,7 +11,7 @@ import pytest
 from botocore.stub import Stubber
 
 from checkpoints.errors import BucketUnusable, UserError
-from checkpoints.lifecycle import apply, describe, gcs_rules, how_to_apply, merge_rules, s3_rules
+from checkpoints.storage.lifecycle_rules import apply, describe, gcs_rules, how_to_apply, merge_rules, s3_rules
 
 OTHER = {"ID": "theirs", "Filter": {"Prefix": "tmp/"}, "Status": "Enabled", "Expiration": {"Days": 1}}
 

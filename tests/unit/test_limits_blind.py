@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 
 from checkpoints.errors import StoreError, UserError
-from checkpoints.event_kinds import AttemptEnded, Failed, Finished, Payload, PriceChanged, Stopped
-from checkpoints.event_order import end_of_run
-from checkpoints.events import Diary, of_kind, read_events
-from checkpoints.launches import launch_number_of, take_launch_number
-from checkpoints.requests import ask, read_request
-from checkpoints.run import read_controller_beat
+from checkpoints.run_log.event_kinds import AttemptEnded, Failed, Finished, Payload, PriceChanged, Stopped
+from checkpoints.run_log.event_log import Diary, of_kind, read_events
+from checkpoints.run_log.event_order import end_of_run
+from checkpoints.run_log.launches import launch_number_of, take_launch_number
+from checkpoints.run_log.run_record import read_controller_beat
+from checkpoints.run_log.stop_request import ask, read_request
 from launcher.policy.history import machines, spent_usd
 from launcher.policy.model import Place
 from launcher.sky.conductor import Conductor

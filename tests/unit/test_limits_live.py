@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from checkpoints.clock import FakeClock
-from checkpoints.event_kinds import MachineGone, ReleaseFailed
-from checkpoints.events import Diary, of_kind, read_events
-from checkpoints.launches import take_launch_number
-from checkpoints.requests import read_request
+from checkpoints.run_log.event_kinds import MachineGone, ReleaseFailed
+from checkpoints.run_log.event_log import Diary, of_kind, read_events
+from checkpoints.run_log.launches import take_launch_number
+from checkpoints.run_log.stop_request import read_request
+from checkpoints.util.clock import FakeClock
 from launcher.policy.decide import decide
 from launcher.policy.history import machine_now, machines, spent_usd
 from launcher.policy.model import Known, Launch, Move, Observation, Place, Running, Stay
@@ -88,7 +88,7 @@ def test_limits_hold_while_the_bucket_is_away(monkeypatch: pytest.MonkeyPatch) -
     run.launch()
     run.train(1, minutes=1)
     run.look()
-    monkeypatch.setattr("checkpoints.confirm.PAUSE_S", 0.0, raising=False)
+    monkeypatch.setattr("checkpoints.records.verified_reads.PAUSE_S", 0.0, raising=False)
     away(run, monkeypatch)
     began = run.clock.now()
     while run.sky.up:

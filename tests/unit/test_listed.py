@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints.commit.folder_manifest import MODEL, FileList, check_files, fetch_model_files, put_files, read_list
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.listed import MODEL, FileList, check_files, fetch_model_files, put_files, read_list
-from checkpoints.object_store import ObjectStore
-from checkpoints.run import PINS_KEY
+from checkpoints.run_log.run_record import PINS_KEY
+from checkpoints.storage.object_store import ObjectStore
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from checkpoints.clock import FakeClock
+from checkpoints.commit.head import LEASE_S, Lease, Writer, lease_over_s, silent_holder
 from checkpoints.errors import RunHeld, StoreError
-from checkpoints.events import Diary, read_events
-from checkpoints.head import LEASE_S, Lease, Writer, lease_over_s, silent_holder
-from checkpoints.object_store import ObjectStore
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
 from launcher import local
 from launcher.local import LocalBackend, LocalRun
 from trainer.attempt import pid_scope

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from checkpoints.commit.head import Commit
+from checkpoints.commit.load import load_index, load_manifest
 from checkpoints.errors import CorruptCheckpoint, NoMemory
-from checkpoints.head import Commit
-from checkpoints.manifest import CHECK, checksum, sha256
-from checkpoints.object_store import ObjectStore
-from checkpoints.restore import load_index, load_manifest, restore_from, restore_shard, verify
+from checkpoints.records.manifest import CHECK, checksum, sha256
+from checkpoints.restore.shard_restore import restore_from, restore_shard, verify
+from checkpoints.storage.object_store import ObjectStore
 from tests.unit.test_restore import Run
 
 Change = Callable[[dict[str, Any]], object]

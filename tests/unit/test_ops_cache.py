@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from checkpoints.folder_store import FolderStore
+from checkpoints.storage.filesystem import FolderStore
 from trainer import ops_cache
 from trainer.kept_ops import KeptOperators
 from trainer.ops_cache import OpsCache, load, machine_key

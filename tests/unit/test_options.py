@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints.cli import app as ckpt
-from checkpoints.environment import number_of
 from checkpoints.errors import UserError
-from checkpoints.store import open_store
-from checkpoints.terminal import run_app
+from checkpoints.storage.factory import open_store
+from checkpoints.util.command_line import run_app
+from checkpoints.util.environment import number_of
 from launcher import launch as launch_story
 from launcher import look as look_story
 from launcher import stop as stop_story

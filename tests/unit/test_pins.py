@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from checkpoints.errors import NotExact
-from checkpoints.object_store import ObjectStore
-from checkpoints.run import PINS_KEY
+from checkpoints.run_log.run_record import PINS_KEY
+from checkpoints.storage.object_store import ObjectStore
 from trainer.pins import check_pins, read_pins
 
 MINE: dict[str, Any] = {

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
-from checkpoints.clock import FakeClock
-from checkpoints.event_kinds import MachineUp, Saved, Stopped, Training
-from checkpoints.events import Diary, read_events
-from checkpoints.object_store import ObjectStore
+from checkpoints.run_log.event_kinds import MachineUp, Saved, Stopped, Training
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
 from launcher.dry_run import explanation, limits_of_plan
 from launcher.errors import NothingFits
 from launcher.fees import GCS, R2, S3, Bucket, bucket_for

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoints.events import Event
+from checkpoints.run_log.event_log import Event
 from launcher.policy.decide import decide
 from launcher.policy.history import place_data
 from launcher.policy.limits import Limits

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.events import Diary, read_events
-from checkpoints.run import open_run
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.run_log.run_record import open_run
 from trainer.errors import HardwareError, MachineFault
 from trainer.inputs import inputs_digest
 from trainer.preflight import Card, check, check_torch, judge, main, parse_cards

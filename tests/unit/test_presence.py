@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
-from checkpoints.confirm import read_if_there
+from checkpoints.commit.head import Lease, Writer
 from checkpoints.errors import StoreError
-from checkpoints.event_kinds import AttemptEnded, AttemptStarted, Compared, Finished, Preempted, Stopped
-from checkpoints.events import Diary, Event, of_kind, read_events
-from checkpoints.head import Lease, Writer
-from checkpoints.object_store import ObjectStore
-from checkpoints.run import HEARTBEAT_KEY, Heartbeat, open_run, register_run
+from checkpoints.records.verified_reads import read_if_there
+from checkpoints.run_log.event_kinds import AttemptEnded, AttemptStarted, Compared, Finished, Preempted, Stopped
+from checkpoints.run_log.event_log import Diary, Event, of_kind, read_events
+from checkpoints.run_log.run_record import HEARTBEAT_KEY, Heartbeat, open_run, register_run
+from checkpoints.storage.object_store import ObjectStore
 from launcher import cli
 from launcher.launch import read_receipt
 from launcher.local import LocalRun

@@ -7,22 +7,22 @@ from typing import Any
 
 import pytest
 
-from checkpoints import readers
-from checkpoints.clock import FakeClock
+from checkpoints.commit import reader_leases
+from checkpoints.commit.garbage_collection import collect, collect_orphans
+from checkpoints.commit.head import BURIED_S, Lease, Writer
+from checkpoints.commit.reader_leases import FOLDER, VALID, announce, manifests_being_read, reading
 from checkpoints.errors import BucketUnusable, StoreError
-from checkpoints.head import BURIED_S, Lease, Writer
-from checkpoints.object_store import ObjectStore
-from checkpoints.readers import FOLDER, VALID, announce, manifests_being_read, reading
-from checkpoints.restore import verify
-from checkpoints.retention import collect, collect_orphans
-from checkpoints.unchanged import Unchanged
+from checkpoints.restore.shard_restore import verify
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
+from checkpoints.util.stillness import Unchanged
 from tests.unit.test_restore import Run
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     made = Run()
-    monkeypatch.setattr(readers, "SystemClock", lambda: made.clock)
+    monkeypatch.setattr(reader_leases, "SystemClock", lambda: made.clock)
     return made
 
 

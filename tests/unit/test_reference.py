@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoints.folder_store import FolderStore
-from checkpoints.store import Stored
+from checkpoints.storage.base import Stored
+from checkpoints.storage.filesystem import FolderStore
 from trainer.reference import CHUNK_BATCHES, Ahead, ReferenceCache, Values, compute, reference_key
 
 ROWS, BATCH = 700, 4

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from checkpoints.clock import FakeClock
+from checkpoints.commit.head import Lease, Retention, Writer
 from checkpoints.errors import UserError
-from checkpoints.events import Diary, Event, read_events
-from checkpoints.head import Lease, Retention, Writer
-from checkpoints.journal import Journal, read_journal
-from checkpoints.manifest import Manifest
-from checkpoints.metrics import StepMetrics, read_metrics, write_metrics
-from checkpoints.object_store import ObjectStore
-from checkpoints.run import Heartbeat, RunRecord, list_runs, open_run, read_run, register_run
-from checkpoints.snapshot import HostBuffer, Snapshot
-from checkpoints.upload import upload_shard
+from checkpoints.records.manifest import Manifest
+from checkpoints.run_log.event_log import Diary, Event, read_events
+from checkpoints.run_log.log_mirror import Journal, read_journal
+from checkpoints.run_log.metrics import StepMetrics, read_metrics, write_metrics
+from checkpoints.run_log.run_record import Heartbeat, RunRecord, list_runs, open_run, read_run, register_run
+from checkpoints.save.shard_upload import upload_shard
+from checkpoints.snapshot.snapshot import HostBuffer, Snapshot
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
 from launcher.errors import UnknownRun
 from launcher.local import preemption_points
 from launcher.offers import Offer

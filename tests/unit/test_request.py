@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from checkpoints.errors import InvalidName
-from checkpoints.names import check_key, check_run_name
+from checkpoints.util.keys import check_key, check_run_name
 from launcher.errors import RequestError
 from launcher.request import Gpus, check_market, parse_clouds, parse_deadline, parse_gpus
 

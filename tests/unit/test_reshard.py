@@ -11,16 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from checkpoints.commit.head import Commit, Lease, Retention, Writer
+from checkpoints.commit.load import load_index, load_manifest
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.gather import Zero3State
-from checkpoints.head import Commit, Lease, Retention, Writer
-from checkpoints.manifest import Manifest
-from checkpoints.object_store import ObjectStore
-from checkpoints.reshard import pieces, restore_for
-from checkpoints.restore import load_index, load_manifest, restore_shard
-from checkpoints.snapshot import HostBuffer, Snapshot
-from checkpoints.store import Store
-from checkpoints.upload import save_prefix, upload_shard
+from checkpoints.records.manifest import Manifest
+from checkpoints.records.save_keys import save_prefix
+from checkpoints.restore.consolidate import Zero3State
+from checkpoints.restore.reshard import pieces, restore_for
+from checkpoints.restore.shard_restore import restore_shard
+from checkpoints.save.shard_upload import upload_shard
+from checkpoints.snapshot.snapshot import HostBuffer, Snapshot
+from checkpoints.storage.base import Store
+from checkpoints.storage.object_store import ObjectStore
 from tests.zero3_fake import SLOTS, ParamGroups, random_values, rank_trees
 
 shapes = st.lists(st.integers(1, 6), max_size=3).map(tuple)

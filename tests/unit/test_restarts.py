@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from checkpoints.clock import FakeClock
 from checkpoints.errors import AccessDenied, RunHeld, StoreError, UserError
-from checkpoints.events import Diary, Event
-from checkpoints.object_store import ObjectStore
+from checkpoints.run_log.event_log import Diary, Event
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
 from trainer.errors import DataError, HardwareError, MachineFault, TaskError
 from trainer.restarts import MAX_FAILED_STARTS, failed_starts, gives_up, of_this_machine, passed_before
 

@@ -12,10 +12,8 @@ import pytest
 import torch
 
 from checkpoints import cli
-from checkpoints.clock import FakeClock
-from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, UserError
-from checkpoints.folder_store import FolderStore
-from checkpoints.head import (
+from checkpoints.commit.garbage_collection import collect, collect_orphans
+from checkpoints.commit.head import (
     BURIED_S,
     LEASE_S,
     Commit,
@@ -27,23 +25,19 @@ from checkpoints.head import (
     pin,
     read_head,
 )
-from checkpoints.manifest import Manifest
-from checkpoints.object_store import ObjectStore
-from checkpoints.pull import pull
-from checkpoints.readers import announce
-from checkpoints.restore import (
-    RestoredShard,
-    differing_tensors,
-    load_index,
-    load_manifest,
-    newest_good,
-    restore_shard,
-    verify,
-)
-from checkpoints.retention import collect, collect_orphans
-from checkpoints.snapshot import HostBuffer, Snapshot
-from checkpoints.store import Store, Stored
-from checkpoints.upload import save_prefix, upload_shard
+from checkpoints.commit.load import load_index, load_manifest
+from checkpoints.commit.reader_leases import announce
+from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, UserError
+from checkpoints.records.manifest import Manifest
+from checkpoints.records.save_keys import save_prefix
+from checkpoints.restore.download import pull
+from checkpoints.restore.shard_restore import RestoredShard, differing_tensors, newest_good, restore_shard, verify
+from checkpoints.save.shard_upload import upload_shard
+from checkpoints.snapshot.snapshot import HostBuffer, Snapshot
+from checkpoints.storage.base import Store, Stored
+from checkpoints.storage.filesystem import FolderStore
+from checkpoints.storage.object_store import ObjectStore
+from checkpoints.util.clock import FakeClock
 
 RANKS = 2
 

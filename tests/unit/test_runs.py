@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoints.upload import CHUNK_BYTES as UPLOADED_CHUNK_BYTES
+from checkpoints.save.shard_upload import CHUNK_BYTES as UPLOADED_CHUNK_BYTES
 from launcher.estimate import Surroundings, estimate, save_plan
 from launcher.fees import CHUNK_BYTES, GCS, R2, S3, bucket_for, fees
 from launcher.hazard import assumed, median_spell_h

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.clock import FakeClock
 from checkpoints.errors import UserError
+from checkpoints.util.clock import FakeClock
 from launcher.offers import Catalog, Offer, by_kind, load_offers
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.model import Place

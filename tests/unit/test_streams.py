@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.interpreter import module
-from checkpoints.streams import OutputLost, ReaderGone, reliable_streams
+from checkpoints.util.interpreter import module
+from checkpoints.util.streams import OutputLost, ReaderGone, reliable_streams
 
 COMMANDS = {
     "notus-launch": (*module("launcher.cli"), "prices", "--cloud", "lambda"),
@@ -113,7 +113,7 @@ def test_a_story_that_nobody_can_read_goes_on(monkeypatch: pytest.MonkeyPatch) -
 
 def test_closed_descriptors_are_not_given_to_the_next_file(environment: dict[str, str], tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom checkpoints.streams import reliable_streams\n"
+        "import sys\nfrom checkpoints.util.streams import reliable_streams\n"
         f"with reliable_streams():\n    with open({str(tmp_path / 'state')!r}, 'w') as file:\n"
         "        print('the story', file=sys.stderr)\n        print('the result')\n        assert file.fileno() > 2\n"
         "    assert sys.stdin.read() == ''\n"

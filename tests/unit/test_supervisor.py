@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from checkpoints.errors import Fenced, StoreError
-from checkpoints.event_kinds import Alarm, Notice, Payload
-from checkpoints.events import Diary, read_events
-from checkpoints.object_store import ObjectStore
+from checkpoints.run_log.event_kinds import Alarm, Notice, Payload
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.storage.object_store import ObjectStore
 from trainer import attempt
 from trainer.attempt import HUNG_GRACE_S, HUNG_S, STOP_GRACE_S, Supervisor
 from trainer.dead_mans_switch import HANG_S

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints import cli
-from checkpoints.loop import Checkpointer
-from checkpoints.terminal import console
+from checkpoints import Checkpointer, cli
+from checkpoints.util.command_line import console
 from launcher.findings import Finding
 from launcher.report.render import findings_table
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from checkpoints.commit.head import Head, Writer
 from checkpoints.errors import NotExact, StoreError, UserError
-from checkpoints.head import Head, Writer
 from trainer import main
 from trainer.attempt import combine_outcomes, gpus_here, rank_environment
 from trainer.batching import Batch, fit_batch
@@ -272,7 +272,7 @@ def test_ranks_inherit_the_environment_and_know_their_run(tmp_path: Path) -> Non
 
 
 def test_scratch_tells_what_was_told(tmp_path: Path) -> None:
-    from checkpoints.clock import FakeClock
+    from checkpoints.util.clock import FakeClock
 
     scratch = Scratch(tmp_path)
     assert scratch.read_head() is None

@@ -21,13 +21,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpoints.commit.load import load_index
 from checkpoints.errors import CorruptCheckpoint, TornState
-from checkpoints.object_store import ObjectStore
-from checkpoints.restore import decoded, load_index
-from checkpoints.shm import SharedBuffer, open_shared
-from checkpoints.snapshot import HostBuffer, Plan, Snapshot
-from checkpoints.tree import Digest, Leaf, decode, digest, encode, tensor_from
-from checkpoints.upload import upload_shard
+from checkpoints.restore.shard_restore import decoded
+from checkpoints.save.shard_upload import upload_shard
+from checkpoints.snapshot.shared_memory import SharedBuffer, open_shared
+from checkpoints.snapshot.snapshot import HostBuffer, Plan, Snapshot
+from checkpoints.snapshot.state_tree import Digest, Leaf, decode, digest, encode, tensor_from
+from checkpoints.storage.object_store import ObjectStore
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from checkpoints.errors import Fenced, StoreError
-from checkpoints.event_kinds import Notice
-from checkpoints.events import Diary, read_events
-from checkpoints.object_store import ObjectStore
-from checkpoints.requests import ask
-from checkpoints.run import read_heartbeat, write_controller_beat
+from checkpoints.run_log.event_kinds import Notice
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.run_log.run_record import read_heartbeat, write_controller_beat
+from checkpoints.run_log.stop_request import ask
+from checkpoints.storage.object_store import ObjectStore
 from trainer.dead_mans_switch import SILENT_S, Controller
 from trainer.scratch import Progress, Scratch
 from trainer.stop import read_stop

@@ -10,8 +10,8 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoints.snapshot import HostBuffer, Snapshot
-from checkpoints.upload import checksums
+from checkpoints.save.shard_upload import checksums
+from checkpoints.snapshot.snapshot import HostBuffer, Snapshot
 
 
 @given(st.lists(st.integers(0, 300), max_size=8), st.sampled_from([1, 64, 100, 10_000]), st.sampled_from([1, 7, 4096]))
@@ -19,7 +19,7 @@ def test_checksums(sizes: list[int], chunk_bytes: int, hashed_bytes: int) -> Non
     generator = np.random.default_rng(len(sizes))
     trees = {"s": [generator.integers(0, 255, size, dtype=np.uint8) for size in sizes]}
     snapshot = Snapshot.take(trees, HostBuffer())
-    with patch("checkpoints.upload.HASHED_BYTES", hashed_bytes):
+    with patch("checkpoints.save.shard_upload.HASHED_BYTES", hashed_bytes):
         crcs, digests = checksums(snapshot, chunk_bytes)
     data = bytes(snapshot.data)
     assert crcs == [crc32c.crc32c(data[start : start + chunk_bytes]) for start in range(0, len(data), chunk_bytes)]

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from checkpoints import cli
-from checkpoints.events import Diary
-from checkpoints.folder_store import FolderStore
-from checkpoints.launches import take_launch_number
-from checkpoints.listed import FINAL, MODEL, put_files
-from checkpoints.manifest import Record
-from checkpoints.metrics import missing_metrics, write_metrics
-from checkpoints.run import PINS_KEY, RunRecord, register_run
+from checkpoints.commit.folder_manifest import FINAL, MODEL, put_files
+from checkpoints.records.manifest import Record
+from checkpoints.run_log.event_log import Diary
+from checkpoints.run_log.launches import take_launch_number
+from checkpoints.run_log.metrics import missing_metrics, write_metrics
+from checkpoints.run_log.run_record import PINS_KEY, RunRecord, register_run
+from checkpoints.storage.filesystem import FolderStore
 from tests.unit.test_restore import Run
 
 
@@ -136,7 +136,7 @@ def test_what_the_run_has_replaced_meanwhile_is_not_called_good(
 def test_a_checkpoint_that_was_set_aside_stays_until_a_person_says_so(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from checkpoints.head import Lease
+    from checkpoints.commit.head import Lease
 
     lease = Lease.adopt(store, "w", 1)
     lease.discard([(lease.head.commits[0], "a chunk differs")])

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from checkpoints.errors import UserError
-from checkpoints.terminal import run_app
+from checkpoints.util.command_line import run_app
 from trainer.bounds import MAX_SEED
 
 app = typer.Typer(

@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 from rich.markup import escape
 from rich.progress import track
 
-from checkpoints.files import hash_file
-from checkpoints.folders import CARD, is_whole, whole_folder
-from checkpoints.terminal import console
+from checkpoints.records.file_transfer import hash_file
+from checkpoints.util.atomic_folder import CARD, is_whole, whole_folder
+from checkpoints.util.command_line import console
 from trainer.curation.binarize import LeftOut, Pair, Ratings, Rules, binarize
 from trainer.curation.files import card, find_files, read_contamination, read_rows, write_shards
 from trainer.curation.ratings import read_record

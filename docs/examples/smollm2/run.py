@@ -21,10 +21,10 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from checkpoints.event_kinds import Compared, Evaluated, Preempted
-from checkpoints.events import of_kind, read_events
-from checkpoints.metrics import read_metrics
-from checkpoints.run import open_run
+from checkpoints.run_log.event_kinds import Compared, Evaluated, Preempted
+from checkpoints.run_log.event_log import of_kind, read_events
+from checkpoints.run_log.metrics import read_metrics
+from checkpoints.run_log.run_record import open_run
 
 HERE = Path(__file__).parent
 KILLS, SEED = "3", "11"

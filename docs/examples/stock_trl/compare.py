@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
-from checkpoints.event_kinds import Evaluated
-from checkpoints.events import of_kind, read_events
-from checkpoints.metrics import read_metrics
-from checkpoints.run import open_run
-from checkpoints.store import Store
+from checkpoints.run_log.event_kinds import Evaluated
+from checkpoints.run_log.event_log import of_kind, read_events
+from checkpoints.run_log.metrics import read_metrics
+from checkpoints.run_log.run_record import open_run
+from checkpoints.storage.base import Store
 from trainer.builtin_model import make_tiny_llama
 
 HERE = Path(__file__).parent

@@ -1,0 +1,129 @@
+"""Deleting what nobody needs: old checkpoints after their tombstone's time, and what crashed attempts left behind.
+
+HEAD does not fence deletes. They are safe because only what HEAD no longer names is deleted, and no later HEAD can name
+it again: data prefixes are unique to one save of one attempt, and an attempt of an older epoch can't commit any more.
+
+A tombstone's age and a reader's silence are what this writer has seen of them, on its own monotonic clock: the times in
+them come from other machines' clocks. A writer that is new sees everything for the first time and waits once more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+
+from checkpoints.commit.head import BURIED_S, Commit, Head, Lease, SetAside, Tombstone
+from checkpoints.commit.head_recovery import MANIFEST_KEY
+from checkpoints.commit.load import load_manifest
+from checkpoints.commit.reader_leases import manifests_being_read
+from checkpoints.errors import CorruptCheckpoint
+from checkpoints.records.save_keys import save_name
+from checkpoints.storage.base import Store
+from checkpoints.util.parallel import parallel_map
+
+CONCURRENCY = 16
+_DATA = re.compile(r"(data/e(\d{6,})-[^/]+?(?:-(\d{4,}))?)/.+")
+"""A save's prefix (`upload.save_prefix`), its epoch and its number within the attempt."""
+
+
+def expired(head: Head, buried_s: Callable[[Tombstone], float]) -> tuple[Tombstone, ...]:
+    """The tombstones whose objects may be deleted; `buried_s` tells for how long one has been seen."""
+    kept = {commit.manifest for commit in head.commits}
+    return tuple(
+        stone for stone in head.tombstones if buried_s(stone) >= BURIED_S and stone.commit.manifest not in kept
+    )
+
+
+def collect(store: Store, lease: Lease, now: datetime | None = None) -> int:
+    """Delete the objects of expired tombstones that nobody reads; returns how many checkpoints went.
+
+    `now`: the moment to decide for, by this machine's clock, where it isn't the present one.
+    """
+    ahead_s = (now - lease.clock.now()).total_seconds() if now is not None else 0.0
+    stones = expired(lease.head, lambda stone: lease.buried_s(stone) + max(0.0, ahead_s))
+    if stones:
+        read = manifests_being_read(
+            store, lease.unchanged
+        )  # after the tombstones: see checkpoints.commit.reader_leases
+        stones = tuple(stone for stone in stones if stone.commit.manifest not in read)
+    for stone in stones:
+        prefix = _data_prefix(store, stone.commit)
+        if prefix is not None:  # else its data is found by `collect_orphans`, once the tombstone is gone
+            _delete(store, [entry.key for entry in store.list(prefix)])
+        store.delete(stone.commit.manifest)
+    if stones:
+        lease.drop_tombstones(stones)
+    return len(stones)
+
+
+def collect_orphans(store: Store, lease: Lease, *, before_save: int = 0) -> int:
+    """Delete data and manifests of earlier attempts that HEAD does not name; returns how many objects went.
+
+    Uploads that a preemption cut short, and checkpoints that lost the race for HEAD. Needs no clock: an attempt of an
+    epoch below ours can't commit. Does nothing while a manifest that HEAD names can't be read: its data isn't known.
+
+    `before_save`: of our own attempt too, data of saves with a lower number. An attempt begins a save when all ranks
+    are through with the one before: once that is committed, what HEAD doesn't name of earlier ones was given up.
+    """
+    head = lease.head
+    named = [*head.commits, *(stone.commit for stone in head.tombstones)]
+    prefixes = [_data_prefix(store, commit) for commit in named]
+    if None in prefixes:
+        return 0
+    manifests = {commit.manifest for commit in named} | {bad.manifest for bad in head.set_aside}
+    kept = tuple(map(saves_of, head.set_aside))
+    data = [
+        entry.key
+        for entry in store.list("data")
+        if (match := _DATA.fullmatch(entry.key))
+        and (int(match[2]), int(match[3] or 0)) < (head.epoch, before_save)
+        and match[1] not in prefixes
+        and not entry.key.startswith(kept)
+    ]
+    over = head.epoch if before_save else head.epoch - 1  # who commits for this attempt is the one that is here
+    unnamed = [
+        entry.key
+        for entry in store.list("manifests")
+        if (match := MANIFEST_KEY.fullmatch(entry.key)) and int(match[2]) <= over and entry.key not in manifests
+    ]
+    _delete(store, unnamed)  # first: a HEAD that is made anew from the manifests shall find their data
+    _delete(store, data)
+    return len(unnamed) + len(data)
+
+
+def collect_damaged(store: Store, lease: Lease) -> int:
+    """Delete the checkpoints that were set aside as damaged; returns how many. Only when a person asks for it."""
+    head = lease.head
+    named = {_data_prefix(store, commit) for commit in (*head.commits, *(stone.commit for stone in head.tombstones))}
+    for bad in head.set_aside:
+        found = (entry.key for entry in store.list("data") if entry.key.startswith(saves_of(bad)))
+        _delete(store, [key for key in found if (match := _DATA.fullmatch(key)) and match[1] not in named])
+        store.delete(bad.manifest)
+    if head.set_aside:
+        lease.drop_set_aside(head.set_aside)
+    return len(head.set_aside)
+
+
+def saves_of(bad: SetAside | Commit) -> str:
+    """What the data prefixes of all saves of that step by that attempt begin with: the manifest can't be asked."""
+    return f"data/{save_name(bad.epoch, bad.step)}-"
+
+
+def _delete(store: Store, keys: list[str]) -> None:
+    parallel_map(store.delete, keys, CONCURRENCY)
+
+
+def _data_prefix(store: Store, commit: Commit) -> str | None:
+    """The data folder of a checkpoint, from its manifest; None if that can't be read."""
+    try:
+        manifest = load_manifest(store, commit)
+    except CorruptCheckpoint:
+        return None
+    return data_prefix(manifest.shards[0].index) if manifest.shards else None
+
+
+def data_prefix(key: str) -> str | None:
+    """The save's folder that a key lies in; None where it is no key of a save."""
+    match = _DATA.fullmatch(key)
+    return match[1] if match else None

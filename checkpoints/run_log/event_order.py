@@ -1,0 +1,59 @@
+"""Which events are of the newest launch, and whether it is over. Pure.
+
+Events are written by several machines, each by its own clock, and read in the order of `events.in_order`. Within a
+launch a clock that is off can shift a line but not a turn: so the launch is asked whether a run is over, and not its
+last line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from checkpoints.run_log.event_kinds import AttemptStarted, Finished, MachineUp, Payload, Planned, RunEnd
+from checkpoints.run_log.event_log import Event
+
+
+def of_newest_launch(events: Sequence[Event]) -> list[Event]:
+    """The events since the newest launch began; all of a run that was never launched by number or plan."""
+    newest = max((event.launch for event in events), default=0)
+    begins = [
+        place
+        for place, event in enumerate(events)
+        if isinstance(event.payload, Planned) and (not newest or event.launch == newest)
+    ]
+    if not begins and newest:
+        begins = [place for place, event in enumerate(events) if event.launch == newest]
+        return list(events[begins[0] :])
+    return list(events[begins[-1] :]) if begins else list(events)
+
+
+def end_of_run(events: Sequence[Event]) -> RunEnd | None:
+    """How the newest launch of the run ended; None while it goes on.
+
+    A numbered launch is over once one of its events says so. Without numbers the last turn decides: a plain `sky jobs
+    launch` begins again without a plan.
+    """
+    newest = max((event.launch for event in events), default=0)
+    if newest:
+        ends = [turn for turn in _turns(of_newest_launch(events)) if isinstance(turn, RunEnd)]
+        return ends[-1] if ends else None
+    turns = _turns(events)
+    return turns[-1] if turns and isinstance(turns[-1], RunEnd) else None
+
+
+def _turns(events: Sequence[Event]) -> list[Payload]:
+    """Beginnings and ends, without the last words of a machine that another one has replaced by then.
+
+    It was cut off: that it was stopped or has failed says nothing of the run. That it finished does.
+    """
+    turns: list[Payload] = []
+    replaced = 0
+    for event in events:
+        match event.payload:
+            case MachineUp(after_attempt=after):
+                replaced = after or 0
+            case RunEnd() if not isinstance(event.payload, Finished) and 0 < event.attempt <= replaced:
+                continue
+        if isinstance(event.payload, RunEnd | Planned | MachineUp | AttemptStarted):
+            turns.append(event.payload)
+    return turns

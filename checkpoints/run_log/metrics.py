@@ -1,0 +1,122 @@
+"""What each rank measured in each step, in the bucket: one object for the steps between two saves.
+
+metrics/aATTEMPT-rRANK-sFIRST-LAST.jsonl    a line a step, and their checksum
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from checkpoints.errors import CorruptCheckpoint, ObjectMissing
+from checkpoints.records.manifest import CHECK, checksum
+from checkpoints.records.verified_reads import confirmed
+from checkpoints.storage.base import Entry, Store
+from checkpoints.util.parallel import parallel_map
+
+logger = logging.getLogger(__name__)
+
+CONCURRENCY = 16
+METRICS = re.compile(r"metrics/a(\d+)-r(\d+)-s(\d+)-(\d+)\.jsonl")
+"""Attempt, rank, first and last step."""
+
+
+class StepMetrics(NamedTuple):
+    """What one rank measured in one optimizer step."""
+
+    attempt: int
+    rank: int
+    step: int
+    values: dict[str, Any]
+
+
+def write_metrics(store: Store, attempt: int, rank: int, lines: list[dict[str, Any]]) -> None:
+    """Append metrics of consecutive steps. Called before each commit, so that no committed step lacks its metrics."""
+    if lines:
+        first, last = lines[0]["step"], lines[-1]["step"]
+        key = f"metrics/a{attempt:04d}-r{rank:05d}-s{first:08d}-{last:08d}.jsonl"
+        store.put(key, "".join(json.dumps(line) + "\n" for line in (*lines, {CHECK: checksum(lines)})).encode())
+
+
+def read_metrics(store: Store, rank: int | None = None) -> list[StepMetrics]:
+    """All metrics of a run: every step of every attempt, redone steps more than once, in order of attempt and step.
+
+    A damaged file is named in the log, and its steps are missing. `rank`: of this one only.
+    """
+    mine = "" if rank is None else f"-r{rank:05d}-"
+    named = [(entry.key, METRICS.fullmatch(entry.key)) for entry in store.list("metrics") if mine in entry.key]
+    keys = {key: (int(match[1]), int(match[2])) for key, match in named if match}
+    parts = parallel_map(lambda key: _read_lines(store, key), keys, CONCURRENCY)
+    found: dict[tuple[int, int, int], StepMetrics] = {}  # a write whose reply was lost was done again
+    for (attempt, rank), lines in zip(keys.values(), parts, strict=True):
+        found |= {(attempt, line["step"], rank): StepMetrics(attempt, rank, line["step"], line) for line in lines}
+    return [found[place] for place in sorted(found)]
+
+
+def _read_lines(store: Store, key: str) -> list[dict[str, Any]]:
+    try:
+        return confirmed(lambda: _parse_lines(store, key))
+    except CorruptCheckpoint as error:
+        logger.warning("%s", error.message)
+        return []
+
+
+def _parse_lines(store: Store, key: str) -> list[dict[str, Any]]:
+    try:
+        *lines, last = [json.loads(line) for line in store.get(key).data.splitlines()]
+        good = last[CHECK] == checksum(lines)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpoint(f"{store.url}/{key} is not a file of metrics") from error
+    if not good:
+        raise CorruptCheckpoint(f"{store.url}/{key} differs from its checksum")
+    return lines
+
+
+def damaged_metrics(store: Store, entries: Iterable[Entry]) -> dict[str, str]:
+    """Fault of each file of metrics by key, '' = good."""
+
+    def check(entry: Entry) -> str:
+        try:
+            confirmed(lambda: _parse_lines(store, entry.key))
+        except (CorruptCheckpoint, ObjectMissing) as error:
+            return error.message
+        return ""
+
+    entries = list(entries)
+    faults = parallel_map(check, entries, CONCURRENCY)
+    return {entry.key: fault for entry, fault in zip(entries, faults, strict=True)}
+
+
+def missing_metrics(keys: Iterable[str], processes: Mapping[int, int], step: int) -> list[str]:
+    """Names of the steps up to the committed `step` that have no metrics, by rank.
+
+    `processes` of each attempt. Rank 0 has to have every step; another one what rank 0 has of the attempts that it was
+    in: a run may have gone on with fewer.
+    """
+    matches = [tuple(map(int, match.groups())) for key in keys if (match := METRICS.fullmatch(key))]
+    missing = []
+    for rank in range(max(1, *processes.values())):
+        has = {n for _, of, first, last in matches if of == rank for n in range(first, last + 1)}
+        due = {
+            n
+            for attempt, of, first, last in matches
+            if of == 0 and processes.get(attempt, 1) > rank
+            for n in range(first, min(last, step) + 1)
+        }
+        due = due if rank else set(range(1, step + 1))
+        missing += [f"metrics of rank {rank}, {span}" for span in _spans(sorted(due - has))]
+    return missing
+
+
+def _spans(steps: list[int]) -> list[str]:
+    """Of ascending steps: `step 3`, `steps 5 to 9`."""
+    spans: list[list[int]] = []
+    for step in steps:
+        if spans and step == spans[-1][1] + 1:
+            spans[-1][1] = step
+        else:
+            spans.append([step, step])
+    return [f"step {first}" if first == last else f"steps {first} to {last}" for first, last in spans]

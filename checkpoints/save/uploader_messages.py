@@ -1,0 +1,91 @@
+"""What a rank and its uploader process write to each other, a JSON line each."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from checkpoints.commit.head import Retention
+from checkpoints.errors import Fenced, StoreError, TornState, UserError
+from checkpoints.save.shard_upload import CHUNK_BYTES, CONCURRENCY
+
+DRAIN_S = 20.0
+"""How long an upload may go on after its rank's death. Below the lease: afterwards somebody else may hold the run."""
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Setup(_Message):
+    """The first line to an uploader."""
+
+    bucket: str
+    run: str
+    rank: int
+    world_size: int
+    writer_id: str
+    epoch: int
+    retention: Retention
+    chunk_bytes: int = CHUNK_BYTES
+    concurrency: int = CONCURRENCY
+    drain_s: float = DRAIN_S
+
+
+class Job(_Message):
+    """One save of one rank."""
+
+    number: int
+    step: int
+    prefix: str
+    buffer: str
+    size_bytes: int
+    trees: dict[str, Any]
+    tensors: tuple[tuple[str, str, str, tuple[int, ...], int, int], ...]
+    metrics: tuple[dict[str, Any], ...] = ()
+    reason: str
+    fingerprint: dict[str, Any]
+
+
+class Abandon(_Message):
+    """Give save `number` up: another rank failed, or there is no time for it."""
+
+    abandon: int
+
+
+class Sent(_Message):
+    """How much of a job the store has by now."""
+
+    number: int
+    sent_bytes: int
+
+
+class Done(_Message):
+    """What became of a job. Rank 0: committed. Other ranks: uploaded."""
+
+    number: int
+    step: int
+    error: Literal["", "fenced", "user_error", "torn", "failed", "abandoned"] = ""
+    message: str = ""
+    hint: str = ""
+    size_bytes: int = 0
+    upload_s: float = 0.0
+
+    def raise_error(self) -> None:
+        """Raise what the uploader met, as the error that it was."""
+        match self.error:
+            case "fenced":
+                raise Fenced(self.message, self.hint)
+            case "user_error":
+                raise UserError(self.message, self.hint)
+            case "torn":
+                raise TornState(self.message, self.hint)
+            case "failed" | "abandoned":
+                raise StoreError(self.message, self.hint)
+
+
+def heard(line: bytes) -> Sent | Done:
+    said = json.loads(line)
+    return (Sent if "sent_bytes" in said else Done).model_validate(said)

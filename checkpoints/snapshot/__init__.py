@@ -1,0 +1,1 @@
+"""A consistent copy of training state in host memory."""

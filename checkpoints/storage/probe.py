@@ -1,0 +1,145 @@
+"""Asks a store, before it costs money, whether it can hold a run: what it writes, reads and deletes, and refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+
+from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, NotusError, ObjectMissing, StoreError
+from checkpoints.storage.base import FENCED, READ_ATTEMPTS, Store, exists, holds
+from checkpoints.util.parallel import parallel_map
+
+RACERS = 4
+"""Writers at once."""
+ROUNDS = 2
+"""Rounds of writing and reading in which an older version has to be seen: a late duplicate of a write, after a reply
+that was lost, can bring it back once."""
+
+
+def probe(store: Store) -> None:
+    """Write, read and delete small objects, so that a wrong bucket fails before it costs money.
+
+    Also asks for writes that must be refused: a store that ignores conditions would let two machines that both believe
+    to hold the run overwrite each other. And for reads that must be fresh: an older HEAD is another run.
+
+    Raises `BucketUnusable` with the reason, or `StoreError` where the store does not answer: that may pass.
+    """
+    key = f"probe-{uuid.uuid4().hex}"
+    try:
+        with _cleared(store, key, f"{key}-race"):
+            fault = (
+                _fault_of_reads(store, key)
+                or _fault_of_fence(store, key)
+                or _fault_of_races(store, key, f"{key}-race")
+                or _fault_of_absence(store, f"{key}-race")
+            )
+    except ObjectMissing as error:
+        raise BucketUnusable(f"{store.url} can't be used: {error.message}", error.hint) from error
+    if fault:
+        raise BucketUnusable(
+            f"{store.url} {fault}, so it can't keep a machine that was given up from overwriting its successor", FENCED
+        )
+
+
+@contextlib.contextmanager
+def _cleared(store: Store, *keys: str) -> Iterator[None]:
+    """The objects are gone at the end, also after an error, which is the one to see."""
+    try:
+        yield
+    except NotusError:
+        with contextlib.suppress(NotusError):
+            for key in keys:
+                store.delete(key)
+        raise
+    for key in keys:
+        store.delete(key)
+
+
+def _fault_of_reads(store: Store, key: str) -> str:
+    """What is wrong with reading what was just written; '' = nothing. Leaves an object."""
+    written, stale = os.urandom(16), False
+    store.put(key, written)  # not `create`: a retry that meets its own success is no fault of the bucket
+    if not holds(store, key, written):
+        raise BucketUnusable(f"{store.url} gave back other bytes than were written to it")
+    for _ in range(ROUNDS):
+        old, written = written, os.urandom(16)
+        store.put(key, written)
+        stale = any(store.get(key).data == old for _ in range(READ_ATTEMPTS))
+        if not stale:
+            return ""
+    return "gives back an older version of an object that was just replaced"
+
+
+def _fault_of_fence(store: Store, key: str) -> str:
+    """What is wrong with the conditional writes to an object that is there; '' = nothing."""
+    if _written(store, key, lambda: store.create(key, os.urandom(16))):
+        return "replaces an object that it was asked to create"
+    stale = _swap(store, key)
+    if stale is None:
+        return "refuses to replace an object by its token"
+    if _written(store, key, lambda: store.swap(key, os.urandom(16), stale)):
+        return "replaces an object by the token of an older version"
+    return ""
+
+
+def _fault_of_races(store: Store, key: str, place: str) -> str:
+    """What is wrong where several write at once, each on the same condition; '' = nothing. Two may not succeed.
+
+    Leaves an object at `place`, where there was none.
+    """
+    token = store.get(key).token
+    created = parallel_map(
+        lambda data: _written(store, key, lambda: store.create(place, data)), _payloads(RACERS), RACERS
+    )
+    if sum(created) > 1:
+        return "lets several create the same object at once"
+    if not (any(created) or exists(store, place)):  # where the winner's reply was lost
+        return "refuses to create an object under the condition that there is none yet"
+    swapped = parallel_map(
+        lambda data: _written(store, key, lambda: store.swap(key, data, token)), _payloads(RACERS), RACERS
+    )
+    return "lets several replace an object by one token at once" if sum(swapped) > 1 else ""
+
+
+def _fault_of_absence(store: Store, place: str) -> str:
+    """What is wrong with an object that was deleted; '' = nothing. Its name is free for another, and only for that."""
+    token = store.get(place).token
+    store.delete(place)
+    if any(exists(store, place) for _ in range(READ_ATTEMPTS)):
+        return "gives back an object that was deleted"
+    again, replaced = _payloads(2)
+    if _written(store, place, lambda: store.swap(place, replaced, token)):
+        return "creates an object that it was asked to replace"
+    if not _written(store, place, lambda: store.create(place, again)) and not exists(store, place):
+        return "refuses to create an object where one was deleted"
+    return ""
+
+
+def _payloads(number: int) -> list[bytes]:
+    return [os.urandom(16) for _ in range(number)]
+
+
+def _written(store: Store, key: str, write: Callable[[], object]) -> bool:
+    """Did this conditional write succeed? Raises `BucketUnusable` where the store has no answer to conditions, though
+    it takes a plain write to `key` at the same time: some answer 400."""
+    try:
+        write()
+    except (AlreadyExists, Conflict, ObjectMissing):
+        return False
+    except StoreError as error:
+        store.put(key, os.urandom(16))
+        raise BucketUnusable(f"{store.url} takes writes, but none with a condition: {error.message}", FENCED) from error
+    return True
+
+
+def _swap(store: Store, key: str) -> str | None:
+    """Replace the object by its token, and return the old token; None if the store won't, however often it's asked."""
+    for _ in range(READ_ATTEMPTS):  # a late duplicate of an earlier write can change the token under us
+        token, data = store.get(key).token, os.urandom(16)
+        if _written(store, key, lambda token=token, data=data: store.swap(key, data, token)):  # type: ignore[misc]
+            return token
+        if holds(store, key, data):  # its reply was lost, and the retry met its own success
+            return token
+    return None

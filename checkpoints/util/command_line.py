@@ -1,0 +1,119 @@
+"""What the four command lines share: streams that don't break, one way to show an error, tracebacks on demand, and no
+blank value."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from checkpoints.errors import NotusError, UserError
+from checkpoints.util.streams import reliable_streams
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FIXABLE = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS),
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+        *(errno.ENOSPC, errno.EDQUOT),
+    }
+)
+"""A file of the user's that is not as it has to be: the last net, where no check before has a better sentence."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """What everything is shown with. A name or a message is shown as it is: rich would take `layers[0]` or `:smile:`
+    for markup, and fail at `[/b]`."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False)
+
+
+def run_app(app: Callable[..., Any], name: str) -> None:
+    """Run a typer app; print a `NotusError` as one message with its hint and leave with its exit code.
+
+    `--debug` anywhere on the command line prints the traceback as well.
+    """
+    debug = "--debug" in sys.argv
+    try:
+        with reliable_streams():
+            _run(app, name, debug=debug)
+    except NotusError as error:  # only of the streams: all others have been shown while stderr was guarded
+        show_error(error, name)
+        raise SystemExit(error.exit_code) from None
+
+
+def _run(app: Callable[..., Any], name: str, *, debug: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO if debug else logging.WARNING, format=f"{name}: %(message)s", stream=sys.stderr
+    )
+    try:
+        command = refuse_blanks(typer.main.get_command(app)) if isinstance(app, typer.Typer) else app
+        command(prog_name=name)
+    except NotusError as error:
+        if debug:
+            traceback.print_exc()
+        show_error(error, name)
+        raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if debug or error.errno not in FIXABLE or error.filename is None:
+            raise
+        refusal = UserError(f"{_shown(error.filename)}: {error.strerror}", "fix that and try again; --debug shows more")
+        show_error(refusal, name)
+        raise SystemExit(refusal.exit_code) from None
+
+
+def refuse_blanks(command: Any) -> Any:
+    """The same command, and every subcommand, where a blank text is refused for each option and argument.
+
+    `--bucket "$B"` with B unset would otherwise mean the default bucket, `--name "$N"` a new run, and a path the
+    current folder. An empty environment variable counts as unset, and an option whose default is '' may be given as ''.
+    """
+    for parameter in command.params:
+        parameter.process_value = _refusing(parameter, parameter.process_value)
+    for subcommand in getattr(command, "commands", {}).values():
+        refuse_blanks(subcommand)
+    return command
+
+
+def _refusing(parameter: Any, convert: Callable[..., Any]) -> Callable[..., Any]:
+    """Looks at the text as it was given: as a path '' is the current folder already."""
+
+    def check(context: Any, value: Any) -> Any:
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str) and not text.strip() and text != parameter.default:
+                raise UserError(*_blank(context, parameter, text))
+        return convert(context, value)
+
+    return check
+
+
+def _blank(context: Any, parameter: Any, text: str) -> tuple[str, str]:
+    """Message and hint."""
+    source = context.get_parameter_source(parameter.name)
+    option = max(parameter.opts, key=len)
+    if source is not None and source.name == "ENVIRONMENT":
+        return f"{parameter.envvar} is set to {text!r}, which is blank", f"give it a value, or unset {parameter.envvar}"
+    if not option.startswith("-"):
+        return f"the argument {option.upper()} is {text!r}, which is blank", "give it a value: is a variable unset?"
+    return f"{option} {text!r} is blank", f"give {option} a value, or leave it out: is a variable unset?"
+
+
+def _shown(path: object) -> str:
+    return path.decode(errors="replace") if isinstance(path, bytes) else str(path)
+
+
+def show_error(error: NotusError, name: str) -> None:
+    """Print a message and its hint to stderr. An error without a message is shown by its exit code alone."""
+    if not error.message:
+        return
+    sys.stderr.write(f"{name}: {error.message}\n")
+    if error.hint:
+        sys.stderr.write(f"  {error.hint}\n")
