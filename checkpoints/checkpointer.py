@@ -13,8 +13,8 @@
                 checkpoints.save(step, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
 
 A runnable example: docs/examples/plain_loop.py. What to put into the state is the loop's business: without the
-generators' states and the position in the data a resume isn't exact. Several ranks: see `trainer.keeper` for what they
-must agree on.
+generators' states and the position in the data a resume isn't exact. Several ranks: see
+`trainer.checkpointing.distributed_saver` for what they must agree on.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.bounds import MAX_HOURS, MAX_PROCESSES, MAX_SEED
+from trainer.config.bounds import MAX_HOURS, MAX_PROCESSES, MAX_SEED
 
 __all__ = [
     "MAX_COUNT",

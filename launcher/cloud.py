@@ -44,10 +44,10 @@ from launcher.sky.render import NOTUS, task_config
 from launcher.sky.secrets import collect
 from launcher.sky.sent import gather
 from launcher.sky.submission import had_the_run_last, late_job, settle
-from trainer.base_files import check_local_base
+from trainer.config.recipe import Recipe, load_recipe
+from trainer.data.preference_pairs import check_local
 from trainer.main import new_record
-from trainer.pairs import check_local
-from trainer.recipe import Recipe, load_recipe
+from trainer.model.base_files import check_local_base
 
 STALE_S = 300.0
 """A plan that a user has looked at for longer than this is made again before it is launched."""

@@ -29,7 +29,7 @@ from launcher.report.plans import show_dry_run
 from launcher.request import CLOUDS, LaunchRequest, check_cloud_bucket, check_cloud_run_name, cloud_run_name
 from launcher.sky.controller import plugin_is_configured
 from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
-from trainer.recipe import Recipe, builtin_names, load_recipe
+from trainer.config.recipe import Recipe, builtin_names, load_recipe
 
 BUCKET_S = 15.0
 """For a look at what the named run has done."""

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from launcher.fees import Bucket, Fees, fees
 from launcher.runs import Runs, simulate
 from launcher.scenario import Scenario
-from trainer.interval import auto_interval_minutes
-from trainer.recipe import Saves
+from trainer.checkpointing.save_interval import auto_interval_minutes
+from trainer.config.recipe import Saves
 
 START_H = 0.25
 """From the launch to the first step on a fresh VM: boot, set-up with flash-attn's wheel, model download. Assumed."""

@@ -23,7 +23,7 @@ from launcher.policy.zones import MarketMet
 from launcher.report.tables import counted
 from launcher.zone_names import CLOUD as AWS
 from launcher.zone_names import by_name, region_of
-from trainer.scratch import replace_file
+from trainer.runtime.attempt_dir import replace_file
 
 MIN_MACHINE_HOURS = 1.0
 """On spot, before a table counts as measured."""

@@ -16,7 +16,7 @@ from launcher.console import say
 from launcher.local import Watcher
 from launcher.report.story import line_of
 from launcher.watch import watcher
-from trainer.scratch import Progress
+from trainer.runtime.attempt_dir import Progress
 
 EVERY_S = 3.0
 ASK_SKYPILOT_EVERY_S = 20.0

@@ -11,9 +11,9 @@ from launcher.offers import Offer, by_kind
 from launcher.plan import Rung
 from launcher.request import CLOUDS, Gpus, LaunchRequest, parse_gpus
 from launcher.speeds import PCIE, TOKENS_PER_SECOND, WITHOUT_NVLINK, relative_speed
-from trainer.gpus import GPU_MEMORY_GIB, VISIBLE, unusable
-from trainer.memory import Fit, fit
-from trainer.recipe import Recipe
+from trainer.config.gpu_types import GPU_MEMORY_GIB, VISIBLE, unusable
+from trainer.config.memory_estimate import Fit, fit
+from trainer.config.recipe import Recipe
 
 
 @dataclass(frozen=True)

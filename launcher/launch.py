@@ -31,11 +31,11 @@ from launcher.report.render import receipt_panel
 from launcher.report.status import ABANDONED, read_status
 from launcher.request import LaunchRequest, parse_gpus
 from launcher.watch import watcher
-from trainer.base_files import check_local_base
+from trainer.config.recipe import Recipe, load_recipe
+from trainer.data.preference_pairs import check_local
 from trainer.main import default_processes, new_record
-from trainer.pairs import check_local
-from trainer.recipe import Recipe, load_recipe
-from trainer.scratch import Outcome
+from trainer.model.base_files import check_local_base
+from trainer.runtime.attempt_dir import Outcome
 
 
 class LocalOptions(NamedTuple):

@@ -32,12 +32,12 @@ from checkpoints.util import owner_locks
 from checkpoints.util.interpreter import environment, module
 from launcher.errors import RunFailed
 from launcher.presence import dead_holder, looked_after
-from trainer import leftovers
-from trainer.failed_start import gave_up_because, note_failed_start
-from trainer.processes import adopt_orphans, die_with_parent, kill_descendants
-from trainer.restarts import MAX_FAILED_STARTS, gives_up
-from trainer.scratch import Outcome, Progress, Scratch
-from trainer.stop import request_stop
+from trainer.runtime import stale_attempts
+from trainer.runtime.attempt_dir import Outcome, Progress, Scratch
+from trainer.runtime.process_tree import adopt_orphans, die_with_parent, kill_descendants
+from trainer.runtime.stop_flag import request_stop
+from trainer.supervisor.failed_start import gave_up_because, note_failed_start
+from trainer.supervisor.restart_policy import MAX_FAILED_STARTS, gives_up
 
 POLL_S = 0.02
 MAX_FRUITLESS_FAILURES = MAX_FAILED_STARTS
@@ -102,7 +102,7 @@ class LocalBackend:
         head = read_head(self._store)
         # Before anything is started; the attempt's own claim is what protects.
         gone = dead_holder(head) or silent_holder(self._store)
-        leftovers.sweep(self._scratch_root.parent, "*/attempt-*")
+        stale_attempts.sweep(self._scratch_root.parent, "*/attempt-*")
         with self._signals(), self._no_orphans(), looked_after(self._store):
             while True:
                 with self._folder() as scratch:
@@ -125,7 +125,7 @@ class LocalBackend:
             yield Scratch(folder)
             failed = False
         finally:
-            leftovers.release(folder, keep_texts=failed)
+            stale_attempts.release(folder, keep_texts=failed)
             with contextlib.suppress(OSError):  # not empty
                 self._scratch_root.rmdir()
 

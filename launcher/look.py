@@ -24,7 +24,7 @@ from launcher.report.status import OVER, RunStatus, read_status
 from launcher.request import check_output
 from launcher.sky import client, doctor
 from launcher.sky.credentials import ask_skypilot
-from trainer.recipe import Recipe
+from trainer.config.recipe import Recipe
 
 FOLLOW_EVERY_S = 2.0
 

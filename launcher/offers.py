@@ -18,7 +18,7 @@ from launcher.price_lists import Catalog as Catalog
 from launcher.price_lists import find_catalog as find_catalog
 from launcher.price_lists import shipped_catalog as shipped_catalog
 from launcher.request import CLOUDS, Gpus, did_you_mean
-from trainer.gpus import GPU_MEMORY_GIB
+from trainer.config.gpu_types import GPU_MEMORY_GIB
 
 _MORE = f"the shipped snapshot has nodes of 8 GPUs only; `{REFRESH}` gets SkyPilot's lists, with more"
 

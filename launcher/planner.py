@@ -19,8 +19,8 @@ from launcher.progress import NOT_BEGUN, SoFar
 from launcher.remarks import Compared, Patient, advice, assumptions, reason
 from launcher.request import LaunchRequest
 from launcher.scenario import OnDemand, Scenario, Spot
-from trainer.memory import state_bytes
-from trainer.recipe import Recipe
+from trainer.config.memory_estimate import state_bytes
+from trainer.config.recipe import Recipe
 
 OTHER_ZONES = MOST_ZONES - 1
 """Of a spot market: their mean price is what the next machine costs while the cheapest zone has none."""

@@ -16,8 +16,8 @@ from checkpoints.errors import CorruptCheckpoint, NotusError
 from checkpoints.records.manifest import Record
 from checkpoints.records.verified_reads import read_if_there
 from checkpoints.storage.base import Store
-from trainer.attempt import pid_scope
-from trainer.processes import is_alive
+from trainer.runtime.process_tree import is_alive
+from trainer.supervisor.supervisor import pid_scope
 
 LAUNCHER_KEY = "launcher.json"
 

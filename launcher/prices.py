@@ -18,7 +18,7 @@ from launcher.report.plans import offers_table
 from launcher.report.tables import counted, plain_table
 from launcher.request import CLOUDS, Gpus, LaunchRequest
 from launcher.sky import catalog as skys
-from trainer.gpus import GPU_MEMORY_GIB
+from trainer.config.gpu_types import GPU_MEMORY_GIB
 
 SHOWN = 40
 COUNT = 8

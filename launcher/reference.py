@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 
 from checkpoints.cli import app as ckpt_app
 from launcher.cli import app as launch_app
+from trainer.config.recipe import Recipe
 from trainer.curation.cli import app as data_app
 from trainer.main import app as train_app
-from trainer.recipe import Recipe
 
 _WRITTEN = "<!-- written by `make docs`; edit the code instead -->\n\n"
 
@@ -91,7 +91,10 @@ def _cli_page() -> str:
     commands = [
         ("notus-launch", launch_app),
         ("notus-train", train_app),
-        ("notus-train export", import_module("trainer.release").app),  # by its name: its functions import torch
+        (
+            "notus-train export",
+            import_module("trainer.export.export_command").app,
+        ),  # by its name: its functions import torch
         ("notus-ckpt", ckpt_app),
         ("notus-data", data_app),
     ]

@@ -13,9 +13,9 @@ from launcher.plan import Plan, limits_named, unkept
 from launcher.progress import NOT_BEGUN, SoFar
 from launcher.request import CLOUDS, Gpus, LaunchRequest, parse_gpus
 from launcher.speeds import DERIVED, PCIE, SOURCE
-from trainer.memory import HOST_GIB_PER_RANK, state_bytes
-from trainer.recipe import Recipe
-from trainer.shapes import shape_of
+from trainer.config.memory_estimate import HOST_GIB_PER_RANK, state_bytes
+from trainer.config.model_shapes import shape_of
+from trainer.config.recipe import Recipe
 
 WORTH_A_WORD = 0.97
 """A longer deadline is named where it saves 3 %."""

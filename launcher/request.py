@@ -16,7 +16,7 @@ from checkpoints.errors import InvalidName
 from checkpoints.util.keys import is_run_name, suggest_run_name
 from launcher.bounds import MAX_HAZARD_H, MAX_HOURS, MIN_HAZARD_H
 from launcher.errors import RequestError
-from trainer.gpus import GPU_MEMORY_GIB
+from trainer.config.gpu_types import GPU_MEMORY_GIB
 
 Market = Literal["auto", "spot", "on-demand"]
 

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from checkpoints.util.command_line import console
 from launcher.local import Watcher
-from trainer.phases import in_words
-from trainer.scratch import Outcome
-from trainer.scratch import Progress as TrainingProgress
+from trainer.runtime.attempt_dir import Outcome
+from trainer.runtime.attempt_dir import Progress as TrainingProgress
+from trainer.runtime.startup_phases import in_words
 
 LINE_EVERY_S = 10.0
 

@@ -17,7 +17,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from trainer.processes import die_with_parent
+from trainer.runtime.process_tree import die_with_parent
 
 ACCESS_KEY, SECRET_KEY = "notus-test", "notus-test-secret"
 START_S = 60.0

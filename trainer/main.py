@@ -27,23 +27,23 @@ from checkpoints.storage.base import Store
 from checkpoints.storage.probe import probe
 from checkpoints.util import owner_locks
 from checkpoints.util.command_line import run_app, show_error
-from trainer import leftovers
-from trainer.attempt import PREDECESSOR_GONE, Supervisor, gpus_here
-from trainer.base_files import check_local_base
-from trainer.batching import batch_of_run
-from trainer.bounds import MAX_PROCESSES
-from trainer.dead_mans_switch import AUTODOWN_S, CLUSTER, SPENT, machine_age_s, machine_budget
+from trainer.checkpointing.save_interval import hours_to_preemption
+from trainer.config.bounds import MAX_PROCESSES
+from trainer.config.fingerprint import saved_fingerprint
+from trainer.config.global_batch import batch_of_run
+from trainer.config.recipe import Recipe, load_recipe
+from trainer.config.run_pins import read_pins
+from trainer.data.input_hash import inputs_digest
+from trainer.data.preference_pairs import check_local
 from trainer.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_STOPPED, HardwareError, MachineFault, TrainingFailed
-from trainer.failed_start import conducted, note_failed_start
-from trainer.fingerprint import saved_fingerprint
-from trainer.inputs import inputs_digest
-from trainer.interval import hours_to_preemption
-from trainer.nodes import check_nodes_here
-from trainer.pairs import check_local
-from trainer.pins import read_pins
-from trainer.recipe import Recipe, load_recipe
-from trainer.restarts import of_this_machine
-from trainer.scratch import Outcome, Scratch
+from trainer.model.base_files import check_local_base
+from trainer.runtime import stale_attempts
+from trainer.runtime.attempt_dir import Outcome, Scratch
+from trainer.supervisor.dead_mans_switch import AUTODOWN_S, CLUSTER, SPENT, machine_age_s, machine_budget
+from trainer.supervisor.failed_start import conducted, note_failed_start
+from trainer.supervisor.restart_policy import of_this_machine
+from trainer.supervisor.single_node import check_nodes_here
+from trainer.supervisor.supervisor import PREDECESSOR_GONE, Supervisor, gpus_here
 
 logger = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -112,14 +112,14 @@ def _folder(given: Path | None) -> Iterator[Scratch]:
         yield Scratch(given)
         return
     temporary = Path(tempfile.gettempdir())
-    leftovers.sweep(temporary, "notus-attempt-*")
+    stale_attempts.sweep(temporary, "notus-attempt-*")
     folder = Scratch(Path(tempfile.mkdtemp(prefix="notus-attempt-")))
     owner_locks.hold(folder.folder)
     try:
         yield folder
     finally:
         result = folder.read_result()
-        leftovers.release(folder.folder, keep_texts=result is None or result.kind in ("failed", "user_error"))
+        stale_attempts.release(folder.folder, keep_texts=result is None or result.kind in ("failed", "user_error"))
 
 
 def _judged_attempt(
@@ -149,7 +149,7 @@ def _refused(error: NotusError) -> Outcome:
 
 
 def exit_code(outcome: Outcome) -> int:
-    """0 done, 75 = another machine, please, 2 the user's error, 1 gave up (`trainer.restarts`)."""
+    """0 done, 75 = another machine, please, 2 the user's error, 1 gave up (`trainer.supervisor.restart_policy`)."""
     if outcome.kind == "failed" and not outcome.gave_up:
         return EXIT_PREEMPTED
     return EXIT_CODES[outcome.kind]
@@ -278,7 +278,7 @@ def main() -> None:
         raise SystemExit(_refuse("notus-train starts torchrun itself", "run `notus-train RECIPE ...` without torchrun"))
     if sys.argv[1:2] == ["export"]:  # the one thing besides training; a recipe of that name is a file with a suffix
         del sys.argv[1]
-        runpy.run_module("trainer.release", run_name="__main__")  # by its name: the launcher imports us, without torch
+        runpy.run_module("trainer.export.export_command", run_name="__main__")  # by name: the launcher has no torch
         return
     if _first_word(sys.argv[1:]) == "export":
         raise SystemExit(_refuse("options come after `export`", "write notus-train export RUN ... --bucket ..."))

@@ -299,7 +299,7 @@ class AttemptStarted(Payload):
     processes: int = 0
     recipe: str = ""
     inputs: str = ""
-    """A hash of recipe, local data and code, see `trainer.inputs`."""
+    """A hash of recipe, local data and code, see `trainer.data.input_hash`."""
 
 
 class Claimed(Payload):

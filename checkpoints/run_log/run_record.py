@@ -25,7 +25,7 @@ R = TypeVar("R", bound=Record)
 
 RUN_KEY = "run.json"
 PINS_KEY = "pins.json"
-"""What decides the result, written by the trainer, see `trainer.pins`."""
+"""What decides the result, written by the trainer, see `trainer.config.run_pins`."""
 HEARTBEAT_KEY = "heartbeat.json"
 CONTROLLER_KEY = "controller.json"
 

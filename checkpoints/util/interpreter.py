@@ -18,7 +18,7 @@ from pathlib import Path
 SAFE = (sys.executable, "-P")
 """The interpreter that runs this, without the current folder on its path."""
 PATH = "PYTHONPATH"
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 """Where this very code was loaded from."""
 
 

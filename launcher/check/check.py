@@ -22,10 +22,10 @@ from launcher.errors import RequestError
 from launcher.findings import Finding
 from launcher.offers import find_catalog, load_offers
 from launcher.request import Gpus, parse_gpus
-from trainer.base_files import check_local_base
-from trainer.pairs import check_local
-from trainer.recipe import BUILTIN, Recipe, load_recipe
-from trainer.row_count import RowCount, Told, count_rows
+from trainer.config.recipe import BUILTIN, Recipe, load_recipe
+from trainer.data.preference_pairs import check_local
+from trainer.data.row_count import RowCount, Told, count_rows
+from trainer.model.base_files import check_local_base
 
 MODEL = "base model"
 ERRORS = ("wrong", "missing")

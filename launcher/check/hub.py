@@ -16,9 +16,9 @@ from typing import Any, Literal
 from launcher.check.answers import Answer, Question
 from launcher.errors import RequestError
 from launcher.findings import Finding
-from trainer.base_files import CONFIG, check_config
-from trainer.pairs import find_columns, local_path
-from trainer.recipe import BUILTIN, Hub, Recipe, Source
+from trainer.config.recipe import BUILTIN, Hub, Recipe, Source
+from trainer.data.preference_pairs import find_columns, local_path
+from trainer.model.base_files import CONFIG, check_config
 
 MODEL, DATA, PUSH = "model on the Hub", "data on the Hub", "push to the Hub"
 REQUEST_S = 10.0

@@ -13,11 +13,11 @@ from launcher.findings import Finding
 from launcher.report.tables import counted
 from launcher.request import Gpus, parse_gpus
 from launcher.speeds import TOKENS_PER_SECOND, relative_speed
-from trainer.batching import planned_steps
-from trainer.raw_rows import first_places
-from trainer.recipe import Dataset, Recipe
-from trainer.row_count import RowCount
-from trainer.shapes import shape_of
+from trainer.config.global_batch import planned_steps
+from trainer.config.model_shapes import shape_of
+from trainer.config.recipe import Dataset, Recipe
+from trainer.data.raw_rows import first_places
+from trainer.data.row_count import RowCount
 
 DATA, STEPS, HOURS = "data", "steps", "hours"
 TABLE_PARAMETERS = 6.7e9

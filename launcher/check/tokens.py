@@ -10,8 +10,8 @@ import numpy as np
 
 from launcher.check.rows import CHARACTERS_PER_TOKEN
 from launcher.findings import Finding
-from trainer.recipe import Recipe
-from trainer.row_count import Texts
+from trainer.config.recipe import Recipe
+from trainer.data.row_count import Texts
 
 LENGTHS = "lengths"
 FILE = "tokenizer.json"

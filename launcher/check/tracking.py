@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from launcher.check.answers import Answer, Question
 from launcher.errors import RequestError
 from launcher.findings import Finding
-from trainer.recipe import Recipe
+from trainer.config.recipe import Recipe
 
 WANDB = "Weights & Biases"
 SERVER = "https://api.wandb.ai"

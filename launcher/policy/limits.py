@@ -24,7 +24,7 @@ from launcher.policy.market import Met
 from launcher.policy.model import Place
 from launcher.policy.settings import Settings
 from launcher.policy.zones import MarketMet
-from trainer.recipe import load_recipe
+from trainer.config.recipe import load_recipe
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from launcher.findings import Finding
 from launcher.report.receipt import Receipt
 from launcher.report.status import RunStatus
 from launcher.report.tables import plain_table
-from trainer.phases import BEFORE, phase_in_words
+from trainer.runtime.startup_phases import BEFORE, phase_in_words
 
 STATE_STYLES = {"ok": "green", "missing": "bold red", "wrong": "bold red", "warning": "yellow"}
 

@@ -79,7 +79,7 @@ class RunStatus(BaseModel):
     attempt: int | None
     phase: str | None
     done: int = 0
-    """What the phase counts, see `trainer.phases`."""
+    """What the phase counts, see `trainer.runtime.startup_phases`."""
     of: int = 0
     step: int
     total_steps: int

@@ -49,7 +49,7 @@ class LifeSigns:
         """At the machine that is up; `beat` is that of an attempt on it.
 
         Not `readable`: nothing that is new could be read, so nothing is old. The machine itself looks for hangs then
-        (`trainer.dead_mans_switch`).
+        (`trainer.supervisor.dead_mans_switch`).
         """
         now = self._clock.monotonic()
         if not readable:

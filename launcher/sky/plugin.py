@@ -43,9 +43,9 @@ from launcher.sky.conductor import Conductor, LimitReached, Lost, Refused, Told,
 from launcher.sky.entries import Entry, requests
 from launcher.sky.last_word import ends_the_run
 from launcher.sky.places import Candidate, Hourly, booked, is_price, judge, offers_for, report
-from trainer.attempt import PREDECESSOR_GONE
-from trainer.interval import HOURS_TO_PREEMPTION
-from trainer.nodes import check_nodes
+from trainer.checkpointing.save_interval import HOURS_TO_PREEMPTION
+from trainer.supervisor.single_node import check_nodes
+from trainer.supervisor.supervisor import PREDECESSOR_GONE
 
 logger = logging.getLogger("sky.notus")
 

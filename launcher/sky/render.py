@@ -18,9 +18,9 @@ from checkpoints.storage.s3_location import S3Location, s3_location
 from launcher.plan import Rung
 from launcher.policy.limits import Limits
 from launcher.sky.jobs import LAUNCH, SUBMISSION
+from trainer.config.recipe import Recipe
 from trainer.errors import EXIT_PREEMPTED, SET_UP_GAVE_UP
-from trainer.nodes import NODES
-from trainer.recipe import Recipe
+from trainer.supervisor.single_node import NODES
 
 SKYPILOTS_OWN = "EAGER_NEXT_REGION"
 NOTUS = "NOTUS"

@@ -9,7 +9,7 @@ from pathlib import Path
 from launcher.errors import RequestError
 from launcher.plan import Rung
 from launcher.sky.render import GCS_KEY, needed_secrets
-from trainer.recipe import Recipe
+from trainer.config.recipe import Recipe
 
 
 def collect(recipe: Recipe, bucket: str, rungs: Sequence[Rung], environment: Mapping[str, str]) -> dict[str, str]:

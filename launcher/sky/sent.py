@@ -14,8 +14,8 @@ from typing import NamedTuple
 import launcher
 from launcher.errors import RequestError
 from launcher.sky.repack import repack
-from trainer.recipe import Recipe, builtin_names, data_path
-from trainer.yaml_model import load_settings
+from trainer.config.recipe import Recipe, builtin_names, data_path
+from trainer.config.yaml_model import load_settings
 
 TREE = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "launcher", "trainer", "checkpoints")
 RECIPE = "recipe.yaml"

@@ -20,7 +20,7 @@ from typing import Any
 
 from launcher.errors import RequestError
 from launcher.sky.settings import BOM, load, read_text, round_trip
-from trainer.yaml_model import plain
+from trainer.config.yaml_model import plain
 
 
 class Document:

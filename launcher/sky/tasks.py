@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.plan import Rung
 from launcher.sky.render import GCS_KEY, needed_secrets, task_config, to_yaml
-from trainer.recipe import load_recipe
+from trainer.config.recipe import load_recipe
 
 RECIPES = ("notus-7b-dpo", "notus-7b-dpo-lora")
 

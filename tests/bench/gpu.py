@@ -27,10 +27,10 @@ from checkpoints.snapshot.shared_memory import RunMemory, SharedBuffer
 from checkpoints.snapshot.snapshot import Plan
 from tests.bench.measure import MIB, TENSORS, median
 from tests.gpu.workload import layers_of_7b, make_model, make_pairs, write_recipe
-from trainer.device_copy import copy_scope, pinning
-from trainer.memory import IN_ORDER, need_of
-from trainer.recipe import load_recipe
-from trainer.shapes import Shape
+from trainer.config.memory_estimate import IN_ORDER, need_of
+from trainer.config.model_shapes import Shape
+from trainer.config.recipe import load_recipe
+from trainer.devices.device_copy import copy_scope, pinning
 
 STATE_BYTES = 4096 * MIB
 """A rank's share of a 7B model's state on 8 GPUs is 7 GB with RMSprop."""

@@ -32,7 +32,7 @@ import torch
 from torch import nn
 
 from tests.bench.sink import saver_on
-from trainer.deepspeed_engine import install
+from trainer.checkpointing.deepspeed_engine import install
 
 STOCK = runtime.create_checkpoint_engine
 LAYERS, WIDTH = 32, 1024

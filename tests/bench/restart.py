@@ -39,7 +39,7 @@ def large_recipe(folder: Path) -> str:
     # Here, at the end of the bench: they import DeepSpeed, which changes the process (see `bench_peers`).
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from trainer.builtin_model import make_tiny_llama
+    from trainer.model.builtin_models import make_tiny_llama
 
     model = folder / "model"
     make_tiny_llama(model)

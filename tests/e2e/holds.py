@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from trainer.scratch import Phase
+from trainer.runtime.attempt_dir import Phase
 
 
 class Hold:

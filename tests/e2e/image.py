@@ -32,7 +32,7 @@ RUNTIME = ("setuptools<70", "click<8.2.0", "ray[default]==2.9.3", "pydantic-core
 """What SkyPilot 0.14.1 installs into ~/skypilot-runtime of a machine, beside its own wheel (ran)."""
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 NVIDIA_SMI = "#!/bin/sh\necho 'name, memory.total [MiB], driver_version'\necho 'loopback, 0 MiB, 0'\n"
-KEPT_BY = ("trainer/kept_ops.py", "trainer/ops_cache.py")
+KEPT_BY = ("trainer/build_cache/ops_build_folder.py", "trainer/build_cache/deepspeed_ops.py")
 """What decides where compiled operators are found again."""
 PIP_CONF = "[global]\nno-index = true\n[install]\nno-build-isolation = false\n"
 """pip reads this option backwards: false means that there is no isolation."""
@@ -42,8 +42,8 @@ UV_TOML = "offline = true\n"
 COMPILE = """
 import os
 from deepspeed.comm.torch import build_shm_op
-from trainer.kept_ops import KeptOperators, kept_root
-from trainer.ops_cache import OpsCache, machine_key
+from trainer.build_cache.ops_build_folder import KeptOperators, kept_root
+from trainer.build_cache.deepspeed_ops import OpsCache, machine_key
 
 assert build_shm_op()
 kept = KeptOperators(kept_root(os.environ), machine_key())

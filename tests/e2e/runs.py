@@ -25,8 +25,8 @@ from tests.e2e.holds import Hold
 from tests.e2e.skypilot import SkyPilot
 from tests.integration.conftest import wait_for
 from tests.seaweed import S3Server
-from trainer.recipe import load_recipe
-from trainer.scratch import Phase
+from trainer.config.recipe import load_recipe
+from trainer.runtime.attempt_dir import Phase
 
 LAMBDA = Rung(cloud="lambda", gpus="A100:8", spot=False)
 GCP = Rung(cloud="gcp", gpus="A100:8", spot=False)

@@ -102,9 +102,9 @@ PATCHES = {
     "launcher.policy.observe": _observe,
 }
 if ON_A_MACHINE.exists():
-    PATCHES |= {"trainer.scratch": _scratch, "trainer.dead_mans_switch": _switch}
+    PATCHES |= {"trainer.runtime.attempt_dir": _scratch, "trainer.supervisor.dead_mans_switch": _switch}
 if BROKEN.exists():
-    PATCHES["trainer.recipe"] = _recipe
+    PATCHES["trainer.config.recipe"] = _recipe
 
 
 class _Finder(importlib.abc.MetaPathFinder):

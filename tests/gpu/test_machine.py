@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from trainer.config.recipe import Hardware
 from trainer.errors import HardwareError
-from trainer.preflight import check, check_torch, read_cards
-from trainer.recipe import Hardware
+from trainer.supervisor.preflight import check, check_torch, read_cards
 
 
 def test_the_driver_and_torch_agree_about_the_cards() -> None:

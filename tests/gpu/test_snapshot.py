@@ -21,7 +21,7 @@ def memory() -> Iterator[RunMemory]:
 
 @pytest.fixture
 def buffer(memory: RunMemory) -> SharedBuffer:
-    from trainer.device_copy import pinning
+    from trainer.devices.device_copy import pinning
 
     return SharedBuffer(memory.snapshot("w", 0), pin=pinning("cuda"))
 
@@ -42,7 +42,7 @@ def test_it_holds_what_the_step_before_it_has_made(buffer: SharedBuffer) -> None
     """The copy's stream waits for the kernels that were queued before it, and not for those after it."""
     import torch
 
-    from trainer.device_copy import copy_scope
+    from trainer.devices.device_copy import copy_scope
 
     big = torch.randn(4096, 4096, device="cuda")
     state = torch.zeros(1 << 22, device="cuda")
@@ -64,7 +64,7 @@ def test_memory_that_cant_be_pinned_is_used_all_the_same(
     """The failed call's error is not left for the training's next kernel, as it once was."""
     import torch
 
-    from trainer.device_copy import pinning
+    from trainer.devices.device_copy import pinning
 
     pin = pinning("cuda")
     assert pin is not None

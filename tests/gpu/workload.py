@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from trainer.shapes import MISTRAL_7B, Shape
+from trainer.config.model_shapes import MISTRAL_7B, Shape
 
 SMALL = Shape(hidden=512, layers=6, heads=8, kv_heads=4, intermediate=1536, vocabulary=4096)
 WORDS = [
@@ -40,7 +40,7 @@ def make_model(folder: Path, shape: Shape) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from trainer.builtin_model import make_tiny_llama
+    from trainer.model.builtin_models import make_tiny_llama
 
     make_tiny_llama(folder)
     config = LlamaConfig(

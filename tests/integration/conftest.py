@@ -24,7 +24,7 @@ from checkpoints.restore.shard_restore import restore_shard
 from checkpoints.run_log.metrics import read_metrics
 from checkpoints.run_log.run_record import open_run
 from checkpoints.storage.base import Store
-from trainer.scratch import Progress, Scratch
+from trainer.runtime.attempt_dir import Progress, Scratch
 
 START_S = 400.0
 """More than a start ever takes, the first one's compiling included."""
@@ -92,7 +92,7 @@ class Launcher:
         """The ranks stand still, once they train and have done `step`: a tiny model is done before anybody has asked it
         for anything."""
         wait_for(lambda: self.progress(run).phase == "training" and self.progress_step(run) >= step, f"step {step}")
-        ranks = self.processes("trainer.worker")
+        ranks = self.processes("trainer.training.worker")
         assert ranks, "they were faster"
         for process in ranks:
             process.suspend()

@@ -29,8 +29,8 @@ from checkpoints.run_log.run_record import open_run
 from checkpoints.save.saver import Saver
 from checkpoints.save.uploader_messages import Setup
 from checkpoints.snapshot.shared_memory import SharedBuffer
-from trainer.collective import from_rank_0
-from trainer.deepspeed_engine import BucketEngine, install
+from trainer.checkpointing.deepspeed_engine import BucketEngine, install
+from trainer.devices.collectives import from_rank_0
 
 STOCK = (runtime.create_checkpoint_engine, runtime.get_fp32_state_dict_from_zero_checkpoint)
 BUCKET = sys.argv[2]

@@ -41,7 +41,7 @@ from launcher.sky.jobs import told_by
 from launcher.sky.render import task_config, to_yaml
 from launcher.sky.sent import gather
 from launcher.sky.tasks import LADDER, shipped_tasks
-from trainer.recipe import load_recipe
+from trainer.config.recipe import load_recipe
 
 RUN_NAMES = st.from_regex(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 TRAPS = (

@@ -21,8 +21,8 @@ import pytest
 from checkpoints.run_log.run_record import open_run
 from checkpoints.storage.base import Store
 from tests.integration.conftest import START_S, Launcher, assert_bit_exact, undisturbed, wait_for
-from trainer.phases import in_words
-from trainer.scratch import Phase
+from trainer.runtime.attempt_dir import Phase
+from trainer.runtime.startup_phases import in_words
 
 KILLS = int(os.environ.get("NOTUS_KILLS", "4"))
 FIRST_START: dict[Phase, float] = {
@@ -115,6 +115,6 @@ def victims(process: subprocess.Popen[bytes], launcher: Launcher, which: str) ->
     if which == "the supervisor":
         return launcher.processes("trainer.main")
     if which == "a rank":
-        return launcher.processes("trainer.worker")[:1]
+        return launcher.processes("trainer.training.worker")[:1]
     everybody = launcher.processes() if which == "all" else []
     return [psutil.Process(process.pid), *everybody]

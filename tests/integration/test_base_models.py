@@ -15,15 +15,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from checkpoints.errors import UserError
 from tests.integration.conftest import Launcher, recipe, stop_after
-from trainer.builtin_model import make_tiny_llama
-from trainer.data import prepare
+from trainer.config.recipe import Lora, load_recipe
+from trainer.data.dataset import prepare
+from trainer.data.token_ids import check_token_ids
 from trainer.errors import DataError
-from trainer.generation import repair_generation_config
-from trainer.load_report import complete_weights
-from trainer.lora import check_targets
-from trainer.recipe import Lora, load_recipe
-from trainer.sound_weights import check_weights
-from trainer.token_ids import check_token_ids
+from trainer.model.builtin_models import make_tiny_llama
+from trainer.model.generation_config import repair_generation_config
+from trainer.model.load_report import complete_weights
+from trainer.model.lora import check_targets
+from trainer.model.sound_weights import check_weights
 
 Tensors = dict[str, torch.Tensor]
 
@@ -152,7 +152,7 @@ def test_weights_that_no_training_left(
 ) -> None:
     """A download that broke off, and a training that diverged."""
     edit(folder, lambda tensors: filled(tensors, name, value))
-    monkeypatch.setattr("trainer.sound_weights.gather", lambda value: [value])  # one rank
+    monkeypatch.setattr("trainer.model.sound_weights.gather", lambda value: [value])  # one rank
     with pytest.raises(UserError, match=message):
         check_weights(load(folder), "model")
 
@@ -169,7 +169,7 @@ def test_a_matrix_of_zeros_is_found_in_shares_and_under_adapters(launcher: Launc
 def test_a_norm_of_zeros_is_no_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gemma's norms count from one."""
     edit(folder, lambda tensors: filled(tensors, "norm.weight", 0.0))
-    monkeypatch.setattr("trainer.sound_weights.gather", lambda value: [value])  # one rank
+    monkeypatch.setattr("trainer.model.sound_weights.gather", lambda value: [value])  # one rank
     check_weights(load(folder), "model")
 
 

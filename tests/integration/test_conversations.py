@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tests.unit.test_rows import ROWS, assistant, user
-from trainer.data import prepare, tokenise_row
+from trainer.config.recipe import Dpo, Recipe, load_recipe
+from trainer.data.dataset import prepare, tokenise_row
+from trainer.data.trl_formats import read_row
 from trainer.errors import DataError
-from trainer.recipe import Dpo, Recipe, load_recipe
-from trainer.rows import read_row
 
 TOOLS_TEMPLATE = (
     "{% if tools %}<|tools|>{{ tools | tojson }}\n{% endif %}"
@@ -70,7 +70,7 @@ AS_TRL_DOES = {
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from transformers import AutoTokenizer
 
-    from trainer.builtin_model import make_tiny_llama
+    from trainer.model.builtin_models import make_tiny_llama
 
     folder = tmp_path_factory.mktemp("tiny")
     make_tiny_llama(folder)

@@ -11,17 +11,17 @@ import pytest
 from pyarrow import parquet
 
 from checkpoints.storage.object_store import ObjectStore
+from trainer.config.recipe import Columns, Recipe, Source, load_recipe
+from trainer.data.row_count import count_rows
+from trainer.data.token_cache import TokenCache, TokenIndex, tokens_key
 from trainer.errors import DataError, TrainingFailed
-from trainer.recipe import Columns, Recipe, Source, load_recipe
-from trainer.row_count import count_rows
-from trainer.token_cache import TokenCache, TokenIndex, tokens_key
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from transformers import AutoTokenizer
 
-    from trainer.builtin_model import make_tiny_llama
+    from trainer.model.builtin_models import make_tiny_llama
 
     folder = tmp_path_factory.mktemp("tiny")
     make_tiny_llama(folder)
@@ -40,7 +40,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def test_a_pair_becomes_the_template_s_text_and_ids(tokenizer: Any, tmp_path: Path) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     path = write(tmp_path / "p.jsonl", [{"prompt": "Hi?", "chosen": "Yes.", "rejected": "Noé."}])
     row = prepare(recipe_for(path), tokenizer).train[0]
@@ -52,7 +52,7 @@ def test_a_pair_becomes_the_template_s_text_and_ids(tokenizer: Any, tmp_path: Pa
 def test_a_template_without_a_system_turn_says_so(tokenizer: Any, tmp_path: Path) -> None:
     import copy
 
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     gemma = copy.deepcopy(tokenizer)
     gemma.chat_template = (
@@ -69,7 +69,7 @@ def test_a_template_without_a_system_turn_says_so(tokenizer: Any, tmp_path: Path
 def test_a_tokenizer_without_a_template_gets_plain_text_and_an_end(tokenizer: Any, tmp_path: Path) -> None:
     import copy
 
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     plain = copy.deepcopy(tokenizer)
     plain.chat_template = None
@@ -84,7 +84,7 @@ def test_prompt_and_answer_are_tokenised_together(tokenizer: Any, tmp_path: Path
 
     from tokenizers import normalizers
 
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     marking = copy.deepcopy(tokenizer)
     marking.backend_tokenizer.normalizer = normalizers.Prepend("^")
@@ -96,7 +96,7 @@ def test_prompt_and_answer_are_tokenised_together(tokenizer: Any, tmp_path: Path
 
 
 def test_a_conversation_keeps_all_its_turns(tokenizer: Any, tmp_path: Path) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     turns = [
         {"role": "user", "content": "Hi"},
@@ -113,7 +113,7 @@ def test_a_conversation_keeps_all_its_turns(tokenizer: Any, tmp_path: Path) -> N
 def test_jsonl_parquet_and_both_column_sets_give_the_same(tokenizer: Any, tmp_path: Path) -> None:
     import datasets
 
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     rows = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(8)]
     names = {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"}
@@ -127,7 +127,7 @@ def test_jsonl_parquet_and_both_column_sets_give_the_same(tokenizer: Any, tmp_pa
 
 
 def test_the_split_is_the_same_every_time_and_eval_rows_are_held_out(tokenizer: Any) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     recipe = load_recipe("tiny-dpo")
     one, two = prepare(recipe, tokenizer), prepare(recipe, tokenizer)
@@ -142,7 +142,7 @@ def test_the_split_is_the_same_every_time_and_eval_rows_are_held_out(tokenizer: 
 def test_unusable_rows_are_left_out_and_counted(
     tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     good = {"prompt": "q", "chosen": "a", "rejected": "b"}
     rows = [
@@ -176,7 +176,7 @@ def test_unusable_rows_are_left_out_and_counted(
 def test_broken_texts_are_counted_and_other_columns_hold_what_they_like(
     tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     good = {"prompt": "q", "chosen": "a", "rejected": "b"}
     rows = [
@@ -200,8 +200,8 @@ def test_broken_texts_are_counted_and_other_columns_hold_what_they_like(
 
 
 def test_a_check_on_a_laptop_counts_what_the_trainer_counts(tokenizer: Any, tmp_path: Path) -> None:
-    from trainer.data import prepare
-    from trainer.row_count import count_rows
+    from trainer.data.dataset import prepare
+    from trainer.data.row_count import count_rows
 
     good = {"prompt": "q", "chosen": "a", "rejected": "b"}
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -235,7 +235,7 @@ def test_steps_are_those_of_accelerate_and_transformers(
     from torch.utils.data import BatchSampler
     from transformers import Trainer
 
-    from trainer.batching import planned_steps
+    from trainer.config.global_batch import planned_steps
 
     of_a_rank = BatchSamplerShard(BatchSampler(range(rows), batch, drop_last=False), processes, 0)
     trainer = SimpleNamespace(
@@ -255,7 +255,7 @@ def test_steps_are_those_of_accelerate_and_transformers(
 def test_half_a_character_in_a_conversation_is_counted(
     tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     rows = [{"prompt": [{"role": "user", "content": text}], "chosen": "a", "rejected": "b"} for text in ("q", "\udc00")]
     assert len(prepare(recipe_for(write(tmp_path / "p.jsonl", rows)), tokenizer).train) == 1
@@ -270,7 +270,7 @@ def test_a_set_without_rows_is_named(
     import pyarrow as pa
     from pyarrow import parquet
 
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     schema = pa.schema([(name, pa.string()) for name in ("prompt", "chosen", "rejected")])
     parquet.write_table(pa.Table.from_pylist([], schema), tmp_path / "empty.parquet")
@@ -286,7 +286,7 @@ def test_parquet_with_bytes_that_are_no_text_is_named(tokenizer: Any, tmp_path: 
     import pyarrow as pa
     from pyarrow import parquet
 
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     latin = pa.array([b"No\xe9"], pa.binary()).view(pa.string())
     table = pa.table({"prompt": ["q"], "chosen": latin, "rejected": ["b"]})
@@ -298,7 +298,7 @@ def test_parquet_with_bytes_that_are_no_text_is_named(tokenizer: Any, tmp_path: 
 def test_a_template_that_stumbles_names_the_row(tokenizer: Any, tmp_path: Path) -> None:
     import copy
 
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     adding = copy.deepcopy(tokenizer)
     adding.chat_template = "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}"
@@ -309,7 +309,7 @@ def test_a_template_that_stumbles_names_the_row(tokenizer: Any, tmp_path: Path) 
 
 
 def test_answers_that_all_begin_alike_are_no_data(tokenizer: Any, tmp_path: Path) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     rows = [{"prompt": "q", "chosen": "y" * 1000 + "a", "rejected": "y" * 1000 + "b"}]
     with pytest.raises(DataError, match="differ within their first tokens") as caught:
@@ -319,7 +319,7 @@ def test_answers_that_all_begin_alike_are_no_data(tokenizer: Any, tmp_path: Path
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_too_many_held_out_rows(tokenizer: Any, tmp_path: Path, count: int) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(count)]
     with pytest.raises(DataError, match=f"has only {count} usable rows"):
@@ -329,7 +329,7 @@ def test_too_many_held_out_rows(tokenizer: Any, tmp_path: Path, count: int) -> N
 def test_a_hub_that_does_not_answer_is_not_the_users_error(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets.config
 
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -343,7 +343,7 @@ def rows_of(pairs: Any) -> list[Any]:
 
 @pytest.mark.parametrize("eval_rows", [0, 16])
 def test_tokens_come_back_from_the_bucket(tokenizer: Any, tmp_path: Path, eval_rows: int) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     recipe = load_recipe("tiny-dpo")
     recipe = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"eval_rows": eval_rows})})
@@ -362,7 +362,7 @@ def test_tokens_come_back_from_the_bucket(tokenizer: Any, tmp_path: Path, eval_r
 
 
 def test_damaged_or_odd_files_in_the_bucket_are_not_used(tokenizer: Any, tmp_path: Path) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     recipe = load_recipe("tiny-dpo")
     store, key = ObjectStore.memory(), tokens_key(recipe, tokenizer)
@@ -403,7 +403,7 @@ def test_the_key_of_the_tokens_names_all_that_decides_them(tokenizer: Any, tmp_p
 
 
 def test_sets_are_mixed_by_their_fractions(tokenizer: Any, tmp_path: Path) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     first = write(tmp_path / "a.jsonl", [{"prompt": f"a{n}", "chosen": "yes", "rejected": "no"} for n in range(10)])
     rows = [{"instruction": f"b{n}", "chosen_response": "yes", "rejected_response": "no", "more": n} for n in range(8)]
@@ -418,7 +418,7 @@ def test_sets_are_mixed_by_their_fractions(tokenizer: Any, tmp_path: Path) -> No
 
 
 def test_sets_of_texts_and_of_conversations_are_mixed(tokenizer: Any, tmp_path: Path) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     first = write(tmp_path / "a.jsonl", [{"prompt": "a", "chosen": "yes", "rejected": "no"}])
     turns = [{"role": "user", "content": "a"}]
@@ -431,7 +431,7 @@ def test_sets_of_texts_and_of_conversations_are_mixed(tokenizer: Any, tmp_path: 
 def test_columns_by_the_set_s_own_names(tokenizer: Any, tmp_path: Path, kind: str) -> None:
     import datasets
 
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     rows = [{"question": "q", "good": "a", "bad": "b", "prompt": "something else"}]
     path = write(tmp_path / "p.jsonl", rows)
@@ -444,7 +444,7 @@ def test_columns_by_the_set_s_own_names(tokenizer: Any, tmp_path: Path, kind: st
 
 
 def test_a_set_with_several_configurations(tokenizer: Any, tmp_path: Path) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     folder = tmp_path / "set"
     folder.mkdir()
@@ -463,7 +463,7 @@ def test_the_split_of_2023_shuffled_first(tokenizer: Any, tmp_path: Path) -> Non
     """As the script of Notus did: `load_dataset(...).shuffle(seed=42)`, then `train_test_split(seed=42)`."""
     import datasets
 
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     rows = [{"prompt": f"q{n:03d}", "chosen": "a", "rejected": "b"} for n in range(200)]
     theirs = datasets.Dataset.from_list(rows).shuffle(seed=42).train_test_split(test_size=20, seed=42)
@@ -482,7 +482,7 @@ GOOD = {"prompt": "Which?", "chosen": "This one", "rejected": "That"}
 )
 def test_a_damaged_note_of_the_columns_is_told(tokenizer: Any, tmp_path: Path, note: bytes) -> None:
     """The trainer reads a parquet file through `datasets`, which fails on it."""
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     path = tmp_path / "pairs.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([GOOD]).replace_schema_metadata({b"huggingface": note}), path)
@@ -493,7 +493,7 @@ def test_a_damaged_note_of_the_columns_is_told(tokenizer: Any, tmp_path: Path, n
 
 
 def test_a_type_that_datasets_does_not_know(tokenizer: Any, tmp_path: Path) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     path = tmp_path / "pairs.parquet"
     note = json.dumps({"info": {"features": {"prompt": {"_type": "Nope"}}}})
@@ -504,7 +504,7 @@ def test_a_type_that_datasets_does_not_know(tokenizer: Any, tmp_path: Path) -> N
 
 
 def test_two_columns_of_one_name(tokenizer: Any, tmp_path: Path) -> None:
-    from trainer.data import prepare
+    from trainer.data.dataset import prepare
 
     path = tmp_path / "pairs.parquet"
     table = pyarrow.Table.from_pylist([GOOD])

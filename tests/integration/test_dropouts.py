@@ -11,9 +11,9 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, LlamaConfig, OPTConfig
 from trl.trainer.utils import disable_dropout_in_model
 
-from trainer.dropout import as_given, settle_dropouts
-from trainer.lora import peft_settings
-from trainer.recipe import Lora
+from trainer.config.recipe import Lora
+from trainer.model.dropout import as_given, settle_dropouts
+from trainer.model.lora import peft_settings
 
 MODELS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "gpt2": (GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2), ("c_attn",)),

@@ -214,7 +214,7 @@ def test_one_rank_dies(launcher: Launcher, reference: Store, seed: int) -> None:
     step = random.Random(seed).choice((7, 17))  # after the saves of 5 and 15, before the next ones
     process = launcher.start(*launcher.local("tiny-dpo", "--name", "crash"))
     wait_for(lambda: launcher.progress_step("crash") >= step, f"step {step}")
-    ranks = [p for p in launcher.processes("trainer.worker") if p.environ().get("RANK") == "1"]
+    ranks = [p for p in launcher.processes("trainer.training.worker") if p.environ().get("RANK") == "1"]
     ranks[0].send_signal(signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err

@@ -15,12 +15,12 @@ from checkpoints.run_log.event_log import Diary, read_events
 from checkpoints.run_log.run_record import open_run, register_run
 from checkpoints.storage.base import Store
 from tests.hub_fake import HubFake
-from trainer.base import identify_base
-from trainer.batching import Batch
+from trainer.config.global_batch import Batch
+from trainer.config.recipe import load_recipe
+from trainer.config.trl_config import dpo_arguments
 from trainer.errors import TrainingFailed
 from trainer.main import new_record
-from trainer.recipe import load_recipe
-from trainer.settings import dpo_arguments
+from trainer.model.base_identity import identify_base
 
 Finish = Callable[[str], tuple[Store, Any]]
 
@@ -31,14 +31,14 @@ def finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Finish:
     from transformers import AutoTokenizer
     from trl import DPOConfig
 
-    from trainer.builtin_model import make_tiny_llama
-    from trainer.data import prepare
-    from trainer.dpo import NotusDPOTrainer
-    from trainer.export import export_model
-    from trainer.lora import peft_settings
+    from trainer.data.dataset import prepare
+    from trainer.export.hf_export import export_model
+    from trainer.model.builtin_models import make_tiny_llama
+    from trainer.model.lora import peft_settings
+    from trainer.training.dpo_trainer import NotusDPOTrainer
 
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
-    monkeypatch.setattr("trainer.export.from_rank_0", lambda value: value)
+    monkeypatch.setattr("trainer.export.hf_export.from_rank_0", lambda value: value)
 
     def finish(name: str) -> tuple[Store, Any]:
         recipe = load_recipe(name)
@@ -90,7 +90,7 @@ def test_the_model_has_its_card_when_the_training_ends(finish: Finish, recipe: s
 def test_a_push_that_failed_is_repeated_by_the_same_command(
     finish: Finish, merge: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer.release import app
+    from trainer.export.export_command import app
 
     finish("tiny-dpo-lora")
     hub, out = HubFake().install(monkeypatch), tmp_path / "out"
@@ -101,7 +101,7 @@ def test_a_push_that_failed_is_repeated_by_the_same_command(
     with pytest.raises(TrainingFailed, match="the connection was reset") as caught:
         app(words, standalone_mode=False)
     assert "the same command pushes that again" in caught.value.hint
-    monkeypatch.setattr("trainer.release.release", None)  # what is there isn't made again
+    monkeypatch.setattr("trainer.export.export_command.release", None)  # what is there isn't made again
     (out / "README.md").write_text("---\n---\nin my own words")
     for _ in range(2):
         app(words, standalone_mode=False)
@@ -139,9 +139,9 @@ def test_a_large_model_ends_in_shards_that_are_the_trained_model(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from trainer.release import read_finished, release
+    from trainer.export.export_command import read_finished, release
 
-    monkeypatch.setattr("trainer.dpo.SHARD", "100KB")
+    monkeypatch.setattr("trainer.training.dpo_trainer.SHARD", "100KB")
     store, trainer = finish("tiny-dpo")
     out = tmp_path / "out"
     out.mkdir()
@@ -157,14 +157,15 @@ def test_merged_shards_read_back_are_what_was_compared(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from trainer import release as released
+    from trainer.export import export_command as released
 
-    monkeypatch.setattr("trainer.release.SHARD", "100KB")
+    monkeypatch.setattr("trainer.export.export_command.SHARD", "100KB")
     store, _ = finish("tiny-dpo-lora")
     checked: list[torch.Tensor] = []
     check = released.check_logits
     monkeypatch.setattr(
-        "trainer.release.check_logits", lambda expected, found: checked.append(found) or check(expected, found)
+        "trainer.export.export_command.check_logits",
+        lambda expected, found: checked.append(found) or check(expected, found),
     )
     out = tmp_path / "out"
     out.mkdir()

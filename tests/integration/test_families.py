@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.batching import Batch
-from trainer.recipe import load_recipe
-from trainer.reference import ReferenceCache, Values
-from trainer.settings import dpo_arguments
+from trainer.config.global_batch import Batch
+from trainer.config.recipe import load_recipe
+from trainer.config.trl_config import dpo_arguments
+from trainer.training.reference_log_probs import ReferenceCache, Values
 
 SHAPE = {
     "hidden_size": 64,
@@ -32,7 +32,7 @@ def tiny(family: str, folder: Path) -> Path:
     """A random model of a family, with the tokenizer of the tiny Llama."""
     import transformers
 
-    from trainer.builtin_model import make_tiny_llama
+    from trainer.model.builtin_models import make_tiny_llama
 
     make_tiny_llama(folder)
     vocabulary = len(transformers.AutoTokenizer.from_pretrained(folder))
@@ -49,8 +49,8 @@ def trainer_of(base: Path, output: Path, how: str = "live", **options: Any) -> A
     from transformers import AutoTokenizer
     from trl import DPOConfig
 
-    from trainer.data import prepare
-    from trainer.dpo import NotusDPOTrainer
+    from trainer.data.dataset import prepare
+    from trainer.training.dpo_trainer import NotusDPOTrainer
 
     recipe = load_recipe("tiny-dpo")
     recipe = recipe.model_copy(
@@ -109,7 +109,7 @@ class Released:
 def test_a_precomputed_reference_leaves_memory_and_its_values_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer import dpo
+    from trainer.training import dpo_trainer
 
     def known(cache: ReferenceCache, forward: Any, **options: Any) -> Values:
         assert np.isfinite(forward(range(2))).all()
@@ -122,14 +122,14 @@ def test_a_precomputed_reference_leaves_memory_and_its_values_are_used(
         return ReferenceCache(None, "key", len(rows), batch)  # type: ignore[arg-type]
 
     made: list[Any] = []
-    monkeypatch.setattr(dpo, "compute", known)
-    build = dpo.NotusDPOTrainer.__init__
+    monkeypatch.setattr(dpo_trainer, "compute", known)
+    build = dpo_trainer.NotusDPOTrainer.__init__
 
     def noted(self: Any, *args: Any, **kwargs: Any) -> None:
         made.append(self)
         build(self, *args, **kwargs)
 
-    monkeypatch.setattr(dpo.NotusDPOTrainer, "__init__", noted)
+    monkeypatch.setattr(dpo_trainer.NotusDPOTrainer, "__init__", noted)
     monkeypatch.setattr("trl.trainer.dpo_trainer.hash_module", lambda module: pytest.fail("hashes the whole model"))
     trainer = trainer_of(tiny("Mistral", tmp_path / "model"), tmp_path, "precomputed", reference=cache)
     assert trainer.ref_model is None

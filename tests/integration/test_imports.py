@@ -26,7 +26,7 @@ def imported_by(module: str, *, before: str = "") -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("module", ["trainer.attempt", "trainer.worker"])
+@pytest.mark.parametrize("module", ["trainer.supervisor.supervisor", "trainer.training.worker"])
 def test_the_supervisor_and_the_download_begin_without_torch(module: str) -> None:
     found = imported_by(module)
     assert "pydantic" in found
@@ -35,8 +35,8 @@ def test_the_supervisor_and_the_download_begin_without_torch(module: str) -> Non
 
 def test_the_training_imports_no_tracker_and_no_deepspeed_that_it_may_not_need() -> None:
     """As the worker does it: DeepSpeed comes with a recipe that has `zero`, a tracker when the training begins."""
-    before = "from trainer.worker import hide_wandb\nhide_wandb()"
-    found = imported_by("trainer.train", before=before)
+    before = "from trainer.training.worker import hide_wandb\nhide_wandb()"
+    found = imported_by("trainer.training.attempt", before=before)
     assert {"torch", "trl"} <= found
     assert found.isdisjoint(UNWANTED)
 

@@ -22,7 +22,7 @@ from checkpoints.snapshot.shared_memory import RunMemory
 from checkpoints.storage.base import Store
 from tests.integration.killing import ENVIRONMENT, Kill
 from tests.integration.loop_script import STEPS
-from trainer.processes import adopt_orphans, any_descendant
+from trainer.runtime.process_tree import adopt_orphans, any_descendant
 
 KILLS = Counter(
     {

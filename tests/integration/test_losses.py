@@ -8,15 +8,15 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from trainer.batching import Batch
-from trainer.first_loss import expected_first_loss, wrong_first_loss
-from trainer.recipe import SMOOTHED, Dpo, Loss, load_recipe
-from trainer.settings import dpo_arguments
+from trainer.config.global_batch import Batch
+from trainer.config.recipe import SMOOTHED, Dpo, Loss, load_recipe
+from trainer.config.trl_config import dpo_arguments
+from trainer.training.first_loss_check import expected_first_loss, wrong_first_loss
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from trainer.builtin_model import make_tiny_llama
+    from trainer.model.builtin_models import make_tiny_llama
 
     folder = tmp_path_factory.mktemp("tiny")
     make_tiny_llama(folder)
@@ -34,8 +34,8 @@ def trainer_of(loss: Loss, base: Path, folder: Path) -> Any:
     from transformers import AutoTokenizer
     from trl import DPOConfig
 
-    from trainer.data import prepare
-    from trainer.dpo import NotusDPOTrainer
+    from trainer.data.dataset import prepare
+    from trainer.training.dpo_trainer import NotusDPOTrainer
 
     recipe = load_recipe("tiny-dpo-lora")
     dataset = recipe.dataset.model_copy(update={"rows": 8, "eval_rows": 0})

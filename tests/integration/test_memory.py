@@ -7,9 +7,9 @@ import torch
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config
 
-from trainer.memory import Offload, need_of
-from trainer.recipe import load_recipe
-from trainer.shapes import MISTRAL_7B, shape_from_config
+from trainer.config.memory_estimate import Offload, need_of
+from trainer.config.model_shapes import MISTRAL_7B, shape_from_config
+from trainer.config.recipe import load_recipe
 
 
 @pytest.mark.parametrize(

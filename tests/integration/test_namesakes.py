@@ -14,7 +14,7 @@ import pytest
 from checkpoints.util.interpreter import SAFE, environment, module
 from launcher.sky.render import setup_script
 from tests.integration.conftest import Launcher
-from trainer import preflight
+from trainer.supervisor import preflight
 
 OURS = ("checkpoints", "launcher", "trainer")
 THEIRS = (

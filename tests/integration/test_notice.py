@@ -14,8 +14,8 @@ from checkpoints.run_log.run_record import open_run
 from checkpoints.storage.base import Store
 from tests.integration.conftest import Launcher, assert_bit_exact, wait_for
 from tests.loopback import LoopbackServer, QuietHandler, serving
-from trainer.notice import AwsMetadata, GcpMetadata
-from trainer.scratch import Progress
+from trainer.runtime.attempt_dir import Progress
+from trainer.runtime.preemption_notice import AwsMetadata, GcpMetadata
 
 
 class Metadata(LoopbackServer):

@@ -20,10 +20,10 @@ from checkpoints.storage.filesystem import FolderStore
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.util.clock import FakeClock
 from tests.integration.conftest import Launcher
-from trainer.card import history
 from trainer.errors import TrainingFailed
-from trainer.hub import check_push
-from trainer.release import check_logits, kept_share, noise_share, read_finished, release
+from trainer.export.export_command import check_logits, kept_share, noise_share, read_finished, release
+from trainer.export.model_card import history
+from trainer.hub.push import check_push
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_adapters_are_merged_into_a_model_that_says_the_same(lora: Store, tmp_pa
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from trainer.builtin_model import make_tiny_llama
+    from trainer.model.builtin_models import make_tiny_llama
 
     done = command(lora, "lora", tmp_path / "merged", "--merge")
     assert done.returncode == 0, done.stderr
@@ -74,10 +74,10 @@ def test_what_rounding_would_take_away_is_stored_in_float32(
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from trainer.builtin_model import make_tiny_llama
-    from trainer.lora import peft_settings
-    from trainer.recipe import Lora
-    from trainer.release import _merge
+    from trainer.config.recipe import Lora
+    from trainer.export.export_command import _merge
+    from trainer.model.builtin_models import make_tiny_llama
+    from trainer.model.lora import peft_settings
 
     caplog.set_level("INFO")
     make_tiny_llama(tmp_path / "base")
@@ -113,7 +113,7 @@ def test_the_share_that_is_kept() -> None:
 def test_adapters_are_not_merged_into_another_base_model(
     lora: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.builtin_model.SEED", 7)
+    monkeypatch.setattr("trainer.model.builtin_models.SEED", 7)
     with pytest.raises(UserError, match=r"trained on another base model: base\.content was '\w+', is '\w+'"):
         release(lora, read_finished(lora, "lora", merge=True), tmp_path, merge=True)
 
@@ -121,7 +121,7 @@ def test_adapters_are_not_merged_into_another_base_model(
 def test_the_base_model_of_the_hub_is_the_commit_that_the_run_noted(
     lora: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer.release import _merge
+    from trainer.export.export_command import _merge
 
     asked: list[str | None] = []
 
@@ -129,7 +129,7 @@ def test_the_base_model_of_the_hub_is_the_commit_that_the_run_noted(
         asked.append(revision)
         return {"commit": revision, "weights": "w2"}
 
-    monkeypatch.setattr("trainer.release.identify_base", identify)
+    monkeypatch.setattr("trainer.export.export_command.identify_base", identify)
     recipe = {"model": {"name": "me/model", "revision": "main", "dtype": "auto"}}
     for noted in ({"commit": "c1", "weights": "w1"}, {"commit": "c1", "weights": "w2"}):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -31,7 +31,7 @@ from checkpoints.snapshot.snapshot import Plan
 from checkpoints.storage.base import Store
 from checkpoints.storage.probe import probe
 from tests.integration.conftest import wait_for
-from trainer.keeper import MAX_FAILED_SAVES, Keeper
+from trainer.checkpointing.distributed_saver import MAX_FAILED_SAVES, Keeper
 
 STATE = {"s": {"w": np.arange(1000)}}
 
@@ -327,7 +327,7 @@ def keeper(monkeypatch: pytest.MonkeyPatch) -> tuple[Keeper, FailingSaver]:
     saving = FailingSaver()
     setup = Setup(bucket="b", run="r", rank=0, world_size=1, writer_id="w", epoch=1, retention=Retention(newest=2))
     made = Keeper(None, None, setup, saving)  # type: ignore[arg-type]
-    monkeypatch.setattr("trainer.keeper.gather", lambda value: [value])
+    monkeypatch.setattr("trainer.checkpointing.distributed_saver.gather", lambda value: [value])
     return made, saving
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from checkpoints.errors import UserError
-from trainer import smollm2
-from trainer.pairs import Cut
-from trainer.recipe import Dpo
-from trainer.rows import read_row
+from trainer.config.recipe import Dpo
+from trainer.data.preference_pairs import Cut
+from trainer.data.trl_formats import read_row
+from trainer.model import smollm2
 
 PROMPT = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nWhat is 17 × 6?<|im_end|>\n<|im_start|>assistant\n"
 PROMPT_IDS = [1, 9690, 198, 2, 198, 1, 4093, 198, 1780, 314, 216, 33, 39, 15493, 216, 38, 47, 2, 198, 1, 520, 9531, 198]
@@ -34,7 +34,7 @@ def tokenizer(folder: Path) -> Any:
 
 def texts(raw: dict[str, Any], tokenizer: Any, system: str | None = None) -> tuple[str, str, str]:
     """Prompt and answers as the template renders them."""
-    from trainer.rendering import render_row
+    from trainer.data.chat_rendering import render_row
 
     prompt, *whole = render_row(read_row(raw), tokenizer, system)
     assert all(text.startswith(prompt) for text in whole)
@@ -44,7 +44,7 @@ def texts(raw: dict[str, Any], tokenizer: Any, system: str | None = None) -> tup
 
 def test_an_empty_system_turn_and_answers_without_the_prompt(tokenizer: Any) -> None:
     """Golden: the exact text and ids that a model is trained on."""
-    from trainer.data import tokenise_row
+    from trainer.data.dataset import tokenise_row
 
     assert texts(ROW, tokenizer, "") == (PROMPT, "17 × 6 is 102.<|im_end|>\n", "112<|im_end|>\n")
     assert tokenise_row(read_row(ROW), tokenizer, Dpo(), "") == {
@@ -70,7 +70,7 @@ def test_a_conversation_keeps_its_own_system_turn(tokenizer: Any) -> None:
 
 
 def test_a_long_prompt_loses_its_beginning_and_a_long_answer_its_end(tokenizer: Any) -> None:
-    from trainer.data import tokenise_row
+    from trainer.data.dataset import tokenise_row
 
     row = {**ROW, "chosen": "yes " * 40, "rejected": "no " * 30}
     cut = tokenise_row(read_row(row), tokenizer, Dpo(max_length=32, max_prompt_length=10), "")

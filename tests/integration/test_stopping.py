@@ -15,17 +15,17 @@ import torch
 from checkpoints.errors import Fenced, NotExact
 from checkpoints.snapshot.state_tree import digest
 from checkpoints.storage.object_store import ObjectStore
-from trainer.attempt import Supervisor
-from trainer.recipe import load_recipe
-from trainer.scratch import Scratch
+from trainer.config.recipe import load_recipe
+from trainer.runtime.attempt_dir import Scratch
+from trainer.supervisor.supervisor import Supervisor
 
 
 def test_a_stop_in_an_evaluation_makes_up_for_the_save_that_was_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The save before the evaluation was skipped, because an upload was on its way: the stop saves that very state."""
     from trl import DPOTrainer
 
-    from trainer.dpo import NotusDPOTrainer
-    from trainer.rhythm import EvaluationStopped
+    from trainer.checkpointing.save_callback import EvaluationStopped
+    from trainer.training.dpo_trainer import NotusDPOTrainer
 
     def stopped(self: DPOTrainer) -> None:
         torch.rand(3)  # an evaluation draws
@@ -56,18 +56,18 @@ def test_a_drain_ends_with_the_uploads_or_when_a_successor_took_the_run(
         scratch=Scratch(tmp_path), processes=2,
     )  # fmt: skip
     looks = iter([True] * 3)
-    monkeypatch.setattr("trainer.attempt.any_descendant", lambda word: next(looks, False))
+    monkeypatch.setattr("trainer.supervisor.supervisor.any_descendant", lambda word: next(looks, False))
     supervisor._upkeep = SimpleNamespace(fenced=None)
     assert supervisor._drain_uploaders() is None
     assert next(looks, None) is None, "as long as there are uploads"
-    monkeypatch.setattr("trainer.attempt.any_descendant", lambda word: True)
+    monkeypatch.setattr("trainer.supervisor.supervisor.any_descendant", lambda word: True)
     supervisor._upkeep = SimpleNamespace(fenced=Fenced("attempt 2 has taken over"))
     outcome = supervisor._drain_uploaders()
     assert (outcome.kind, outcome.message) == ("fenced", "attempt 2 has taken over")
 
 
 def test_other_weights_than_those_that_were_trained_with_are_refused() -> None:
-    from trainer.state import check_recomputed
+    from trainer.checkpointing.training_state import check_recomputed
 
     weights = [torch.arange(6, dtype=torch.bfloat16), torch.ones(3)]
     saved = [np.frombuffer(digest(tensor), dtype=np.uint8) for tensor in weights]
@@ -78,12 +78,12 @@ def test_other_weights_than_those_that_were_trained_with_are_refused() -> None:
 
 
 def test_ranks_that_nobody_saved_draw_numbers_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer import state
+    from trainer.checkpointing import training_state
 
     def trees(rank: int) -> dict[str, Any]:
         monkeypatch.setattr("torch.distributed.get_rank", lambda: rank)
         made = {"rng": "as saved", "recomputed": [], "cursor": {"seed": 42, "step": 7}}
-        state.adapt_to_world_size(made, saved_by=2)
+        training_state.adapt_to_world_size(made, saved_by=2)
         assert "recomputed" not in made
         return made
 
@@ -98,7 +98,7 @@ def test_ranks_that_nobody_saved_draw_numbers_of_their_own(monkeypatch: pytest.M
 
 def test_loader_processes_live_through_a_sigterm() -> None:
     """A machine that shuts down sends it to everybody, and a rank needs its batches until the step at which it saves."""
-    from trainer.dpo import Surviving
+    from trainer.training.dpo_trainer import Surviving
 
     loader: Any = torch.utils.data.DataLoader(range(200), batch_size=1, num_workers=2, collate_fn=Surviving(list))
     batches = iter(loader)

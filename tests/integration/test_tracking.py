@@ -99,8 +99,8 @@ def test_the_real_client_of_a_wandb_that_is_away_stops_nobody(tmp_path: Path) ->
     script = """
         import logging, time
         logging.basicConfig(level=logging.WARNING)
-        from trainer.curves import Curves, WandbCurve
-        from trainer.history import Row
+        from trainer.metrics.trackers import Curves, WandbCurve
+        from trainer.metrics.past_rows import Row
         begun = time.monotonic()
         curves = Curves({"wandb": lambda: WandbCurve("run", {})}, open_s=3.0)
         curves.show([Row(1, False, {"loss": 0.7})])

@@ -9,7 +9,7 @@ from launcher.offers import Catalog, Offer, find_catalog, load_offers
 from launcher.plan import DryRun
 from launcher.planner import Planner
 from launcher.request import Gpus, LaunchRequest
-from trainer.recipe import load_recipe
+from trainer.config.recipe import load_recipe
 
 RECIPE = load_recipe("notus-7b-dpo")
 A100, A100_80, H100 = Gpus("A100", 8), Gpus("A100-80GB", 8), Gpus("H100", 8)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer.base import WHOLE_BYTES, hash_weights, identify_base
-from trainer.fingerprint import base_revision
+from trainer.config.fingerprint import base_revision
+from trainer.model.base_identity import WHOLE_BYTES, hash_weights, identify_base
 
 
 def weights(**changed: float) -> dict[str, torch.Tensor]:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from checkpoints.errors import UserError
-from trainer.base_files import check_config, check_files, check_local_base
-from trainer.recipe import Lora, Recipe, load_recipe
+from trainer.config.recipe import Lora, Recipe, load_recipe
+from trainer.model.base_files import check_config, check_files, check_local_base
 
 CONFIG = {"model_type": "llama", "vocab_size": 259, "pad_token_id": 0, "max_position_embeddings": 1024}
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from trainer.card import model_card
+from trainer.config.recipe import Dataset, Model, Source, load_recipe
+from trainer.export.model_card import model_card
 from trainer.main import new_record
-from trainer.recipe import Dataset, Model, Source, load_recipe
 
 ON_THE_HUB = {"commit": "c0ffee", "weights": "w"}
 LOCAL = {"commit": None, "weights": "w"}

@@ -20,10 +20,10 @@ from launcher.check.tokens import about_lengths, lengths_of
 from launcher.errors import RequestError
 from launcher.findings import Finding
 from launcher.request import Gpus, parse_gpus
-from trainer.batching import planned_steps
+from trainer.config.global_batch import planned_steps
+from trainer.config.recipe import Recipe, Source, load_recipe
+from trainer.data.row_count import SAMPLE_ROWS, RowCount, Texts, count_rows
 from trainer.errors import DataError
-from trainer.recipe import Recipe, Source, load_recipe
-from trainer.row_count import SAMPLE_ROWS, RowCount, Texts, count_rows
 
 GOOD = {"prompt": "Which?", "chosen": "This one", "rejected": "That"}
 ROWS: list[dict[str, Any]] = [

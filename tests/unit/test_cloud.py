@@ -35,8 +35,8 @@ from launcher.sky.jobs import told_by
 from launcher.sky.secrets import collect
 from launcher.sky.sent import gather
 from launcher.sky.submission import EVERY_S, SETTLE_S, settle
+from trainer.config.recipe import load_recipe
 from trainer.main import new_record
-from trainer.recipe import load_recipe
 
 GCP, LAMBDA = Rung(cloud="gcp", gpus="A100:8", spot=True), Rung(cloud="lambda", gpus="A100:8", spot=False)
 LAUNCH = ("--recipe", "tiny-dpo", "--cloud", "gcp", "--gpus", "A100:8", "--name", "r", "--yes", "--detach")

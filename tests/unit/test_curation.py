@@ -14,13 +14,13 @@ from pyarrow import parquet
 
 from checkpoints.errors import UserError
 from tests.hub_fake import HubFake
+from trainer.config.recipe import Source
 from trainer.curation.binarize import LeftOut, Pair, Rules, binarize, overall_disagrees, plain
 from trainer.curation.cli import app
-from trainer.curation.ratings import ASPECTS, Completion, Record, rating, read_record
-from trainer.curation.story import Destination, curate_files, told
+from trainer.curation.pipeline import Destination, curate_files, told
+from trainer.curation.ultrafeedback import ASPECTS, Completion, Record, rating, read_record
+from trainer.data.preference_pairs import COLUMN_SETS, find_columns
 from trainer.errors import DataError, TrainingFailed
-from trainer.pairs import COLUMN_SETS, find_columns
-from trainer.recipe import Source
 
 
 def annotated(*ratings: object, as_list: bool = True) -> dict[str, Any]:
@@ -329,7 +329,7 @@ def test_a_push_that_failed_is_repeated_by_the_same_command(tmp_path: Path, monk
     where = Destination(out, 10, "me/mine", private=True)
     with pytest.raises(TrainingFailed, match="the connection was reset"):
         curate_files([source], where, **options)
-    monkeypatch.setattr("trainer.curation.story.read_rows", None)  # what is there isn't made again
+    monkeypatch.setattr("trainer.curation.pipeline.read_rows", None)  # what is there isn't made again
     for _ in range(2):
         assert curate_files([source], where, **options) == json.loads((out / "report.json").read_text())
         assert hub.files["me/mine"] == {

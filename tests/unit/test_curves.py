@@ -12,9 +12,9 @@ import pytest
 
 from checkpoints.run_log.event_log import Event
 from checkpoints.run_log.metrics import StepMetrics
-from trainer import curves
-from trainer.curves import Curves, WandbCurve, first_step_shown
-from trainer.history import Row, past_rows
+from trainer.metrics import trackers
+from trainer.metrics.past_rows import Row, past_rows
+from trainer.metrics.trackers import Curves, WandbCurve, first_step_shown
 
 
 def line(attempt: int, step: int, loss: float) -> StepMetrics:
@@ -137,7 +137,7 @@ def test_a_wandb_that_never_ends_does_not_keep_the_machine(
 ) -> None:
     run, ends = FakeRun(), threading.Event()
     run.finish = ends.wait  # type: ignore[method-assign,assignment]
-    monkeypatch.setattr(curves, "CLOSE_S", 0.0)
+    monkeypatch.setattr(trackers, "CLOSE_S", 0.0)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: run))
     WandbCurve("run", {}).close()
     ends.set()

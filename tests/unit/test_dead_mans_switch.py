@@ -9,7 +9,9 @@ import pytest
 
 from checkpoints.errors import UserError
 from checkpoints.run_log.run_record import ControllerBeat
-from trainer.dead_mans_switch import (
+from trainer.runtime.attempt_dir import BEFORE_TRAINING, Phase, Progress
+from trainer.runtime.startup_phases import BEFORE
+from trainer.supervisor.dead_mans_switch import (
     AUTODOWN_S,
     BUCKET_AWAY_S,
     HANG_S,
@@ -21,8 +23,6 @@ from trainer.dead_mans_switch import (
     machine_budget,
     save_limit_s,
 )
-from trainer.phases import BEFORE
-from trainer.scratch import BEFORE_TRAINING, Phase, Progress
 
 CONDUCTED = {
     "NOTUS_BUDGET_USD": "50",

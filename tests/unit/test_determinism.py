@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from trainer.determinism import CUDA_ENVIRONMENT, make_deterministic
+from trainer.devices.determinism import CUDA_ENVIRONMENT, make_deterministic
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.device_copy import pinning
+from trainer.devices.device_copy import pinning
 
 
 class Driver:

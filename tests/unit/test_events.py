@@ -51,10 +51,10 @@ from launcher.report.receipt import make_receipt
 from launcher.report.status import derive_status, read_status
 from launcher.report.story import line_of
 from tests.unit.places import ALL, LAMBDA
-from trainer.attempt import Supervisor
+from trainer.config.recipe import load_recipe
 from trainer.main import new_record
-from trainer.recipe import load_recipe
-from trainer.scratch import Scratch
+from trainer.runtime.attempt_dir import Scratch
+from trainer.supervisor.supervisor import Supervisor
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 11, 28, tzinfo=UTC)

@@ -12,12 +12,13 @@ from checkpoints.errors import AccessDenied, NotusError, RunHeld, StoreError, Us
 from checkpoints.run_log.event_log import Diary, read_events
 from checkpoints.run_log.run_record import open_run
 from checkpoints.storage.base import Store
-from trainer import failed_start, main
+from trainer import main
+from trainer.config.recipe import load_recipe
+from trainer.data.input_hash import inputs_digest
 from trainer.errors import SET_UP_GAVE_UP, MachineFault
-from trainer.inputs import inputs_digest
 from trainer.main import exit_code, judge_refusal
-from trainer.recipe import load_recipe
-from trainer.scratch import Outcome
+from trainer.runtime.attempt_dir import Outcome
+from trainer.supervisor import failed_start
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from trainer.first_loss import wrong_first_loss
-from trainer.recipe import Dpo
+from trainer.config.recipe import Dpo
+from trainer.training.first_loss_check import wrong_first_loss
 
 
 def test_another_reference_is_seen() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import flash
+from trainer.build_cache import flash_attn_wheel
 
 WHEEL = "flash_attn-2.8.3.post2-cp311-cp311-linux_x86_64.whl"
 
@@ -41,8 +41,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def test_the_second_machine_compiles_nothing(environment: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     first, second = Pip(), Pip()
-    flash.install(first, None, environment)
-    flash.install(second, None, environment)
+    flash_attn_wheel.install(first, None, environment)
+    flash_attn_wheel.install(second, None, environment)
     assert first.said == ["wheel", "install"]
     assert second.said == ["install"]
     assert "comes from the bucket" in capsys.readouterr().out
@@ -60,43 +60,43 @@ def test_the_second_machine_compiles_nothing(environment: dict[str, str], capsys
     ],
 )
 def test_what_is_not_signed_or_of_another_kind_is_compiled(environment: dict[str, str], change: dict[str, str]) -> None:
-    flash.install(Pip(), None, environment)
+    flash_attn_wheel.install(Pip(), None, environment)
     pip = Pip()
-    flash.install(pip, None, environment | change)
+    flash_attn_wheel.install(pip, None, environment | change)
     assert pip.said == ["wheel", "install"]
 
 
 def test_a_changed_wheel_is_not_installed(environment: dict[str, str], tmp_path: Path) -> None:
-    flash.install(Pip(), None, environment)
+    flash_attn_wheel.install(Pip(), None, environment)
     (stored,) = (tmp_path / "bucket").rglob(WHEEL)
     stored.write_bytes(b"evil")
     pip = Pip()
-    flash.install(pip, None, environment)
+    flash_attn_wheel.install(pip, None, environment)
     assert pip.said == ["wheel", "install"]
 
 
 def test_a_wheel_that_pip_refuses_is_compiled_anew(environment: dict[str, str]) -> None:
-    flash.install(Pip(), None, environment)
+    flash_attn_wheel.install(Pip(), None, environment)
     pip = Pip(refuses=b"compiled here")
     with pytest.raises(subprocess.CalledProcessError):
-        flash.install(pip, None, environment)  # this pip refuses what it compiled, too
+        flash_attn_wheel.install(pip, None, environment)  # this pip refuses what it compiled, too
     assert pip.said == ["install", "wheel", "install"]
 
 
 def test_without_a_compiler_the_set_up_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(flash, "run_pip", Pip(fails="wheel"))
+    monkeypatch.setattr(flash_attn_wheel, "run_pip", Pip(fails="wheel"))
     monkeypatch.setattr("sys.argv", ["flash", "notus-7b-dpo", "constraints.txt"])
-    assert flash.main() == 0
+    assert flash_attn_wheel.main() == 0
     assert "using torch's own attention" in capsys.readouterr().out
 
 
 def test_a_recipe_for_a_cpu_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
     pip = Pip()
-    monkeypatch.setattr(flash, "run_pip", pip)
+    monkeypatch.setattr(flash_attn_wheel, "run_pip", pip)
     monkeypatch.setattr("sys.argv", ["flash", "tiny-dpo"])
-    assert flash.main() == 0
+    assert flash_attn_wheel.main() == 0
     assert pip.said == []
 
 
@@ -105,6 +105,6 @@ def test_the_key_follows_the_pinned_version(tmp_path: Path) -> None:
     old.write_text("flash-attn==2.8.3\nnumpy==2.1\n")
     other.write_text("flash-attn==2.8.3\nnumpy==2.2\n")
     new.write_text("flash-attn==2.8.4\nnumpy==2.1\n")
-    key = flash.wheel_key({}, str(old))
-    assert key == flash.wheel_key({}, str(other))
-    assert key != flash.wheel_key({}, str(new))
+    key = flash_attn_wheel.wheel_key({}, str(old))
+    assert key == flash_attn_wheel.wheel_key({}, str(other))
+    assert key != flash_attn_wheel.wheel_key({}, str(new))

@@ -9,8 +9,8 @@ import pytest
 from checkpoints.run_log.event_log import Diary, read_events
 from checkpoints.storage.object_store import ObjectStore
 from tests.hub_fake import HubFake
-from trainer.hub import Kind, push_folder, push_model
-from trainer.recipe import Hub
+from trainer.config.recipe import Hub
+from trainer.hub.push import Kind, push_folder, push_model
 
 ADAPTER = {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"}
 ONE_FILE = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "README.md"}

@@ -9,7 +9,7 @@ from launcher.identity import RunIdentity, canonical_bucket, run_identity
 from launcher.sky.jobs import FOREIGN, UNCLEAR, told_by
 from launcher.sky.render import task_config
 from launcher.sky.tasks import LADDER, shipped_tasks
-from trainer.recipe import load_recipe
+from trainer.config.recipe import load_recipe
 
 
 @pytest.mark.parametrize("url", ["s3://b/x", "s3://b/x/", "S3://b/x", "s3://b//x//", " s3://b/x"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from trainer import inputs
-from trainer.inputs import inputs_digest
-from trainer.recipe import Recipe, load_recipe
+from trainer.config.recipe import Recipe, load_recipe
+from trainer.data import input_hash
+from trainer.data.input_hash import inputs_digest
 
 PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 
@@ -16,7 +17,7 @@ PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 def given(folder: Path, pairs: str = PAIR, learning_rate: str = "5.0e-4") -> Recipe:
     """A recipe with data of its own in this folder."""
     folder.mkdir(exist_ok=True)
-    text = (Path(inputs.__file__).parent / "recipes/tiny-dpo.yaml").read_text()
+    text = files("trainer").joinpath("recipes/tiny-dpo.yaml").read_text()
     assert "builtin:tiny-preferences" in text
     assert "5.0e-4" in text
     text = text.replace("builtin:tiny-preferences", "pairs.jsonl").replace("5.0e-4", learning_rate)
@@ -35,6 +36,6 @@ def test_recipe_data_and_code_change_it(tmp_path: Path, monkeypatch: pytest.Monk
         inputs_digest(given(tmp_path / "data", pairs=PAIR.replace("b", "d"))),
         inputs_digest(given(tmp_path / "recipe", learning_rate="1.0e-4")),
     }
-    monkeypatch.setattr(inputs, "code_digest", lambda: "changed")
+    monkeypatch.setattr(input_hash, "code_digest", lambda: "changed")
     found.add(inputs_digest(given(tmp_path / "code")))
     assert len(found) == 4

@@ -13,7 +13,7 @@ import pytest
 
 from checkpoints.snapshot.shared_memory import RunMemory
 from checkpoints.util import owner_locks
-from trainer import leftovers
+from trainer.runtime import stale_attempts
 
 HOLDER = """
 import sys
@@ -48,11 +48,11 @@ def test_a_killed_launchers_folder_goes_with_the_next_launch_of_any_run(
     root, folder = tmp_path / "scratch", tmp_path / "scratch/run/attempt-1"
     (folder / "work").mkdir()
     (folder / "work/model.safetensors").write_bytes(b"14 GB")
-    leftovers.sweep(root, "*/attempt-*")
+    stale_attempts.sweep(root, "*/attempt-*")
     assert (folder / "work/model.safetensors").exists(), "it lives"
     holder.kill()
     holder.wait()
-    leftovers.sweep(root, "*/attempt-*")
+    stale_attempts.sweep(root, "*/attempt-*")
     assert list(root.iterdir()) == []
 
 
@@ -62,13 +62,13 @@ def test_the_texts_of_an_attempt_that_failed_stay_for_a_week(tmp_path: Path) -> 
     (folder / "work").mkdir()
     for name in ("log.txt", "result.json", "work/model.safetensors", "socket"):
         (folder / name).write_text("x")
-    leftovers.release(folder, keep_texts=True)
+    stale_attempts.release(folder, keep_texts=True)
     assert {path.name for path in folder.iterdir()} == {"log.txt", "result.json", "lock"}
-    leftovers.sweep(tmp_path, "*/attempt-*")
+    stale_attempts.sweep(tmp_path, "*/attempt-*")
     assert (folder / "log.txt").exists()
-    old = time.time() - leftovers.TEXTS_KEPT_S - 1
+    old = time.time() - stale_attempts.TEXTS_KEPT_S - 1
     os.utime(folder, (old, old))
-    leftovers.sweep(tmp_path, "*/attempt-*")
+    stale_attempts.sweep(tmp_path, "*/attempt-*")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,18 +76,18 @@ def test_an_attempt_that_ended_well_leaves_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run/attempt-1"
     owner_locks.hold(folder)
     (folder / "log.txt").write_text("x")
-    leftovers.release(folder)
+    stale_attempts.release(folder)
     assert not folder.exists()
 
 
 def test_a_folder_without_a_lock_is_being_made(tmp_path: Path) -> None:
     folder = tmp_path / "run/attempt-1"
     folder.mkdir(parents=True)
-    leftovers.sweep(tmp_path, "*/attempt-*")
+    stale_attempts.sweep(tmp_path, "*/attempt-*")
     assert folder.exists()
-    old = time.time() - leftovers.UNLOCKED_KEPT_S - 1
+    old = time.time() - stale_attempts.UNLOCKED_KEPT_S - 1
     os.utime(folder, (old, old))
-    leftovers.sweep(tmp_path, "*/attempt-*")
+    stale_attempts.sweep(tmp_path, "*/attempt-*")
     assert not folder.exists()
 
 

@@ -15,8 +15,8 @@ from checkpoints.storage.object_store import ObjectStore
 from checkpoints.util.clock import FakeClock
 from launcher import local
 from launcher.local import LocalBackend, LocalRun
-from trainer.attempt import pid_scope
-from trainer.scratch import Outcome, Progress, Scratch
+from trainer.runtime.attempt_dir import Outcome, Progress, Scratch
+from trainer.supervisor.supervisor import pid_scope
 
 
 class Attempts:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.meter import Meter, matrix_weights, rewards_of, speedometer
-from trainer.shapes import MISTRAL_7B, shape_of
+from trainer.config.model_shapes import MISTRAL_7B, shape_of
+from trainer.metrics.throughput import Meter, matrix_weights, rewards_of, speedometer
 
 
 def test_flops_and_peak_give_the_mfu() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from checkpoints.errors import UserError
 from trainer.errors import TaskError
-from trainer.nodes import check_nodes, check_nodes_here
+from trainer.supervisor.single_node import check_nodes, check_nodes_here
 
 
 @pytest.mark.parametrize("count", [None, 0, 1])

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from checkpoints.storage.filesystem import FolderStore
-from trainer import ops_cache
-from trainer.kept_ops import KeptOperators
-from trainer.ops_cache import OpsCache, load, machine_key
-from trainer.signed_files import SignedIndex, sign, signing_key
+from trainer.build_cache import deepspeed_ops
+from trainer.build_cache.deepspeed_ops import OpsCache, load, machine_key
+from trainer.build_cache.ops_build_folder import KeptOperators
+from trainer.build_cache.signed_artifacts import SignedIndex, sign, signing_key
 
 TOKEN = "hf_" + 34 * "a"
 SECRET = signing_key({"HF_TOKEN": TOKEN})
@@ -26,10 +26,10 @@ SECRET = signing_key({"HF_TOKEN": TOKEN})
 def operators(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """DeepSpeed's own table."""
     table: dict[str, Any] = {}
-    monkeypatch.setattr(ops_cache, "_loaded_operators", lambda: table)
-    monkeypatch.setattr(ops_cache, "_compiler", lambda: "c++ 13")
+    monkeypatch.setattr(deepspeed_ops, "_loaded_operators", lambda: table)
+    monkeypatch.setattr(deepspeed_ops, "_compiler", lambda: "c++ 13")
     monkeypatch.setitem(sys.modules, "deepspeed", ModuleType("deepspeed"))
-    monkeypatch.setattr(ops_cache, "load", lambda name, path: path.read_bytes())
+    monkeypatch.setattr(deepspeed_ops, "load", lambda name, path: path.read_bytes())
     return table
 
 
@@ -96,7 +96,7 @@ def test_a_kept_operator_that_cannot_be_loaded_is_compiled_again(
     def refuse(name: str, path: Path) -> None:
         raise ImportError("file too short")
 
-    monkeypatch.setattr(ops_cache, "load", refuse)
+    monkeypatch.setattr(deepspeed_ops, "load", refuse)
     attempt(store, home, secret=None)
     assert operators == {}
     assert KeptOperators(home, machine_key()).find() == {}

@@ -32,12 +32,12 @@ from launcher.errors import RequestError
 from launcher.launch import LocalOptions
 from launcher.policy.limits import limits_of
 from launcher.request import LaunchRequest, parse_deadline, parse_gpus, parse_hazard
+from trainer.checkpointing.save_interval import HOURS_TO_PREEMPTION, hours_to_preemption
+from trainer.config.recipe import load_recipe
 from trainer.curation.cli import app as data
 from trainer.errors import RecipeError
-from trainer.interval import HOURS_TO_PREEMPTION, hours_to_preemption
 from trainer.main import app as train
-from trainer.recipe import load_recipe
-from trainer.scratch import Outcome
+from trainer.runtime.attempt_dir import Outcome
 
 NOW = datetime(2026, 11, 24, 20, tzinfo=UTC)
 APPS = {"notus-launch": launch, "notus-ckpt": ckpt, "notus-train": train, "notus-data": data}
@@ -61,8 +61,8 @@ BEYOND_PARSING = {
     "launcher.prices.prices": 0,
     "launcher.simulate.simulate": 0,
     "trainer.main._attempt": Outcome(kind="finished"),
-    "trainer.curation.story.curate_files": {},
-    "trainer.curation.story.told": "",
+    "trainer.curation.pipeline.curate_files": {},
+    "trainer.curation.pipeline.told": "",
 }
 """What the commands call once their options are good, and what it returns here."""
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.config.recipe import Columns, Dataset, Dpo, Source
+from trainer.data.preference_pairs import check_local, find_columns, fingerprint_rows, fit_pair, read_jsonl
+from trainer.data.trl_formats import PARTS, read_row
 from trainer.errors import DataError
-from trainer.pairs import check_local, find_columns, fingerprint_rows, fit_pair, read_jsonl
-from trainer.recipe import Columns, Dataset, Dpo, Source
-from trainer.rows import PARTS, read_row
 
 LIMITS = Dpo(max_length=10, max_prompt_length=4)
 

@@ -8,7 +8,8 @@ from typing import get_args
 
 import pytest
 
-from trainer.phases import (
+from trainer.runtime.attempt_dir import BEFORE_TRAINING, Phase, Progress, Scratch
+from trainer.runtime.startup_phases import (
     BEFORE,
     MIB,
     Count,
@@ -21,7 +22,6 @@ from trainer.phases import (
     quiet_limit_s,
     ranks_here,
 )
-from trainer.scratch import BEFORE_TRAINING, Phase, Progress, Scratch
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def scratch(tmp_path: Path) -> Scratch:
 @pytest.fixture(autouse=True)
 def _no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """The looks are the tests'."""
-    monkeypatch.setattr("trainer.phases.threading.Thread.start", lambda thread: None)
+    monkeypatch.setattr("trainer.runtime.startup_phases.threading.Thread.start", lambda thread: None)
 
 
 def test_each_phase_before_the_training_has_words_and_a_limit_and_no_other_has() -> None:
@@ -60,7 +60,7 @@ def test_a_phase_of_another_version_is_shown_as_it_is() -> None:
 
 
 def test_what_moves_is_written_and_what_stands_still_is_not(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.phases.activity", lambda: 40)
+    monkeypatch.setattr("trainer.runtime.startup_phases.activity", lambda: 40)
     read, rows = 0, 0
     report = PhaseReport(scratch, lambda: read)
     report.begin(Progress(phase="preparing data"), lambda: Count(rows, 300))

@@ -9,7 +9,7 @@ import pytest
 from checkpoints.errors import NotExact
 from checkpoints.run_log.run_record import PINS_KEY
 from checkpoints.storage.object_store import ObjectStore
-from trainer.pins import check_pins, read_pins
+from trainer.config.run_pins import check_pins, read_pins
 
 MINE: dict[str, Any] = {
     "recipe": {"dpo": {"beta": 0.1}},

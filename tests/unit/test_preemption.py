@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.attempt import notice_sources
-from trainer.emergency import Needed, Unknown, choose, needed
-from trainer.interval import auto_interval_minutes, best_interval_s
-from trainer.notice import SILENT_POLLS, FileNotice, Notice, NoticePoller
+from trainer.checkpointing.preemption_save import Needed, Unknown, choose, needed
+from trainer.checkpointing.save_interval import auto_interval_minutes, best_interval_s
+from trainer.runtime.preemption_notice import SILENT_POLLS, FileNotice, Notice, NoticePoller
+from trainer.supervisor.supervisor import notice_sources
 
 GB = 1e9
 

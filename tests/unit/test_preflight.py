@@ -10,10 +10,10 @@ import pytest
 
 from checkpoints.run_log.event_log import Diary, read_events
 from checkpoints.run_log.run_record import open_run
+from trainer.config.recipe import Hardware, load_recipe
+from trainer.data.input_hash import inputs_digest
 from trainer.errors import HardwareError, MachineFault
-from trainer.inputs import inputs_digest
-from trainer.preflight import Card, check, check_torch, judge, main, parse_cards
-from trainer.recipe import Hardware, load_recipe
+from trainer.supervisor.preflight import Card, check, check_torch, judge, main, parse_cards
 
 NODE = Hardware(gpus="A100:8", hours=12)
 SMI = "NVIDIA A100-SXM4-40GB, 40960, 580.65.06\n" * 8

@@ -27,9 +27,9 @@ from launcher.local import LocalRun
 from launcher.presence import LAUNCHER_KEY, LauncherRecord, is_gone, looked_after, nobody_here
 from launcher.report.receipt import make_receipt
 from launcher.report.status import read_status
-from trainer.attempt import pid_scope
+from trainer.config.recipe import load_recipe
 from trainer.main import new_record
-from trainer.recipe import load_recipe
+from trainer.supervisor.supervisor import pid_scope
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 NO_PID = 2**22 + 1

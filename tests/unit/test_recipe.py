@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.batching import Batch
+from trainer.config.global_batch import Batch
+from trainer.config.recipe import builtin_names, load_recipe
+from trainer.config.trl_config import dpo_arguments
 from trainer.errors import RecipeError
-from trainer.recipe import builtin_names, load_recipe
-from trainer.settings import dpo_arguments
 
 TINY = (Path(__file__).parents[2] / "trainer/recipes/tiny-dpo.yaml").read_text()
 

@@ -12,7 +12,7 @@ import pytest
 
 from checkpoints.storage.base import Stored
 from checkpoints.storage.filesystem import FolderStore
-from trainer.reference import CHUNK_BATCHES, Ahead, ReferenceCache, Values, compute, reference_key
+from trainer.training.reference_log_probs import CHUNK_BATCHES, Ahead, ReferenceCache, Values, compute, reference_key
 
 ROWS, BATCH = 700, 4
 

@@ -12,7 +12,7 @@ from checkpoints.run_log.event_log import Diary, Event
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.util.clock import FakeClock
 from trainer.errors import DataError, HardwareError, MachineFault, TaskError
-from trainer.restarts import MAX_FAILED_STARTS, failed_starts, gives_up, of_this_machine, passed_before
+from trainer.supervisor.restart_policy import MAX_FAILED_STARTS, failed_starts, gives_up, of_this_machine, passed_before
 
 
 class Story:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer.rows import Row, UnusableRow, read_row, without_nulls
+from trainer.data.trl_formats import Row, UnusableRow, read_row, without_nulls
 
 
 def user(text: Any) -> dict[str, Any]:

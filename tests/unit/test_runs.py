@@ -20,7 +20,7 @@ from launcher.policy.slack import outlook_for
 from launcher.runs import Runs, simulate
 from launcher.scenario import OnDemand, Scenario, SpellLengths, Spot
 from tests.unit.world import ON_DEMAND, SPOT, Told, World
-from trainer.recipe import Saves
+from trainer.config.recipe import Saves
 
 CHAIN = Chain(elsewhere=0.2)
 LOOKS = Settings(check_h=1 / 30)

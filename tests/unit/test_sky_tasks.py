@@ -27,7 +27,7 @@ from launcher.policy.market import Met
 from launcher.policy.zones import MarketMet
 from launcher.sky.render import needed_secrets, setup_script, task_config, to_yaml
 from launcher.sky.tasks import shipped_tasks
-from trainer.recipe import load_recipe
+from trainer.config.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = load_recipe("notus-7b-dpo")

@@ -15,13 +15,13 @@ from checkpoints.errors import Fenced, StoreError
 from checkpoints.run_log.event_kinds import Alarm, Notice, Payload
 from checkpoints.run_log.event_log import Diary, read_events
 from checkpoints.storage.object_store import ObjectStore
-from trainer import attempt
-from trainer.attempt import HUNG_GRACE_S, HUNG_S, STOP_GRACE_S, Supervisor
-from trainer.dead_mans_switch import HANG_S
-from trainer.phases import BEFORE
-from trainer.recipe import load_recipe
-from trainer.scratch import BEFORE_TRAINING, Outcome, Phase, Progress, Scratch
-from trainer.stop import read_stop, request_stop
+from trainer.config.recipe import load_recipe
+from trainer.runtime.attempt_dir import BEFORE_TRAINING, Outcome, Phase, Progress, Scratch
+from trainer.runtime.startup_phases import BEFORE
+from trainer.runtime.stop_flag import read_stop, request_stop
+from trainer.supervisor import supervisor as attempt
+from trainer.supervisor.dead_mans_switch import HANG_S
+from trainer.supervisor.supervisor import HUNG_GRACE_S, HUNG_S, STOP_GRACE_S, Supervisor
 
 BUDGET = {"NOTUS_BUDGET_USD": "50", "NOTUS_SPENT_USD": "49.9", "NOTUS_PRICE_USD_H": "16"}
 RENTED = {"SKYPILOT_CLUSTER_INFO": "{}"}

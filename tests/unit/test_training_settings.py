@@ -14,20 +14,20 @@ import pytest
 from checkpoints.commit.head import Head, Writer
 from checkpoints.errors import NotExact, StoreError, UserError
 from trainer import main
-from trainer.attempt import combine_outcomes, gpus_here, rank_environment
-from trainer.batching import Batch, fit_batch
-from trainer.determinism import not_reproducible
+from trainer.checkpointing.save_policy import Moment, save_reason, what_is_left
+from trainer.config.fingerprint import check_fingerprint, cpu_device
+from trainer.config.global_batch import Batch, fit_batch
+from trainer.config.offload import settle_offload
+from trainer.config.recipe import Saves, load_recipe
+from trainer.config.trl_config import choose_attention, deepspeed_config, dpo_arguments
+from trainer.devices.determinism import not_reproducible
 from trainer.errors import HardwareError, TrainingFailed
-from trainer.fingerprint import check_fingerprint, cpu_device
-from trainer.loading import blame
+from trainer.hub.load_errors import blame
 from trainer.main import default_processes, exit_code
-from trainer.offload import settle_offload
-from trainer.recipe import Saves, load_recipe
-from trainer.saving import Moment, save_reason, what_is_left
-from trainer.scratch import Outcome, Progress, Scratch
-from trainer.settings import choose_attention, deepspeed_config, dpo_arguments
-from trainer.stop import StopRequest, request_stop
-from trainer.tracking import tracker_links, usable_trackers
+from trainer.metrics.tracker_setup import tracker_links, usable_trackers
+from trainer.runtime.attempt_dir import Outcome, Progress, Scratch
+from trainer.runtime.stop_flag import StopRequest, request_stop
+from trainer.supervisor.supervisor import combine_outcomes, gpus_here, rank_environment
 
 
 def moment(**changes: Any) -> Moment:

@@ -16,10 +16,10 @@ from checkpoints.run_log.event_log import Diary, read_events
 from checkpoints.run_log.run_record import read_heartbeat, write_controller_beat
 from checkpoints.run_log.stop_request import ask
 from checkpoints.storage.object_store import ObjectStore
-from trainer.dead_mans_switch import SILENT_S, Controller
-from trainer.scratch import Progress, Scratch
-from trainer.stop import read_stop
-from trainer.upkeep import CONTROLLER_S, Upkeep
+from trainer.runtime.attempt_dir import Progress, Scratch
+from trainer.runtime.stop_flag import read_stop
+from trainer.supervisor.bucket_upkeep import CONTROLLER_S, Upkeep
+from trainer.supervisor.dead_mans_switch import SILENT_S, Controller
 
 
 class Fixture:

@@ -6,7 +6,7 @@ import pytest
 
 from launcher import watch
 from launcher.watch import LINE_EVERY_S, Lines
-from trainer.scratch import Progress
+from trainer.runtime.attempt_dir import Progress
 
 
 def test_a_long_phase_says_how_far_it_is_and_for_how_long(

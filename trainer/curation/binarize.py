@@ -12,8 +12,8 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from trainer.curation.ratings import Completion, Record
-from trainer.rows import encodable
+from trainer.curation.ultrafeedback import Completion, Record
+from trainer.data.trl_formats import encodable
 
 Rejected = Literal["random", "lowest"]
 Ratings = Literal["any", "all"]

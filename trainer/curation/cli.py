@@ -11,7 +11,7 @@ import typer
 
 from checkpoints.errors import UserError
 from checkpoints.util.command_line import run_app
-from trainer.bounds import MAX_SEED
+from trainer.config.bounds import MAX_SEED
 
 app = typer.Typer(
     add_completion=True,
@@ -55,7 +55,7 @@ def curate(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Make preference pairs by the mean of the aspect ratings. The same input gives the same output."""
-    from trainer.curation.story import Destination, curate_files, told
+    from trainer.curation.pipeline import Destination, curate_files, told
 
     if rejected not in ("random", "lowest"):
         raise UserError(f"--rejected {rejected!r} is not known", "use random or lowest")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.curation.binarize import CONTAMINATED, LeftOut, Pair, Rules, from_source, overall_disagrees
-from trainer.curation.ratings import Record
+from trainer.curation.ultrafeedback import Record
 
 REPORT = "report.json"
 BINS_A_POINT = 4

@@ -30,7 +30,7 @@ from checkpoints.run_log.event_log import of_kind, read_events
 from checkpoints.run_log.metrics import read_metrics
 from checkpoints.run_log.run_record import open_run
 from checkpoints.storage.base import Store
-from trainer.builtin_model import make_tiny_llama
+from trainer.model.builtin_models import make_tiny_llama
 
 HERE = Path(__file__).parent
 RANKS = 2

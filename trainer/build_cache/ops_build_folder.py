@@ -1,0 +1,78 @@
+"""DeepSpeed's compiled operators on this machine, and no lock that outlives its process.
+
+torch compiles in one folder of all processes of a user, with a file as the lock (torch.utils.file_baton). Whoever is
+killed meanwhile leaves that file, and every later process of any run waits for its removal forever. So each attempt
+compiles in a folder of its own, which nobody else waits for, and what came of it is kept under a name that appears
+only once it is whole:
+
+    KEPT/notus-KEY/NAME.so
+
+The others that write below a user's home while a run starts (the Hub's and datasets' downloads, inductor) lock with
+`flock`, which the kernel frees, and triton renames; see tests/integration/test_stale_locks.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import platformdirs
+
+from trainer.build_cache.signed_artifacts import NAME
+
+logger = logging.getLogger(__name__)
+
+BUILD_FOLDER = "TORCH_EXTENSIONS_DIR"
+"""Environment: where torch compiles."""
+
+
+def kept_root(environment: Mapping[str, str]) -> Path:
+    """Where finished operators are kept: the user's own folder for them, or a cache."""
+    chosen = environment.get(BUILD_FOLDER)
+    return Path(chosen) if chosen else platformdirs.user_cache_path("notus-launch", appauthor=False) / "operators"
+
+
+def compile_apart(folder: Path) -> None:
+    """From now on torch compiles in `folder`: this attempt's, shared by its ranks, and gone with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ[BUILD_FOLDER] = str(folder)
+
+
+class KeptOperators:
+    """The finished operators of one kind of machine and of one set of versions."""
+
+    def __init__(self, root: Path, key: str) -> None:
+        self._folder = root / f"notus-{key}"
+
+    def find(self) -> dict[str, Path]:
+        """By name."""
+        return {path.stem: path for path in self._folder.glob("*.so") if NAME.fullmatch(path.stem)}
+
+    def keep(self, made: Mapping[str, Path]) -> None:
+        """Keep what was compiled here. A folder that can't be written costs a minute of the next start, and no run."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for name, path in made.items():
+                self._keep(name, path)
+        except OSError as error:
+            logger.warning("the compiled operators can't be kept for the next start: %s", error)
+
+    def _keep(self, name: str, path: Path) -> None:
+        descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=f".{name}-")
+        os.close(descriptor)
+        try:
+            shutil.copyfile(path, temporary)
+            Path(temporary).chmod(0o755)
+            Path(temporary).replace(self._folder / f"{name}.so")
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    def drop(self, name: str) -> None:
+        """One that can't be loaded is compiled again."""
+        with contextlib.suppress(OSError):
+            (self._folder / f"{name}.so").unlink()

@@ -1,0 +1,182 @@
+"""The keeper of a distributed run's state: a `Saver` on every rank, and what the ranks have to agree on.
+
+Collective calls: `restore`, `settle`, `resolve_failure`, `give_up`, `choose`. What a rank does alone is in `saver`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import NamedTuple
+
+from checkpoints.commit.head import Head, Lease, Score
+from checkpoints.errors import Fenced, NotusError, StoreError, UserError
+from checkpoints.restore.shard_restore import Restored, newest_good
+from checkpoints.run_log.event_kinds import DamageFound
+from checkpoints.run_log.event_log import Diary
+from checkpoints.save.saver import Saver
+from checkpoints.save.uploader_messages import Done, Setup
+from checkpoints.storage.base import Store
+from trainer.checkpointing.preemption_save import Choice, Needed, Unknown, choose, needed
+from trainer.checkpointing.prefetch import Prefetch
+from trainer.devices.collectives import gather
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILED_SAVES = 5
+"""So many saves in a row may fail before the run does: training without a memory is not worth its price."""
+SETTLE_POLL_S = 0.01
+
+
+class Pending(NamedTuple):
+    """What a rank knows about its save in flight. Not yet agreed between ranks."""
+
+    busy: bool
+    failed: bool
+
+
+class Keeper:
+    """Restores, and decides together about saves."""
+
+    def __init__(self, store: Store, head: Head, setup: Setup, saver: Saver) -> None:
+        self._store = store
+        self._head = head
+        self._setup = setup
+        self._failures_in_a_row = 0
+        self._commits_seen = 0
+        self.saver = saver
+
+    def restore(self, prefetch: Prefetch) -> Restored | None:
+        """The newest checkpoint that is good on every rank, or None for a run without one.
+
+        Damaged ones are named in the log and in the diary, and set aside: HEAD keeps them, but not as checkpoints.
+        """
+        shard, damaged = newest_good(self._head.commits, prefetch.load, self._gather_faults)
+        for commit, fault in damaged:
+            logger.warning("checkpoint of step %d is damaged and passed over: %s", commit.step, fault)
+        if self._setup.rank == 0:
+            diary = Diary(self._store, self._head.epoch)
+            for commit, fault in damaged:
+                diary.write(DamageFound(step=commit.step, manifest=commit.manifest, fault=fault))
+            if damaged:
+                Lease.adopt(self._store, self._head.writer.id, self._head.epoch).discard(damaged)
+        if shard is not None:
+            self.saver.newest_step = shard.manifest.step
+        return shard
+
+    def poll(self) -> Pending:
+        """Look what this rank's uploader has said, without waiting."""
+        busy = self.saver.poll()
+        return Pending(busy, failed=self.saver.failure is not None)
+
+    def settle(self, *, tolerant: bool = False) -> None:
+        """Wait for the save in flight and agree on what became of it.
+
+        `tolerant`: a save that failed is only said, up to `MAX_FAILED_SAVES` in a row; the previous checkpoint still is
+        the newest.
+
+        Raises:
+            Fenced, UserError: on every rank.
+            StoreError: the save failed.
+        """
+        self.saver.wait_copied()
+        started = time.monotonic()
+        # Together and in small steps: rank 0 commits only when all have uploaded, so a rank that failed has to be
+        # heard while rank 0 still waits.
+        while True:
+            pending = gather(self.poll())
+            if any(rank.failed for rank in pending) or not any(rank.busy for rank in pending):
+                break
+            time.sleep(SETTLE_POLL_S)
+        self.saver.count_stall(time.monotonic() - started)
+        if tolerant:
+            self.resolve_failure()
+        elif (error := self._agree_on_failure()) is not None:
+            raise error
+
+    def resolve_failure(self) -> None:
+        """Some rank's save may have failed: give it up together and train on.
+
+        Raises:
+            Fenced, UserError: on every rank.
+            StoreError: too many saves have failed in a row.
+        """
+        self.saver.wait_copied()
+        error = self._agree_on_failure()
+        if error is None:
+            return
+        if isinstance(error, Fenced | UserError) or self._failures_in_a_row >= MAX_FAILED_SAVES:
+            raise error
+        logger.warning("a save failed, training goes on: %s", error.message)
+
+    def give_up(self) -> None:
+        """Drop the save in flight on every rank: there is no time for it, or some rank has failed."""
+        self.saver.give_up()
+        # Also on ranks that had uploaded their part: all must answer alike when this step is to be saved again.
+        self.saver.newest_step = -1
+
+    def choose(self, seconds_left: float | None) -> Choice:
+        """Agree on what to do in the time that is left."""
+        mine = self._needed()
+        ranks: list[tuple[float | None, Needed | Unknown]] = gather((seconds_left, mine))
+        left = [seconds for seconds, _ in ranks if seconds is not None]
+        return choose(min(left) if left else None, [rank for _, rank in ranks])
+
+    def _needed(self) -> Needed | Unknown:
+        """Of this rank."""
+        saver = self.saver
+        busy, rate, size_bytes = saver.poll(), saver.bytes_per_second(), saver.size_bytes
+        if rate is None or size_bytes is None:
+            return Unknown(busy)
+        return needed(
+            copy_s=saver.copy_s,
+            snapshot_bytes=size_bytes,
+            busy=busy,
+            in_flight_bytes=saver.in_flight_bytes(),
+            bytes_per_second=rate,
+        )
+
+    def score(self, step: int, metric: str, metrics: dict[str, float]) -> None:
+        """Note in HEAD how good the checkpoint of `step` is. Raises `Fenced` on rank 0."""
+        if self._setup.rank != 0:
+            return
+        if metric not in metrics:
+            raise UserError(
+                f"the evaluation has no {metric!r}", f"saves.keep_best: choose one of {', '.join(sorted(metrics))}"
+            )
+        value = -metrics[metric] if metric.endswith("loss") else metrics[metric]
+        if not math.isfinite(value):
+            logger.warning("the evaluation of step %d gave %s = %s: not a score", step, metric, metrics[metric])
+            return
+        try:
+            Lease.adopt(self._store, self._head.writer.id, self._head.epoch).score(
+                step, Score(metric=metric, value=value)
+            )
+        except StoreError as error:
+            logger.warning("the score of step %d is not noted: %s", step, error.message)
+
+    def _agree_on_failure(self) -> NotusError | None:
+        """Gather all ranks' failures; leave no rank waiting; return the worst, the same on every rank."""
+        answers: list[tuple[Done | None, int]] = gather((self.saver.failure, self.saver.done_count))
+        commits = answers[0][1]  # what rank 0 calls done is committed
+        if commits > self._commits_seen:  # the only thing that ends a row of failures
+            self._commits_seen, self._failures_in_a_row = commits, 0
+        failures = [failure for failure, _ in answers if failure is not None]
+        if not failures:
+            return None
+        self.give_up()
+        self._failures_in_a_row += 1
+        order = ("fenced", "user_error", "failed", "abandoned")
+        return _as_error(min(failures, key=lambda failure: order.index(failure.error)))
+
+    def _gather_faults(self, fault: str) -> list[str]:
+        return [f"rank {rank}: {text}" for rank, text in enumerate(gather(fault)) if text]
+
+
+def _as_error(done: Done) -> NotusError:
+    try:
+        done.raise_error()
+    except NotusError as error:
+        return error
+    return StoreError("a save failed without a reason")

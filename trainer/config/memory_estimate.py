@@ -1,0 +1,190 @@
+"""What a GPU has to hold: weights, gradients, optimizer, reference model and activations of DPO. Pure, no torch.
+
+Bytes for each parameter under ZeRO-3 in mixed precision: 2 for the bf16 weight, 2 for its gradient, 4 for the fp32
+master, 4 for the fp32 gradient of the step, and 4 (RMSprop) or 8 (AdamW) for the optimizer's moments, all divided by
+the number of GPUs (Rajbhandari et al. 2020, "ZeRO", section 3, with DeepSpeed's fp32 gradients of the step). The live
+reference model adds 2. With offload the weights, or the rest, are in the host's memory. A test compares the sum with
+DeepSpeed's own estimator. Activations are those of Korthikanti et al. 2022, "Reducing activation recomputation",
+section 4, with flash attention (no score matrix) and, where it is on, with one checkpoint a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from trainer.config.model_shapes import Shape, shape_of
+from trainer.config.recipe import Recipe
+
+GIB = 2**30
+USABLE = 2 / 3
+"""Of the memory: CUDA's context and NCCL take about 2 GiB, the allocator can't join all pieces, and this sum was
+measured on one GPU only (there it is 23 to 26 % above the peak, which has no fp32 gradients of all weights). So a
+third stays in reserve: a run that dies of memory costs more than an offload."""
+NF4_BYTES = 4.127 / 8
+"""Of a weight: 4 bits and 0.127 for its doubly quantized scale (Dettmers et al. 2023, "QLoRA", section 3)."""
+HOST_GIB_PER_RANK = 4
+"""Of the host's memory, for each rank's Python, torch, CUDA, NCCL and data, and the system's share. Assumed."""
+LIVE_PARAMETERS = 1_000_000_000
+"""ZeRO-3 gathers weights up to this count, those of each model (stage3_max_live_parameters, DeepSpeed's default)."""
+
+
+class Offload(NamedTuple):
+    """What is kept in the host's memory."""
+
+    optimizer: bool
+    parameters: bool
+
+    def __str__(self) -> str:
+        if self.parameters:
+            return "optimizer and weights offloaded"
+        return "optimizer offloaded" if self.optimizer else "no offload"
+
+
+IN_ORDER = (Offload(False, False), Offload(True, False), Offload(True, True))
+"""The fastest first."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one GPU, and of the host for all of them."""
+
+    states: int
+    """Weights, gradients, masters, moments, reference model."""
+    gathered: int
+    """The layers that ZeRO-3 has put together just now."""
+    activations: int
+    host: int
+    """What is offloaded."""
+
+    @property
+    def gpu(self) -> int:
+        """Of one GPU."""
+        return self.states + self.gathered + self.activations
+
+    @property
+    def gib(self) -> float:
+        """Of one GPU, GiB of its nominal memory."""
+        return self.gpu / USABLE / GIB
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Does a recipe run on these GPUs, and how?"""
+
+    fits: bool
+    offload: Offload | None
+    """The least that is needed; None where nothing fits or nothing is known."""
+    reason: str
+    """For people, with the figures."""
+    host_gib: float | None = None
+    """Of the host's memory, with what a save copies there; None where nothing is known."""
+
+    def on_host(self, host_gib: float | None) -> Fit:
+        """On a node with so much memory, GiB: it may be too small. None = the catalog doesn't say, and nothing is
+        refused for it. A checkpoint, an offload and the ranks have to be there at once."""
+        if not self.fits or self.host_gib is None:
+            return self
+        if host_gib is None:
+            unknown = f"{self.reason}; {self.host_gib:.0f} GiB of the host's memory, and what it has is not known"
+            return replace(self, reason=unknown)
+        if self.host_gib > host_gib:
+            with_what = f" with {self.offload}" if self.offload else ""
+            return Fit(
+                False, None, f"{self.host_gib:.0f} GiB of the host's memory{with_what}, and it has {host_gib:.0f}"
+            )
+        return replace(self, reason=f"{self.reason}; {self.host_gib:.0f} of {host_gib:.0f} GiB of the host")
+
+
+def fit(recipe: Recipe, gpu_gib: float | None, count: int) -> Fit:
+    """The fastest way in which a recipe runs on `count` GPUs of that memory, or why it does not.
+
+    An offload that the recipe fixes is kept: it is part of the arithmetic. None = a kind whose memory is not known.
+    """
+    shape = shape_of(recipe.model.name)
+    if recipe.hardware.gpus is None:
+        return Fit(True, None, "made for a CPU")
+    if shape is None:
+        return Fit(True, None, f"the shape of {recipe.model.name} is not known: its memory is not checked")
+    needs = [(offload, need_of(recipe, shape, count, offload)) for offload in _ways(recipe)]
+    most = needs[0][1].gib
+    if gpu_gib is None:
+        return Fit(True, None, f"{most:.0f} GiB of each GPU with {needs[0][0]}, and what it has is not known")
+    for offload, need in needs:
+        if need.gib <= gpu_gib:
+            more = f" ({most:.0f} with {needs[0][0]})" if need.gib < most else ""
+            reason = f"{need.gib:.0f} of {gpu_gib:.0f} GiB of each GPU with {offload}{more}"
+            return Fit(True, offload, reason, host_gib(recipe, need, count))
+    least, need = needs[-1]
+    return Fit(False, None, f"{need.gib:.0f} GiB of each GPU with {least}, and it has {gpu_gib:.0f}")
+
+
+def host_gib(recipe: Recipe, need: Need, count: int) -> float:
+    """GiB of the host's memory: what is offloaded, the copy of the state that a save uploads from, and the ranks."""
+    return (need.host + (state_bytes(recipe) or 0)) / GIB + count * HOST_GIB_PER_RANK
+
+
+def runs_with(recipe: Recipe, gpu_gib: float, count: int, offload: Offload) -> bool:
+    """Does it run with just that offload? An unknown model does."""
+    shape = shape_of(recipe.model.name)
+    return shape is None or need_of(recipe, shape, count, offload).gib <= gpu_gib
+
+
+def need_of(recipe: Recipe, shape: Shape, count: int, offload: Offload) -> Need:
+    """Bytes with that offload, on that many GPUs."""
+    lora = recipe.method == "lora"
+    parts = count if recipe.zero is not None else 1
+    trained = shape.lora_parameters(recipe.lora.rank, recipe.lora.target_modules) if recipe.lora else shape.parameters
+    moments = 4 if recipe.training.optimizer == "rmsprop" else 8
+    optimizer = math.ceil(trained / parts) * (2 + 4 + 4 + moments)
+    weights = math.ceil(_weight_bytes(recipe, shape) / parts)
+    # A LoRA model without its adapters is its own reference; a precomputed one is gone before the training.
+    alone = lora or recipe.dpo.reference == "precomputed"
+    reference = 0 if alone else weights
+    states = (0 if offload.optimizer else optimizer) + (0 if offload.parameters else weights + reference)
+    host = count * ((optimizer if offload.optimizer else 0) + (weights + reference if offload.parameters else 0))
+    live = min(LIVE_PARAMETERS, shape.parameters) * 2 * (1 if alone else 2) if recipe.zero is not None else 0
+    return Need(states, max(live, 2 * shape.largest_layer_parameters), _activations(recipe, shape), host)
+
+
+def _weight_bytes(recipe: Recipe, shape: Shape) -> int:
+    """Of all weights that forward and backward compute with."""
+    if not recipe.needs_bitsandbytes:
+        return 2 * shape.parameters
+    layers = shape.layers * shape.layer_parameters  # embeddings and head stay as they are
+    return math.ceil(layers * NF4_BYTES) + 2 * (shape.parameters - layers)
+
+
+def state_bytes(recipe: Recipe) -> int | None:
+    """Of one checkpoint of the whole state: fp32 masters and moments of what is trained. None for an unknown model."""
+    shape = shape_of(recipe.model.name)
+    if shape is None:
+        return None
+    trained = shape.lora_parameters(recipe.lora.rank, recipe.lora.target_modules) if recipe.lora else shape.parameters
+    return trained * (4 + (4 if recipe.training.optimizer == "rmsprop" else 8))
+
+
+def _ways(recipe: Recipe) -> tuple[Offload, ...]:
+    if recipe.zero is None:
+        return (Offload(False, False),)
+    fixed = {"cpu": True, "none": False}
+    wanted = (fixed.get(recipe.zero.offload_optimizer), fixed.get(recipe.zero.offload_parameters))
+    return tuple(way for way in IN_ORDER if all(w in (None, g) for w, g in zip(wanted, way, strict=True)))
+
+
+def _activations(recipe: Recipe, shape: Shape) -> int:
+    """Of one micro-step: chosen and rejected go through the model together."""
+    training = recipe.training
+    tokens = training.per_device_batch * 2 * recipe.dpo.max_length
+    head = shape.head_size or shape.hidden // shape.heads
+    query, key = shape.heads * head, shape.kv_heads * head
+    norms = shape.norms * shape.hidden * (4 + 2)  # transformers computes them in fp32
+    attention = 2 * (2 * query + 2 * key + key + query)  # query and key before and after the rotation, value, output
+    mlp = 2 * 4 * shape.intermediate  # gate, its activation, up, their product
+    backward = 2 * 3 * shape.intermediate  # the gradients of three of them at once
+    layer = tokens * (norms + attention + mlp)
+    checkpoints = shape.layers * tokens * shape.hidden * 2
+    # TRL 1.16 projects through the head in tiles: the logits of all tokens are never there at once.
+    kept = checkpoints + layer if training.gradient_checkpointing else shape.layers * layer
+    return kept + tokens * backward

@@ -1,0 +1,72 @@
+"""What a run is, written once before anything is computed: recipe, data, token ids, base model.
+
+A checkpoint has a fingerprint too, but an attempt that dies before the first save leaves reference values in the cache,
+and a successor that finds another base model under the same name would train against them.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+from checkpoints.errors import AlreadyExists, CorruptCheckpoint
+from checkpoints.records.manifest import Record
+from checkpoints.records.verified_reads import read_if_there
+from checkpoints.run_log.run_record import PINS_KEY, RunRecord, read_run
+from checkpoints.storage.base import Store
+from trainer.config.fingerprint import check_fingerprint
+
+logger = logging.getLogger(__name__)
+
+
+class Pins(Record):
+    """pins.json."""
+
+    fingerprint: dict[str, Any]
+    """Of the run's first attempt, see `trainer.config.fingerprint`."""
+
+
+def read_pins(store: Store) -> dict[str, Any] | None:
+    """The fingerprint that the run began with; None for a run that has none yet, or whose pins are damaged."""
+    try:
+        pins = read_if_there(store, PINS_KEY, Pins)
+    except CorruptCheckpoint as error:
+        logger.warning("%s: damaged, so what the run began with is known from its checkpoints only", error.message)
+        return None
+    return pins.fingerprint if pins else None
+
+
+def run_record(store: Store) -> RunRecord | None:
+    """run.json, or None where there is none. Of a damaged one what the pins tell: it is worth no finished model.
+
+    Raises `CorruptCheckpoint` where they can't.
+    """
+    try:
+        return read_run(store)
+    except CorruptCheckpoint:
+        if (pinned := read_pins(store)) is None:
+            raise
+        name, recipe = store.url.rsplit("/", 1)[-1], pinned["recipe"]
+        logger.warning("run.json is damaged: taken from %s instead", PINS_KEY)
+        now = datetime.now(UTC)
+        return RunRecord(name=name, created_at=now, recipe_name="", recipe=recipe, identity=recipe, versions={})
+
+
+def check_pins(store: Store, mine: dict[str, Any], *, begun: bool) -> None:
+    """Compare with what the run began with, or write it down. `begun`: it has a checkpoint, and so a fingerprint.
+
+    Raises `NotExact` where it would be another run, and what the store raises.
+    """
+    pinned = read_pins(store)
+    if pinned is None and not begun:
+        pins = Pins(fingerprint=mine)
+        try:
+            store.create(PINS_KEY, pins.to_json())
+        except AlreadyExists:  # damaged, or by an attempt that we don't know of
+            pinned = read_pins(store)
+            if pinned is None:
+                store.put(PINS_KEY, pins.to_json())
+    changes = check_fingerprint(pinned, mine) if pinned is not None else []
+    for changed in [] if begun else changes:  # else the checkpoint's own fingerprint decides
+        logger.warning("the run was begun otherwise, before its first save, of which nothing is used: %s", changed)

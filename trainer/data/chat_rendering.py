@@ -1,0 +1,118 @@
+"""A row as the texts that are tokenised: by the model's chat template, or plain with an end token.
+
+As TRL 1.16's DPOTrainer renders it, but for two things. A prompt that is a plain text becomes the user's turn where
+the model has a chat template (TRL would train it bare), and `dataset.system` may come before it. And what a template
+drops, a tool call for example, makes the row unusable, where TRL would train the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from transformers import PreTrainedTokenizerBase
+
+from trainer.data.trl_formats import Row, Turn, UnusableRow
+from trainer.errors import DataError
+
+_OF_A_TEMPLATE = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+"""What a template stumbles over: a turn without content, tools of another form, arguments that aren't strings."""
+
+
+class Rendered(NamedTuple):
+    """The texts of a row."""
+
+    prompt: str
+    """Up to where an answer begins."""
+    chosen: str
+    """Prompt and answer."""
+    rejected: str
+
+
+def render_row(row: Row, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> Rendered:
+    """`system`: a turn before a prompt that has none; None = no such turn. Raises `UnusableRow`."""
+    if row.plain or not tokenizer.chat_template:
+        return _plain(row, tokenizer)
+    prompt, chosen, rejected = _turns(row)
+    if system is not None and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": system}, *prompt]
+    more = {"tools": row.tools, **row.template_settings}
+    rendered = Rendered(
+        _render(tokenizer, prompt, add_generation_prompt=True, **more),
+        _render(tokenizer, prompt + chosen, **more),
+        _render(tokenizer, prompt + rejected, **more),
+    )
+    for turns, text in ((prompt + chosen, rendered.chosen), (prompt + rejected, rendered.rejected)):
+        for what in _dropped(turns, row.tools or [], text):
+            raise UnusableRow(f"the model's chat template drops {what}", "take a model whose template renders them")
+    return rendered
+
+
+def _turns(row: Row) -> tuple[list[Turn], list[Turn], list[Turn]]:
+    """A row of texts is a user's turn and two of the assistant."""
+    if isinstance(row.prompt, str):
+        prompt = [{"role": "user", "content": row.prompt}]
+        chosen, rejected = ([{"role": "assistant", "content": answer}] for answer in (row.chosen, row.rejected))
+        return prompt, chosen, rejected
+    return row.prompt, list(row.chosen), list(row.rejected)  # type: ignore[arg-type]  # all three are turns
+
+
+def _plain(row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    end = str(tokenizer.eos_token or "")
+    prompt, chosen, rejected = (_only_text(part) for part in row[:3])
+    chosen, rejected = (answer if end and answer.endswith(end) else answer + end for answer in (chosen, rejected))
+    return Rendered(prompt, prompt + chosen, prompt + rejected)
+
+
+def _only_text(part: str | list[Turn]) -> str:
+    if isinstance(part, str):
+        return part
+    if len(part) > 1 or part[0].get("tool_calls"):
+        raise UnusableRow(
+            "it is a conversation, and the model has no chat template", "take a model that was made for conversations"
+        )
+    return str(part[0]["content"])
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], **more: Any) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, **more))
+    except TemplateSyntaxError as error:
+        raise DataError(
+            f"the model's chat template can't be read: line {error.lineno}: {error.message}",
+            "correct chat_template.jinja, or chat_template in tokenizer_config.json, beside the model",
+        ) from error
+    except _OF_A_TEMPLATE as error:
+        roles = ", ".join(str(turn.get("role")) for turn in turns)
+        system = any(turn.get("role") == "system" for turn in turns)
+        raise UnusableRow(
+            f"the model's chat template refuses a conversation of {roles}: {error}",
+            "where it has no system turn (Gemma), leave out dataset.system and system turns of the prompts"
+            if system
+            else "look at the model's chat_template, and at what this row hands to it",
+        ) from error
+
+
+def _dropped(turns: list[Turn], tools: list[Any], text: str) -> Iterator[str]:
+    """What of a conversation isn't in its text. Of the assistant's words a template may leave out some: thoughts."""
+    for turn in turns:
+        if turn["role"] != "assistant" and turn.get("content", "").strip() not in text:
+            yield f"turns of role {turn['role']}"
+        if not all(name in text for name in _function_names(turn.get("tool_calls") or [])):
+            yield "tool calls"
+    if not all(name in text for name in _function_names(tools)):
+        yield "the tools"
+
+
+def _function_names(described: list[Any]) -> list[str]:
+    """Of calls or of tools, each as `{"function": {"name": ...}}` or without the outer object."""
+    inner = [one.get("function", one) if isinstance(one, dict) else {} for one in described]
+    return [one["name"] for one in inner if isinstance(one, dict) and isinstance(one.get("name"), str)]
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The tokens that may end an answer: those that are special for this tokenizer."""
+    special = {str(token) for token in tokenizer.all_special_tokens}
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return tuple(sorted(special | {token.content for token in added.values() if token.special}))

@@ -1,0 +1,75 @@
+"""The rows of a data file as they lie there: by our names of the columns, and with their places. Without torch.
+
+The trainer reads a set with it, and `notus-launch check` on a laptop, so that both count the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from checkpoints.run_log.event_kinds import LeftOutRows
+from trainer.config.recipe import Source
+from trainer.data.preference_pairs import find_columns, numbered_jsonl
+from trainer.data.trl_formats import FOR_TEMPLATE, PARTS, encodable
+from trainer.errors import DataError
+
+MOST_NUMBERS = 10
+"""Of the rows that were left out for one reason, so many are named."""
+
+
+def rows_of_jsonl(path: Path, source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and values of each row of a JSON-lines file. Raises `DataError` naming the line."""
+    columns: dict[str, str] = {}
+    for number, row in numbered_jsonl(path):
+        columns = columns or find_columns(list(row), source)
+        later = {name: name for name in (*PARTS, *FOR_TEMPLATE) if name in row}  # the first row may lack them
+        yield f"{path.name}:{number}", {ours: row.get(theirs) for ours, theirs in {**later, **columns}.items()}
+
+
+def no_rows(source: Source) -> DataError:
+    """For a set that is empty."""
+    return DataError(f"{source.name} has no rows", "take it out of the recipe, or give one with rows")
+
+
+def as_text(raw: Mapping[str, Any]) -> tuple[str, str]:
+    """A row as JSON, and why it is broken, or ''. What can't be text counts as nothing."""
+    broken = why_broken(raw)
+    kept = {name: value if encodable(value) else None for name, value in raw.items()} if broken else raw
+    return json.dumps(kept, default=no_text, ensure_ascii=False), broken
+
+
+def no_text(value: object) -> dict[str, str]:
+    """For what JSON doesn't have (bytes, times, decimals): no text and no turns, so the row is left out.
+
+    Otherwise its `repr` would be trained as text.
+    """
+    return {"type": type(value).__name__}
+
+
+def why_broken(raw: Mapping[str, Any]) -> str:
+    """'' for a row whose values can be written as text."""
+    for name, value in raw.items():
+        if not encodable(value):
+            return f"{name} has half a character (a lone surrogate)"
+    return ""
+
+
+def left_out(told: Iterable[tuple[str, str]]) -> tuple[LeftOutRows, ...]:
+    """Places and reasons ('' for a good row) by reason, the most frequent first."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for where, reason in told:
+        if reason:
+            found[reason].append(where)
+    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+    return tuple(
+        LeftOutRows(reason=reason, rows=len(where), where=tuple(where[:MOST_NUMBERS])) for reason, where in ordered
+    )
+
+
+def first_places(found: LeftOutRows) -> str:
+    """Of the rows that one reason has left out."""
+    return ", ".join(found.where) + (", ..." if found.rows > len(found.where) else "")

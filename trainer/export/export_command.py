@@ -1,0 +1,240 @@
+"""`notus-train export RUN`: the finished model from the bucket as a folder, on request merged and pushed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from checkpoints.commit.folder_manifest import FINAL, fetch_files, read_list
+from checkpoints.errors import UserError
+from checkpoints.run_log.event_kinds import Exported
+from checkpoints.run_log.event_log import Event, of_kind, read_events
+from checkpoints.run_log.run_record import RunRecord, open_run
+from checkpoints.storage.base import Store
+from checkpoints.util.atomic_folder import CARD, is_whole, whole_folder, work_folder
+from checkpoints.util.command_line import run_app
+from checkpoints.util.keys import check_run_name
+from trainer.config.fingerprint import Base, base_change, base_revision
+from trainer.config.run_pins import run_record
+from trainer.errors import TrainingFailed
+from trainer.export.model_card import model_card
+from trainer.hub.load_errors import blaming
+from trainer.hub.push import SHARD, check_push, push_folder
+from trainer.model.base_identity import identify_base
+
+logger = logging.getLogger(__name__)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+ADAPTER = "adapter_model.safetensors"
+TOLERANCE = 1e-3
+"""Of the logits' standard deviation, in float32: a merge there is off by some 1e-5, other weights by about 1."""
+PROBE_TOKENS = 64
+LEAST_KEPT = 0.9
+"""Of what was trained: with less left after rounding, a merged model is stored in float32."""
+MOST_NOISE = 0.5
+"""The same for what rounding adds."""
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the model.")],
+    bucket: Annotated[str, typer.Option(help="s3://..., gs://... or a folder.", envvar="NOTUS_BUCKET")],
+    merge: Annotated[bool, typer.Option("--merge", help="LoRA: merge the adapters into the base model.")] = False,
+    push: Annotated[str | None, typer.Option(help="Also push it to this model on the Hub: OWNER/NAME.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Push as public; the default is private.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """The finished model of a run as a Hugging Face folder with a card. Every file is checked against its hash."""
+    if push is not None:
+        check_push(push)
+    store = open_run(bucket, check_run_name(run))
+    finished = read_finished(store, run, merge=merge)
+    made = {"run": run, "merged": merge, "files": finished.files}
+    if push is None or not is_whole(out, made):  # else only its push failed
+        with whole_folder(out.absolute(), made) as folder:
+            release(store, finished, folder, merge=merge)
+    sys.stderr.write(f"notus-train: the {'merged ' if merge else ''}model of {run} is in {out}\n")
+    if push is not None:
+        push_folder(push, out, private=not public)
+        sys.stderr.write(f"notus-train: pushed to {push}\n")
+
+
+class Finished(NamedTuple):
+    """A run whose model is in `final/`."""
+
+    record: RunRecord
+    events: list[Event]
+    files: dict[str, str]
+    """xxh3-128 of the model's files, by name."""
+    base: Base | None
+    """None for an older run."""
+
+
+def read_finished(store: Store, run: str, *, merge: bool) -> Finished:
+    """What a run tells of its model. Raises `UserError` where there is none, or nothing to merge."""
+    record = run_record(store)
+    events = read_events(store)
+    model = _exported(store, events)
+    if record is None or model is None:
+        raise UserError(
+            f"run {run} in {store.url} has no finished model",
+            "let it finish first, or take a checkpoint: notus-ckpt export",
+        )
+    if merge and ADAPTER not in model.files:
+        raise UserError(f"run {run} trained all weights: there are no adapters to merge", "leave out --merge")
+    return Finished(record, events, model.files, model.base)
+
+
+def release(store: Store, finished: Finished, folder: Path, *, merge: bool) -> None:
+    """Fetch, merge on request, and write the card."""
+    if not merge:
+        _fetch(store, finished.files, folder)
+    else:
+        with work_folder(folder) as work:
+            adapter = work / "adapter"
+            adapter.mkdir()
+            _fetch(store, finished.files, adapter)
+            _merge(finished.record.recipe, finished.base, adapter, folder, work)
+    card = model_card(finished.record, finished.events, finished.base, merged=merge)
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _exported(store: Store, events: list[Event]) -> Exported | None:
+    """What the end of the run has told: in its diary, or where that line is damaged or lost, in the files' list."""
+    if exported := [payload for _, payload in of_kind(events, Exported)]:
+        return exported[-1]
+    listed = read_list(store, FINAL)
+    return Exported(files=listed.files, base=listed.base or None) if listed else None
+
+
+def _fetch(store: Store, files: dict[str, str], folder: Path) -> None:
+    """Each file of the model, if it is what the run has noted; raises `CorruptCheckpoint`."""
+    fetch_files(store, FINAL, files, folder)
+
+
+def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, folder: Path, work: Path) -> None:
+    """Base model plus adapters as one model, if it says the same as both together.
+
+    Of a base model on the Hub the commit that the run was trained on is taken, whatever came later.
+
+    Merged and compared in float32, 4 bytes a parameter (28 GB for 7B): rounded to bf16 first, the two differ by a
+    quarter of the logits' spread where the adapters are strong, and a wrong merge could hide in that. Then rounded to
+    what the recipe's `model.dtype` says, which for `auto` is the base model's, and compared once more: at the learning
+    rates of DPO most of what was trained may be less than the last bit of a bf16 weight.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from trainer.model.builtin_models import make_base_model
+
+    model = recipe["model"]
+    name = make_base_model(model["name"], work)
+    revision = base_revision(base_of_run, model.get("revision"))
+    check_base(base_of_run, identify_base(name, revision))
+    with blaming("the base model", name, "model.name"):
+        stored = AutoConfig.from_pretrained(name, revision=revision).dtype
+        base = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32)
+    if model["dtype"] != "auto":
+        stored = getattr(torch, model["dtype"])
+    both = PeftModel.from_pretrained(base, adapter)
+    both.eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, base.config.vocab_size, (1, PROBE_TOKENS), generator=generator)
+    with torch.no_grad():
+        with both.disable_adapter():
+            untrained = both(input_ids=ids).logits
+        expected = both(input_ids=ids).logits
+        merged = both.merge_and_unload()
+        check_logits(expected, merged(input_ids=ids).logits)
+        with rounded(merged, stored):
+            found = merged(input_ids=ids).logits
+            kept, noise = kept_share(untrained, expected, found), noise_share(untrained, expected, found)
+    if kept < LEAST_KEPT or noise > MOST_NOISE:
+        told = (
+            f"rounded to {stored} the merged model keeps {min(kept, 1.0):.0%} of what was trained, and is off by "
+            f"{noise:.0%} of it: stored in float32"
+        )
+        logger.warning("%s", told)
+        stored = torch.float32
+    else:
+        logger.info("rounded to %s the merged model keeps %.0f %% of what was trained", stored, 100 * min(kept, 1.0))
+    merged.to(stored).save_pretrained(folder, max_shard_size=SHARD)
+    AutoTokenizer.from_pretrained(adapter).save_pretrained(folder)
+
+
+def check_base(of_run: Base | None, found: Base) -> None:
+    """Raises `UserError` where the base model isn't the one that the run noted. Older runs noted none."""
+    if of_run is None:
+        logger.warning("this run doesn't tell its base model: the one of today is taken")
+    if changed := base_change(of_run, found):
+        raise UserError(
+            f"the adapters were trained on another base model: {changed}",
+            "bring back the one that the run was trained on; for the next run pin model.revision",
+        )
+
+
+@contextlib.contextmanager
+def rounded(model: Any, dtype: Any) -> Iterator[None]:
+    """Within, the model computes with weights rounded to `dtype`: one module's at a time, so that no copy of all of
+    them is needed."""
+    hooks = []
+    for module in model.modules():
+        own: list[Any] = list(module.parameters(recurse=False))
+        exact: list[Any] = []
+
+        def before(_: Any, __: Any, own: list[Any] = own, exact: list[Any] = exact) -> None:
+            exact.extend(parameter.data for parameter in own)
+            for parameter in own:
+                parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+
+        def after(_: Any, __: Any, ___: Any, own: list[Any] = own, exact: list[Any] = exact) -> None:
+            for parameter in own:
+                parameter.data = exact.pop(0)
+
+        if own:
+            hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def kept_share(untrained: Any, trained: Any, rounded: Any) -> float:
+    """Of the change of the logits that training made, what is left after rounding: its projection on that change.
+
+    1 = all of it; a model that was not trained at all keeps everything.
+    """
+    change = (trained - untrained).flatten().double()
+    size = float(change @ change)
+    return float((rounded - untrained).flatten().double() @ change) / size if size > 0 else 1.0
+
+
+def noise_share(untrained: Any, trained: Any, rounded: Any) -> float:
+    """How far rounding is off, as a share of the change that training made: noise that no projection sees."""
+    size = float((trained - untrained).double().norm())
+    return float((rounded - trained).double().norm()) / size if size > 0 else 0.0
+
+
+def check_logits(expected: Any, found: Any) -> None:
+    """Raises `TrainingFailed` where the merged model says something else than base and adapters."""
+    difference = float((expected - found).abs().max() / expected.std())
+    logger.info("merged logits differ by at most %.2g of their standard deviation", difference)
+    if not difference <= TOLERANCE:
+        raise TrainingFailed(
+            f"the merged model differs from base and adapters by {difference:.2g} of the logits' spread "
+            f"(at most {TOLERANCE:g} is rounding)",
+            "use base and adapters unmerged, and report it",
+        )
+
+
+if __name__ == "__main__":
+    run_app(app, "notus-train export")

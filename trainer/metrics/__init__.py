@@ -1,0 +1,1 @@
+"""What is measured in each step, and where it is shown."""

@@ -1,0 +1,97 @@
+"""What each step was like: tokens, rewards, speed, memory. For the run's record in the bucket and for the trackers.
+
+FLOPs of a token: 2 for each weight that it meets in a forward pass, and twice that for the backward pass, once for
+the inputs and once for the weights (Kaplan et al. 2020, "Scaling laws", section 2.1). A frozen weight saves the
+last part; a live reference model adds one forward pass. MFU (Chowdhery et al. 2022, "PaLM", appendix B) counts no
+recomputation; the quadratic part of attention is left out (4 % of a 7B model at 1,024 tokens), and so is padding.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trainer.config.model_shapes import Shape
+
+REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins")
+"""TRL's names. Means over the pairs of all ranks; accuracy is the share of pairs whose chosen reward is higher."""
+
+PEAK_TFLOPS = {
+    "A100": 312.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "H200 NVL": 835.0,
+    "H200": 989.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "A10": 125.0,
+    "L4": 121.0,
+}
+"""bf16, dense, of one GPU: NVIDIA's data sheets. The first name that is in the device's name, as words, counts."""
+
+
+@dataclass(frozen=True)
+class Speedometer:
+    """Turns tokens and seconds into tokens a second and MFU."""
+
+    flops_per_token: float | None
+    """None for a model whose shape isn't known."""
+    peak_flops: float | None
+    """A second, of all GPUs together. None on a CPU or a GPU that isn't in the table."""
+
+    def read(self, tokens: float, seconds: float) -> dict[str, float]:
+        """`tokens_per_second` of all ranks, and `mfu` (0 to 1) where it can be told."""
+        speed = tokens / max(seconds, 1e-9)
+        found = {"tokens_per_second": round(speed, 1)}
+        if self.flops_per_token and self.peak_flops:
+            found["mfu"] = round(speed * self.flops_per_token / self.peak_flops, 4)
+        return found
+
+
+class Meter:
+    """Reads each step, and keeps the readings until the trackers ask for their means."""
+
+    def __init__(self, speedometer: Speedometer, attempt: int) -> None:
+        self._speedometer = speedometer
+        self._attempt = attempt
+        self._readings: list[dict[str, float]] = []
+
+    def read(self, *, tokens: float, seconds: float, stalled_s: float, memory_gib: float) -> dict[str, float]:
+        """One step: its tokens on all ranks; `memory_gib` is the peak of this rank so far."""
+        reading = {"memory_gib": round(memory_gib, 3), "stalled_s": round(stalled_s, 4)}
+        reading |= self._speedometer.read(tokens, seconds)
+        self._readings.append(reading)
+        return reading
+
+    def means(self) -> dict[str, float]:
+        """Of the steps since the last call, with the attempt's number, which marks where one attempt ends."""
+        readings, self._readings = self._readings, []
+        if not readings:
+            return {}
+        means = {name: sum(reading[name] for reading in readings) / len(readings) for name in readings[0]}
+        return {**means, "attempt": float(self._attempt)}
+
+
+def speedometer(
+    shape: Shape | None, *, gpu: str | None, world_size: int, lora: bool, live_reference: bool
+) -> Speedometer:
+    """For a model of that shape on `world_size` of those GPUs; `gpu` is the device's name, None on a CPU."""
+    peak = next((tflops for name, tflops in PEAK_TFLOPS.items() if gpu and re.search(rf"\b{name}\b", gpu)), None)
+    passes = (4 if lora else 6) + (2 if live_reference else 0)
+    return Speedometer(
+        flops_per_token=passes * matrix_weights(shape) if shape else None,
+        peak_flops=peak * 1e12 * world_size if peak else None,
+    )
+
+
+def matrix_weights(shape: Shape) -> int:
+    """Weights that a token is multiplied with: all, but the input embeddings, which are only looked up."""
+    return shape.parameters - (0 if shape.tied else shape.embedding_parameters)
+
+
+def rewards_of(metrics: Mapping[str, Sequence[float]], micro_steps: int) -> dict[str, float]:
+    """Of the newest optimizer step, from TRL's list of a value for each micro-step since the last log."""
+    newest = {name: list(metrics.get(name, ()))[-micro_steps:] for name in REWARDS}
+    return {name: sum(values) / len(values) for name, values in newest.items() if values}

@@ -1,0 +1,45 @@
+"""A base model's `generation_config.json`, which transformers loads as it is and then refuses to write."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers import GenerationConfig
+
+from trainer.config.model_config import embedding_rows
+
+logger = logging.getLogger(__name__)
+
+
+def repair_generation_config(model: Any, name: str) -> None:
+    """Make the settings of `model` ones that can be written beside its weights: the file is not the user's own.
+
+    The usual fault is a temperature or top_p with `do_sample: false` (Llama 2 chat and Vicuna as of 2023): whoever
+    gives one wants to sample. What can't be repaired that way is derived from the model's config.
+    """
+    settings = model.generation_config
+    if settings is None or (_can_be_written(settings) and _can_end(settings, model.config)):
+        return
+    repaired = GenerationConfig.from_dict({**settings.to_dict(), "do_sample": True})
+    if _can_be_written(repaired) and _can_end(repaired, model.config):
+        logger.warning("generation_config.json of %s has sampling settings without do_sample: it is set", name)
+    else:
+        repaired = GenerationConfig.from_model_config(model.config)
+        logger.warning("generation_config.json of %s can't be used as it is: taken from config.json instead", name)
+    model.generation_config = repaired
+
+
+def _can_end(settings: GenerationConfig, config: Any) -> bool:
+    """Is each token that ends an answer one that the model can write?"""
+    rows, ends = embedding_rows(config.to_dict()), settings.eos_token_id
+    return rows is None or all(end < rows for end in (ends if isinstance(ends, list) else [ends or 0]))
+
+
+def _can_be_written(settings: GenerationConfig) -> bool:
+    """As `save_pretrained` decides it."""
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        return False
+    return True

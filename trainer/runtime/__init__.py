@@ -1,0 +1,1 @@
+"""One attempt's processes and folder on its machine."""

@@ -1,0 +1,145 @@
+"""Is this machine what the recipe needs? Asked in the set-up of a VM, so that a wrong one fails before it trains.
+
+`python -m trainer.preflight RECIPE`. Exit code 2 for what every machine would meet, also in the run's diary:
+SkyPilot then ends the job and tries no other one. 75 for a fault of this machine: the set-up reports it and asks for
+another.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from checkpoints.errors import NotusError
+from checkpoints.run_log.event_kinds import Failed
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.run_log.run_record import open_run
+from checkpoints.util.command_line import show_error
+from checkpoints.util.environment import user_home
+from checkpoints.util.interpreter import SAFE, environment
+from trainer.config.gpu_types import GPU_MEMORY_GIB
+from trainer.config.recipe import Hardware, Recipe, load_recipe
+from trainer.data.input_hash import inputs_digest
+from trainer.errors import EXIT_PREEMPTED, HardwareError, MachineFault
+from trainer.supervisor.restart_policy import of_this_machine
+from trainer.supervisor.single_node import check_nodes_here
+
+MEMORY_TOLERANCE = 0.9
+"""A card sold with 40 GB has 39.4 to 40 GiB, one with 80 GB has 79 to 80 GiB."""
+DISK_GIB = 50
+"""For the base weights and their cache; the export of a 7B model needs 15 more."""
+
+
+TORCH_S = 200.0
+"""The first import of torch on a cold disk takes a minute."""
+
+
+class Card(NamedTuple):
+    """One line of nvidia-smi."""
+
+    name: str
+    memory_gib: float
+    driver: str
+
+
+def read_cards() -> list[Card]:
+    """The GPUs as the driver sees them; raises `MachineFault` where there is no driver that works."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True)
+    except FileNotFoundError:
+        raise MachineFault("nvidia-smi is not there: no NVIDIA driver", "use an image with the driver") from None
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        said = str(getattr(error, "stdout", "") or error).strip()
+        raise MachineFault(
+            f"nvidia-smi fails: {said[:300]}", "the driver doesn't match the kernel or the card"
+        ) from error
+    return parse_cards(done.stdout)
+
+
+def parse_cards(text: str) -> list[Card]:
+    """The CSV lines of nvidia-smi; a line that isn't one of a card (`[N/A]` memory) is left out."""
+    cards = []
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) == 3 and parts[1].isdigit():
+            cards.append(Card(parts[0], int(parts[1]) / 1024, parts[2]))
+    return cards
+
+
+def check(hardware: Hardware, cards: Sequence[Card], free_gib: float) -> None:
+    """Raises `HardwareError` for cards that are too small, `MachineFault` where some of them are, for too few, or for a
+    full disk. A recipe without GPUs needs none."""
+    if hardware.gpus is None:
+        return
+    kind, _, count = hardware.gpus.partition(":")
+    if len(cards) < int(count or 1):
+        raise MachineFault(
+            f"the recipe needs {hardware.gpus}, and the driver shows {len(cards)} GPUs",
+            "a card may have fallen off the bus: give the machine back, and launch again",
+        )
+    smallest = min(cards, key=lambda card: card.memory_gib)
+    needed_gib = GPU_MEMORY_GIB.get(kind, 0)
+    too_small = [card for card in cards if card.memory_gib < MEMORY_TOLERANCE * needed_gib]
+    if too_small:
+        kind_of_error = HardwareError if len(too_small) == len(cards) else MachineFault
+        raise kind_of_error(
+            f"{smallest.name} has {smallest.memory_gib:.0f} GiB, and the recipe needs {needed_gib}",
+            "launch with --gpus of the kind that the recipe names, or a larger one",
+        )
+    if free_gib < DISK_GIB:
+        raise MachineFault(f"only {free_gib:.0f} GiB of disk are free; {DISK_GIB} are needed", "raise disk_size")
+
+
+def check_torch() -> None:
+    """Can this torch use every GPU? Raises `MachineFault` with torch's own words."""
+    code = "import torch; [torch.zeros(1, device=i).add(1).item() for i in range(torch.cuda.device_count())]"
+    code += "; torch.zeros(1, device='cuda')"  # which says why, where the loop had nothing to go over
+    try:
+        done = subprocess.run(
+            [*SAFE, "-c", code], capture_output=True, text=True, check=False, timeout=TORCH_S, env=environment()
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MachineFault(f"torch has not reached the GPUs in {TORCH_S:.0f} s", "a GPU or its driver hangs") from error
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise MachineFault(f"torch can't use the GPUs: {last[:300]}", "the driver is older than this torch needs")
+
+
+def main() -> int:
+    """Check this machine for the recipe named."""
+    recipe = None
+    try:
+        check_nodes_here(os.environ)
+        recipe = load_recipe(sys.argv[1])
+        hardware = recipe.hardware
+        if hardware.gpus is not None:
+            cards = read_cards()
+            check(hardware, cards, shutil.disk_usage(user_home()).free / 2**30)
+            check_torch()
+            sys.stdout.write(f"notus: {len(cards)} x {cards[0].name}, driver {cards[0].driver}\n")
+    except NotusError as error:
+        show_error(error, "notus-train")
+        return judge(error, recipe, os.environ)
+    return 0
+
+
+def judge(error: NotusError, recipe: Recipe | None, environment: Mapping[str, str]) -> int:
+    """The exit code. What ends the run goes into its diary, where who follows it can read it: SkyPilot keeps a set-up's
+    output for its own logs. As well as it goes: without the diary the job ends with the same code.
+    """
+    bucket, run = environment.get("NOTUS_BUCKET"), environment.get("NOTUS_RUN")
+    if isinstance(error, MachineFault) or not bucket or not run:
+        return EXIT_PREEMPTED if isinstance(error, MachineFault) else error.exit_code
+    try:
+        store = open_run(bucket, run, environment)
+        if of_this_machine(error, read_events(store), inputs_digest(recipe) if recipe else ""):
+            return EXIT_PREEMPTED
+        Diary(store, 0).write(Failed(message=error.message, hint=error.hint, exit_code=error.exit_code))
+    except Exception as trouble:  # a bucket's client raises what it likes, and the first error is the one to show
+        sys.stderr.write(f"notus-train: could not note that in {bucket}: {trouble}\n")
+    return error.exit_code
