@@ -67,10 +67,10 @@ bench-gpu: $(READY) ## Snapshots, determinism and memory on an NVIDIA GPU of 80 
 	@$(BIN)/python -m tests.bench.gpu
 
 sky-tasks: $(READY) ## Write sky_tasks/ anew from the recipes
-	@$(BIN)/python -m launcher.sky.tasks sky_tasks
+	@$(BIN)/python -m launcher.sky.example_tasks sky_tasks
 
 docs: $(READY) ## Write docs/reference/ anew from the code
-	@$(BIN)/python -m launcher.reference docs/reference
+	@$(BIN)/python -m launcher.cli_reference docs/reference
 
 clean: ## Remove .venv and caches
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import typer
 
 from checkpoints.util.command_line import run_app
-from launcher import options as o
+from launcher import cli_options as o
 
 app = typer.Typer(
     add_completion=True,
@@ -57,7 +57,6 @@ def launch(
 
     Without a subcommand: launch. Reuse a --name to resume that run.
     """
-    from checkpoints.util.keys import check_run_name
     from launcher import request as asked
 
     if ctx.invoked_subcommand is not None:
@@ -65,36 +64,31 @@ def launch(
         return
 
     asked.check_output(output)
-    market = asked.choose_market(spot=spot, on_demand=on_demand, auto=auto)
-    clouds = asked.parse_clouds(cloud or [])
-    asked.check_market(clouds, market)
-    check_name = check_run_name if clouds == (asked.LOCAL,) else asked.check_cloud_run_name
-    request = asked.LaunchRequest(
+    request = asked.launch_request(
         recipe=recipe,
-        clouds=clouds,
-        gpus=tuple(asked.parse_gpus(text) for text in gpus or []),
-        market=market,
-        deadline_h=asked.parse_deadline(deadline, datetime.now(UTC)) if deadline is not None else None,
-        deadline=asked.parse_moment(deadline) if deadline is not None else None,
+        clouds=cloud or [],
+        gpus=gpus or [],
+        market=asked.choose_market(spot=spot, on_demand=on_demand, auto=auto),
+        deadline=deadline,
         budget_usd=budget,
         hours=hours,
-        hazard_h=asked.parse_hazard(hazard) if hazard is not None else None,
+        hazard=hazard,
         trust_prices=trust_prices,
         bucket=bucket,
-        name=check_name(name) if name is not None else None,
+        name=name,
     )
-    if clouds == (asked.LOCAL,):
-        from launcher import launch as story
+    if request.is_local:
+        from launcher.commands import launch_local as story
 
         asked.refuse_cloud_options(request, dry_run=dry_run, explain=explain)
         local = story.LocalOptions(preempt, preempt > 0 if compare is None else compare, seed, processes)
         raise typer.Exit(story.launch_local(request, local, output))
     asked.refuse_local_options(preempt, compare, seed, processes)
     if dry_run or explain:
-        from launcher import dry_run as dry
+        from launcher.commands import dry_run as dry
 
         raise typer.Exit(dry.plan_only(request, output, explained=explain))
-    from launcher import cloud as clouds_story
+    from launcher.commands import launch_cloud as clouds_story
 
     raise typer.Exit(clouds_story.launch_cloud(request, clouds_story.CloudOptions(detach, yes), output))
 
@@ -110,19 +104,19 @@ def status(
 
     Reads the bucket. For a single cloud run it also queries SkyPilot, if its API server is running.
     """
-    from launcher import look
-    from launcher.find import check_default_bucket
+    from launcher.commands import inspect_runs
+    from launcher.commands.find_runs import check_default_bucket
 
     check_default_bucket(bucket, run)
-    look.show_status(bucket, None if run is None else [run], output)
+    inspect_runs.show_status(bucket, None if run is None else [run], output)
 
 
 @app.command()
 def runs(bucket: o.BucketOption = None, output: o.OutputOption = "text", debug: o.DebugOption = False) -> None:
     """List all runs in the bucket."""
-    from launcher import look
+    from launcher.commands import inspect_runs
 
-    look.show_status(bucket, None, output)
+    inspect_runs.show_status(bucket, None, output)
 
 
 @app.command()
@@ -134,11 +128,11 @@ def logs(
     debug: o.DebugOption = False,
 ) -> None:
     """Print the log of all attempts, or of one. Reads the bucket only."""
-    from launcher import look
-    from launcher.find import check_default_bucket
+    from launcher.commands import inspect_runs
+    from launcher.commands.find_runs import check_default_bucket
 
     check_default_bucket(bucket, run)
-    look.print_logs(bucket, run, attempt, follow=follow)
+    inspect_runs.print_logs(bucket, run, attempt, follow=follow)
 
 
 @app.command()
@@ -149,11 +143,11 @@ def report(
     debug: o.DebugOption = False,
 ) -> None:
     """Show a run's receipt: attempts, steps redone, time lost, goodput, cost."""
-    from launcher import look
-    from launcher.find import check_default_bucket
+    from launcher.commands import inspect_runs
+    from launcher.commands.find_runs import check_default_bucket
 
     check_default_bucket(bucket, run)
-    look.show_report(bucket, run, output)
+    inspect_runs.show_report(bucket, run, output)
 
 
 @app.command()
@@ -164,8 +158,8 @@ def stop(
     debug: o.DebugOption = False,
 ) -> None:
     """Save, verify the checkpoint, end the run and terminate its machine. Reuse the --name to resume it later."""
-    from launcher import stop as story
-    from launcher.find import check_default_bucket
+    from launcher.commands import stop_run as story
+    from launcher.commands.find_runs import check_default_bucket
 
     check_default_bucket(bucket, run)
     raise typer.Exit(story.stop_run(bucket, run, at_once=now))
@@ -182,15 +176,16 @@ def prices(
     debug: o.DebugOption = False,
 ) -> None:
     """Show node prices. refresh: fetch SkyPilot's price lists. diff: compare them with the shipped snapshot."""
-    from launcher import prices as story
     from launcher import request as asked
+    from launcher.catalog.clouds import LOCAL, parse_gpus
+    from launcher.commands import prices as story
     from launcher.errors import RequestError
 
     asked.check_output(output)
     clouds = asked.parse_clouds(cloud or [])
-    if asked.LOCAL in clouds:
+    if LOCAL in clouds:
         raise RequestError("this machine has no price", "name a cloud, or none for all of them")
-    wanted = tuple(asked.parse_gpus(text) for text in gpus or [])
+    wanted = tuple(parse_gpus(text) for text in gpus or [])
     market = asked.choose_market(spot=spot, on_demand=on_demand, auto=False)
     asked.check_market(clouds, market)
     request = asked.LaunchRequest(recipe="", clouds=clouds, gpus=wanted, market=market)
@@ -211,11 +206,12 @@ def simulate(
 ) -> None:
     """Replay the policy over a recorded spot trace. Several --trace options are zones of one market."""
     from launcher import request as asked
-    from launcher import simulate as story
+    from launcher.commands import replay_trace as story
+    from launcher.replay.model import Job
 
     asked.check_output(output)
     deadline_h = asked.parse_deadline("24h" if deadline is None else deadline, datetime.now(UTC))
-    job = story.Job(hours, deadline_h, restart / 60, price, start)
+    job = Job(hours, deadline_h, restart / 60, price, start)
     raise typer.Exit(story.simulate(trace, job, output, plot))
 
 
@@ -226,9 +222,9 @@ def doctor(
     debug: o.DebugOption = False,
 ) -> None:
     """Check what a cloud launch needs on this machine, and report what is missing."""
-    from launcher import look
+    from launcher.commands import inspect_runs
 
-    raise typer.Exit(look.show_doctor(fix=fix, output=output))
+    raise typer.Exit(inspect_runs.show_doctor(fix=fix, output=output))
 
 
 @app.command()
@@ -243,10 +239,11 @@ def check(
     Every launch does the same. It costs nothing, and needs an account only if the model or the data do.
     """
     from launcher import request as asked
+    from launcher.catalog.clouds import parse_gpus
     from launcher.check import check as story
 
     asked.check_output(output)
-    nodes = [asked.parse_gpus(text) for text in gpus or []]
+    nodes = [parse_gpus(text) for text in gpus or []]
     raise typer.Exit(story.show_check(recipe, nodes, output))
 
 

@@ -2,64 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from checkpoints.errors import InvalidName
-from checkpoints.util.keys import is_run_name, suggest_run_name
+from checkpoints.util.keys import check_run_name, is_run_name, suggest_run_name
 from launcher.bounds import MAX_HAZARD_H, MAX_HOURS, MIN_HAZARD_H
+from launcher.catalog.clouds import CLOUDS, LOCAL, Gpus, Market, did_you_mean, parse_gpus
 from launcher.errors import RequestError
-from trainer.config.gpu_types import GPU_MEMORY_GIB
-
-Market = Literal["auto", "spot", "on-demand"]
-
-
-class CloudTraits(NamedTuple):
-    """What a cloud can do, as far as a run cares."""
-
-    name: str
-    label: str
-    has_spot: bool
-    notice_s: float | None
-    """Between a spot machine's notice and its end, where the trainer knows how to hear it."""
-    can_stop: bool
-    hosts_controller: bool
-    """May SkyPilot's jobs controller live on a VM there?"""
-
-
-CLOUDS = {
-    traits.name: traits
-    for traits in (
-        CloudTraits("gcp", "GCP", has_spot=True, notice_s=30.0, can_stop=True, hosts_controller=True),
-        CloudTraits("lambda", "Lambda", has_spot=False, notice_s=None, can_stop=False, hosts_controller=False),
-        CloudTraits("aws", "AWS", has_spot=True, notice_s=120.0, can_stop=True, hosts_controller=True),
-        CloudTraits("runpod", "RunPod", has_spot=False, notice_s=None, can_stop=False, hosts_controller=True),
-        CloudTraits("nebius", "Nebius", has_spot=True, notice_s=None, can_stop=True, hosts_controller=True),
-        CloudTraits("vast", "Vast", has_spot=False, notice_s=None, can_stop=True, hosts_controller=True),
-    )
-}
-"""As SkyPilot 0.14.1 says (a test compares), but for spot: RunPod's and Vast's spot columns of the catalog equal the
-on-demand price or zero, so they aren't read as spot here."""
-
-LOCAL = "local"
-
-
-@dataclass(frozen=True)
-class Gpus:
-    """So many GPUs of one kind, all in one node."""
-
-    name: str
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.count}"
 
 
 class LaunchRequest(BaseModel):
@@ -80,6 +34,11 @@ class LaunchRequest(BaseModel):
     bucket: str | None = None
     name: str | None = None
 
+    @property
+    def is_local(self) -> bool:
+        """On this machine, in no cloud?"""
+        return self.clouds == (LOCAL,)
+
     def at(self, now: datetime) -> LaunchRequest:
         """The same request, made at `now`: what is left until a deadline that is a moment. Raises `RequestError`."""
         if self.deadline is None:
@@ -96,13 +55,38 @@ class LaunchRequest(BaseModel):
         return launched + timedelta(hours=self.deadline_h)
 
 
-def parse_gpus(text: str) -> Gpus:
-    """`A100:8` -> Gpus; raises `RequestError`. Whether somebody sells such a GPU is for the price lists to say."""
-    match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?::([1-9][0-9]{0,2}))?", text)
-    if not match:
-        raise RequestError(f"{text[:80]!r} is not a GPU request", "write KIND:COUNT, for example A100:8")
-    names = {name.lower(): name for name in GPU_MEMORY_GIB}
-    return Gpus(names.get(match[1].lower(), match[1]), int(match[2] or 8))
+def launch_request(
+    *,
+    recipe: str,
+    clouds: Sequence[str],
+    gpus: Sequence[str],
+    market: Market,
+    deadline: str | None,
+    budget_usd: float | None,
+    hours: float | None,
+    hazard: str | None,
+    trust_prices: bool,
+    bucket: str | None,
+    name: str | None,
+) -> LaunchRequest:
+    """The request that these options of the command line make; raises `RequestError` and `InvalidName`."""
+    known = parse_clouds(clouds)
+    check_market(known, market)
+    check_name = check_run_name if known == (LOCAL,) else check_cloud_run_name
+    return LaunchRequest(
+        recipe=recipe,
+        clouds=known,
+        gpus=tuple(parse_gpus(text) for text in gpus),
+        market=market,
+        deadline_h=parse_deadline(deadline, datetime.now(UTC)) if deadline is not None else None,
+        deadline=parse_moment(deadline) if deadline is not None else None,
+        budget_usd=budget_usd,
+        hours=hours,
+        hazard_h=parse_hazard(hazard) if hazard is not None else None,
+        trust_prices=trust_prices,
+        bucket=bucket,
+        name=check_name(name) if name is not None else None,
+    )
 
 
 def parse_clouds(names: Sequence[str]) -> tuple[str, ...]:
@@ -281,13 +265,6 @@ def check_output(output: str) -> str:
     if output not in ("text", "json"):
         raise RequestError(f"--output {output!r} is not known", "use text or json")
     return output
-
-
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """`; did you mean 'A100'?`, or nothing where no known name is near."""
-    lowered = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(given.lower(), list(lowered), n=1, cutoff=0.4)
-    return f"; did you mean {lowered[close[0]]!r}?" if close else ""
 
 
 def _join(names: object) -> str:

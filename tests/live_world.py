@@ -27,8 +27,8 @@ from checkpoints.util.clock import FakeClock
 from launcher.policy.limits import Limits
 from launcher.policy.model import Place
 from launcher.policy.settings import Settings
-from launcher.sky.asked import Answer
-from launcher.sky.conductor import Conductor, LimitReached, Lost, Refused, Told, Up
+from launcher.sky.strategy.provision_log import Answer
+from launcher.sky.strategy.run_controller import Conductor, LimitReached, Lost, Refused, Told, Up
 
 ASK_S = 20.0
 """For a zone's answer."""

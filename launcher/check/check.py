@@ -13,6 +13,8 @@ from rich.text import Text
 
 from checkpoints.errors import NotusError
 from checkpoints.util.command_line import console
+from launcher.catalog.clouds import Gpus, parse_gpus
+from launcher.catalog.offers import find_catalog, load_offers
 from launcher.check import hub, tracking
 from launcher.check.answers import Answer, answers
 from launcher.check.rows import DATA, STEPS, Size, about_held_out, about_hours, about_rows, about_steps, size_of
@@ -20,8 +22,6 @@ from launcher.check.tokens import about_lengths, lengths_of, local_tokenizer
 from launcher.console import say
 from launcher.errors import RequestError
 from launcher.findings import Finding
-from launcher.offers import find_catalog, load_offers
-from launcher.request import Gpus, parse_gpus
 from trainer.config.recipe import BUILTIN, Recipe, load_recipe
 from trainer.data.preference_pairs import check_local
 from trainer.data.row_count import RowCount, Told, count_rows
@@ -142,7 +142,7 @@ def show_check(recipe_name: str, nodes: Sequence[Gpus], output: str) -> int:
     if output == "json":
         sys.stdout.write(json.dumps(as_json(recipe, checked), indent=2) + "\n")
     else:
-        from launcher.report.render import findings_table
+        from launcher.report.run_tables import findings_table
 
         console().print(findings_table(checked.findings))
     return RequestError.exit_code if checked.errors else 0

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from launcher.catalog.clouds import Gpus, parse_gpus
+from launcher.catalog.gpu_speeds import TOKENS_PER_SECOND, relative_speed
 from launcher.check.answers import Answer
+from launcher.console import counted
 from launcher.errors import RequestError
 from launcher.findings import Finding
-from launcher.report.tables import counted
-from launcher.request import Gpus, parse_gpus
-from launcher.speeds import TOKENS_PER_SECOND, relative_speed
 from trainer.config.global_batch import planned_steps
 from trainer.config.model_shapes import shape_of
 from trainer.config.recipe import Dataset, Recipe
@@ -21,7 +21,7 @@ from trainer.data.row_count import RowCount
 
 DATA, STEPS, HOURS = "data", "steps", "hours"
 TABLE_PARAMETERS = 6.7e9
-"""Of the model whose speeds `launcher.speeds` has: MPT 7B."""
+"""Of the model whose speeds `launcher.catalog.gpu_speeds` has: MPT 7B."""
 SLOWEST = 5.0
 """Notus 7B took 12 h on 8x A100, of which the table makes 2.8 h at 550 tokens a row (assumed): its optimizer was
 offloaded, and sequences are padded. What is called plausible goes from the table's hours to so many times those."""

@@ -20,10 +20,10 @@ from launcher.bounds import (
     MIN_HOURS,
     MIN_USD,
 )
-from launcher.policy.market import Met
 from launcher.policy.model import Place
 from launcher.policy.settings import Settings
-from launcher.policy.zones import MarketMet
+from launcher.policy.spot.market import Met
+from launcher.policy.spot.zone_pooling import MarketMet
 from trainer.config.recipe import load_recipe
 
 

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from checkpoints.run_log.event_kinds import Saved, Training
 from checkpoints.run_log.event_log import Event, of_kind
-from launcher.policy.history import MachineSpell, hours_of, hours_per_step, machines, on_machine
 from launcher.policy.model import Effort, Paid, Place
+from launcher.policy.run_history import MachineSpell, hours_of, hours_per_step, machines, on_machine
 
 SPOT_IN_A_ROW, ON_DEMAND_IN_A_ROW, ZONE_IN_A_ROW = 4, 3, 2
 """Machines without a new committed step, until their kind (or zone) is set aside."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from checkpoints.run_log.causes import LaunchCause, Limit, MoveCause, WaitCause
-from launcher.policy.market import PRIOR_UP, SpotMarket, mean_spell_h
+from launcher.policy.spot.market import PRIOR_UP, SpotMarket, mean_spell_h
 
 USUAL_HAZARD_PER_H = 1 / mean_spell_h(PRIOR_UP)
 CLOSING_H = 6 / 60

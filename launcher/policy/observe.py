@@ -13,9 +13,10 @@ from checkpoints.run_log.event_kinds import MachineUp, NoCapacity, Saved
 from checkpoints.run_log.event_log import Event, of_kind
 from checkpoints.run_log.event_order import of_newest_launch
 from checkpoints.run_log.run_record import Heartbeat
-from launcher.hazard import ON_DEMAND_H, assumed
-from launcher.policy.experience import MarketCounts, counts_of, kind_of, tuned_chain, world_of
-from launcher.policy.history import (
+from launcher.policy.limits import Limits
+from launcher.policy.machine_work import MachineWork, Streaks, machine_works, paid_at, restart_h, step_hours
+from launcher.policy.model import Known, Observation, Place, Running
+from launcher.policy.run_history import (
     MachineSpell,
     beat_on_machine,
     hours_of,
@@ -24,11 +25,10 @@ from launcher.policy.history import (
     spent_usd,
     work_of,
 )
-from launcher.policy.limits import Limits
-from launcher.policy.machine_work import MachineWork, Streaks, machine_works, paid_at, restart_h, step_hours
-from launcher.policy.market import MOST_CHURN, UNSEEN_AGE_H, Chain, SpotMarket, mean_spell_h, world
-from launcher.policy.model import Known, Observation, Place, Running
-from launcher.policy.zones import MarketMet
+from launcher.policy.spot.market import MOST_CHURN, UNSEEN_AGE_H, Chain, SpotMarket, mean_spell_h, world
+from launcher.policy.spot.preemption_rates import ON_DEMAND_H, assumed
+from launcher.policy.spot.statistics import MarketCounts, counts_of, kind_of, tuned_chain, world_of
+from launcher.policy.spot.zone_pooling import MarketMet
 
 NEWEST_SAVES = 5
 SAVE_H = 3 / 60

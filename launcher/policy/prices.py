@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from launcher.policy.market import AGE_BINS_H, PRIOR_UP, SpotMarket
 from launcher.policy.model import USUAL_HAZARD_PER_H, Known, Observation, Place
 from launcher.policy.settings import LONGEST_WAIT_H, Settings
+from launcher.policy.spot.market import AGE_BINS_H, PRIOR_UP, SpotMarket
 
 MET_H = 2.0
 """Hours of machines that the model's useful share counts for, against those that this run has paid at the place."""

@@ -29,9 +29,9 @@ from checkpoints.run_log.event_kinds import (
 from checkpoints.run_log.event_log import Event, of_kind
 from checkpoints.run_log.machine_history import told_by
 from checkpoints.run_log.metrics import StepMetrics
-from launcher.offers import Offer
-from launcher.policy.history import machines
-from launcher.report.story import data_line
+from launcher.catalog.offers import Offer
+from launcher.policy.run_history import machines
+from launcher.report.event_lines import data_line
 
 
 class AttemptLine(BaseModel):

@@ -35,9 +35,9 @@ from checkpoints.run_log.event_order import end_of_run
 from checkpoints.run_log.run_record import Heartbeat, read_heartbeat, read_run_if_valid
 from checkpoints.storage.base import Store
 from launcher.errors import UnknownRun
-from launcher.policy.history import machine_now, machines, spent_usd
-from launcher.presence import nobody_here
-from launcher.report.story import data_line, line_of
+from launcher.local.presence import nobody_here
+from launcher.policy.run_history import machine_now, machines, spent_usd
+from launcher.report.event_lines import data_line, line_of
 
 ABANDONED = "waiting for a launcher"
 ABANDONED_S = 1800.0

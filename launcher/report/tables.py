@@ -8,11 +8,6 @@ from typing import Any
 from rich.table import Table
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 start`, `2 starts`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 class PlainTable(Table):
     """A table without lines. What doesn't fit goes on in the next line: rich's default cuts it, figures too."""
 
@@ -25,13 +20,6 @@ class PlainTable(Table):
         for column in self.columns:
             if str(column.header) in columns:
                 column.min_width = max(len(str(cell)) for cell in (column.header, *column._cells))
-
-
-def rounded(value: float, digits: int) -> str:
-    """At most seven characters: `154.61`, `1,545.6`, `154,612`, `1.55M`. `digits` are those of a number below 1000."""
-    if value >= 999_999.5:
-        return f"{value / 1e6:,.2f}M"
-    return f"{value:,.{digits if value < 1000 else max(0, digits - 1) if value < 10_000 else 0}f}"
 
 
 def plain_table(title: str | None = None, *, header: bool = True) -> PlainTable:

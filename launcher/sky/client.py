@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from checkpoints.util.interpreter import PATH, environment
 from launcher.errors import SkyFailed, UnclearJob
-from launcher.identity import RunIdentity
+from launcher.run_identity import RunIdentity
 from launcher.sky.jobs import Told, told_by
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Any, Literal, NamedTuple
 
-from launcher.identity import RunIdentity, run_identity
+from launcher.run_identity import RunIdentity, run_identity
 
 SUBMISSION = "NOTUS_SUBMISSION"
 """An id made for one submission: a job that has it was submitted by `notus-launch`, and by that very launch."""

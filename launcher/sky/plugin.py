@@ -34,15 +34,24 @@ from checkpoints.run_log.event_log import read_events
 from checkpoints.run_log.run_record import open_run
 from checkpoints.storage.base import Store
 from checkpoints.util.clock import LONG_AGO, SystemClock
-from launcher.offers import find_catalog
+from launcher.catalog.offers import find_catalog
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.model import Place
 from launcher.sky import catalog
-from launcher.sky.asked import Tried, all_refused, answers, asked_at, count_asked, one_line, tries_in, was_given
-from launcher.sky.conductor import Conductor, LimitReached, Lost, Refused, Told, Up
-from launcher.sky.entries import Entry, requests
-from launcher.sky.last_word import ends_the_run
-from launcher.sky.places import Candidate, Hourly, booked, is_price, judge, offers_for, report
+from launcher.sky.strategy.last_word import ends_the_run
+from launcher.sky.strategy.places import Candidate, Hourly, booked, is_price, judge, offers_for, report
+from launcher.sky.strategy.provision_log import (
+    Tried,
+    all_refused,
+    answers,
+    asked_at,
+    count_asked,
+    one_line,
+    tries_in,
+    was_given,
+)
+from launcher.sky.strategy.resource_entries import Entry, requests
+from launcher.sky.strategy.run_controller import Conductor, LimitReached, Lost, Refused, Told, Up
 from trainer.checkpointing.save_interval import HOURS_TO_PREEMPTION
 from trainer.supervisor.single_node import check_nodes
 from trainer.supervisor.supervisor import PREDECESSOR_GONE

@@ -15,7 +15,7 @@ from ruamel.yaml.resolver import implicit_resolvers
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString, SingleQuotedScalarString
 
 from checkpoints.storage.s3_location import S3Location, s3_location
-from launcher.plan import Rung
+from launcher.planning.plan import Rung
 from launcher.policy.limits import Limits
 from launcher.sky.jobs import LAUNCH, SUBMISSION
 from trainer.config.recipe import Recipe

@@ -17,8 +17,8 @@ from checkpoints.run_log.event_log import Event
 from checkpoints.run_log.launches import newest_launch
 from checkpoints.storage.base import Store
 from checkpoints.util.clock import Clock, looks
-from launcher.identity import RunIdentity
-from launcher.policy.history import began_since
+from launcher.policy.run_history import began_since
+from launcher.run_identity import RunIdentity
 from launcher.sky import client
 from launcher.sky.client import Job
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from launcher.offers import find_catalog, load_offers
-from launcher.request import parse_gpus
+from launcher.catalog.clouds import parse_gpus
+from launcher.catalog.offers import find_catalog, load_offers
 from tests.e2e.clouds import Clouds
 from tests.e2e.runs import CloudRun
 

@@ -17,8 +17,8 @@ import psutil
 from checkpoints.run_log.event_log import Event, read_events
 from checkpoints.run_log.run_record import open_run
 from checkpoints.storage.base import Store
-from launcher.local import committed_step
-from launcher.plan import Rung
+from launcher.local.backend import committed_step
+from launcher.planning.plan import Rung
 from launcher.sky.render import SKYPILOTS_OWN, task_config, to_yaml
 from tests.e2e.clouds import Clouds
 from tests.e2e.holds import Hold

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from checkpoints.run_log.stop_request import ask
 from checkpoints.storage.base import Store
-from launcher.local import committed_step
-from launcher.policy.history import machines
+from launcher.local.backend import committed_step
 from launcher.policy.machine_work import SPOT_IN_A_ROW
+from launcher.policy.run_history import machines
 from launcher.sky.render import NOTUS
 from tests.e2e.clouds import Clouds
 from tests.e2e.gate import Gate

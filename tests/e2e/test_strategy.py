@@ -9,8 +9,8 @@ import pytest
 
 from checkpoints.run_log.stop_request import read_request
 from checkpoints.storage.base import Store
-from launcher.local import committed_step
-from launcher.plan import Rung
+from launcher.local.backend import committed_step
+from launcher.planning.plan import Rung
 from launcher.sky.render import NOTUS
 from tests.e2e.clouds import Clouds
 from tests.e2e.figures import measure, places_asked

@@ -26,10 +26,13 @@ with warnings.catch_warnings():
 
 from checkpoints.util.keys import is_run_name
 from launcher.errors import UnclearJob
-from launcher.identity import run_identity
 from launcher.request import check_cloud_run_name, cloud_run_name
+from launcher.run_identity import run_identity
 from launcher.sky.client import own_job
-from launcher.sky.credentials import (
+from launcher.sky.example_tasks import LADDER, shipped_tasks
+from launcher.sky.jobs import told_by
+from launcher.sky.render import task_config, to_yaml
+from launcher.sky.setup.credentials import (
     KEY,
     NO_UPLOAD,
     SETTABLE,
@@ -37,10 +40,7 @@ from launcher.sky.credentials import (
     mounted_credentials,
     safe_remote_identity,
 )
-from launcher.sky.jobs import told_by
-from launcher.sky.render import task_config, to_yaml
-from launcher.sky.sent import gather
-from launcher.sky.tasks import LADDER, shipped_tasks
+from launcher.sky.workdir import gather
 from trainer.config.recipe import load_recipe
 
 RUN_NAMES = st.from_regex(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)

@@ -43,6 +43,6 @@ def test_the_training_imports_no_tracker_and_no_deepspeed_that_it_may_not_need()
 
 def test_a_dry_run_begins_without_a_store() -> None:
     """It has a second for everything, and reads a bucket only for a run that exists."""
-    found = imported_by("launcher.dry_run")
+    found = imported_by("launcher.commands.dry_run")
     assert "ruamel" in found
     assert found.isdisjoint({"torch", "awscrt", "obstore", "boto3", *UNWANTED})

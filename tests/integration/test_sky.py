@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.request import CLOUDS
-from launcher.sky.doctor import fix
-from launcher.sky.tasks import LADDER, shipped_tasks
+from launcher.catalog.clouds import CLOUDS
+from launcher.sky.example_tasks import LADDER, shipped_tasks
+from launcher.sky.setup.doctor import fix
 from tests.integration.sky_process import run
 
 PARSE = """
@@ -73,7 +73,7 @@ from sky import global_user_state
 from sky.utils import status_lib
 from launcher.policy.model import Place
 from launcher.sky import plugin
-from launcher.sky.asked import asked_at
+from launcher.sky.strategy.provision_log import asked_at
 from launcher.sky.plugin import NotusStrategy, Search, cluster_events
 
 began = datetime.now(UTC)
@@ -264,7 +264,7 @@ import asyncio, json, os, pathlib
 import sky
 from launcher.sky import catalog
 from launcher.sky.plugin import NotusStrategy, expand
-from launcher.sky.places import Hourly
+from launcher.sky.strategy.places import Hourly
 from checkpoints.util.clock import FakeClock
 
 path = pathlib.Path(os.environ["HOME"]) / ".sky/catalogs/v8/gcp/vms.csv"

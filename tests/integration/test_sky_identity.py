@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.sky.repack import repack
+from launcher.sky.setup.release_wheel import repack
 
 ROOT = Path(__file__).parents[2]
 

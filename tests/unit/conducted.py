@@ -20,8 +20,8 @@ from checkpoints.storage.object_store import ObjectStore
 from checkpoints.util.clock import FakeClock
 from launcher.policy.limits import Limits
 from launcher.policy.model import Place
-from launcher.sky.asked import Answer
-from launcher.sky.conductor import Conductor, Lost, Refused, Told, Up
+from launcher.sky.strategy.provision_log import Answer
+from launcher.sky.strategy.run_controller import Conductor, Lost, Refused, Told, Up
 
 SPOT_A = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
 SPOT_B = Place("gcp", "us", "us-b", "A100:8", True, 11.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.offers import Catalog, find_catalog
+from launcher.catalog.offers import Catalog, find_catalog
 
 
 @pytest.fixture(autouse=True)

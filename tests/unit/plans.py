@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.kinds import wanted_gpus
-from launcher.offers import Catalog, Offer, find_catalog, load_offers
-from launcher.plan import DryRun
-from launcher.planner import Planner
-from launcher.request import Gpus, LaunchRequest
+from launcher.catalog.clouds import Gpus
+from launcher.catalog.offers import Catalog, Offer, find_catalog, load_offers
+from launcher.planning.node_types import wanted_gpus
+from launcher.planning.plan import DryRun
+from launcher.planning.planner import Planner
+from launcher.request import LaunchRequest
 from trainer.config.recipe import load_recipe
 
 RECIPE = load_recipe("notus-7b-dpo")

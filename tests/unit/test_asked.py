@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from launcher.policy.model import Place
-from launcher.sky.asked import Answer, all_refused, answers, asked_at, count_asked, tries_in, was_given
+from launcher.sky.strategy.provision_log import Answer, all_refused, answers, asked_at, count_asked, tries_in, was_given
 
 START = datetime(2026, 11, 26, 3, 50, 39, 500_000, tzinfo=UTC)
 

@@ -12,6 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from checkpoints.errors import NotusError
+from launcher.catalog.clouds import Gpus, parse_gpus
 from launcher.check.answers import Answer, Question, answers
 from launcher.check.check import Where, as_json, check_before_launch, check_recipe, show_check
 from launcher.check.hub import why_no_push
@@ -19,7 +20,6 @@ from launcher.check.rows import SLOWEST, Size, about_held_out, about_hours, abou
 from launcher.check.tokens import about_lengths, lengths_of
 from launcher.errors import RequestError
 from launcher.findings import Finding
-from launcher.request import Gpus, parse_gpus
 from trainer.config.global_batch import planned_steps
 from trainer.config.recipe import Recipe, Source, load_recipe
 from trainer.data.row_count import SAMPLE_ROWS, RowCount, Texts, count_rows

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launcher.errors import SkyFailed, UnclearJob
-from launcher.identity import run_identity
+from launcher.run_identity import run_identity
 from launcher.sky.client import find_job, own_job
 
 

@@ -22,19 +22,20 @@ from checkpoints.run_log.run_record import HEARTBEAT_KEY, Heartbeat, register_ru
 from checkpoints.run_log.stop_request import ask, read_request
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.util.clock import FakeClock
-from launcher import cli, cloud, follow, look, stop
+from launcher import cli
+from launcher.commands import follow_run, inspect_runs, launch_cloud, stop_run
 from launcher.errors import RequestError, RunFailed, SkyFailed, UnclearJob
-from launcher.identity import RunIdentity, run_identity
-from launcher.plan import Rung
-from launcher.policy.history import place_data
+from launcher.planning.plan import Rung
 from launcher.policy.model import Place
+from launcher.policy.run_history import place_data
+from launcher.run_identity import RunIdentity, run_identity
 from launcher.sky import client
 from launcher.sky.client import Job
-from launcher.sky.doctor import fix
+from launcher.sky.job_secrets import collect
 from launcher.sky.jobs import told_by
-from launcher.sky.secrets import collect
-from launcher.sky.sent import gather
+from launcher.sky.setup.doctor import fix
 from launcher.sky.submission import EVERY_S, SETTLE_S, settle
+from launcher.sky.workdir import gather
 from trainer.config.recipe import load_recipe
 from trainer.main import new_record
 
@@ -86,10 +87,10 @@ def sky(monkeypatch: pytest.MonkeyPatch) -> FakeSky:
 def store(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     """Behind every bucket URL."""
     made = ObjectStore.memory()
-    for module in (cloud, stop):
+    for module in (launch_cloud, stop_run):
         monkeypatch.setattr(module, "open_run", lambda bucket, name: made, raising=False)
     monkeypatch.setattr("checkpoints.run_log.run_record.open_run", lambda bucket, name: made)
-    monkeypatch.setattr(cloud, "SystemClock", FakeClock)
+    monkeypatch.setattr(launch_cloud, "SystemClock", FakeClock)
     return made
 
 
@@ -384,7 +385,7 @@ def test_an_absolute_deadline_stays_while_the_question_is_open(
     fix(tmp_path, {})
     start = datetime(2026, 11, 28, 12, tzinfo=UTC)
     monkeypatch.setattr(Now, "time", start)
-    monkeypatch.setattr(cloud, "datetime", Now)
+    monkeypatch.setattr(launch_cloud, "datetime", Now)
     monkeypatch.setattr(cli, "datetime", Now)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     asked: list[str] = []
@@ -408,7 +409,7 @@ def test_a_plan_that_changed_while_the_question_was_open_is_asked_again(
     fix(tmp_path, {})
     start = datetime(2026, 11, 28, 12, tzinfo=UTC)
     monkeypatch.setattr(Now, "time", start)
-    monkeypatch.setattr(cloud, "datetime", Now)
+    monkeypatch.setattr(launch_cloud, "datetime", Now)
     monkeypatch.setattr(cli, "datetime", Now)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     asked: list[str] = []
@@ -477,7 +478,7 @@ def lives_elsewhere(store: ObjectStore, who: str, every_s: float = 5.0, skew_s: 
 
     held = Lease.claim(store, Writer(id=uuid.uuid4().hex, host="h", pid=1), clock=FakeClock())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cloud, "SystemClock", Clock)
+        patch.setattr(launch_cloud, "SystemClock", Clock)
         yield
 
 
@@ -671,7 +672,7 @@ def test_following_ends_with_the_run(
             Diary(store, 1).write(kind, **data)
 
     clock.sleep = sleep  # type: ignore[method-assign]
-    assert follow.follow(store, "r", lambda: Job(7, "r", "RUNNING", 0, ""), clock).code == code
+    assert follow_run.follow(store, "r", lambda: Job(7, "r", "RUNNING", 0, ""), clock).code == code
     said = capsys.readouterr().err
     assert "SkyPilot: RUNNING" in said
     assert data.get("message", "") in said
@@ -680,16 +681,16 @@ def test_following_ends_with_the_run(
 def test_a_job_that_skypilot_gave_up_ends_it_too(store: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
     registered(store)
     job = Job(7, "r", "FAILED_SETUP", 0, "flash-attn does not build")
-    assert follow.follow(store, "r", lambda: job, FakeClock()).code == 2
+    assert follow_run.follow(store, "r", lambda: job, FakeClock()).code == 2
     assert "flash-attn does not build" in capsys.readouterr().err
     crashed = Job(7, "r", "FAILED_CONTROLLER", 0, "out of memory")
-    assert follow.follow(store, "r", lambda: crashed, FakeClock()).code == 1
+    assert follow_run.follow(store, "r", lambda: crashed, FakeClock()).code == 1
     no_key = Job(7, "r", "FAILED_PRECHECKS", 0, "the credentials are not valid")
-    assert follow.follow(store, "r", lambda: no_key, FakeClock()).code == 2
+    assert follow_run.follow(store, "r", lambda: no_key, FakeClock()).code == 2
     done = Job(7, "r", "SUCCEEDED", 0, "")
-    assert follow.follow(store, "r", lambda: done, FakeClock()) == follow.End(0, receipt=True)
+    assert follow_run.follow(store, "r", lambda: done, FakeClock()) == follow_run.End(0, receipt=True)
     gone = Job(7, "r", "FAILED_NO_RESOURCE", 0, "quota 0")
-    assert follow.follow(store, "r", lambda: gone, FakeClock()).code == 3
+    assert follow_run.follow(store, "r", lambda: gone, FakeClock()).code == 3
 
 
 def test_a_run_of_plain_skypilot_can_be_stopped_before_its_trainer_started(
@@ -725,7 +726,7 @@ def test_a_stop_waits_for_a_local_run_that_lives_whatever_its_clock_says(
                 Diary(store, 1).write("stopped", step=4, reason="by the user")
 
     local_run(store, now())
-    monkeypatch.setattr(stop, "SystemClock", Clock)
+    monkeypatch.setattr(stop_run, "SystemClock", Clock)
     assert launch("stop", "r") == 0
     assert "run r: stopped at step 4" in capsys.readouterr().err
 
@@ -743,7 +744,7 @@ def test_a_stop_does_not_wait_for_long_for_a_run_that_is_dead(
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No real time."""
-    monkeypatch.setattr(stop, "SystemClock", FakeClock)
+    monkeypatch.setattr(stop_run, "SystemClock", FakeClock)
 
 
 def test_a_stop_that_reaches_nobody_stands_and_is_not_called_done(
@@ -798,7 +799,7 @@ def test_stop_of_a_running_one_asks_the_trainer(
             asked.append(request.action)
             Diary(store, 1).write("stopped", step=4, reason=request.reason)
 
-    monkeypatch.setattr(stop, "SystemClock", Clock)
+    monkeypatch.setattr(stop_run, "SystemClock", Clock)
     assert launch("stop", "r") == 0
     assert asked == ["stop"]
 
@@ -811,7 +812,7 @@ def test_status_of_a_cloud_run_also_asks_skypilot(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     registered(store)
-    monkeypatch.setattr(look, "open_run", lambda bucket, name: store)
+    monkeypatch.setattr(inspect_runs, "open_run", lambda bucket, name: store)
     monkeypatch.setattr(client, "peek", lambda run: Job(7, run.run, "PENDING", 0, "asking again in 60 s"))
     assert launch("status", "r", "-o", "json") == 0
     (status,) = json.loads(capsys.readouterr().out)

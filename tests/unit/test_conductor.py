@@ -18,13 +18,13 @@ from checkpoints.run_log.event_log import Diary, Event, read_events
 from checkpoints.run_log.stop_request import ask, read_request
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.util.clock import FakeClock
-from launcher.hazard import ON_DEMAND_H
-from launcher.policy.history import machines, place_data, spent_usd
 from launcher.policy.model import Place
+from launcher.policy.run_history import machines, place_data, spent_usd
 from launcher.policy.settings import Settings
-from launcher.sky.conductor import LimitReached, Told, Up
-from launcher.sky.life_signs import ALARM_S
-from launcher.sky.patience import DEAF_S
+from launcher.policy.spot.preemption_rates import ON_DEMAND_H
+from launcher.sky.strategy.life_signs import ALARM_S
+from launcher.sky.strategy.patience import DEAF_S
+from launcher.sky.strategy.run_controller import LimitReached, Told, Up
 from tests.unit.conducted import LAMBDA, SPOT_A, SPOT_B, Run, beating
 
 

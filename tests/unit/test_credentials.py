@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from launcher.errors import RequestError
 from launcher.findings import Finding
-from launcher.sky.credentials import (
+from launcher.sky.setup.credentials import (
     Mounted,
     ask_skypilot,
     in_words,
@@ -22,7 +22,7 @@ from launcher.sky.credentials import (
     remark,
     safe_remote_identity,
 )
-from launcher.sky.doctor import examine, fix
+from launcher.sky.setup.doctor import examine, fix
 
 CONSOLIDATED = {"jobs": {"controller": {"consolidation_mode": True}}}
 
@@ -146,7 +146,7 @@ def test_fix_leaves_the_files_of_a_controllers_vm_and_of_a_remote_server_alone(t
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     environment = {"SKYPILOT_API_SERVER_ENDPOINT": "http://team"} if remote else {}
-    with mock.patch("launcher.sky.wheel.find", lambda folder: folder):
+    with mock.patch("launcher.sky.setup.controller_wheel.find", lambda folder: folder):
         assert fix(tmp_path, environment, [AWS, GCP])
     assert "remote_identity" not in path.read_text()
 
@@ -154,7 +154,7 @@ def test_fix_leaves_the_files_of_a_controllers_vm_and_of_a_remote_server_alone(t
 def test_skypilot_is_asked_in_a_process_with_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     def answers(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         assert options["timeout"] < 120
-        assert words[-1] == "launcher.sky.credentials"
+        assert words[-1] == "launcher.sky.setup.credentials"
         return subprocess.CompletedProcess(words, 0, 'a word of a cloud\n[["aws", ["~/.aws/credentials"]]]\n', "")
 
     monkeypatch.setattr(subprocess, "run", answers)

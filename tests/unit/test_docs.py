@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.reference import pages
+from launcher.cli_reference import pages
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from launcher.errors import RequestError
-from launcher.sky import repack, wheel
-from launcher.sky.controller import PLUGIN, find_controller, plugin_is_configured
-from launcher.sky.doctor import examine, fix
+from launcher.sky.setup import controller_wheel, release_wheel
+from launcher.sky.setup.controller import PLUGIN, find_controller, plugin_is_configured
+from launcher.sky.setup.doctor import examine, fix
 
 
 def states(home: Path) -> dict[str, str]:
@@ -64,7 +64,7 @@ class FakePip:
 @pytest.fixture
 def pip(monkeypatch: pytest.MonkeyPatch) -> FakePip:
     fake = FakePip()
-    monkeypatch.setattr(wheel, "pip_wheel", fake.wheel)
+    monkeypatch.setattr(controller_wheel, "pip_wheel", fake.wheel)
     return fake
 
 
@@ -128,7 +128,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tree / folder / "__init__.py").touch()
     for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
         (tree / name).touch()
-    monkeypatch.setattr(wheel, "find_checkout", lambda: tree)
+    monkeypatch.setattr(controller_wheel, "find_checkout", lambda: tree)
     return tree
 
 
@@ -136,12 +136,12 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the code is said to be installed."""
     site = tmp_path / "site-packages"
-    for package in repack.PACKAGES:
+    for package in release_wheel.PACKAGES:
         (site / package).mkdir(parents=True)
         (site / package / "__init__.py").touch()
     (site / "launcher/one.py").write_text("ONE = 1\n")
-    monkeypatch.setattr(repack, "launcher", SimpleNamespace(__file__=str(site / "launcher/__init__.py")))
-    monkeypatch.setattr(wheel, "find_checkout", lambda: None)
+    monkeypatch.setattr(release_wheel, "launcher", SimpleNamespace(__file__=str(site / "launcher/__init__.py")))
+    monkeypatch.setattr(controller_wheel, "find_checkout", lambda: None)
     return site
 
 
@@ -181,7 +181,9 @@ def test_a_wheel_that_cannot_be_made_is_an_error_with_pips_words(
     (tmp_path / ".sky").mkdir()
     (tmp_path / ".sky/config.yaml").write_text("jobs: {controller: {consolidation_mode: false}}\n")
     said = "ERROR: no versions\nERROR: No matching distribution found for notus-launch\n"
-    monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, "", said))
+    monkeypatch.setattr(
+        controller_wheel.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, "", said)
+    )
     with pytest.raises(RequestError, match="No matching distribution found"):
         fix(tmp_path, {})
     assert sorted(path.name for path in (tmp_path / ".sky").iterdir()) == ["config.yaml"], "nothing is half done"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.policy.model import Place
-from launcher.sky.entries import MAX_ENTRIES, Entry, compress, requests
+from launcher.sky.strategy.resource_entries import MAX_ENTRIES, Entry, compress, requests
 
 
 def place(zone: str, price: float, *, spot: bool = True) -> Place:

@@ -44,12 +44,12 @@ from checkpoints.run_log.run_record import list_runs, open_run, read_run, regist
 from checkpoints.run_log.stop_request import REQUEST_KEY, Request, ask, read_request
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.util.clock import FakeClock
-from launcher.follow import end_of
-from launcher.policy.history import place_data
+from launcher.commands.follow_run import end_of
 from launcher.policy.observe import observe
+from launcher.policy.run_history import place_data
+from launcher.report.event_lines import line_of
 from launcher.report.receipt import make_receipt
 from launcher.report.status import derive_status, read_status
-from launcher.report.story import line_of
 from tests.unit.places import ALL, LAMBDA
 from trainer.config.recipe import load_recipe
 from trainer.main import new_record

@@ -11,17 +11,17 @@ import pytest
 
 from checkpoints.run_log.event_kinds import MachineUp
 from checkpoints.run_log.event_log import Event
-from launcher import experience
-from launcher.explain import explain
-from launcher.offers import Offer
-from launcher.planner import Planner
+from launcher.catalog.offers import Offer
+from launcher.planning import user_history
+from launcher.planning.explanation import explain
+from launcher.planning.planner import Planner
 from launcher.policy.decide import decide
-from launcher.policy.experience import MarketCounts, counts_of, total, tuned_chain
-from launcher.policy.history import place_data
 from launcher.policy.limits import Limits
-from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, churned, mean_spell_h
 from launcher.policy.model import Launch, Place
 from launcher.policy.observe import hours_to_preemption, observe
+from launcher.policy.run_history import place_data
+from launcher.policy.spot.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, churned, mean_spell_h
+from launcher.policy.spot.statistics import MarketCounts, counts_of, total, tuned_chain
 from launcher.request import LaunchRequest
 from tests.unit.plans import RECIPE
 
@@ -122,23 +122,23 @@ def test_a_run_is_remembered_once_however_often_it_is_looked_at(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("NOTUS_HOME", str(tmp_path))
-    assert experience.learned() == {}
-    experience.remember("s3://b/one", life(A, 0, 3)[:1], at(1))
+    assert user_history.learned() == {}
+    user_history.remember("s3://b/one", life(A, 0, 3)[:1], at(1))
     for _ in range(2):
-        experience.remember("s3://b/one", life(A, 0, 3), at(3))
-    experience.remember("s3://b/two", life(A, 0, 2, "moved"), at(3))
-    experience.remember("file:///local", [event("planned", 0)], at(3))
-    experience.remember("s3://b/three", life(replace(A, cloud="aws"), 0, 9), at(10))
-    known = experience.learned()
+        user_history.remember("s3://b/one", life(A, 0, 3), at(3))
+    user_history.remember("s3://b/two", life(A, 0, 2, "moved"), at(3))
+    user_history.remember("file:///local", [event("planned", 0)], at(3))
+    user_history.remember("s3://b/three", life(replace(A, cloud="aws"), 0, 9), at(10))
+    known = user_history.learned()
     source = known["gcp", "A100:8"].hazard(["us-a"]).source
     assert "updated by 2 runs of yours, 1 preemptions in 5 machine hours: spot in one zone" in source
     assert source.endswith(" h (from 2 own spells)")
     aws = known["aws", "A100:8"]
     assert "updated by 1 runs of yours" in aws.hazard(["us-a", "us-b"]).source, "the runs that saw that market"
     assert aws.hazard(["us-a"]).world.elsewhere == 0 < aws.hazard(["us-a", "us-b"]).world.elsewhere
-    assert experience.learned(without="s3://b/one")["gcp", "A100:8"].runs == 1
-    experience.experience_path().write_text("not json")
-    assert experience.learned() == {}
+    assert user_history.learned(without="s3://b/one")["gcp", "A100:8"].runs == 1
+    user_history.experience_path().write_text("not json")
+    assert user_history.learned() == {}
 
 
 def test_a_file_of_before_there_were_zones_counts_for_the_market(
@@ -147,8 +147,8 @@ def test_a_file_of_before_there_were_zones_counts_for_the_market(
     monkeypatch.setenv("NOTUS_HOME", str(tmp_path))
     old = '{"runs": {"s3://b/one": [{"cloud": "gcp", "gpus": "A100:8", "counts": {"up_ends": [9, 0, 0, 0, 0, 0], '
     old += '"up_h": [1.8, 0, 0, 0, 0, 0], "down_ends": [0, 0, 0, 0, 0, 0], "down_h": [0, 0, 0, 0, 0, 0]}}]}}'
-    experience.experience_path().write_text(old)
-    known = experience.learned()["gcp", "A100:8"]
+    user_history.experience_path().write_text(old)
+    known = user_history.learned()["gcp", "A100:8"]
     assert known.counts.preemptions == 9
     assert known.met.churn_in("us-a") == known.met.churn_in("us-b") > 1.5
 
@@ -159,8 +159,8 @@ def test_what_a_zone_was_like_shows_in_its_own_life(monkeypatch: pytest.MonkeyPa
     events = [
         x for n in range(12) for x in (*life(A, 30 * n, 30 * n + 0.3), *life(B, 30 * n + 1, 30 * n + 20, "moved"))
     ]
-    experience.remember("s3://b/one", events, at(400))
-    known = experience.learned()["gcp", "A100:8"]
+    user_history.remember("s3://b/one", events, at(400))
+    known = user_history.learned()["gcp", "A100:8"]
     told = known.hazard(["us-b", "us-a", "us-c"])
     rough, calm, unseen = (told.life_in(zone) for zone in ("us-a", "us-b", "us-c"))
     assert rough.mean_h < unseen.mean_h < calm.mean_h
@@ -177,15 +177,15 @@ def test_what_a_zone_was_like_shows_in_its_own_life(monkeypatch: pytest.MonkeyPa
 
 def test_too_little_is_not_called_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NOTUS_HOME", str(tmp_path))
-    experience.remember("s3://b/one", life(A, 0, 0.5), at(3))
-    assert experience.learned() == {}
+    user_history.remember("s3://b/one", life(A, 0, 0.5), at(3))
+    assert user_history.learned() == {}
 
 
 def test_a_home_that_cannot_be_written_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NOTUS_HOME", str(tmp_path / "file"))
-    experience.remember("s3://b/one", life(A, 0, 3), at(3))
-    assert experience.learned() == {}
+    user_history.remember("s3://b/one", life(A, 0, 3), at(3))
+    assert user_history.learned() == {}
 
 
 def test_the_policy_of_a_run_learns_from_the_run_itself() -> None:
@@ -197,7 +197,7 @@ def test_the_policy_of_a_run_learns_from_the_run_itself() -> None:
 
     rough = [x for n in range(20) for x in life(A, n, n + 0.1)]
     assert ends(rough)[0] > 1.5 * ends([])[0]
-    met = experience.Experience(("gcp", "A100:8"), counts_of(rough, at(24))["gcp", "A100:8"], 1).met
+    met = user_history.Experience(("gcp", "A100:8"), counts_of(rough, at(24))["gcp", "A100:8"], 1).met
     assert ends([], met={("gcp", "A100:8"): met})[0] > 1.5 * ends([])[0], "and from the runs before it"
     assert ends([], met={("aws", "A100:8"): met}) == ends([]), "in the same market"
     assert ends(rough, hazard_h=4.0) == (0.25,) * BINS, "--hazard is taken as it is"
@@ -247,7 +247,7 @@ def met_in_aws(monkeypatch: pytest.MonkeyPatch, home: Path, *zones: str) -> None
     monkeypatch.setenv("NOTUS_HOME", str(home))
     places = [Place("aws", "us-east-1", zone, "A100:8", True, 9.0) for zone in zones]
     lives = [life(place, 2 * n, 2 * n + 1.5) for place in places for n in range(10)]
-    experience.remember("s3://b/one", [event for one in lives for event in one], at(20))
+    user_history.remember("s3://b/one", [event for one in lives for event in one], at(20))
 
 
 def test_what_was_met_in_a_zone_of_aws_reaches_the_plan_by_name(
@@ -255,7 +255,7 @@ def test_what_was_met_in_a_zone_of_aws_reaches_the_plan_by_name(
 ) -> None:
     met_in_aws(monkeypatch, tmp_path, "us-east-1a")
     offers = [aws_offer("us-east-1", "us-east-1a"), aws_offer("us-east-1", "us-east-1b")]
-    hazard = experience.learned(offers=offers)["aws", "A100:8"].hazard(["us-east-1a", "us-east-1b"])
+    hazard = user_history.learned(offers=offers)["aws", "A100:8"].hazard(["us-east-1a", "us-east-1b"])
     assert hazard.life_in("us-east-1a").basis == "own spells"
     assert hazard.life_in("us-east-1b").basis == "market"
     assert hazard.life_in("us-east-1a").mean_h > hazard.life_in("us-east-1b").mean_h, "calmer than is usual"
@@ -268,7 +268,7 @@ def test_without_names_it_is_known_by_region(monkeypatch: pytest.MonkeyPatch, tm
         aws_offer("us-east-1", "use1-az2"),
         aws_offer("us-west-2", "usw2-az1"),
     ]
-    known = experience.learned(offers=offers)["aws", "A100:8"]
+    known = user_history.learned(offers=offers)["aws", "A100:8"]
     hazard = known.hazard([offer.area for offer in offers])
     lives = [hazard.life_in(offer.area) for offer in offers]
     assert [(one.basis, one.own_spells) for one in lives] == [("region", 20), ("region", 20), ("market", 0)]
@@ -283,10 +283,10 @@ def test_a_diary_with_ids_is_read_by_name_once_the_names_are_known(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     met_in_aws(monkeypatch, tmp_path, "use1-az1")
-    known = experience.learned(names={"use1-az1": "us-east-1c"})["aws", "A100:8"]
+    known = user_history.learned(names={"use1-az1": "us-east-1c"})["aws", "A100:8"]
     assert set(known.met.zones) == {"us-east-1c"}
     assert known.hazard(["us-east-1c"]).life_in("us-east-1c").own_spells == 10
-    same = experience.learned(offers=[aws_offer("us-east-1", "use1-az1")])["aws", "A100:8"]
+    same = user_history.learned(offers=[aws_offer("us-east-1", "use1-az1")])["aws", "A100:8"]
     assert same.hazard(["use1-az1"]).life_in("use1-az1").basis == "own spells", "both by id"
 
 
@@ -294,7 +294,7 @@ def test_the_explanation_says_that_it_is_the_regions_record(monkeypatch: pytest.
     met_in_aws(monkeypatch, tmp_path, "us-east-1a")
     offers = [aws_offer("us-east-1", "use1-az1"), aws_offer("us-east-1", "use1-az1").model_copy(update={"spot": False})]
     request = LaunchRequest(recipe="x", market="spot")
-    planner = Planner(request, RECIPE, offers, "test", experience.learned(offers=offers))
+    planner = Planner(request, RECIPE, offers, "test", user_history.learned(offers=offers))
     (plan,) = planner.compare().plans
     assert [(zone.zone, zone.basis) for zone in plan.zones] == [("use1-az1", "region")]
     assert any("from 10 own spells in its region" in rule for rule in explain(plan, None, None, ()).rules)

@@ -11,7 +11,10 @@ import pytest
 from checkpoints.run_log.event_kinds import PlaceRecord
 from checkpoints.run_log.event_log import Event
 from checkpoints.run_log.run_record import Heartbeat
-from launcher.policy.history import (
+from launcher.policy.limits import Limits
+from launcher.policy.model import Observation, Place, Running
+from launcher.policy.observe import observe
+from launcher.policy.run_history import (
     machines,
     on_machine,
     place_data,
@@ -21,9 +24,6 @@ from launcher.policy.history import (
     work_left_h,
     work_of,
 )
-from launcher.policy.limits import Limits
-from launcher.policy.model import Observation, Place, Running
-from launcher.policy.observe import observe
 from tests.unit.places import ALL, LAMBDA, A, B, C
 
 START = datetime(2026, 11, 24, 20, tzinfo=UTC)

@@ -12,8 +12,10 @@ import typer
 from checkpoints.errors import UserError
 from checkpoints.util.command_line import run_app
 from checkpoints.util.environment import user_path
-from launcher import cli, look
-from launcher.options import default_bucket, home, writable
+from launcher import cli
+from launcher.cli_options import writable
+from launcher.commands import inspect_runs
+from launcher.paths import default_bucket, home
 
 NO_HOME = "/proc/nobody"
 """Where not even root can make a folder."""
@@ -24,7 +26,7 @@ def launch(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     for name in ("NOTUS_HOME", "NOTUS_BUCKET"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "argv", ["notus-launch", *arguments])
-    monkeypatch.setattr(look, "ask_skypilot", lambda: None)
+    monkeypatch.setattr(inspect_runs, "ask_skypilot", lambda: None)
     with pytest.raises(SystemExit) as caught:
         cli.main()
     return caught.value.code if isinstance(caught.value.code, int) else 0

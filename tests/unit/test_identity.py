@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from launcher.identity import RunIdentity, canonical_bucket, run_identity
+from launcher.run_identity import RunIdentity, canonical_bucket, run_identity
+from launcher.sky.example_tasks import LADDER, shipped_tasks
 from launcher.sky.jobs import FOREIGN, UNCLEAR, told_by
 from launcher.sky.render import task_config
-from launcher.sky.tasks import LADDER, shipped_tasks
 from trainer.config.recipe import load_recipe
 
 

@@ -7,12 +7,13 @@ import io
 import pytest
 from rich.console import Console
 
+from launcher.catalog.clouds import Gpus
+from launcher.catalog.offers import Catalog, Offer, load_offers
 from launcher.errors import NothingFits, RequestError
-from launcher.offers import Catalog, Offer, load_offers
-from launcher.plan import require_plan
-from launcher.planner import Planner
-from launcher.report.plans import show_dry_run
-from launcher.request import Gpus, LaunchRequest
+from launcher.planning.plan import require_plan
+from launcher.planning.planner import Planner
+from launcher.report.plan_tables import show_dry_run
+from launcher.request import LaunchRequest
 from launcher.sky.render import task_config
 from tests.unit.plans import A100, A100_80, H100, RECIPE, node, plan
 

@@ -12,10 +12,10 @@ from checkpoints.run_log.event_kinds import AttemptEnded, AttemptStarted, Failed
 from checkpoints.run_log.event_log import Diary, Event
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.util.clock import FakeClock
-from launcher.policy.history import place_data
 from launcher.policy.model import Place
-from launcher.sky import last_word
-from launcher.sky.last_word import ends_the_run
+from launcher.policy.run_history import place_data
+from launcher.sky.strategy import last_word
+from launcher.sky.strategy.last_word import ends_the_run
 
 CLOCK = FakeClock()
 PLACE = Place("gcp", "us-central1", "us-central1-a", "A100:8", spot=True, price_usd_per_hour=9.0)

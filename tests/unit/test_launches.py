@@ -15,7 +15,7 @@ from checkpoints.storage.base import Buffer, Store
 from checkpoints.storage.filesystem import FolderStore
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.util.clock import FakeClock, looks
-from launcher import stop
+from launcher.commands import stop_run
 
 
 @pytest.fixture(params=["memory", "folder"])
@@ -84,10 +84,10 @@ def test_a_computer_that_slept_has_not_waited(tmp_path: Path) -> None:
                 return
             Diary(store, 1, self).write("stopped", step=7, reason="by the user")
 
-    assert stop._save_and_end(store, "r", Laptop())
+    assert stop_run._save_and_end(store, "r", Laptop())
 
 
 def test_a_trainer_that_does_not_answer_is_not_waited_for_longer(tmp_path: Path) -> None:
     clock = FakeClock()
-    assert not stop._save_and_end(open_run(f"file://{tmp_path}", "r"), "r", clock)
-    assert stop.ANSWER_S <= clock.monotonic() < stop.ANSWER_S + 2 * stop.POLL_S
+    assert not stop_run._save_and_end(open_run(f"file://{tmp_path}", "r"), "r", clock)
+    assert stop_run.ANSWER_S <= clock.monotonic() < stop_run.ANSWER_S + 2 * stop_run.POLL_S

@@ -14,9 +14,9 @@ from checkpoints.run_log.event_order import end_of_run
 from checkpoints.run_log.launches import launch_number_of, take_launch_number
 from checkpoints.run_log.run_record import read_controller_beat
 from checkpoints.run_log.stop_request import ask, read_request
-from launcher.policy.history import machines, spent_usd
 from launcher.policy.model import Place
-from launcher.sky.conductor import Conductor
+from launcher.policy.run_history import machines, spent_usd
+from launcher.sky.strategy.run_controller import Conductor
 from tests.unit.conducted import LAMBDA, SPOT_A, Run, away
 
 
@@ -114,7 +114,7 @@ def test_a_look_that_could_not_decide_shows_no_life(monkeypatch: pytest.MonkeyPa
     def broken(*_: object) -> None:
         raise UserError("a decision that can't be made", "")
 
-    monkeypatch.setattr("launcher.sky.conductor.observe", broken)
+    monkeypatch.setattr("launcher.sky.strategy.run_controller.observe", broken)
     run.clock.sleep(60)
     with pytest.raises(UserError):
         run.look()
@@ -241,7 +241,7 @@ def test_a_stop_that_could_only_be_read_buys_no_machine(monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise StoreError("no route to the bucket")
 
-    monkeypatch.setattr("launcher.sky.conductor.withdraw", refuse)
+    monkeypatch.setattr("launcher.sky.strategy.run_controller.withdraw", refuse)
     with pytest.raises(StoreError):
         run.recover()
     assert not run.sky.up

@@ -14,10 +14,10 @@ from checkpoints.run_log.launches import take_launch_number
 from checkpoints.run_log.stop_request import read_request
 from checkpoints.util.clock import FakeClock
 from launcher.policy.decide import decide
-from launcher.policy.history import machine_now, machines, spent_usd
 from launcher.policy.model import Known, Launch, Move, Observation, Place, Running, Stay
+from launcher.policy.run_history import machine_now, machines, spent_usd
 from launcher.policy.settings import Settings
-from launcher.sky.conductor import Conductor, LimitReached
+from launcher.sky.strategy.run_controller import Conductor, LimitReached
 from tests.unit.conducted import LAMBDA, SPOT_A, Run, away
 from tests.unit.places import ON_DEMAND, A, B, place
 
@@ -241,7 +241,7 @@ def test_a_dear_spot_zone_is_not_taken_where_the_slack_is_worth_more() -> None:
     on_demand = place("us-o", 88.0, spot=False)
 
     def asked(slack_h: float) -> tuple[Place, ...]:
-        from launcher.policy.market import SpotMarket, churned
+        from launcher.policy.spot.market import SpotMarket, churned
 
         known = (Known(cheap, refused_h_ago=0.02, out_h=0.02), Known(dear), Known(on_demand))
         market = SpotMarket(churned(0.0, 2), up=True, age_h=1.0)

@@ -13,8 +13,8 @@ from checkpoints.errors import RunHeld, StoreError
 from checkpoints.run_log.event_log import Diary, read_events
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.util.clock import FakeClock
-from launcher import local
-from launcher.local import LocalBackend, LocalRun
+from launcher.local import backend
+from launcher.local.backend import LocalBackend, LocalRun
 from trainer.runtime.attempt_dir import Outcome, Progress, Scratch
 from trainer.supervisor.supervisor import pid_scope
 
@@ -80,7 +80,7 @@ def test_without_the_diary_it_gives_up(attempts: Attempts, monkeypatch: pytest.M
     def away(*_: object) -> None:
         raise StoreError("no route to the bucket")
 
-    monkeypatch.setattr(local, "read_events", away)
+    monkeypatch.setattr(backend, "read_events", away)
     outcome = attempts.ended(None)
     assert outcome.gave_up
     assert "no route to the bucket" in outcome.message
@@ -109,7 +109,7 @@ def test_a_holder_on_another_machine_that_shows_no_life_for_a_lease_is_dead(
     clock = FakeClock()
     ahead = FakeClock(clock.now() + timedelta(hours=1))
     Lease.claim(attempts.store, Writer(id="w", host="h", pid=1, pid_scope="elsewhere"), clock=ahead)
-    monkeypatch.setattr(local, "silent_holder", lambda store: silent_holder(store, clock))
+    monkeypatch.setattr(backend, "silent_holder", lambda store: silent_holder(store, clock))
     assert attempts.backend.run().kind == "finished"
     assert gone == ["w"]
     assert clock.monotonic() == lease_over_s(LEASE_S)
@@ -125,7 +125,7 @@ def test_a_holder_that_lives_is_left_alone(
             super().sleep(seconds)
             held.renew()
 
-    monkeypatch.setattr(local, "silent_holder", lambda store: silent_holder(store, Clock()))
+    monkeypatch.setattr(backend, "silent_holder", lambda store: silent_holder(store, Clock()))
     with pytest.raises(RunHeld) as caught:
         attempts.backend.run()
     assert (caught.value.exit_code, gone) == (2, [])
@@ -141,7 +141,7 @@ def test_nobody_waits_where_it_is_known(
         if how == "given back":
             lease.release()
     clock = FakeClock()
-    monkeypatch.setattr(local, "silent_holder", lambda store: silent_holder(store, clock))
+    monkeypatch.setattr(backend, "silent_holder", lambda store: silent_holder(store, clock))
     assert attempts.backend.run().kind == "finished"
     assert gone == ["w" if how.startswith("a dead") else ""]
     assert clock.monotonic() == 0

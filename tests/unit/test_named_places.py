@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from launcher.dry_run import rungs_of
-from launcher.named_places import named_places
-from launcher.offers import Catalog, Offer, load_offers
-from launcher.plan import Rung
-from launcher.planner import Planner
+from launcher.catalog.offers import Catalog, Offer, load_offers
+from launcher.commands.dry_run import rungs_of
+from launcher.planning.named_places import named_places
+from launcher.planning.plan import Rung
+from launcher.planning.planner import Planner
 from launcher.request import LaunchRequest
 from launcher.sky.render import task_config
 from tests.unit.plans import A100, A100_80, RECIPE
@@ -94,7 +94,7 @@ def test_the_task_of_a_launch_opens_no_zone_whose_price_looks_wrong(
 ) -> None:
     """GCP asks less for A100-80GB on demand than for spot in three zones: SkyPilot would begin there."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("launcher.dry_run.strategy_here", lambda: strategy)
+    monkeypatch.setattr("launcher.commands.dry_run.strategy_here", lambda: strategy)
     request = LaunchRequest(recipe="x", gpus=(A100_80,), clouds=("gcp",), market="on-demand")
     result = Planner(request, RECIPE, load_offers(snapshot, [A100_80], ["gcp"]), "test").compare()
     assert result.best is not None

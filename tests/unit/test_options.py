@@ -24,14 +24,15 @@ from checkpoints.errors import UserError
 from checkpoints.storage.factory import open_store
 from checkpoints.util.command_line import run_app
 from checkpoints.util.environment import number_of
-from launcher import launch as launch_story
-from launcher import look as look_story
-from launcher import stop as stop_story
+from launcher.catalog.clouds import parse_gpus
 from launcher.cli import app as launch
+from launcher.commands import inspect_runs as look_story
+from launcher.commands import launch_local as launch_story
+from launcher.commands import stop_run as stop_story
+from launcher.commands.launch_local import LocalOptions
 from launcher.errors import RequestError
-from launcher.launch import LocalOptions
 from launcher.policy.limits import limits_of
-from launcher.request import LaunchRequest, parse_deadline, parse_gpus, parse_hazard
+from launcher.request import LaunchRequest, parse_deadline, parse_hazard
 from trainer.checkpointing.save_interval import HOURS_TO_PREEMPTION, hours_to_preemption
 from trainer.config.recipe import load_recipe
 from trainer.curation.cli import app as data
@@ -50,16 +51,16 @@ WILD = (
 )
 
 BEYOND_PARSING = {
-    "launcher.launch.launch_local": 0,
-    "launcher.dry_run.plan_only": 0,
-    "launcher.cloud.launch_cloud": 0,
-    "launcher.look.show_status": None,
-    "launcher.look.print_logs": None,
-    "launcher.look.show_report": None,
-    "launcher.look.show_doctor": 0,
-    "launcher.stop.stop_run": 0,
-    "launcher.prices.prices": 0,
-    "launcher.simulate.simulate": 0,
+    "launcher.commands.launch_local.launch_local": 0,
+    "launcher.commands.dry_run.plan_only": 0,
+    "launcher.commands.launch_cloud.launch_cloud": 0,
+    "launcher.commands.inspect_runs.show_status": None,
+    "launcher.commands.inspect_runs.print_logs": None,
+    "launcher.commands.inspect_runs.show_report": None,
+    "launcher.commands.inspect_runs.show_doctor": 0,
+    "launcher.commands.stop_run.stop_run": 0,
+    "launcher.commands.prices.prices": 0,
+    "launcher.commands.replay_trace.simulate": 0,
     "trainer.main._attempt": Outcome(kind="finished"),
     "trainer.curation.pipeline.curate_files": {},
     "trainer.curation.pipeline.told": "",

@@ -11,7 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.policy.market import (
+from launcher.policy.model import Known, Observation, Place
+from launcher.policy.moves import chance_up
+from launcher.policy.slack_value import (
+    AFTER_A_LOSS,
+    NO_END_H,
+    NO_RESTORES,
+    Array,
+    Problem,
+    Restores,
+    _Solver,
+    solve,
+    step_of,
+)
+from launcher.policy.spot.market import (
     AGE_EDGES_H,
     BINS,
     PRIOR_DOWN,
@@ -25,20 +38,7 @@ from launcher.policy.market import (
     log_churn,
     survival,
 )
-from launcher.policy.model import Known, Observation, Place
-from launcher.policy.moves import chance_up
-from launcher.policy.outlook import (
-    AFTER_A_LOSS,
-    NO_END_H,
-    NO_RESTORES,
-    Array,
-    Problem,
-    Restores,
-    _Solver,
-    solve,
-    step_of,
-)
-from launcher.policy.referee import IDLE, ON_DEMAND, RefereePolicy
+from launcher.replay.referee_adapter import IDLE, ON_DEMAND, RefereePolicy
 
 STEP_H = 0.25
 CHAIN = Chain(PRIOR_UP, PRIOR_UP, PRIOR_DOWN, elsewhere=0.3)

@@ -10,21 +10,22 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launcher.dry_run import limits_of_plan
+from launcher.catalog.clouds import Gpus
+from launcher.catalog.gpu_speeds import relative_speed
+from launcher.catalog.offers import Catalog, Offer, cheapest_by_kind, find_catalog, load_offers
+from launcher.commands.dry_run import limits_of_plan
 from launcher.errors import NothingFits
-from launcher.experience import Experience
-from launcher.explain import explain
-from launcher.hazard import assumed
-from launcher.offers import Catalog, Offer, cheapest_by_kind, find_catalog, load_offers
-from launcher.plan import MAX_ON_DEMAND_RUNGS, DryRun, Plan, ladder, require_plan
-from launcher.planner import Planner
-from launcher.policy.experience import Counts, MarketCounts
+from launcher.planning.explanation import explain
+from launcher.planning.plan import MAX_ON_DEMAND_RUNGS, DryRun, Plan, ladder, require_plan
+from launcher.planning.planner import Planner
+from launcher.planning.user_history import Experience
+from launcher.planning.work_left import SoFar
 from launcher.policy.limits import limits_of
-from launcher.policy.outlook import Outlook, Problem, solve
-from launcher.progress import SoFar
-from launcher.report.plans import show_dry_run
-from launcher.request import Gpus, LaunchRequest
-from launcher.speeds import relative_speed
+from launcher.policy.slack_value import Outlook, Problem, solve
+from launcher.policy.spot.preemption_rates import assumed
+from launcher.policy.spot.statistics import Counts, MarketCounts
+from launcher.report.plan_tables import show_dry_run
+from launcher.request import LaunchRequest
 from tests.unit.plans import A100, A100_80, A100_ONLY, H100, RECIPE, plan
 
 
@@ -318,7 +319,7 @@ def test_the_tables_of_the_policy_count_what_restores_cost(
         asked.append(problem)
         return solve(problem)
 
-    for module in ("launcher.planner", "launcher.policy.slack"):
+    for module in ("launcher.planning.planner", "launcher.policy.slack"):
         monkeypatch.setattr(f"{module}.solve", noted)
     request = LaunchRequest(recipe="x", deadline_h=24.0, bucket=bucket, **A100_ONLY)  # type: ignore[arg-type]
     planner = Planner(request, RECIPE, load_offers(snapshot, [A100], request.clouds), "test")
@@ -374,7 +375,7 @@ def test_the_last_second_of_a_run_needs_no_table_of_a_million_steps(
         asked.append(problem)
         return solve(problem)
 
-    monkeypatch.setattr("launcher.planner.solve", noted)
+    monkeypatch.setattr("launcher.planning.planner.solve", noted)
     request = LaunchRequest(recipe="x", hours=0.02, clouds=("gcp", "lambda"), gpus=(A100,))
     offers = load_offers(snapshot, [A100], request.clouds)
     assert Planner(request, RECIPE, offers, "test", done=SoFar(share_left=0.001)).compare().plans

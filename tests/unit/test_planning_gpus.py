@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from checkpoints.errors import UserError
+from launcher.catalog.clouds import Gpus, parse_gpus
+from launcher.catalog.gpu_speeds import relative_speed
+from launcher.catalog.offers import Catalog, load_offers
 from launcher.errors import NothingFits, RequestError
-from launcher.offers import Catalog, load_offers
-from launcher.planner import Planner
-from launcher.request import Gpus, LaunchRequest, parse_gpus
-from launcher.speeds import relative_speed
+from launcher.planning.planner import Planner
+from launcher.request import LaunchRequest
 from tests.unit.plans import A100, H100, HEADER, RECIPE, lists
 
 

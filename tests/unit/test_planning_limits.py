@@ -13,17 +13,17 @@ from checkpoints.run_log.event_kinds import MachineUp, Saved, Stopped, Training
 from checkpoints.run_log.event_log import Diary, read_events
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.util.clock import FakeClock
-from launcher.dry_run import explanation, limits_of_plan
+from launcher.catalog.offers import Catalog, load_offers
+from launcher.catalog.storage_prices import GCS, R2, S3, Bucket, bucket_for
+from launcher.commands.dry_run import explanation, limits_of_plan
 from launcher.errors import NothingFits
-from launcher.fees import GCS, R2, S3, Bucket, bucket_for
-from launcher.offers import Catalog, load_offers
-from launcher.plan import DryRun, nearest, require_plan
-from launcher.planner import Planner
-from launcher.policy.history import machines, place_data
+from launcher.planning.plan import DryRun, nearest, require_plan
+from launcher.planning.planner import Planner
+from launcher.planning.work_left import NOT_BEGUN, so_far
 from launcher.policy.model import Place
 from launcher.policy.observe import paid_usd
-from launcher.progress import NOT_BEGUN, so_far
-from launcher.report.plans import show_dry_run
+from launcher.policy.run_history import machines, place_data
+from launcher.report.plan_tables import show_dry_run
 from launcher.request import LaunchRequest, parse_deadline
 from tests.unit.plans import A100, A100_ONLY, RECIPE, plan
 

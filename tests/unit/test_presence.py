@@ -22,9 +22,9 @@ from checkpoints.run_log.event_log import Diary, Event, of_kind, read_events
 from checkpoints.run_log.run_record import HEARTBEAT_KEY, Heartbeat, open_run, register_run
 from checkpoints.storage.object_store import ObjectStore
 from launcher import cli
-from launcher.launch import read_receipt
-from launcher.local import LocalRun
-from launcher.presence import LAUNCHER_KEY, LauncherRecord, is_gone, looked_after, nobody_here
+from launcher.commands.receipts import read_receipt
+from launcher.local.backend import LocalRun
+from launcher.local.presence import LAUNCHER_KEY, LauncherRecord, is_gone, looked_after, nobody_here
 from launcher.report.receipt import make_receipt
 from launcher.report.status import read_status
 from trainer.config.recipe import load_recipe
@@ -183,7 +183,7 @@ def test_a_finished_run_is_not_started_again(
 ) -> None:
     monkeypatch.setenv("NOTUS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("launcher.launch._run", lambda *_, **__: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr("launcher.commands.launch_local._run", lambda *_, **__: pytest.fail("nothing is left to do"))
     (tmp_path / "bucket").mkdir()
     store = open_run(str(tmp_path / "bucket"), "r")
     register_run(store, new_record("r", load_recipe("tiny-dpo")))
@@ -193,7 +193,7 @@ def test_a_finished_run_is_not_started_again(
     diary.write(Finished(step=24))
     before = sorted(entry.key for entry in store.list(""))
     made: list[str] = []
-    monkeypatch.setattr("launcher.launch._compare_with_twin", lambda run, *_: made.append(run.run))
+    monkeypatch.setattr("launcher.commands.launch_local._compare_with_twin", lambda run, *_: made.append(run.run))
 
     def launch(*more: str) -> int:
         command = ["notus-launch", "--cloud", "local", "--name", "r", "--bucket", str(tmp_path / "bucket"), *more]
@@ -226,7 +226,7 @@ def test_a_finished_run_is_not_started_again(
 
 
 def test_a_stopped_run_is_started_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from launcher.launch import _is_finished
+    from launcher.commands.launch_local import _is_finished
 
     store = ObjectStore.memory()
     recipe = load_recipe("tiny-dpo")
@@ -239,9 +239,9 @@ def test_a_stopped_run_is_started_again(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_a_finished_twin_is_only_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from launcher import launch as story
+    from launcher.commands import launch_local as story
 
-    monkeypatch.setattr("launcher.launch._run", lambda *_, **__: pytest.fail("the twin is done"))
+    monkeypatch.setattr("launcher.commands.launch_local._run", lambda *_, **__: pytest.fail("the twin is done"))
     recipe, bucket = load_recipe("tiny-dpo"), str(tmp_path)
     for name in ("r", "r-uninterrupted"):
         store = open_run(bucket, name)
@@ -249,7 +249,7 @@ def test_a_finished_twin_is_only_compared(monkeypatch: pytest.MonkeyPatch, tmp_p
         Diary(store, 1).write(Finished(step=24))
     run = LocalRun(run="r", recipe="tiny-dpo", bucket=bucket, processes=1)
     compared = SimpleNamespace(equal=True, steps=24, tensors=64, differences=())
-    monkeypatch.setattr("launcher.launch.compare_runs", lambda *_: compared)
+    monkeypatch.setattr("launcher.commands.launch_local.compare_runs", lambda *_: compared)
     story._compare_with_twin(run, recipe, open_run(bucket, "r"))
     [(_, result)] = of_kind(read_events(open_run(bucket, "r")), Compared)
     assert (result.equal, result.twin) == (True, "r-uninterrupted")

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from launcher.catalog.clouds import CLOUDS, Gpus
+from launcher.catalog.offers import Catalog, Offer, find_catalog, load_offers
+from launcher.catalog.price_checks import BELOW_OTHERS, BELOW_SIZES, NEGATIVE, OFF_SNAPSHOT, ZERO
 from launcher.errors import NothingFits
-from launcher.offers import Catalog, Offer, find_catalog, load_offers
-from launcher.plan import require_plan
-from launcher.planner import Planner
-from launcher.price_checks import BELOW_OTHERS, BELOW_SIZES, NEGATIVE, OFF_SNAPSHOT, ZERO
-from launcher.request import CLOUDS, Gpus, LaunchRequest
+from launcher.planning.plan import require_plan
+from launcher.planning.planner import Planner
+from launcher.request import LaunchRequest
 from tests.unit.plans import A100, A100_80, H100, HEADER, RECIPE, lists
 
 H200 = Gpus("H200", 8)

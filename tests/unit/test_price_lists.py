@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from launcher.catalog.clouds import Gpus
+from launcher.catalog.offers import Offer, by_kind, find_catalog, load_offers
+from launcher.catalog.price_lists import SNAPSHOT_MOMENT, Catalog
+from launcher.catalog.zone_names import region_of
 from launcher.errors import NothingFits
-from launcher.offers import Offer, by_kind, find_catalog, load_offers
-from launcher.planner import Planner
-from launcher.price_lists import SNAPSHOT_MOMENT, Catalog
-from launcher.request import Gpus, LaunchRequest
-from launcher.zone_names import region_of
+from launcher.planning.planner import Planner
+from launcher.request import LaunchRequest
 from tests.unit.plans import A100, H100, HEADER, RECIPE, lists
 
 ZONED = (

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher import prices as story
-from launcher.dry_run import plan_only
+from launcher.catalog.clouds import Gpus
+from launcher.catalog.offers import Offer
+from launcher.commands import prices as story
+from launcher.commands.dry_run import plan_only
+from launcher.commands.prices import Change, compare, prices
 from launcher.errors import NothingFits, RequestError
-from launcher.offers import Offer
-from launcher.prices import Change, compare, prices
-from launcher.request import Gpus, LaunchRequest
+from launcher.request import LaunchRequest
 
 A100 = LaunchRequest(recipe="", gpus=(Gpus("A100", 8),))
 HEADER = "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,Price,Region,GpuInfo,SpotPrice\n"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from launcher.offers import Catalog, load_offers
-from launcher.planner import Planner
+from launcher.catalog.offers import Catalog, load_offers
+from launcher.planning.planner import Planner
 from launcher.request import LaunchRequest
 from tests.unit.plans import A100, A100_ONLY, RECIPE, plan
 

@@ -21,17 +21,17 @@ from checkpoints.save.shard_upload import upload_shard
 from checkpoints.snapshot.snapshot import HostBuffer, Snapshot
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.util.clock import FakeClock
+from launcher.catalog.offers import Offer
 from launcher.errors import UnknownRun
-from launcher.local import preemption_points
-from launcher.offers import Offer
-from launcher.policy.history import place_data
+from launcher.local.backend import preemption_points
+from launcher.local.presence import dead_holder
 from launcher.policy.model import Place
-from launcher.presence import dead_holder
-from launcher.report.exact import compare_runs
+from launcher.policy.run_history import place_data
+from launcher.report.bit_exact import compare_runs
+from launcher.report.event_lines import line_of
 from launcher.report.receipt import make_receipt
-from launcher.report.render import receipt_panel, seconds
+from launcher.report.run_tables import receipt_panel, seconds
 from launcher.report.status import derive_status, read_status
-from launcher.report.story import line_of
 
 START = datetime(2026, 11, 24, 20, tzinfo=UTC)
 OFFER = Offer(
@@ -305,8 +305,8 @@ def test_preemptions_are_spread_over_the_run() -> None:
 
 
 def test_only_a_dead_process_of_this_boot_is_known_to_be_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.presence.pid_scope", lambda: "this-boot")
-    monkeypatch.setattr("launcher.presence.is_alive", lambda pid: pid == 1)
+    monkeypatch.setattr("launcher.local.presence.pid_scope", lambda: "this-boot")
+    monkeypatch.setattr("launcher.local.presence.is_alive", lambda pid: pid == 1)
 
     def head(pid: int, boot: str) -> Any:
         store = ObjectStore.memory()

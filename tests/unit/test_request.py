@@ -8,8 +8,9 @@ import pytest
 
 from checkpoints.errors import InvalidName
 from checkpoints.util.keys import check_key, check_run_name
+from launcher.catalog.clouds import Gpus, parse_gpus
 from launcher.errors import RequestError
-from launcher.request import Gpus, check_market, parse_clouds, parse_deadline, parse_gpus
+from launcher.request import check_market, parse_clouds, parse_deadline
 
 NOW = datetime(2026, 11, 24, 20, tzinfo=UTC)
 

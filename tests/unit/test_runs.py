@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints.save.shard_upload import CHUNK_BYTES as UPLOADED_CHUNK_BYTES
-from launcher.estimate import Surroundings, estimate, save_plan
-from launcher.fees import CHUNK_BYTES, GCS, R2, S3, bucket_for, fees
-from launcher.hazard import assumed, median_spell_h
-from launcher.policy.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, Rates, churned, mean_spell_h
-from launcher.policy.outlook import Restores
+from launcher.catalog.storage_prices import CHUNK_BYTES, GCS, R2, S3, bucket_for, fees
+from launcher.planning.estimate import Surroundings, estimate, save_plan
+from launcher.planning.monte_carlo import Runs, simulate
+from launcher.planning.scenario import OnDemand, Scenario, SpellLengths, Spot
 from launcher.policy.settings import Settings
 from launcher.policy.slack import outlook_for
-from launcher.runs import Runs, simulate
-from launcher.scenario import OnDemand, Scenario, SpellLengths, Spot
+from launcher.policy.slack_value import Restores
+from launcher.policy.spot.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, Rates, churned, mean_spell_h
+from launcher.policy.spot.preemption_rates import assumed, median_spell_h
 from tests.unit.world import ON_DEMAND, SPOT, Told, World
 from trainer.config.recipe import Saves
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from launcher.errors import RequestError
-from launcher.sky import doctor, settings_edit
-from launcher.sky.controller import find_controller, plugin_is_configured, sleeps_with_this_machine
-from launcher.sky.doctor import examine, fix
-from launcher.sky.settings_edit import Draft
+from launcher.sky.setup import doctor, settings_edit
+from launcher.sky.setup.controller import find_controller, plugin_is_configured, sleeps_with_this_machine
+from launcher.sky.setup.doctor import examine, fix
+from launcher.sky.setup.settings_edit import Draft
 
 
 @pytest.fixture

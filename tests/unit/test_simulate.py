@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from checkpoints.errors import UserError
-from launcher.policy.market import PRIOR_DOWN, PRIOR_UP
-from launcher.policy.trace import Trace, fit, read_traces
-from launcher.simulate import Job, play, simulate
+from launcher.commands.replay_trace import simulate
+from launcher.policy.spot.market import PRIOR_DOWN, PRIOR_UP
+from launcher.replay.model import Job
+from launcher.replay.player import play
+from launcher.replay.trace import Trace, fit, read_traces
 
 ALWAYS = Trace(0.1, ("a",), ((True,),) * 400)
 NEVER = Trace(0.1, ("a",), ((False,),) * 400)

@@ -14,10 +14,10 @@ import pytest
 
 from checkpoints.errors import UserError
 from checkpoints.util.clock import FakeClock
-from launcher.offers import Catalog, Offer, by_kind, load_offers
+from launcher.catalog.offers import Catalog, Offer, by_kind, load_offers
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.model import Place
-from launcher.sky.places import Candidate, Dropped, Hourly, booked, judge, offers_for, report
+from launcher.sky.strategy.places import Candidate, Dropped, Hourly, booked, judge, offers_for, report
 from tests.unit.plans import A100, A100_80, H100, HEADER, lists
 from tests.unit.test_price_lists import aws, named
 

@@ -19,14 +19,14 @@ from checkpoints.errors import BucketUnusable
 from checkpoints.storage.lifecycle_rules import _client
 from checkpoints.storage.s3 import open_s3
 from checkpoints.storage.s3_location import s3_location
-from launcher.fees import R2, S3, bucket_for
-from launcher.identity import RunIdentity, identity_here
-from launcher.plan import Rung
+from launcher.catalog.storage_prices import R2, S3, bucket_for
+from launcher.planning.plan import Rung
 from launcher.policy.limits import Limits, limits_of
-from launcher.policy.market import Met
-from launcher.policy.zones import MarketMet
+from launcher.policy.spot.market import Met
+from launcher.policy.spot.zone_pooling import MarketMet
+from launcher.run_identity import RunIdentity, identity_here
+from launcher.sky.example_tasks import shipped_tasks
 from launcher.sky.render import needed_secrets, setup_script, task_config, to_yaml
-from launcher.sky.tasks import shipped_tasks
 from trainer.config.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]

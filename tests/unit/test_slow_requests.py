@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from launcher.policy.model import Known, Observation, Place
-from launcher.sky.hands import Lost, Refused, Told, Up
-from launcher.sky.patience import LEAST_REQUEST_S, request_s
+from launcher.sky.strategy.cloud_api import Lost, Refused, Told, Up
+from launcher.sky.strategy.patience import LEAST_REQUEST_S, request_s
 from tests.live_world import Always, Faults, Ledger, LiveWorld, Machine, Trainer, alone
 
 SPOT = Place("gcp", "r0", "r0-a", "A100:8", True, 5.6)

@@ -7,11 +7,11 @@ import io
 import pytest
 from rich.console import Console
 
-from launcher.offers import Catalog
-from launcher.report.plans import show_dry_run
-from launcher.report.render import status_table
+from launcher.catalog.offers import Catalog
+from launcher.console import rounded
+from launcher.report.plan_tables import show_dry_run
+from launcher.report.run_tables import status_table
 from launcher.report.status import RunStatus
-from launcher.report.tables import rounded
 from tests.unit.plans import A100_ONLY, plan
 
 

@@ -11,7 +11,7 @@ import torch
 from checkpoints import Checkpointer, cli
 from checkpoints.util.command_line import console
 from launcher.findings import Finding
-from launcher.report.render import findings_table
+from launcher.report.run_tables import findings_table
 
 ODD = ("layers[0]", "a[/b]", "x[red]y", ":smile:")
 

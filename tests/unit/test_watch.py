@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher import watch
-from launcher.watch import LINE_EVERY_S, Lines
+from launcher.local import progress
+from launcher.local.progress import LINE_EVERY_S, Lines
 from trainer.runtime.attempt_dir import Progress
 
 
@@ -13,7 +13,7 @@ def test_a_long_phase_says_how_far_it_is_and_for_how_long(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     lines = Lines("run")
     lines.attempt_started(1)
     for second in range(25):

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.policy.market import PRIOR_EVENTS, Met
-from launcher.policy.zones import ZONE_EVENTS, MarketMet, against_market, mean_churn
+from launcher.policy.spot.market import PRIOR_EVENTS, Met
+from launcher.policy.spot.zone_pooling import ZONE_EVENTS, MarketMet, against_market, mean_churn
 
 counts = st.builds(Met, st.integers(0, 200).map(float), st.floats(0.01, 200))
 markets = st.builds(MarketMet, counts | st.just(Met()), st.dictionaries(st.sampled_from("abcde"), counts))

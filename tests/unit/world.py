@@ -1,4 +1,4 @@
-"""One run in a made-up market, decided step by step by `policy.decide` itself: the check on launcher/runs.py.
+"""One run in a made-up market, decided step by step by `policy.decide` itself: the check on launcher/planning/monte_carlo.py.
 
 Slow and simple on purpose: plain floats, one run, a look every few minutes, no array and no table lookup of its own.
 """
@@ -9,9 +9,9 @@ import random
 from dataclasses import dataclass, replace
 
 from launcher.policy.decide import decide
-from launcher.policy.market import UNSEEN_AGE_H, Chain, Rates, SpotMarket, age_bin, mean_spell_h
 from launcher.policy.model import Known, Launch, Move, Observation, Place, Running, Wait
 from launcher.policy.settings import Settings
+from launcher.policy.spot.market import UNSEEN_AGE_H, Chain, Rates, SpotMarket, age_bin, mean_spell_h
 
 SPOT = Place("world", "r", "a", "A100:8", spot=True, price_usd_per_hour=11.0)
 ON_DEMAND = Place("world", "r", "b", "A100:8", spot=False, price_usd_per_hour=16.0)

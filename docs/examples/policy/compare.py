@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.policy.referee import RefereePolicy
+from launcher.replay.referee_adapter import RefereePolicy
 
 Array = NDArray[Any]
 SLACKS = (1.08, 1.25, 1.5, 2.0)

@@ -1,0 +1,185 @@
+"""`--dry-run`: plans, the recommendation and the task, shown. Starts nothing, needs no credentials and no network.
+
+It imports nothing of the checkpoints or of SkyPilot: it has to answer within a second. Only where a bucket and the name
+of a run are given, it looks there for what is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from checkpoints.util.command_line import console
+from checkpoints.util.environment import user_home
+from launcher.catalog.clouds import CLOUDS
+from launcher.catalog.offers import Offer, find_catalog, load_offers
+from launcher.paths import experience_path
+from launcher.planning.explanation import Explanation, explain
+from launcher.planning.named_places import named_places
+from launcher.planning.node_types import wanted_gpus
+from launcher.planning.plan import DryRun, Plan, Rung, ladder, nearest, require_plan
+from launcher.planning.planner import Planner
+from launcher.planning.work_left import NOT_BEGUN, SoFar, so_far
+from launcher.policy.limits import Limits
+from launcher.policy.spot.preemption_rates import Learned
+from launcher.report.plan_tables import show_dry_run
+from launcher.request import LaunchRequest, check_cloud_bucket, check_cloud_run_name, cloud_run_name
+from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
+from launcher.sky.setup.controller import plugin_is_configured
+from trainer.config.recipe import Recipe, builtin_names, load_recipe
+
+BUCKET_S = 15.0
+"""For a look at what the named run has done."""
+
+WITHOUT_PLUGIN = (
+    "these figures are the NOTUS strategy's, which SkyPilot here does not have: the task says "
+    f"{SKYPILOTS_OWN}, which knows neither deadline nor budget and never goes back to spot; to have ours: "
+    "notus-launch doctor --fix"
+)
+
+
+def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -> int:
+    """`--dry-run`: nothing is started, no credentials are needed."""
+    if request.bucket is not None:
+        check_cloud_bucket(request.bucket)
+    if request.name is not None:
+        check_cloud_run_name(request.name)
+    recipe = load_recipe(request.recipe)
+    request = request.at(datetime.now(UTC))
+    done, unread = _done(request)
+    planner = planner_for(request, recipe, done)
+    result = planner.compare().model_copy(update={"warnings": price_warnings(request)})
+    if unread:
+        result = result.model_copy(update={"advice": (unread, *result.advice)})
+    if strategy_here() != NOTUS:
+        result = result.model_copy(update={"advice": (WITHOUT_PLUGIN, *result.advice)})
+    task = shown_task(request, recipe, result)
+    why = explanation(planner, result) if explained else None
+    if output == "json":
+        told = {**result.model_dump(mode="json"), "task": task}
+        if why is not None:
+            told["explanation"] = why.model_dump(mode="json")
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    else:
+        show_dry_run(console(), result, task, why)
+    require_plan(result, request)
+    return 0
+
+
+def _done(request: LaunchRequest) -> tuple[SoFar, str]:
+    """What the named run has done in its bucket; and what to say where that can't be read: it may need an account.
+
+    In a thread, because a store that doesn't answer is asked again for minutes: good for a run, not for a look.
+    """
+    if request.bucket is None or request.name is None:
+        return NOT_BEGUN, ""
+    found: list[SoFar] = []
+    failed: list[str] = []
+
+    def read(bucket: str, name: str) -> None:
+        from checkpoints.errors import NotusError
+        from checkpoints.run_log.run_record import open_run
+
+        try:
+            found.append(so_far(open_run(bucket, name), datetime.now(UTC)))
+        except NotusError as error:
+            failed.append(error.message)
+
+    reading = threading.Thread(target=read, args=(request.bucket, request.name), daemon=True)
+    reading.start()
+    reading.join(BUCKET_S)
+    if found:
+        return found[0], ""
+    why = failed[0] if failed else f"no answer within {BUCKET_S:.0f} s"
+    return NOT_BEGUN, f"planned as a new run, as {request.bucket} can't be read: {why}"
+
+
+def planner_for(request: LaunchRequest, recipe: Recipe, done: SoFar = NOT_BEGUN) -> Planner:
+    """A planner over the offers of a request; `done` is what the run has behind it."""
+    catalog, clouds = find_catalog(), request.clouds or tuple(CLOUDS)
+    offers = load_offers(catalog, wanted_gpus(request, recipe), clouds)
+    return Planner(request, recipe, offers, catalog.described(clouds, datetime.now(UTC)), _learned(offers), done)
+
+
+def price_warnings(request: LaunchRequest) -> tuple[str, ...]:
+    """Which price lists of a request are too old to rely on."""
+    return tuple(find_catalog().warnings(request.clouds or tuple(CLOUDS), datetime.now(UTC)))
+
+
+def explanation(planner: Planner, result: DryRun) -> Explanation | None:
+    """Of the recommended plan; where none keeps the limits, of the nearest; None without any plan."""
+    if not result.plans:
+        return None
+    plan = result.best or nearest(result.plans, planner.request)
+    hazard = planner.hazard_of(plan)
+    chain = hazard.chain if hazard else None
+    return explain(plan, chain, planner.request.deadline_h, planner.slack_costs(plan))
+
+
+def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
+    """The SkyPilot task of the recommended plan as `--dry-run` shows it; '' where there is no plan."""
+    if result.best is None:
+        return ""
+    known = request.recipe in builtin_names()
+    return to_yaml(
+        task_config(
+            recipe,
+            rungs_of(request, result.best, result),
+            run=request.name or cloud_run_name(recipe.name),
+            bucket=request.bucket,
+            environment=os.environ if request.bucket is not None else None,
+            recipe_argument=request.recipe if known else "recipe.yaml",
+            strategy=strategy_here(),
+            limits=limits_of_plan(request, result.best, datetime.now(UTC)),
+        )
+    )
+
+
+def _learned(offers: Sequence[Offer] = (), without: str = "") -> Mapping[tuple[str, str], Learned]:
+    """What the user's runs have met, if they have met anything: reading it needs the events' modules.
+
+    `offers` are those of the plan, which may know AWS's zones by id only.
+    """
+    if not experience_path().exists():
+        return {}
+    from launcher.planning.user_history import learned
+
+    return learned(without, names=find_catalog().zone_names, offers=offers)
+
+
+def rungs_of(request: LaunchRequest, plan: Plan, result: DryRun) -> tuple[Rung, ...]:
+    """The places to try, for this plan: none whose price looks wrong, unless the user trusts it."""
+    within = [other for other in result.plans if other.within_limits]
+    rungs = ladder(plan, within, mixed=len(request.gpus) > 1)
+    return named_places(
+        rungs, result.offers, trust_prices=request.trust_prices, strategy_checks=strategy_here() == NOTUS
+    )
+
+
+def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
+    """What the run may take, launched at `now`; the hours are those of the whole run on the plan's own machines."""
+    markets = {(rung.cloud, rung.gpus) for rung in plan.ladder if rung.spot}
+    learned = _learned(without=f"{(request.bucket or '').rstrip('/')}/{request.name}")
+    return Limits(
+        plan.whole_work_h,
+        deadline=request.deadline_from(now),
+        budget_usd=request.budget_usd,
+        hazard_h=request.hazard_h,
+        restore_usd=plan.restore_usd,
+        keep_usd_per_h=plan.keep_usd_per_h,
+        bucket_cloud=plan.bucket_cloud or "",
+        store_usd_per_h=plan.store_usd_per_h,
+        save_h=plan.upload_h,
+        save_every_h=plan.save_every_h,
+        trust_prices=request.trust_prices,
+        met={kind: known.met for kind, known in learned.items() if kind in markets},
+    )
+
+
+def strategy_here() -> str:
+    """Ours, where SkyPilot knows the plugin."""
+    return NOTUS if plugin_is_configured(user_home(), os.environ) else SKYPILOTS_OWN

@@ -1,0 +1,372 @@
+"""The story of a launch in a cloud: check everything that can be checked for nothing, submit, and follow the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import typer
+
+from checkpoints.commit.head import read_head
+from checkpoints.errors import NotusError
+from checkpoints.run_log.event_kinds import Planned, Stopped
+from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.run_log.launches import newest_launch, take_launch_number, this_host
+from checkpoints.run_log.run_record import open_run, read_controller_beat, read_heartbeat, register_run
+from checkpoints.run_log.stop_request import withdraw
+from checkpoints.storage.base import Store
+from checkpoints.storage.probe import probe
+from checkpoints.util.clock import Clock, SystemClock, looks
+from checkpoints.util.environment import user_home
+from launcher.check.check import Where, check_before_launch
+from launcher.cli_options import writable
+from launcher.commands.dry_run import limits_of_plan, planner_for, price_warnings, rungs_of, strategy_here
+from launcher.commands.follow_run import follow
+from launcher.commands.launch_local import new_name
+from launcher.commands.receipts import read_receipt, show_receipt
+from launcher.console import say
+from launcher.errors import RequestError, SkyFailed
+from launcher.paths import home
+from launcher.planning.plan import DryRun, Plan, Rung, require_plan
+from launcher.planning.work_left import so_far
+from launcher.policy.limits import Limits
+from launcher.policy.run_history import machine_now, machines
+from launcher.report.status import ABANDONED_S, OVER, RunStatus, read_status
+from launcher.request import LaunchRequest, check_cloud_bucket, check_cloud_run_name, cloud_run_name
+from launcher.run_identity import RunIdentity, identity_here
+from launcher.sky import client
+from launcher.sky.client import Job
+from launcher.sky.job_secrets import collect
+from launcher.sky.render import NOTUS, task_config
+from launcher.sky.setup import credentials
+from launcher.sky.setup.controller import ASLEEP, KEEP_AWAKE, find_controller, sleeps_with_this_machine
+from launcher.sky.submission import had_the_run_last, late_job, settle
+from launcher.sky.workdir import gather
+from trainer.config.recipe import Recipe, load_recipe
+from trainer.data.preference_pairs import check_local
+from trainer.main import new_record
+from trainer.model.base_files import check_local_base
+
+STALE_S = 300.0
+"""A plan that a user has looked at for longer than this is made again before it is launched."""
+BEGINNINGS = frozenset({"planned", "decided", "machine_up", "attempt_started"})
+LOOK_EVERY_S, LIFE_S = 3.0, 90.0
+"""A live trainer writes a heartbeat every 5 s, and a controller with a machine its own every minute."""
+MISSING_WITHOUT_PLUGIN = (
+    "without the NOTUS strategy SkyPilot chooses where to go on: no way back to spot, no deadline or budget kept while "
+    "it runs, and the zone that was just preempted may be tried first"
+)
+
+
+class CloudOptions(NamedTuple):
+    """What only a launch in a cloud knows."""
+
+    detach: bool
+    yes: bool
+
+
+def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> int:
+    """Launch, or go on with the run of this name; returns the exit code.
+
+    The same name again: a run that is done shows its receipt, one that is under way is followed, one that has ended is
+    started again from its last checkpoint, and is planned from there, with what it has spent.
+    """
+    recipe = load_recipe(request.recipe)
+    check_local(recipe.dataset)
+    check_local_base(recipe)
+    name = check_cloud_run_name(request.name or cloud_run_name(new_name(recipe)))
+    bucket = check_cloud_bucket(request.bucket)
+    request = request.model_copy(update={"name": name})
+    if strategy_here() != NOTUS:
+        _say_what_is_missing(request)
+    _check_controller()
+    writable(home() / "sent")
+    store, run = open_run(bucket, name), identity_here(bucket, name)
+    probe(store)
+    is_new = not read_events(store)
+    if not is_new and (code := _as_it_is(store, run, recipe, options, output)) is not None:
+        return code
+    check_before_launch(recipe, Where(gpus=request.gpus[0] if request.gpus else None, local=False))
+    for warning in price_warnings(request):
+        say(f"warning: {warning}")
+    choice = _plan(request, recipe, store)
+    secrets = collect(recipe, bucket, choice.rungs, os.environ)
+    if is_new and (code := _as_it_is(store, run, recipe, options, output)) is not None:
+        return code
+    if text := credentials.remark(user_home(), os.environ):
+        say(text)
+    choice = _agreed(choice, request, recipe, store, options)
+    register_run(store, new_record(name, recipe))
+    job_id = _submit(choice.request, recipe, choice.rungs, choice.limits(datetime.now(UTC)), store, secrets)
+    return _after_submission(store, run, job_id, recipe, options, output)
+
+
+def _as_it_is(store: Store, run: RunIdentity, recipe: Recipe, options: CloudOptions, output: str) -> int | None:
+    """The exit code where there is nothing to launch, because it is done or under way; else None."""
+    name = run.run
+    status = None
+    if read_events(store):
+        register_run(store, new_record(name, recipe))  # it goes on, so its recipe has to be the same
+        status = read_status(store, name, datetime.now(UTC))
+        if status.state == "finished":
+            say(f"run {name} is done already")
+            show_receipt(read_receipt(store, name, recipe), output)
+            return 0
+    job = client.own_job(run)
+    ended_here = job is not None and job.over and had_the_run_last(store, job, read_events(store))
+    if status is not None and (job is None or job.over) and not ended_here:
+        if _was_cut_off_here(store):
+            say(f"the last launch of run {name} from here was cut off: looking whether SkyPilot has its job")
+            job = late_job(run, SystemClock())
+        else:
+            _check_that_nobody_else_runs_it(store, status, datetime.now(UTC))
+    if job is not None and not job.over:
+        say(f"run {name} is under way as SkyPilot's job {job.id}")
+        return _after_submission(store, run, job.id, recipe, options, output)
+    return None
+
+
+class _Choice(NamedTuple):
+    """The plan that is to be launched."""
+
+    request: LaunchRequest
+    """As of when it was planned."""
+    plan: Plan
+    result: DryRun
+    rungs: tuple[Rung, ...]
+    planned_at: datetime
+
+    def limits(self, launched: datetime) -> Limits:
+        """Of a launch at this time."""
+        return limits_of_plan(self.request, self.plan, launched)
+
+    @property
+    def terms(self) -> tuple[object, ...]:
+        """What the user says yes to."""
+        return self.plan.name, round(self.plan.expected_cost_usd, 1), self.rungs
+
+
+def _plan(request: LaunchRequest, recipe: Recipe, store: Store) -> _Choice:
+    """From where the run is. Raises `NothingFits`, and `RequestError` for a deadline that has passed."""
+    now = datetime.now(UTC)
+    asked = request.at(now)
+    result = planner_for(asked, recipe, so_far(store, now)).compare()
+    plan = require_plan(result, asked)
+    return _Choice(asked, plan, result, rungs_of(asked, plan, result), now)
+
+
+def _agreed(choice: _Choice, request: LaunchRequest, recipe: Recipe, store: Store, options: CloudOptions) -> _Choice:
+    """Ask the user; after a question that stood open for long, see whether the answer still means the same plan.
+
+    Prices change and a deadline comes nearer meanwhile. Raises `NothingFits` where no plan keeps the limits any more.
+    """
+    while True:
+        _confirm(choice, options)
+        if (datetime.now(UTC) - choice.planned_at).total_seconds() < STALE_S:
+            return choice
+        again = _plan(request, recipe, store)
+        if again.terms == choice.terms:
+            return again
+        say("while the question was open the plan has changed:")
+        choice = again
+
+
+def _check_that_nobody_else_runs_it(store: Store, status: RunStatus, now: datetime) -> None:
+    """A run that lives without a job here was launched elsewhere, and a second job would be paid too.
+
+    Whether it lives is told by what it does while we look, never by the times that another machine has written. Raises
+    `RequestError`. A job elsewhere that is missed anyway ends as soon as it sees that there is a newer launch.
+    """
+    if not status.in_cloud or status.state in (*OVER, "failed"):
+        return
+    if not _may_be_searching(store, now):
+        say(f"run {status.run} was launched somewhere else: looking for up to {LIFE_S:.0f} s whether it lives")
+        if not _shows_life(store, SystemClock()):
+            return
+    raise RequestError(
+        f"run {status.run} is {status.state}, and SkyPilot here has no such job: it was launched somewhere else",
+        f"watch it: notus-launch status {status.run}; to launch it from here, end it first: notus-launch stop "
+        f"{status.run}; once nothing of it changes any more it can be launched again, at the latest in "
+        f"{ABANDONED_S / 60:.0f} min",
+    )
+
+
+def _may_be_searching(store: Store, now: datetime) -> bool:
+    """Has the run no machine, and has it said so a short while ago? A search shows no life for up to `ABANDONED_S`.
+
+    The one place where another machine's time is looked at: it can only make the user wait, and not for longer than
+    that. A time that is still to come says nothing.
+    """
+    events = read_events(store)
+    if machine_now(machines(events)) is not None or not events:
+        return False
+    age_s = (now - max(event.time for event in events)).total_seconds()
+    return 0 <= age_s < ABANDONED_S
+
+
+def _shows_life(store: Store, clock: Clock) -> bool:
+    """Does anything of the run change?"""
+    before = _signs(store)
+    return any(_signs(store) != before for _ in looks(clock, LOOK_EVERY_S, LIFE_S))
+
+
+def _signs(store: Store) -> tuple[object, ...]:
+    head = read_head(store)
+    news = frozenset(entry.key for entry in store.list("events"))
+    return read_heartbeat(store), read_controller_beat(store), head.nonce if head else "", news
+
+
+def _was_cut_off_here(store: Store) -> bool:
+    """Was the newest launch made on this machine, and has nothing come of it? Then nobody else has its job."""
+    newest = newest_launch(store)
+    if newest is None or newest.host != this_host() or not newest.submission:
+        return False
+    events = read_events(store)
+    if any(event.launch == newest.number and event.kind != "planned" for event in events):
+        return False  # by its number, whatever the controller's clock says
+    turns = [event for event in events if event.kind in BEGINNINGS]
+    return not turns or (turns[-1].kind, turns[-1].launch) == ("planned", newest.number)
+
+
+def _submit(
+    request: LaunchRequest,
+    recipe: Recipe,
+    rungs: Sequence[Rung],
+    limits: Limits,
+    store: Store,
+    secrets: Mapping[str, str],
+) -> int:
+    """Send the code and the task; returns SkyPilot's number of the job.
+
+    What is about to happen is written down first, with an id that travels with the job: so a launch that is cut off
+    here is found again, by this process, or by the next launch of the same name.
+    """
+    name = str(request.name)
+    withdraw(store)  # a stop of yesterday is not meant for this launch
+    sent = gather(request.recipe, home() / "sent" / name)
+    strategy = strategy_here()
+    submission = uuid.uuid4().hex
+    launch = take_launch_number(store, submission)
+    config = task_config(
+        recipe,
+        rungs,
+        run=name,
+        bucket=request.bucket,
+        recipe_argument=sent.recipe,
+        strategy=strategy,
+        limits=limits,
+        workdir=str(sent.folder),
+        release=sent.release,
+        environment=os.environ,
+        submission=submission,
+        launch=launch,
+    )
+    diary = Diary(store, 0, launch=launch)
+    order = tuple(rung.model_dump() for rung in rungs)
+    diary.write(Planned(strategy=strategy, order=order, submission=submission))
+    try:
+        job_id = client.submit(config, secrets)
+    except BaseException as error:  # Ctrl-C too: else the run would seem to be under way somewhere
+        job_id = _after_interruption(error, identity_here(str(request.bucket), name), submission, diary)
+    say(f"run {name}: SkyPilot's job {job_id}, dashboard {client.dashboard(job_id)}")
+    return job_id
+
+
+def _after_interruption(error: BaseException, run: RunIdentity, submission: str, diary: Diary) -> int:
+    """The number of the job if SkyPilot has it and the user still wants it; else raises `error`, or one that says more.
+
+    The diary says "stopped" only where it is known that no job is left.
+    """
+    if not isinstance(error, Exception):
+        say("interrupted: looking whether SkyPilot has taken the job (Ctrl-C leaves at once)")
+    found = settle(run, submission, error, SystemClock())
+    if found.state == "refused":
+        diary.try_write(Stopped(step=0, reason="it could not be submitted"))
+        raise error
+    if found.job is not None and isinstance(error, Exception):
+        say(f"SkyPilot has taken the job all the same ({error})")
+        return found.job.id
+    if found.job is not None and _cancelled(found.job):
+        say(f"cancelled SkyPilot's job {found.job.id}: nothing runs")
+        diary.try_write(Stopped(step=0, reason="by the user, at its launch"))
+        raise error
+    which = f"its job {found.job.id} could not be cancelled" if found.job else "it is not known whether it has the job"
+    raise SkyFailed(
+        f"SkyPilot was told to run {run.run}, and {which}",
+        "a job may run, and be paid. Once `sky api info` answers: launch the same --name again to follow it, or end "
+        f"it: notus-launch stop {run.run}",
+    ) from error
+
+
+def _cancelled(job: Job) -> bool:
+    try:
+        if not job.over:
+            client.cancel(job.id)
+    except NotusError as error:
+        say(error.message)
+        return False
+    return True
+
+
+def _after_submission(
+    store: Store, run: RunIdentity, job_id: int, recipe: Recipe, options: CloudOptions, output: str
+) -> int:
+    name = run.run
+    if options.detach:
+        if output == "json":
+            sys.stdout.write(json.dumps({"run": name, "job": job_id, "bucket": store.url}) + "\n")
+        say(f"watch it: notus-launch status {name}; end it: notus-launch stop {name}")
+        return 0
+    end = follow(store, name, lambda: client.own_job(run, job_id), SystemClock())
+    if end.receipt:
+        show_receipt(read_receipt(store, name, recipe), output)
+        say(f"the model is in {store.url}/final")
+    return end.code
+
+
+def _say_what_is_missing(request: LaunchRequest) -> None:
+    if request.deadline_h is not None or request.budget_usd is not None:
+        raise RequestError(
+            "--deadline and --budget need the NOTUS strategy, which is not in SkyPilot's plugin configuration",
+            "run: notus-launch doctor --fix, then: sky api stop (running jobs survive it)",
+        )
+    say(MISSING_WITHOUT_PLUGIN)
+    say("to have it: notus-launch doctor --fix, then: sky api stop")
+
+
+def _check_controller() -> None:
+    """A VM for the controller costs, and without our plugin on it a job of ours fails. Raises `RequestError`."""
+    found = find_controller(user_home(), os.environ)
+    if sleeps_with_this_machine(user_home(), os.environ):
+        say(f"{ASLEEP}; {KEEP_AWAKE}")
+    if found.state != "missing":
+        return
+    if strategy_here() == NOTUS:
+        raise RequestError(found.detail, f"{found.fix}, then: sky api stop (running jobs survive it)")
+    say(f"{found.detail}; to save it: {found.fix}, then: sky api stop")
+
+
+def _confirm(choice: _Choice, options: CloudOptions) -> None:
+    plan, result, request = choice.plan, choice.result, choice.request
+    say(
+        f"run {request.name}: {plan.name}, about ${plan.expected_cost_usd:,.2f} (95 %: ${plan.cost_p95_usd:,.2f}), "
+        f"done in about {plan.expected_finish_h:.1f} h; {result.reason}"
+    )
+    if result.resumed:
+        of = f" of the budget of ${request.budget_usd:,.2f}" if request.budget_usd is not None else ""
+        say(
+            f"it goes on where it was: {result.work_h:.1f} h of {result.whole_work_h:.1f} h of work are left, "
+            f"spent so far ${result.spent_usd:,.2f}{of}"
+        )
+    if (deadline := request.deadline_from(datetime.now(UTC))) is not None:
+        say(f"deadline: {deadline:%Y-%m-%d %H:%M} UTC" + ("" if request.deadline else ", counted from your yes"))
+    if options.yes:
+        return
+    if not sys.stdin.isatty():
+        raise RequestError("nobody is there to say yes before money is spent", "add --yes")
+    typer.confirm("launch it?", abort=True, err=True)

@@ -1,0 +1,138 @@
+"""The story of a launch on this machine, and the receipt of any run. Called by the command line."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from checkpoints.run_log.event_kinds import Compared
+from checkpoints.run_log.event_log import Diary, of_kind, read_events
+from checkpoints.run_log.run_record import open_run, read_run_if_valid, register_run
+from checkpoints.run_log.stop_request import withdraw
+from checkpoints.storage.base import Store
+from checkpoints.storage.probe import probe
+from checkpoints.util.keys import check_run_name
+from launcher.check.check import Where, check_before_launch
+from launcher.cli_options import writable
+from launcher.commands.receipts import read_receipt, show_receipt
+from launcher.console import say
+from launcher.errors import EXIT_STOPPED, RunFailed
+from launcher.local.backend import LocalBackend, LocalRun, committed_step
+from launcher.local.progress import watcher
+from launcher.paths import default_folder, home
+from launcher.report.bit_exact import compare_runs
+from launcher.report.status import read_status
+from launcher.request import LaunchRequest
+from trainer.config.recipe import Recipe, load_recipe
+from trainer.data.preference_pairs import check_local
+from trainer.main import default_processes, new_record
+from trainer.model.base_files import check_local_base
+from trainer.runtime.attempt_dir import Outcome
+
+
+class LocalOptions(NamedTuple):
+    """What only `--cloud local` knows."""
+
+    preemptions: int
+    compare: bool
+    seed: int | None
+    processes: int | None
+
+
+def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> int:
+    """Run on this machine; on request preempt it, and compare it with an uninterrupted twin."""
+    recipe = load_recipe(request.recipe)
+    check_local(recipe.dataset)
+    check_local_base(recipe)
+    bucket = f"file://{writable(default_folder())}" if request.bucket is None else request.bucket
+    writable(home() / "scratch")
+    name = check_run_name(new_name(recipe) if request.name is None else request.name)
+    store = open_run(bucket, name)
+    finished = _is_finished(store, name, recipe)
+    if finished:
+        _say_finished(name, options)
+    if finished and not (options.compare and _has_no_comparison(store)):
+        show_receipt(read_receipt(store, name, recipe), output)
+        return 0
+    run = LocalRun(
+        run=name,
+        recipe=request.recipe,
+        bucket=bucket,
+        processes=options.processes or default_processes(recipe),
+        preemptions=options.preemptions,
+        seed=secrets.randbelow(10**6) if options.seed is None else options.seed,
+    )
+    if not finished:
+        check_before_launch(recipe, Where(processes=run.processes, local=True))
+    probe(store)
+    say(f"run {name} in {store.url}")
+    if run.preemptions and not finished:
+        say(f"it will be killed {run.preemptions} times (seed {run.seed})")
+    outcome = None if finished else _run(run, recipe, store, label="run")
+    if outcome is not None and outcome.kind != "finished":
+        saved = committed_step(store)
+        say(f"stopped; saved at step {saved}" if saved > 0 else "stopped before anything was saved")
+        say(
+            f"to go on: notus-launch --cloud local --recipe {request.recipe} --name {name} --bucket {bucket} "
+            f"--processes {run.processes}"
+        )
+        return EXIT_STOPPED if outcome.kind in ("preempted", "stopped") else RunFailed.exit_code
+    if options.compare:
+        _compare_with_twin(run, recipe, store)
+    show_receipt(read_receipt(store, name, recipe), output)
+    say(f"the model is in {store.url}/final")
+    return 0
+
+
+def _is_finished(store: Store, name: str, recipe: Recipe) -> bool:
+    """A finished run is never trained again: that would spoil its receipt. Raises `UserError` if it has another
+    recipe."""
+    if read_run_if_valid(store) is None or read_status(store, name, datetime.now(UTC)).state != "finished":
+        return False
+    register_run(store, new_record(name, recipe))
+    return True
+
+
+def _say_finished(name: str, options: LocalOptions) -> None:
+    say(f"run {name} is done already")
+    if options.preemptions:
+        say("--preempt has nothing left to preempt; give another --name to see it")
+
+
+def _has_no_comparison(store: Store) -> bool:
+    return not of_kind(read_events(store), Compared)
+
+
+def _run(run: LocalRun, recipe: Recipe, store: Store, *, label: str) -> Outcome:
+    register_run(store, new_record(run.run, recipe))
+    withdraw(store)  # a stop of yesterday is not meant for this launch
+    with watcher(label) as watching:
+        return LocalBackend(run, store, home() / "scratch" / run.run, watching).run()
+
+
+def _compare_with_twin(run: LocalRun, recipe: Recipe, store: Store) -> None:
+    """Make the run that was never preempted, and note whether it is the same."""
+    name = f"{run.run[:50].rstrip('-')}-uninterrupted"
+    twin_store = open_run(run.bucket, name)
+    if not _is_finished(twin_store, name, recipe):
+        say(f"now the same run without preemptions, to compare: {name}")
+        twin = run.model_copy(update={"run": name, "preemptions": 0})
+        if _run(twin, recipe, twin_store, label="twin").kind != "finished":
+            say("the comparison was stopped; the run itself is complete")
+            return
+    result = compare_runs(store, twin_store)
+    Diary(store, 0).write(
+        Compared(
+            equal=result.equal,
+            steps=result.steps,
+            tensors=result.tensors,
+            differences=result.differences,
+            twin=name,
+        )
+    )
+
+
+def new_name(recipe: Recipe) -> str:
+    """A fresh run name: recipe, day, four random letters."""
+    return f"{recipe.name[:40]}-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(2)}"

@@ -1,0 +1,71 @@
+"""`notus-launch simulate`: the policy on a recorded trace, tick by tick, and what it did.
+
+The model is the spot referee's: an on-demand machine can always be had and is never taken away, a spot machine goes
+with its zone's availability, a new machine costs a restart without progress, and work that was done is never lost.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from checkpoints.util.command_line import console
+from launcher.console import counted
+from launcher.replay.model import Job, Played
+from launcher.replay.player import play
+from launcher.replay.plot import check_picture, draw_replay
+from launcher.replay.trace import Trace, read_traces
+
+
+def simulate(paths: list[Path], job: Job, output: str, plot: Path | None = None) -> int:
+    """Print (and draw, to a PNG or SVG) what the policy does. 0 when the deadline is met, else 3."""
+    if plot is not None:
+        check_picture(plot)
+    trace = read_traces(paths)
+    played = play(trace, job)
+    if plot is not None:
+        draw_replay(plot, trace, job, played)
+        sys.stderr.write(f"notus-launch: drawn to {plot}\n")
+    if output == "json":
+        sys.stdout.write(json.dumps({"job": asdict(job), "zones": trace.zones, **asdict(played)}, indent=2) + "\n")
+    else:
+        _draw(console(), trace, job, played)
+    return 0 if played.finish_h is not None and played.finish_h <= job.deadline_h + 1e-6 else 3
+
+
+def _draw(console: Console, trace: Trace, job: Job, played: Played) -> None:
+    width = max(20, min(console.width, 110) - 28)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    begin = round(job.start_h / trace.tick_h)
+    for zone, name in enumerate(trace.zones):
+        up = [
+            trace.up[min(begin + _tick_at(job, trace, column, width), len(trace.up) - 1)][zone]
+            for column in range(width)
+        ]
+        table.add_row(f"{name[:18]} has it", "".join("░" if state else " " for state in up))
+    for where in (*trace.zones, "on demand", "waiting"):
+        inside = [s for s in played.stretches if s.where == where]
+        hours = [column * job.deadline_h / width for column in range(width)]
+        line = "".join("█" if any(s.from_h <= h < s.to_h for s in inside) else " " for h in hours)
+        if inside:
+            table.add_row(f"{where[:20]}", line)
+    table.add_row("", f"0 h{f'{job.deadline_h:g} h'.rjust(width - 3)}")
+    console.print(table)
+    end = "not done at the deadline" if played.finish_h is None else f"done after {played.finish_h:.1f} h"
+    console.print(
+        f"{end} (deadline {job.deadline_h:g} h): {played.spot_h:.1f} h on spot, {played.on_demand_h:.1f} h on demand, "
+        f"{counted(played.preemptions, 'preemption')}, {counted(played.starts, 'start')}",
+        soft_wrap=True,
+    )
+    console.print(f"cost: {played.cost:.2f} on-demand hours, {played.saved} on demand alone", soft_wrap=True)
+
+
+def _tick_at(job: Job, trace: Trace, column: int, width: int) -> int:
+    return int(column * job.deadline_h / width / trace.tick_h)

@@ -1,0 +1,1 @@
+"""The backend that runs attempts on this machine."""

@@ -1,0 +1,151 @@
+"""From offers to the kinds of node that a recipe can run on: whether it fits, and how fast it is there. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from launcher.catalog.clouds import CLOUDS, Gpus, parse_gpus
+from launcher.catalog.gpu_speeds import PCIE, TOKENS_PER_SECOND, WITHOUT_NVLINK, relative_speed
+from launcher.catalog.offers import Offer, by_kind
+from launcher.errors import RequestError
+from launcher.planning.plan import Rung
+from launcher.request import LaunchRequest
+from trainer.config.gpu_types import GPU_MEMORY_GIB, VISIBLE, unusable
+from trainer.config.memory_estimate import Fit, fit
+from trainer.config.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Kind:
+    """All trusted offers of a cloud, GPU kind and market, and what the recipe is like on them."""
+
+    offers: Sequence[Offer]
+    speed: float
+    """Against the GPUs whose hours of work are known."""
+    memory: str
+    host_gib: int | None = None
+    """To ask for: its cloud has smaller nodes of this kind, too."""
+
+    @property
+    def first(self) -> Offer:
+        return self.offers[0]
+
+    @property
+    def name(self) -> str:
+        market = "spot" if self.first.spot else "on demand"
+        return f"{CLOUDS[self.first.cloud].label} {market} {self.first.gpus}"
+
+    @property
+    def rung(self) -> Rung:
+        return Rung(cloud=self.first.cloud, gpus=self.first.gpus, spot=self.first.spot, host_gib=self.host_gib)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The GPUs whose hours of work are known."""
+
+    gpus: Gpus
+    pcie: bool
+    """They are the hours of cards on PCIe."""
+
+    def speed_of(self, offer: Offer) -> float:
+        """Against it. The offer's kind has to be of known speed."""
+        speed = relative_speed(parse_gpus(offer.gpus), self.gpus, pcie=offer.pcie)
+        assert speed is not None, "those of unknown speed are no kind"
+        return speed / PCIE if self.pcie else speed
+
+
+@dataclass(frozen=True)
+class Supply:
+    """The offers of a request, and what can be planned on them."""
+
+    offers: Sequence[Offer]
+    """All, with whether the recipe fits."""
+    kinds: Sequence[Kind]
+    base: Base
+    unknown_speed: Sequence[str]
+    """GPUs that the recipe fits, and nobody knows for how many hours."""
+
+
+def wanted_gpus(request: LaunchRequest, recipe: Recipe) -> tuple[Gpus, ...]:
+    """The nodes to look for: what was asked, else each kind with NVLink and a known speed, as many as the recipe was
+    made for."""
+    if request.gpus:
+        return tuple(dict.fromkeys(request.gpus))
+    count = _made_for(recipe).count
+    return tuple(Gpus(name, count) for name in TOKENS_PER_SECOND if name not in WITHOUT_NVLINK)
+
+
+def supply_for(request: LaunchRequest, recipe: Recipe, offers: Sequence[Offer]) -> Supply:
+    """The offers by kind, without those that the recipe does not fit or whose speed is not known.
+
+    Raises `RequestError` where all GPUs that were asked for are of unknown speed, and no --hours says it.
+    """
+    base = _base(request, recipe, offers)
+    nodes = {name: parse_gpus(name) for name in dict.fromkeys(offer.gpus for offer in offers)}
+    cards = {name: _fit(recipe, gpus) for name, gpus in nodes.items()}
+    fitting = {name: gpus for name, gpus in nodes.items() if cards[name].fits}
+    unknown_speed = [name for name, gpus in fitting.items() if relative_speed(gpus, base.gpus) is None]
+    _refuse_unknown_speed(unknown_speed, fitting)
+    fits = {key: cards[key[0]].on_host(key[1]) for key in dict.fromkeys(map(_node_of, offers))}
+    judged = [_judged(offer, fits[_node_of(offer)]) for offer in offers]
+    possible = (offer for offer in judged if offer.fits and offer.gpus not in unknown_speed)
+    groups = by_kind(possible, trusted_only=not request.trust_prices)
+    kinds = [_kind(group, base, fits[_node_of(group[0])], judged) for group in groups]
+    return Supply(judged, kinds, base, unknown_speed)
+
+
+def _made_for(recipe: Recipe) -> Gpus:
+    return parse_gpus(recipe.hardware.gpus or "A100:8")
+
+
+def _base(request: LaunchRequest, recipe: Recipe, offers: Sequence[Offer]) -> Base:
+    """Whose hours they are: with --hours those of the one node that was asked for, else of the recipe's."""
+    if request.hours is None or len(set(request.gpus)) != 1 or not offers:
+        return Base(_made_for(recipe), pcie=False)
+    return Base(parse_gpus(offers[0].gpus), pcie=all(offer.pcie for offer in offers))
+
+
+def _fit(recipe: Recipe, gpus: Gpus) -> Fit:
+    """By its cards; the host's memory differs from offer to offer (`Fit.on_host`)."""
+    made_for = _made_for(recipe)
+    if recipe.hardware.gpus and gpus.count < made_for.count:
+        return Fit(False, None, f"the recipe's batch is made for {made_for.count} GPUs")
+    if recipe.hardware.gpus and (why := unusable(gpus.name)):
+        return Fit(False, None, why)
+    memory_gib = GPU_MEMORY_GIB.get(gpus.name)
+    return fit(recipe, memory_gib * VISIBLE if memory_gib else None, gpus.count)
+
+
+def _refuse_unknown_speed(unknown: Sequence[str], fitting: Mapping[str, Gpus]) -> None:
+    if fitting and len(unknown) == len(fitting):
+        raise RequestError(
+            f"how fast {' or '.join(unknown)} trains is not known here (known: "
+            f"{', '.join(TOKENS_PER_SECOND)}), so neither are the hours of work",
+            f"give them for one kind of node: --gpus {unknown[0]} --hours H",
+        )
+
+
+def _node_of(offer: Offer) -> tuple[str, float | None]:
+    """What decides whether a recipe fits: the GPUs, and the host's memory."""
+    return offer.gpus, offer.host_gib
+
+
+def _judged(offer: Offer, found: Fit) -> Offer:
+    misfit = "" if found.fits else found.reason
+    if (offer.fits, offer.misfit) == (found.fits, misfit):
+        return offer  # a copy of ten thousand offers takes a tenth of a second
+    return offer.model_copy(update={"fits": found.fits, "misfit": misfit})
+
+
+def _kind(group: Sequence[Offer], base: Base, found: Fit, judged: Sequence[Offer]) -> Kind:
+    """Of offers of one cloud, GPU kind and market; `found` is how the recipe fits the first of them."""
+    first = group[0]
+    market = (first.cloud, first.gpus, first.spot)
+    small = any(not offer.fits for offer in judged if (offer.cloud, offer.gpus, offer.spot) == market)
+    if not small or found.host_gib is None or first.host_gib is None:
+        # Nor where the catalog doesn't say: SkyPilot would not find that node any more if the task asked for some.
+        return Kind(group, base.speed_of(first), found.reason)
+    return Kind(group, base.speed_of(first), found.reason, math.ceil(found.host_gib))

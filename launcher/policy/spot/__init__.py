@@ -1,0 +1,1 @@
+"""Spot markets: rates of preemption, what runs have met, how zones differ."""

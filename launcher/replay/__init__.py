@@ -1,0 +1,1 @@
+"""The policy, played over recorded spot traces."""
