@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 
 from checkpoints.storage.base import Store
-from tests.seaweed import S3Server, seaweed
+from tests.support.seaweed import S3Server, seaweed
 
 # Minutes of root's work, see tests/e2e/conftest.py: only where they are asked for.
 collect_ignore = [] if os.environ.get("NOTUS_E2E") else ["e2e"]

@@ -15,7 +15,7 @@ from checkpoints.save.shard_upload import CHUNK_BYTES, INDEXES, uploaded_shards
 from checkpoints.storage.base import Store
 from checkpoints.storage.factory import open_store
 from tests.bench.measure import measured, median
-from tests.seaweed import seaweed
+from tests.support.seaweed import seaweed
 
 
 def bench_commit(folder: Path, rounds: int = 5) -> dict[str, Any]:

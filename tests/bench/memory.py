@@ -15,7 +15,7 @@ import psutil
 from checkpoints.save.shard_upload import CHUNK_BYTES, CONCURRENCY
 from tests.bench.measure import STATE_BYTES, state
 from tests.bench.sink import saver_on
-from tests.seaweed import seaweed
+from tests.support.seaweed import seaweed
 
 ROUNDS = 3
 

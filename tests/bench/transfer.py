@@ -14,7 +14,7 @@ from tests.bench.link import narrow_link
 from tests.bench.measure import MIB, Cost, measured, median, state
 from tests.bench.sink import CONNECTIONS, point_to, raw_get, raw_put, saver_on, sink
 from tests.bench.training import finish
-from tests.seaweed import seaweed
+from tests.support.seaweed import seaweed
 
 
 def bench_transfer(folder: Path, rounds: int = 7) -> dict[str, float]:

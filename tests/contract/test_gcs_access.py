@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from checkpoints.errors import ObjectMissing
 from checkpoints.storage.gcs import open_gcs
 from checkpoints.storage.object_store import ObjectStore
-from tests.gcs_fake import FakeGcs
-from tests.loopback import serving
+from tests.support.gcs_fake import FakeGcs
+from tests.support.loopback import serving
 
 DATA = bytes(range(256))
 KEY = "data/a b+c/c0"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from checkpoints.storage.lifecycle_rules import apply
-from tests.seaweed import S3Server
+from tests.support.seaweed import S3Server
 
 
 def test_rules_are_added_once_beside_the_others(s3_environment: S3Server) -> None:

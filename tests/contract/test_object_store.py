@@ -14,7 +14,7 @@ from checkpoints.errors import StoreError
 from checkpoints.storage import obstore_client, s3
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.storage.s3 import open_s3
-from tests.loopback import LoopbackServer, QuietHandler, serving
+from tests.support.loopback import LoopbackServer, QuietHandler, serving
 
 LARGE = bytes(2 << 20)
 

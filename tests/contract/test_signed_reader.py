@@ -9,8 +9,8 @@ import pytest
 
 from checkpoints.storage.base import ignore
 from checkpoints.storage.presigned import Request, SignedReader
-from tests.gcs_fake import FakeGcs
-from tests.loopback import serving
+from tests.support.gcs_fake import FakeGcs
+from tests.support.loopback import serving
 
 DATA = bytes(range(256))
 

@@ -20,9 +20,9 @@ from checkpoints.storage.factory import open_store
 from checkpoints.storage.filesystem import FolderStore
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.storage.probe import RACERS, probe
-from tests.gcs_fake import fake_gcs
-from tests.loopback import LoopbackServer, QuietHandler, serving
-from tests.seaweed import S3Server
+from tests.support.gcs_fake import fake_gcs
+from tests.support.loopback import LoopbackServer, QuietHandler, serving
+from tests.support.seaweed import S3Server
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tests.e2e.image import Image, build_tools, mirror, sky_wheel
 from tests.e2e.remote import Remote, begun
 from tests.e2e.runs import ENDING, check_endings
 from tests.integration.conftest import Launcher, undisturbed, wait_for
-from tests.seaweed import S3Server, seaweed
+from tests.support.seaweed import S3Server, seaweed
 
 TOOLS = ("ip", "unshare", "nsenter", "mmdebstrap", "ssh", "rsync", "nc", "openssl", "ssh-keygen")
 PACKAGES = "mmdebstrap openssh-server rsync netcat-openbsd iproute2 openssl"

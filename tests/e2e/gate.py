@@ -12,7 +12,7 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 from urllib.parse import urlsplit
 
 from tests.e2e.cloud.machines import GATEWAY
-from tests.seaweed import S3Server
+from tests.support.seaweed import S3Server
 
 PIECE_BYTES = 1 << 16
 

@@ -15,7 +15,7 @@ from tests.e2e.clouds import Clouds
 from tests.e2e.runs import CloudRun, of, places
 from tests.e2e.skypilot import SkyPilot
 from tests.integration.conftest import assert_bit_exact, wait_for
-from tests.seaweed import S3Server
+from tests.support.seaweed import S3Server
 
 PORT = 46998
 RUN = "remote"

@@ -24,7 +24,7 @@ from tests.e2e.clouds import Clouds
 from tests.e2e.holds import Hold
 from tests.e2e.skypilot import SkyPilot
 from tests.integration.conftest import wait_for
-from tests.seaweed import S3Server
+from tests.support.seaweed import S3Server
 from trainer.config.recipe import load_recipe
 from trainer.runtime.attempt_dir import Phase
 

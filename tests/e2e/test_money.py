@@ -12,7 +12,7 @@ from tests.e2e.clouds import Clouds
 from tests.e2e.gate import Gate
 from tests.e2e.runs import BUDGET_USD, GCP_SPOT, LAMBDA, QUICK, CloudRun, later, of, places
 from tests.integration.conftest import assert_bit_exact
-from tests.seaweed import S3Server
+from tests.support.seaweed import S3Server
 
 CLOSING_USD = 0.2
 """A minute of a machine: a look, the tries to reach the bucket, and the end of the machine."""

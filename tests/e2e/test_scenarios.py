@@ -10,7 +10,7 @@ from tests.e2e.clouds import Clouds
 from tests.e2e.figures import MEASURED, measure
 from tests.e2e.runs import GCP_SPOT, LAMBDA, QUICK, CloudRun, lost_steps, of, places
 from tests.integration.conftest import assert_bit_exact
-from tests.seaweed import S3Server
+from tests.support.seaweed import S3Server
 
 
 def test_lambda_on_demand_from_nothing_to_done(clouds: Clouds, bucket: S3Server, reference: Store) -> None:

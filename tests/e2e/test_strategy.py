@@ -16,7 +16,7 @@ from tests.e2e.clouds import Clouds
 from tests.e2e.figures import measure, places_asked
 from tests.e2e.runs import BUDGET_USD, GCP_SPOT, LAMBDA, NEAR, QUICK, CloudRun, later, lost_steps, of, places
 from tests.integration.conftest import assert_bit_exact, wait_for
-from tests.seaweed import S3Server
+from tests.support.seaweed import S3Server
 
 NO_SPOT = {"*/SPOT": 0}
 NOTHING = {"*/SPOT": 0, "*/STANDARD": 0, "*/gpu_8x_a100": 0}

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.hub_server import HubServer
 from tests.integration.conftest import Launcher, recipe
+from tests.support.hub_server import HubServer
 
 PAIR_COLUMNS = [{"name": "prompt"}, {"name": "chosen"}, {"name": "rejected"}]
 SPLITS = [{"name": "train", "num_examples": 4000}, {"name": "test", "num_examples": 100}]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_rows import ROWS, assistant, user
+from tests.unit.trainer.data.test_trl_formats import ROWS, assistant, user
 from trainer.config.recipe import Dpo, Recipe, load_recipe
 from trainer.data.dataset import prepare, tokenise_row
 from trainer.data.trl_formats import read_row

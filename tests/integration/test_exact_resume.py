@@ -17,10 +17,10 @@ from checkpoints.run_log.event_log import read_events
 from checkpoints.run_log.metrics import read_metrics
 from checkpoints.run_log.run_record import open_run
 from checkpoints.storage.base import Store
-from tests.faulty_proxy import FAULTS, Deed, FaultyProxy
 from tests.integration.conftest import Launcher, assert_bit_exact, recipe, wait_for
-from tests.loopback import serving
-from tests.seaweed import S3Server
+from tests.support.faulty_proxy import FAULTS, Deed, FaultyProxy
+from tests.support.loopback import serving
+from tests.support.seaweed import S3Server
 
 STEPS_PER_EPOCH = 12
 FIRST_STEPS, FIRST_TOLERANCE, MEAN_TOLERANCE = 4, 0.001, 0.01

@@ -14,7 +14,7 @@ from checkpoints.errors import UserError
 from checkpoints.run_log.event_log import Diary, read_events
 from checkpoints.run_log.run_record import open_run, register_run
 from checkpoints.storage.base import Store
-from tests.hub_fake import HubFake
+from tests.support.hub_fake import HubFake
 from trainer.config.global_batch import Batch
 from trainer.config.recipe import load_recipe
 from trainer.config.trl_config import dpo_arguments

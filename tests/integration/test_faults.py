@@ -25,10 +25,10 @@ from checkpoints.run_log.run_record import open_run
 from checkpoints.storage import object_store, presigned
 from checkpoints.storage.base import Entry, Store
 from checkpoints.storage.factory import open_store
-from tests.faulty_proxy import FaultyProxy
 from tests.integration.conftest import Launcher, assert_bit_exact, recipe, wait_for
-from tests.loopback import serving
-from tests.seaweed import S3Server
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.loopback import serving
+from tests.support.seaweed import S3Server
 
 
 def test_second_launcher_ctrl_c_damage_and_resume(launcher: Launcher, reference: Store) -> None:

@@ -1,9 +1,9 @@
-"""Two thousand hostile worlds, each a whole run of the real conductor over a fake SkyPilot (tests/live_world.py).
+"""Two thousand hostile worlds, each a whole run of the real conductor over a fake SkyPilot (tests/support/live_world.py).
 
 Markets that flap, prices that change, teardowns that fail, a bucket that is away, starts and speeds that differ from the
 plan, trainers that are deaf, hang, crash or never run, clocks that are off, controllers that restart. In each: the money
 spent stays within the budget and what closing takes, a deadline that on demand could keep is kept, no machine is left,
-and it ends. `python -m tests.hostile SEED` tells the story of one.
+and it ends. `python -m tests.support.hostile SEED` tells the story of one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from tests.hostile import faults_in
+from tests.support.hostile import faults_in
 
 PARTS = 8
 WORLDS = int(os.environ.get("NOTUS_WORLDS", "2000"))

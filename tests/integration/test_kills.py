@@ -20,8 +20,8 @@ from checkpoints.restore.shard_restore import verify
 from checkpoints.run_log.run_record import open_run
 from checkpoints.snapshot.shared_memory import RunMemory
 from checkpoints.storage.base import Store
-from tests.integration.killing import ENVIRONMENT, Kill
 from tests.integration.loop_script import STEPS
+from tests.support.killing import ENVIRONMENT, Kill
 from trainer.runtime.process_tree import adopt_orphans, any_descendant
 
 KILLS = Counter(

@@ -13,7 +13,7 @@ from checkpoints.run_log.event_log import read_events
 from checkpoints.run_log.run_record import open_run
 from checkpoints.storage.base import Store
 from tests.integration.conftest import Launcher, assert_bit_exact, wait_for
-from tests.loopback import LoopbackServer, QuietHandler, serving
+from tests.support.loopback import LoopbackServer, QuietHandler, serving
 from trainer.runtime.attempt_dir import Progress
 from trainer.runtime.preemption_notice import AwsMetadata, GcpMetadata
 

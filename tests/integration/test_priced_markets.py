@@ -1,13 +1,13 @@
 """The policy as it lives, on recorded H100 zones with prices: never late, and near what a schedule pays that knows all.
 
-One start, because a whole run of the conductor takes half a minute. More: `python -m tests.priced FOLDER`.
+One start, because a whole run of the conductor takes half a minute. More: `python -m tests.support.priced FOLDER`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.priced import optimum_usd, played, read_zones
+from tests.support.priced import optimum_usd, played, read_zones
 
 WORK_H, DEADLINE_H = 38.0, 57.0
 AT_MOST = 1.2

@@ -35,7 +35,7 @@ from checkpoints.save.shard_upload import upload_shard, uploaded_shards
 from checkpoints.snapshot.snapshot import HostBuffer, Snapshot
 from checkpoints.storage.base import Entry, Seen, Store, Stored
 from checkpoints.storage.factory import open_store
-from tests.seaweed import S3Server
+from tests.support.seaweed import S3Server
 
 SCHEDULES = int(os.environ.get("NOTUS_SCHEDULES", "10000"))
 RANKS = 2

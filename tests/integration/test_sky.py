@@ -18,7 +18,7 @@ import pytest
 from launcher.catalog.clouds import CLOUDS
 from launcher.sky.example_tasks import LADDER, shipped_tasks
 from launcher.sky.setup.doctor import fix
-from tests.integration.sky_process import run
+from tests.support.sky_process import run
 
 PARSE = """
 import json, sys

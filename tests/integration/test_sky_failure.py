@@ -7,7 +7,7 @@ from pathlib import Path
 from checkpoints.run_log.event_kinds import AttemptEnded, AttemptStarted
 from checkpoints.run_log.event_log import Diary
 from checkpoints.run_log.run_record import open_run
-from tests.integration.sky_process import run
+from tests.support.sky_process import run
 
 ASK = """
 import json, sys

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def check(name: str, environment: dict[str, str]) -> None:
-    words = [sys.executable, "-m", "tests.integration.sky_checks", name]
+    words = [sys.executable, "-m", "tests.support.sky_checks", name]
     done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -6,7 +6,7 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
-from tests.integration.sky_process import run
+from tests.support.sky_process import run
 
 RELEASE = """
 import asyncio, json

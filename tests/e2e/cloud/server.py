@@ -21,7 +21,7 @@ from tests.e2e.cloud import lambda_api
 from tests.e2e.cloud.gcp_api import Gcp
 from tests.e2e.cloud.machines import API_PORT, GATEWAY, NamespaceMachines
 from tests.e2e.cloud.world import Machine, World
-from tests.loopback import QuietHandler
+from tests.support.loopback import QuietHandler
 
 METADATA_PORT = 80
 

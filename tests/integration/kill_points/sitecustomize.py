@@ -1,5 +1,0 @@
-"""Python imports this from PYTHONPATH at each start: so a test arms a process without a word in the product."""
-
-from tests.integration.killing import arm
-
-arm()
