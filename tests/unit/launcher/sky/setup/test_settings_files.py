@@ -304,7 +304,7 @@ def test_a_wheel_that_cannot_be_put_into_its_folder_changes_nothing(
     def full(folder: Path) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(doctor.wheel, "build", full)
+    monkeypatch.setattr(doctor.controller_wheel, "build", full)
     with pytest.raises(RequestError, match="No space left on device; nothing was changed"):
         fix(tmp_path, {})
     assert contents(tmp_path) == before
