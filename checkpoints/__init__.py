@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from checkpoints.checkpointer import Checkpointer
     from checkpoints.errors import CorruptCheckpoint, Fenced, NotusError, RunHeld, StoreError, UserError
+    from checkpoints.storage.backend import open_store
     from checkpoints.storage.base import Store
-    from checkpoints.storage.factory import open_store
 
 __all__ = [
     "Checkpointer",
@@ -31,7 +31,7 @@ __all__ = [
 _HOME = {
     "Checkpointer": "checkpoints.checkpointer",
     "Store": "checkpoints.storage.base",
-    "open_store": "checkpoints.storage.factory",
+    "open_store": "checkpoints.storage.backend",
 }
 """Where a public name is defined, if not among the errors."""
 

@@ -38,8 +38,8 @@ from checkpoints.records.verified_reads import believed
 from checkpoints.restore.download import pull
 from checkpoints.restore.shard_restore import restore_shard, verify
 from checkpoints.snapshot.shared_memory import SharedBuffer
+from checkpoints.storage.backend import EXAMPLES, SHORT, open_store
 from checkpoints.storage.base import Store
-from checkpoints.storage.factory import open_store
 from checkpoints.util.atomic_folder import whole_folder, work_folder
 from checkpoints.util.clock import Clock, SystemClock, looks
 from checkpoints.util.command_line import console, run_app
@@ -49,7 +49,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Inspect the checkpoints of a run. URL is the run's folder: s3://bucket/run, gs://bucket/run or a path.",
+    help=f"Inspect the checkpoints of a run. URL is the run's folder in a bucket ({SHORT}), or a path.",
     epilog="Exit codes: 0 all is well; 1 a checkpoint is damaged; 2 usage or configuration error.",
 )
 
@@ -263,7 +263,7 @@ def pin_checkpoint(
 
 @app.command()
 def lifecycle(
-    url: Annotated[str, typer.Argument(help="The bucket, or a folder in it: s3://bucket/prefix, gs://bucket.")],
+    url: Annotated[str, typer.Argument(help=f"The bucket, or a folder in it: {EXAMPLES}.")],
     apply: Annotated[bool, typer.Option("--apply", help="Add them to the bucket's existing rules (S3).")] = False,
     debug: DebugOption = False,
 ) -> None:

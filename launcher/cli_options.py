@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from checkpoints.errors import UserError
+from checkpoints.storage.backend import SHORT
 from launcher.bounds import MAX_HOURS, MAX_PROCESSES, MAX_SEED, MAX_USD, MIN_HOURS, MIN_USD
 from launcher.paths import default_bucket
 
@@ -41,7 +42,7 @@ BucketOption = Annotated[
     typer.Option(
         "--bucket",
         envvar="NOTUS_BUCKET",
-        help="Where runs are stored: s3://..., gs://... or a folder. Default for local runs: ~/.notus/bucket.",
+        help=f"Where runs are stored: {SHORT} or a folder. Default for local runs: ~/.notus/bucket.",
     ),
 ]
 NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run. Reuse a name to resume that run.")]

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pydantic import BaseModel, ConfigDict, Field
 
 from checkpoints.errors import InvalidName
+from checkpoints.storage.backend import BACKENDS, is_remote
 from checkpoints.util.keys import check_run_name, is_run_name, suggest_run_name
 from launcher.bounds import MAX_HAZARD_H, MAX_HOURS, MIN_HAZARD_H
 from launcher.catalog.clouds import CLOUDS, LOCAL, Gpus, Market, did_you_mean, parse_gpus
@@ -186,11 +187,11 @@ def cloud_run_name(name: str) -> str:
 
 def check_cloud_bucket(bucket: str | None) -> str:
     """A bucket that machines in a cloud can reach; raises `RequestError`."""
-    if bucket is None or not re.match(r"(s3|gs)://[^/]", bucket):
+    if bucket is None or not is_remote(bucket):
         raise RequestError(
             "a cloud run needs a bucket that its machines can reach"
             + ("" if bucket is None else f", and {bucket!r} is none"),
-            "give --bucket s3://NAME/PREFIX or gs://NAME/PREFIX, or set NOTUS_BUCKET",
+            f"give --bucket {' or '.join(row.example for row in BACKENDS)}, or set NOTUS_BUCKET",
         )
     return bucket
 

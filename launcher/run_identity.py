@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from checkpoints.storage.backend import scheme_of
 from checkpoints.storage.s3_location import s3_location
 
 AWS_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")
@@ -30,12 +31,12 @@ class RunIdentity(NamedTuple):
 def run_identity(bucket: str, run: str, endpoint: str = "") -> RunIdentity:
     """The identity of a run; `endpoint` is the configured one of S3, if there is one."""
     url = canonical_bucket(bucket)
-    return RunIdentity(url, _canonical_endpoint(endpoint) if url.startswith("s3://") else "", run)
+    return RunIdentity(url, _canonical_endpoint(endpoint) if scheme_of(url) == "s3" else "", run)
 
 
 def identity_here(bucket: str, run: str) -> RunIdentity:
     """The identity of a run as this machine reaches its bucket: an endpoint may stand in the user's AWS profile."""
-    is_s3 = canonical_bucket(bucket).startswith("s3://")
+    is_s3 = scheme_of(bucket) == "s3"
     return run_identity(bucket, run, s3_location().endpoint if is_s3 else "")
 
 

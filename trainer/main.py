@@ -23,6 +23,7 @@ from checkpoints.errors import AccessDenied, NotusError, RunHeld, StoreError, Us
 from checkpoints.run_log.causes import AttemptOutcome
 from checkpoints.run_log.event_log import read_events
 from checkpoints.run_log.run_record import RunRecord, open_run, register_run
+from checkpoints.storage.backend import SHORT
 from checkpoints.storage.base import Store
 from checkpoints.storage.probe import probe
 from checkpoints.util import owner_locks
@@ -67,9 +68,7 @@ EXIT_CODES = {
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or the path of a .yaml file.")],
     run: Annotated[str, typer.Option(help="Name of the run in the bucket.", envvar="NOTUS_RUN")],
-    bucket: Annotated[
-        str, typer.Option(help="s3://..., gs://... or a folder: the run's memory.", envvar="NOTUS_BUCKET")
-    ],
+    bucket: Annotated[str, typer.Option(help=f"{SHORT} or a folder: the run's memory.", envvar="NOTUS_BUCKET")],
     processes: Annotated[
         int | None,
         typer.Option(min=1, max=MAX_PROCESSES, help="Ranks. Default: one a GPU, else the recipe's cpu_processes."),

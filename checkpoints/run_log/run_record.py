@@ -13,8 +13,8 @@ from checkpoints.errors import CorruptCheckpoint, UserError
 from checkpoints.records.manifest import Record
 from checkpoints.records.verified_reads import read_if_there
 from checkpoints.records.write_once import put_once
+from checkpoints.storage.backend import open_store
 from checkpoints.storage.base import Store
-from checkpoints.storage.factory import open_store
 from checkpoints.util.diff import differences
 from checkpoints.util.keys import check_run_name, is_run_name
 from checkpoints.util.parallel import parallel_map

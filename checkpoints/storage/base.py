@@ -108,6 +108,7 @@ def exists(store: Store, key: str) -> bool:
 
 
 FENCED = (
-    "use a store with conditional writes: AWS S3, Cloudflare R2, a recent MinIO or SeaweedFS, GCS as gs://, or a folder"
+    "use a store with conditional writes: AWS S3, Cloudflare R2, a recent MinIO or SeaweedFS, GCS as gs://, Azure as "
+    "az://, or a folder"
 )
 """What a store has to be, for who has another."""

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import xxhash
 
 from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, StoreError
+from checkpoints.storage.backend import SHORT
 from checkpoints.storage.base import PIECE_BYTES, Buffer, Entry, Seen, Stored, ignore
 
 _HINTS = {
@@ -117,7 +118,7 @@ class FolderStore:
 
     def folders(self) -> Sequence[str]:
         if self._root.exists() and not self._root.is_dir():
-            raise BucketUnusable(f"{self._root} is not a folder", "give a folder, s3://... or gs://...")
+            raise BucketUnusable(f"{self._root} is not a folder", f"give a folder, {SHORT}")
         with self._errors(""):
             found = self._root.iterdir() if self._root.is_dir() else ()
             return sorted(path.name for path in found if path.is_dir() and not path.name.startswith("."))

@@ -9,12 +9,12 @@ or replaced.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from checkpoints.errors import BucketUnusable, UserError
+from checkpoints.storage.backend import EXAMPLES, Backend, backend_of, scheme_of
 from checkpoints.storage.s3_location import s3_location
 
 CUT_OFF_DAYS = 2
@@ -35,37 +35,16 @@ def s3_rules(prefix: str) -> list[dict[str, Any]]:
     ]
 
 
-def gcs_rules(prefix: str) -> dict[str, Any]:
-    """For Google Cloud Storage, as `gcloud storage buckets update --lifecycle-file` reads them."""
-    matching = {"matchesPrefix": [prefix]} if prefix else {}
-    return {
-        "rule": [
-            {"action": {"type": "AbortIncompleteMultipartUpload"}, "condition": {"age": CUT_OFF_DAYS, **matching}},
-            {
-                "action": {"type": "Delete"},
-                "condition": {"daysSinceNoncurrentTime": OLD_VERSION_DAYS, "isLive": False, **matching},
-            },
-        ]
-    }
-
-
 def describe(url: str) -> str:
     """The rules for a bucket URL as JSON; raises `UserError` where there are none."""
-    scheme, _, prefix = _parts(url)
-    return json.dumps({"Rules": s3_rules(prefix)} if scheme == "s3" else gcs_rules(prefix), indent=2)
+    backend, prefix = _backend(url)
+    return json.dumps(backend.rules(prefix), indent=2)
 
 
 def how_to_apply(url: str) -> str:
     """The command that makes the printed rules those of the bucket."""
-    scheme, bucket, _ = _parts(url)
-    if scheme == "s3":
-        return f"notus-ckpt lifecycle {shlex.quote(url)} --apply"
-    return (
-        f"(replaces the bucket's other rules: see them with gcloud storage buckets describe gs://{bucket} "
-        f"--format='json(lifecycle_config)', and add them to the file)\n"
-        f"notus-ckpt lifecycle {shlex.quote(url)} > rules.json && "
-        f"gcloud storage buckets update gs://{bucket} --lifecycle-file=rules.json"
-    )
+    backend, _ = _backend(url)
+    return backend.how_to_apply(url)
 
 
 def merge_rules(existing: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -88,9 +67,10 @@ def apply(url: str, client: Any = None) -> list[str]:
         UserError: not an S3 bucket.
         BucketUnusable: the key may not do this, or there is no such bucket.
     """
-    scheme, bucket, prefix = _parts(url)
-    if scheme != "s3":
+    _, prefix = _backend(url)
+    if scheme_of(url) != "s3":
         raise UserError("only S3's rules can be set from here", how_to_apply(url))
+    bucket = urlsplit(url).netloc
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -127,9 +107,10 @@ def _existing(client: Any, bucket: str) -> list[dict[str, Any]]:
     return rules
 
 
-def _parts(url: str) -> tuple[str, str, str]:
-    parts = urlsplit(url)
-    if parts.scheme not in ("s3", "gs"):
-        raise UserError(f"{url} needs no rules", "only s3:// and gs:// buckets have them")
-    prefix = parts.path.strip("/")
-    return parts.scheme, parts.netloc, f"{prefix}/" if prefix else ""
+def _backend(url: str) -> tuple[Backend, str]:
+    """And the prefix below which its rules hold."""
+    backend = backend_of(url)
+    if backend is None:
+        raise UserError(f"{url} needs no rules", f"only buckets have them: {EXAMPLES}")
+    prefix = urlsplit(url).path.strip("/")
+    return backend, f"{prefix}/" if prefix else ""

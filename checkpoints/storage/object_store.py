@@ -1,4 +1,4 @@
-"""The Store contract over any store that obstore speaks to. `s3.py` and `gcs.py` open them."""
+"""The Store contract over any store that obstore speaks to. The backends' modules open them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from obstore.exceptions import (
     PreconditionError,
     UnauthenticatedError,
 )
-from obstore.store import GCSStore, MemoryStore, S3Store
+from obstore.store import MemoryStore
 
 from checkpoints.errors import (
     AccessDenied,
@@ -30,7 +30,7 @@ from checkpoints.errors import (
     StoreError,
 )
 from checkpoints.storage.base import FENCED, Buffer, Entry, Seen, Stored, ignore
-from checkpoints.storage.obstore_client import CREDENTIALS_HINT, first_line
+from checkpoints.storage.obstore_client import BucketStore, first_line
 from checkpoints.storage.presigned import Request, SignedReader
 
 SMALL_BYTES = 1 << 20
@@ -38,6 +38,10 @@ SMALL_BYTES = 1 << 20
 longer: a lease would run out in `REQUEST_S`."""
 
 logger = logging.getLogger(__name__)
+
+
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+"""The stores' own codes, which obstore passes on in the text only."""
 
 
 class _Transient(StoreError):
@@ -60,21 +64,27 @@ class ObjectStore:
 
     def __init__(
         self,
-        store: S3Store | GCSStore | MemoryStore,
+        store: BucketStore | MemoryStore,
         url: str,
-        bulk: S3Store | GCSStore | None = None,
+        bulk: BucketStore | None = None,
         direct: Callable[[str], Request] | None = None,
         again: Callable[[], ObjectStore] | None = None,
         compared_by: Literal["e_tag", "version"] = "e_tag",
+        credentials: str = "",
     ) -> None:
-        """`bulk`: the same place through a client that is patient with large uploads. `direct` makes the request of a
-        plain GET. `again` opens the same place with clients of its own. `compared_by`: obstore's name of what a
-        conditional write compares; GCS compares generations, never ETags, and obstore calls those versions.
+        """Args:
+        bulk: the same place through a client that is patient with large uploads.
+        direct: makes the request of a plain GET.
+        again: opens the same place with clients of its own.
+        compared_by: obstore's name of what a conditional write compares. GCS compares generations, never ETags, and
+            obstore calls those versions.
+        credentials: where this backend finds them, for whoever is refused.
         """
         self._store = store
         self._bulk = bulk or store
         self._url = url
         self._compared_by = compared_by
+        self._credentials = credentials
         self._direct = SignedReader(direct) if direct else None
         self._again = again
 
@@ -168,7 +178,7 @@ class ObjectStore:
         with self._errors(key), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, key)
 
-    def _sender(self, data: Buffer) -> S3Store | GCSStore | MemoryStore:
+    def _sender(self, data: Buffer) -> BucketStore | MemoryStore:
         return self._store if memoryview(data).nbytes <= SMALL_BYTES else self._bulk
 
     def _token(self, meta: Any) -> str:
@@ -192,13 +202,14 @@ class ObjectStore:
         except PreconditionError as error:
             raise Conflict(f"{where} has changed") from error
         except (FileNotFoundError, NotFoundError) as error:
-            if "NoSuchBucket" in str(error):  # the store's own code, which obstore passes on in the text only
+            if any(code in str(error) for code in _NO_BUCKET):
                 raise BucketUnusable(
                     f"the bucket of {self._url} does not exist", "create it first, or check the name"
                 ) from error
             raise ObjectMissing(f"{where} does not exist") from error
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-            raise AccessDenied(f"{self._url} refuses access: {first_line(error)}", CREDENTIALS_HINT) from error
+            hint = f"{self._credentials}. The key needs to read, write, list and delete below the bucket"
+            raise AccessDenied(f"{self._url} refuses access: {first_line(error)}", hint) from error
         except (BaseError, OSError) as error:
             if "NotImplemented" in str(error):  # the store's own code, too; its answer will be the same tomorrow
                 raise BucketUnusable(f"{self._url} can't do what it was asked for: NotImplemented", FENCED) from error

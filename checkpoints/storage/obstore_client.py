@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import (
     BaseError,
 )
-from obstore.store import GCSStore, S3Store
+from obstore.store import AzureStore, GCSStore, S3Store
 
 from checkpoints.errors import BucketUnusable, UserError
 from checkpoints.storage.presigned import Request
+
+BucketStore: TypeAlias = S3Store | GCSStore | AzureStore
 
 # The client retries 5xx and broken connections by itself, with back-off, up to these bounds. A conditional write
 # that is retried can lose to its own first try: callers compare nonces or bytes (storage-facts, step 5).
@@ -32,19 +34,15 @@ of the request, so a body on its way up has to fit in."""
 REQUEST_S = 600.0
 """Longest request. A store that takes a whole chunk and never answers is given up after this; a chunk of 64 MiB needs
 0.11 MB/s, and 32 connections (8 ranks of 4) that share a link 29 Mbit/s."""
-CREDENTIALS_HINT = (
-    "S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION or a profile (AWS_ENDPOINT_URL for R2 and others); "
-    "GCS: GOOGLE_APPLICATION_CREDENTIALS. The key needs to read, write, list and delete below the bucket"
-)
 
 
 @contextlib.contextmanager
-def opening(url: str) -> Iterator[None]:
-    """Turns the client's refusal to open `url` into a `BucketUnusable`."""
+def opening(url: str, hint: str) -> Iterator[None]:
+    """Turns the client's refusal to open `url` into a `BucketUnusable` with this hint."""
     try:
         yield
     except BaseError as error:
-        raise BucketUnusable(f"can't open {url}: {first_line(error)}", CREDENTIALS_HINT) from error
+        raise BucketUnusable(f"can't open {url}: {first_line(error)}", hint) from error
 
 
 def bucket_and_prefix(url: str) -> tuple[str, str]:
@@ -61,7 +59,7 @@ def limits() -> tuple[dict[str, Any], dict[str, Any]]:
     return {**bulk, "read_timeout": timedelta(seconds=ANSWER_S)}, bulk
 
 
-def signing(store: S3Store | GCSStore) -> Callable[[str], Request]:
+def signing(store: BucketStore) -> Callable[[str], Request]:
     """Signs a GET of a key with the credentials of `store`, for `SIGNED_FOR`."""
 
     def sign(key: str) -> Request:

@@ -1,29 +1,89 @@
-"""Clients for S3 and whatever speaks its protocol (R2, MinIO, ...)."""
+"""Amazon S3 and whatever speaks its protocol (R2, MinIO, ...): `s3://BUCKET/PREFIX`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from obstore.store import S3Store
 
 from checkpoints.errors import AccessDenied, UserError
+from checkpoints.storage.backend import StoragePrices
+from checkpoints.storage.lifecycle_rules import s3_rules
 from checkpoints.storage.object_store import ObjectStore
-from checkpoints.storage.obstore_client import CREDENTIALS_HINT, RETRY, bucket_and_prefix, limits, opening, signing
-from checkpoints.storage.s3_location import s3_location
+from checkpoints.storage.obstore_client import RETRY, bucket_and_prefix, limits, opening, signing
+from checkpoints.storage.s3_location import S3Location, s3_location
+
+AMAZON = StoragePrices("Amazon S3", "aws", 0.023, 0.09, 0.005, 0.0004)
+GOOGLE = StoragePrices("Google Cloud Storage", "gcp", 0.020, 0.12, 0.005, 0.0004)
+NO_EGRESS_FEES = StoragePrices("a bucket without egress fees (Cloudflare R2)", None, 0.015, 0.0, 0.0045, 0.00036)
+"""List prices of 2026-11, US regions, first tier, without free allowances."""
+AWS = "https://s3.amazonaws.com"
+ENDPOINTS = {"amazonaws.com": AMAZON, "amazonaws.com.cn": AMAZON, "storage.googleapis.com": GOOGLE}
+"""How the names of S3 endpoints end that are not of a store without egress fees."""
+CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION or a profile (AWS_ENDPOINT_URL for R2 and others)"
+KEY_ID, SECRET = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
 
 
-def open_s3(url: str, environment: Mapping[str, str] | None = None) -> ObjectStore:
-    """Open `s3://bucket/prefix`. `environment`: of another user than this process's own.
+class S3:
+    """See `checkpoints.storage.backend.Backend`."""
 
-    Raises `UserError` for a URL without a bucket, and `BucketUnusable` where there are no credentials.
-    """
-    bucket, prefix = bucket_and_prefix(url)
-    with opening(url):
-        small, bulk = _clients(bucket, prefix, os.environ if environment is None else environment)
-    return ObjectStore(small, url, bulk=bulk, direct=signing(small), again=lambda: open_s3(url, environment))
+    def open(self, url: str, environment: Mapping[str, str] | None = None) -> ObjectStore:
+        bucket, prefix = bucket_and_prefix(url)
+        with opening(url, CREDENTIALS):
+            small, bulk = _clients(bucket, prefix, os.environ if environment is None else environment)
+        return ObjectStore(
+            small,
+            url,
+            bulk=bulk,
+            direct=signing(small),
+            again=lambda: self.open(url, environment),
+            credentials=CREDENTIALS,
+        )
+
+    def prices(self, url: str, environment: Mapping[str, str] | None) -> StoragePrices:
+        """Where the bucket is, this machine's profile tells too, unless an `environment` is given."""
+        elsewhere = s3_location(environment, profiles=environment is None).endpoint
+        host = urlsplit(elsewhere or AWS).hostname or ""
+        return next((prices for end, prices in ENDPOINTS.items() if host.endswith(end)), NO_EGRESS_FEES)
+
+    def settings(self, environment: Mapping[str, str] | None) -> dict[str, str]:
+        """Region, and the endpoint of R2, MinIO and others. Empty = AWS's own default."""
+        region, endpoint = S3Location("", "") if environment is None else s3_location(environment)
+        return {"AWS_REGION": region, "AWS_ENDPOINT_URL": endpoint}
+
+    def secret_names(self, clouds: Collection[str]) -> tuple[str, ...]:
+        return (KEY_ID, SECRET)
+
+    def secrets(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """By boto3's rules: this process's environment, a profile, SSO, ..."""
+        import boto3
+
+        credentials = boto3.Session().get_credentials()
+        if credentials is None:
+            raise UserError(
+                "no AWS credentials for the bucket",
+                "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or set up a profile",
+            )
+        frozen = credentials.get_frozen_credentials()
+        if frozen.token:
+            raise UserError(
+                "the AWS credentials here are temporary (a session token): the machines would lose the bucket",
+                "use the keys of a user that may only read, write, list and delete in this bucket",
+            )
+        return {KEY_ID: frozen.access_key, SECRET: frozen.secret_key}
+
+    def rules(self, prefix: str) -> Any:
+        return {"Rules": s3_rules(prefix)}
+
+    def how_to_apply(self, url: str) -> str:
+        return f"notus-ckpt lifecycle {shlex.quote(url)} --apply"
+
+
+BACKEND = S3()
 
 
 def _clients(bucket: str, prefix: str, environment: Mapping[str, str]) -> tuple[S3Store, S3Store]:
@@ -37,7 +97,7 @@ def _clients(bucket: str, prefix: str, environment: Mapping[str, str]) -> tuple[
         aws_session_token=environment.get("AWS_SESSION_TOKEN"),
     )
     if session.get_credentials() is None:
-        raise AccessDenied(f"no credentials for s3://{bucket}", CREDENTIALS_HINT)
+        raise AccessDenied(f"no credentials for s3://{bucket}", CREDENTIALS)
     # Signing the payload costs a SHA-256 of every byte: 0.67 instead of 0.21 CPU-s/GB. TLS protects the bytes on the
     # way, and every chunk has its CRC32C. AWS, R2 and MinIO take unsigned payloads.
     config: dict[str, Any] = {"unsigned_payload": True}

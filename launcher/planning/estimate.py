@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from launcher.catalog.storage_prices import Bucket, Fees, fees
+from checkpoints.storage.backend import StoragePrices
+from launcher.catalog.storage_prices import Fees, fees
 from launcher.planning.monte_carlo import Runs, simulate
 from launcher.planning.scenario import Scenario
 from trainer.checkpointing.save_interval import auto_interval_minutes
@@ -67,7 +68,7 @@ class SavePlan:
 class Surroundings:
     """Where the machines and the bucket are."""
 
-    bucket: Bucket
+    bucket: StoragePrices
     spot_cloud: str = ""
     on_demand_cloud: str = ""
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from checkpoints.storage.backend import StoragePrices
 from launcher.catalog.clouds import CLOUDS, Gpus, parse_gpus
 from launcher.catalog.gpu_speeds import DERIVED, PCIE, SOURCE
 from launcher.catalog.offers import Offer
-from launcher.catalog.storage_prices import Bucket
 from launcher.planning.estimate import DEFAULT_STATE_BYTES, START_H, UPLOAD_BYTES_PER_S
 from launcher.planning.plan import Plan, limits_named, unkept
 from launcher.planning.work_left import NOT_BEGUN, SoFar
@@ -43,7 +43,7 @@ class Compared:
     work_h: float
     work_gpus: Gpus
     """Whose hours they are."""
-    bucket: Bucket
+    bucket: StoragePrices
     price_source: str
     hazard_sources: Sequence[str]
     """Of the spot markets that were looked at."""
@@ -103,7 +103,7 @@ def _patience(best: Plan, patient: Sequence[Patient]) -> str:
     )
 
 
-def _free_egress(best: Plan, plans: Sequence[Plan], bucket: Bucket) -> str:
+def _free_egress(best: Plan, plans: Sequence[Plan], bucket: StoragePrices) -> str:
     """Which plan would be the cheapest if restores left the bucket's cloud for nothing."""
 
     def without_usd(plan: Plan) -> float:

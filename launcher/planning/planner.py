@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from checkpoints.storage.backend import StoragePrices
 from launcher.catalog.offers import Offer
-from launcher.catalog.storage_prices import Bucket, bucket_for, keep_usd_per_h, restore_usd
+from launcher.catalog.storage_prices import bucket_for, keep_usd_per_h, restore_usd
 from launcher.planning.estimate import (
     DEFAULT_STATE_BYTES,
     START_H,
@@ -60,7 +61,7 @@ class Planner:
         self.request, self.recipe, self.source, self.learned = request, recipe, source, learned or {}
         self.done = done
         self.work_h = (request.hours or recipe.hardware.hours) * done.share_left
-        self.bucket: Bucket = bucket_for(request.bucket)
+        self.bucket: StoragePrices = bucket_for(request.bucket)
         self.supply = supply_for(request, recipe, offers)
         self._asked: dict[Rung, Sequence[Offer]] = {}
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from checkpoints.storage.gcs import KEY as GCS_KEY
 from launcher.planning.plan import Rung
-from launcher.sky.render import GCS_KEY, needed_secrets, task_config, to_yaml
+from launcher.sky.render import needed_secrets, task_config, to_yaml
 from trainer.config.recipe import load_recipe
 
 RECIPES = ("notus-7b-dpo", "notus-7b-dpo-lora")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from checkpoints.storage.backend import backend_of
 from launcher.errors import RequestError
 from launcher.planning.plan import Rung
-from launcher.sky.render import GCS_KEY, needed_secrets
+from launcher.sky.render import clouds_of, needed_secrets
 from trainer.config.recipe import Recipe
 
 
@@ -18,12 +17,12 @@ def collect(recipe: Recipe, bucket: str, rungs: Sequence[Rung], environment: Map
     HF_TOKEN is left out where there is none: public models need no token. A push to the Hub does.
     """
     found: dict[str, str] = {}
+    backend = backend_of(bucket)
+    of_bucket = backend.secret_names(clouds_of(rungs)) if backend else ()
     for name in needed_secrets(recipe, bucket, rungs):
-        if name.startswith("AWS_"):
+        if name in of_bucket:
             continue
-        if name == GCS_KEY:
-            found[name] = _gcs_key(environment)
-        elif environment.get(name):
+        if environment.get(name):
             found[name] = environment[name]
         elif name == "WANDB_API_KEY":
             raise RequestError(
@@ -34,37 +33,4 @@ def collect(recipe: Recipe, bucket: str, rungs: Sequence[Rung], environment: Map
             raise RequestError(
                 "HF_TOKEN is not set, and the recipe pushes to the Hub", "export it, or take `hub` out of the recipe"
             )
-    return found | _aws_keys() if bucket.startswith("s3://") else found
-
-
-def _aws_keys() -> dict[str, str]:
-    """By boto3's rules: the environment, a profile, SSO, ..."""
-    import boto3
-
-    credentials = boto3.Session().get_credentials()
-    if credentials is None:
-        raise RequestError(
-            "no AWS credentials for the bucket",
-            "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or set up a profile",
-        )
-    frozen = credentials.get_frozen_credentials()
-    if frozen.token:
-        raise RequestError(
-            "the AWS credentials here are temporary (a session token): the machines would lose the bucket in mid-run",
-            "use the keys of a user that may only read, write, list and delete in this bucket",
-        )
-    return {"AWS_ACCESS_KEY_ID": frozen.access_key, "AWS_SECRET_ACCESS_KEY": frozen.secret_key}
-
-
-def _gcs_key(environment: Mapping[str, str]) -> str:
-    path = environment.get("GOOGLE_APPLICATION_CREDENTIALS", "")
-    try:
-        text = Path(path).read_text() if path and Path(path).is_file() else ""
-        if text and json.loads(text).get("type") == "service_account":
-            return text
-    except (OSError, ValueError):
-        pass
-    raise RequestError(
-        "machines outside of GCP need a service account's key to open a gs:// bucket",
-        "set GOOGLE_APPLICATION_CREDENTIALS to its JSON file, or use --cloud gcp, or an s3:// bucket",
-    )
+    return found | backend.secrets(environment) if backend and of_bucket else found

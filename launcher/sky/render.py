@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.resolver import implicit_resolvers
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString, SingleQuotedScalarString
 
-from checkpoints.storage.s3_location import S3Location, s3_location
+from checkpoints.storage.backend import backend_of
 from launcher.planning.plan import Rung
 from launcher.policy.limits import Limits
 from launcher.sky.jobs import LAUNCH, SUBMISSION
@@ -117,12 +117,11 @@ exec notus-train "$NOTUS_RECIPE" --run "$NOTUS_RUN" --bucket "$NOTUS_BUCKET"
 """
 
 
-GCS_KEY = "GOOGLE_SERVICE_ACCOUNT_KEY"
-"""What the machines of other clouds open a gs:// bucket with: the content of a service account's key file."""
+ANY_BUCKET = "s3://any"
+"""A task file that is written for anybody names no bucket; its lines are those of S3."""
 WANDB_SETTINGS = ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_BASE_URL", "WANDB_RUN_GROUP", "WANDB_TAGS", "WANDB_MODE")
 HUB_SETTINGS = ("HF_ENDPOINT",)
 """Settings of the launching user's that the machines get too, where they are set (docs/how-to/real-cloud.md)."""
-SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", GCS_KEY)
 
 
 def task_config(
@@ -165,7 +164,7 @@ def task_config(
             "NOTUS_RUN": run,
             "NOTUS_RECIPE": recipe_argument or recipe.name,
             **(limits or Limits(recipe.hardware.hours)).environment(),
-            **_s3_settings(bucket, environment),
+            **_bucket_settings(bucket, environment),
             **_trackers_settings(recipe, environment or {}),
             **({SUBMISSION: submission} if submission else {}),
             **({LAUNCH: str(launch)} if launch else {}),
@@ -183,12 +182,15 @@ def _entry(rung: Rung) -> dict[str, Any]:
     return {"infra": infra, "accelerators": rung.gpus, "use_spot": rung.spot, **memory}
 
 
-def _s3_settings(bucket: str | None, environment: Mapping[str, str] | None) -> dict[str, str]:
-    """Where an S3 bucket is: region, and the endpoint of R2, MinIO and others. Empty = AWS's own default."""
-    if bucket is not None and not bucket.startswith("s3://"):
-        return {}
-    region, endpoint = S3Location("", "") if environment is None else s3_location(environment)
-    return {"AWS_REGION": region, "AWS_ENDPOINT_URL": endpoint}
+def _bucket_settings(bucket: str | None, environment: Mapping[str, str] | None) -> dict[str, str]:
+    """Where the bucket is. A task file that is written for anybody has the lines for S3."""
+    backend = backend_of(bucket or ANY_BUCKET)
+    return backend.settings(environment) if backend else {}
+
+
+def clouds_of(ladder: Sequence[Rung]) -> set[str]:
+    """The clouds that a task may rent in."""
+    return {rung.cloud for rung in ladder}
 
 
 def _trackers_settings(recipe: Recipe, environment: Mapping[str, str]) -> dict[str, str]:
@@ -202,11 +204,9 @@ def needed_secrets(recipe: Recipe, bucket: str | None, ladder: Sequence[Rung]) -
     needed = ["HF_TOKEN"]
     if "wandb" in recipe.tracking:
         needed.append("WANDB_API_KEY")
-    if bucket is None or bucket.startswith("s3://"):
-        needed += ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
-    elif bucket.startswith("gs://") and any(rung.cloud != "gcp" for rung in ladder):
-        needed.append(GCS_KEY)
-    return [name for name in SECRETS if name in needed]
+    if (backend := backend_of(bucket or ANY_BUCKET)) is not None:
+        needed += backend.secret_names(clouds_of(ladder))
+    return needed
 
 
 def to_yaml(config: dict[str, Any], header: str = "") -> str:

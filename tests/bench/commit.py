@@ -12,8 +12,8 @@ from typing import Any
 from checkpoints.commit.head import Lease, Retention, Writer
 from checkpoints.records.manifest import Chunk, Manifest, ShardIndex, sha256
 from checkpoints.save.shard_upload import CHUNK_BYTES, INDEXES, uploaded_shards
+from checkpoints.storage.backend import open_store
 from checkpoints.storage.base import Store
-from checkpoints.storage.factory import open_store
 from tests.bench.measure import measured, median
 from tests.support.seaweed import seaweed
 

@@ -9,7 +9,7 @@ from checkpoints.records.manifest import Chunk, ShardIndex
 from checkpoints.restore.shard_restore import _fetch
 from checkpoints.save.shard_upload import CHUNK_BYTES, upload_shard
 from checkpoints.snapshot.snapshot import HostBuffer, Snapshot
-from checkpoints.storage.factory import open_store
+from checkpoints.storage.backend import open_store
 from tests.bench.link import narrow_link
 from tests.bench.measure import MIB, Cost, measured, median, state
 from tests.bench.sink import CONNECTIONS, point_to, raw_get, raw_put, saver_on, sink

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from checkpoints.errors import ObjectMissing
-from checkpoints.storage.gcs import open_gcs
+from checkpoints.storage.gcs import GoogleCloudStorage
 from checkpoints.storage.object_store import ObjectStore
 from tests.support.gcs_fake import FakeGcs
 from tests.support.loopback import serving
@@ -63,7 +63,7 @@ def test_objects_are_read_without_obstore(
         raise AssertionError("read the slow way")
 
     monkeypatch.setattr(ObjectStore, "get_range", slow)
-    store = open_gcs("gs://bucket/run", environment)
+    store = GoogleCloudStorage().open("gs://bucket/run", environment)
     assert read(store) == DATA
     with pytest.raises(ObjectMissing):
         store.read_into("no/such", memoryview(bytearray(1)))
@@ -77,7 +77,7 @@ def test_without_a_token_obstore_reads(server: FakeGcs, monkeypatch: pytest.Monk
         return memoryview(DATA)
 
     monkeypatch.setattr(ObjectStore, "get_range", get_range)
-    store = open_gcs("gs://bucket/run")
+    store = GoogleCloudStorage().open("gs://bucket/run")
     server.token = ""  # the metadata server answers 404: a machine without an identity
     assert read(store) == DATA
     server.token = "late"
@@ -94,5 +94,5 @@ def test_a_login_of_a_person_is_read_for_by_obstore(
         json.dumps({"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r"})
     )
     monkeypatch.setattr(ObjectStore, "get_range", lambda *args: memoryview(DATA))
-    assert read(open_gcs("gs://bucket/run")) == DATA
+    assert read(GoogleCloudStorage().open("gs://bucket/run")) == DATA
     assert server.asked == []

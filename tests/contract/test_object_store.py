@@ -13,7 +13,7 @@ import stamina
 from checkpoints.errors import StoreError
 from checkpoints.storage import obstore_client, s3
 from checkpoints.storage.object_store import ObjectStore
-from checkpoints.storage.s3 import open_s3
+from checkpoints.storage.s3 import S3
 from tests.support.loopback import LoopbackServer, QuietHandler, serving
 
 LARGE = bytes(2 << 20)
@@ -64,7 +64,7 @@ def opened(server: SlowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     environment = {"AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "s"}
     monkeypatch.setattr(s3, "RETRY", {"max_retries": 0, "retry_timeout": timedelta(seconds=1)})
     with stamina.set_testing(True):
-        yield lambda: open_s3("s3://bucket/run", environment)
+        yield lambda: S3().open("s3://bucket/run", environment)
 
 
 def test_a_large_upload_may_take_longer_than_an_answer(

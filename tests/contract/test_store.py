@@ -15,11 +15,12 @@ import stamina
 
 from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, UserError
 from checkpoints.records.write_once import put_once
+from checkpoints.storage.backend import open_store
 from checkpoints.storage.base import Buffer, Store, Stored, exists
-from checkpoints.storage.factory import open_store
 from checkpoints.storage.filesystem import FolderStore
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.storage.probe import RACERS, probe
+from tests.support.azurite import ACCOUNT, azurite
 from tests.support.gcs_fake import fake_gcs
 from tests.support.loopback import LoopbackServer, QuietHandler, serving
 from tests.support.seaweed import S3Server
@@ -31,16 +32,23 @@ def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield environment
 
 
-@pytest.fixture(params=["memory", "folder", "s3", "gcs"])
+@pytest.fixture(scope="module")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with azurite(tmp_path_factory.mktemp("azurite"), "notus-test") as environment:
+        yield environment
+
+
+@pytest.fixture(params=["memory", "folder", "s3", "gcs", "azure"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "memory":
         return ObjectStore.memory()
     if request.param == "folder":
         return FolderStore(tmp_path, "run")
-    if request.param == "gcs":
-        for name, value in request.getfixturevalue("gcs").items():
+    if request.param in ("gcs", "azure"):
+        for name, value in request.getfixturevalue(request.param).items():
             request.getfixturevalue("monkeypatch").setenv(name, value)
-        return open_store("gs://notus-test/prefix", f"run-{uuid.uuid4().hex[:8]}")
+        url = "gs://notus-test/prefix" if request.param == "gcs" else f"az://{ACCOUNT}/notus-test/prefix"
+        return open_store(url, f"run-{uuid.uuid4().hex[:8]}")
     request.getfixturevalue("s3_environment")
     return open_store("s3://notus-test/prefix", f"run-{uuid.uuid4().hex[:8]}")
 

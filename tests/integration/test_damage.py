@@ -14,8 +14,8 @@ import pytest
 from checkpoints import cli
 from checkpoints.commit.head import read_head
 from checkpoints.commit.load import load_index, load_manifest
+from checkpoints.storage.backend import open_store
 from checkpoints.storage.base import Store
-from checkpoints.storage.factory import open_store
 from tests.integration.conftest import Launcher, recipe
 
 HARMLESS_TO_LOSE = ("events/", "final.json", "heartbeat.json")

@@ -23,8 +23,8 @@ from checkpoints.restore.shard_restore import verify
 from checkpoints.run_log.event_log import read_events
 from checkpoints.run_log.run_record import open_run
 from checkpoints.storage import object_store, presigned
+from checkpoints.storage.backend import open_store
 from checkpoints.storage.base import Entry, Store
-from checkpoints.storage.factory import open_store
 from tests.integration.conftest import Launcher, assert_bit_exact, recipe, wait_for
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.loopback import serving

@@ -33,8 +33,8 @@ from checkpoints.records.save_keys import save_prefix
 from checkpoints.restore.shard_restore import restore_shard
 from checkpoints.save.shard_upload import upload_shard, uploaded_shards
 from checkpoints.snapshot.snapshot import HostBuffer, Snapshot
+from checkpoints.storage.backend import open_store
 from checkpoints.storage.base import Entry, Seen, Store, Stored
-from checkpoints.storage.factory import open_store
 from tests.support.seaweed import S3Server
 
 SCHEDULES = int(os.environ.get("NOTUS_SCHEDULES", "10000"))

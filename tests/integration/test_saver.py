@@ -360,6 +360,9 @@ class Unreachable:
     def put(self, key: str, data: Any) -> None:
         raise StoreError("503")
 
+    def delete(self, key: str) -> None:
+        raise StoreError("503")
+
 
 def test_a_store_that_does_not_answer_is_not_the_users_error() -> None:
     store: Store = Unreachable()  # type: ignore[assignment]

@@ -16,6 +16,7 @@ from checkpoints.errors import UserError
 from checkpoints.run_log.event_kinds import Exported
 from checkpoints.run_log.event_log import Event, of_kind, read_events
 from checkpoints.run_log.run_record import RunRecord, open_run
+from checkpoints.storage.backend import SHORT
 from checkpoints.storage.base import Store
 from checkpoints.util.atomic_folder import CARD, is_whole, whole_folder, work_folder
 from checkpoints.util.command_line import run_app
@@ -45,7 +46,7 @@ MOST_NOISE = 0.5
 def export(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
     out: Annotated[Path, typer.Option("--out", help="New folder for the model.")],
-    bucket: Annotated[str, typer.Option(help="s3://..., gs://... or a folder.", envvar="NOTUS_BUCKET")],
+    bucket: Annotated[str, typer.Option(help=f"{SHORT} or a folder.", envvar="NOTUS_BUCKET")],
     merge: Annotated[bool, typer.Option("--merge", help="LoRA: merge the adapters into the base model.")] = False,
     push: Annotated[str | None, typer.Option(help="Also push it to this model on the Hub: OWNER/NAME.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Push as public; the default is private.")] = False,

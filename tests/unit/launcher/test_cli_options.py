@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from checkpoints.cli import app as ckpt
 from checkpoints.errors import UserError
-from checkpoints.storage.factory import open_store
+from checkpoints.storage.backend import open_store
 from checkpoints.util.command_line import run_app
 from checkpoints.util.environment import number_of
 from launcher.catalog.clouds import parse_gpus

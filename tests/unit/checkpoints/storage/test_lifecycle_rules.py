@@ -11,7 +11,8 @@ import pytest
 from botocore.stub import Stubber
 
 from checkpoints.errors import BucketUnusable, UserError
-from checkpoints.storage.lifecycle_rules import apply, describe, gcs_rules, how_to_apply, merge_rules, s3_rules
+from checkpoints.storage import gcs
+from checkpoints.storage.lifecycle_rules import apply, describe, how_to_apply, merge_rules, s3_rules
 
 OTHER = {"ID": "theirs", "Filter": {"Prefix": "tmp/"}, "Status": "Enabled", "Expiration": {"Days": 1}}
 
@@ -20,9 +21,9 @@ def test_no_rule_deletes_a_live_object() -> None:
     (rule,) = s3_rules("runs/")
     assert "Expiration" not in rule
     assert rule["Filter"] == {"Prefix": "runs/"}
-    for gcs in gcs_rules("runs/")["rule"]:
-        assert gcs["action"]["type"] == "AbortIncompleteMultipartUpload" or gcs["condition"]["isLive"] is False
-        assert gcs["condition"]["matchesPrefix"] == ["runs/"]
+    for rule in gcs.BACKEND.rules("runs/")["rule"]:
+        assert rule["action"]["type"] == "AbortIncompleteMultipartUpload" or rule["condition"]["isLive"] is False
+        assert rule["condition"]["matchesPrefix"] == ["runs/"]
 
 
 def test_rules_of_others_stay_and_ours_are_replaced() -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from checkpoints.commit.head import Lease, Writer
-from checkpoints.errors import BucketUnusable
+from checkpoints.errors import BucketUnusable, UserError
 from checkpoints.run_log.event_log import Diary, read_events
 from checkpoints.run_log.launches import newest_launch, take_launch_number
 from checkpoints.run_log.run_record import HEARTBEAT_KEY, Heartbeat, register_run, write_controller_beat
@@ -621,7 +621,7 @@ def test_secrets_that_would_fail_later_are_refused_now(monkeypatch: pytest.Monke
     assert collect(recipe, "gs://b", [GCP, LAMBDA], environment)["GOOGLE_SERVICE_ACCOUNT_KEY"] == key.read_text()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "x")
-    with pytest.raises(RequestError, match="temporary"):
+    with pytest.raises(UserError, match="temporary"):
         collect(load_recipe("tiny-dpo"), "s3://b", [GCP], {})
 
 

@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints.save.shard_upload import CHUNK_BYTES as UPLOADED_CHUNK_BYTES
-from launcher.catalog.storage_prices import CHUNK_BYTES, GCS, R2, S3, bucket_for, fees
+from checkpoints.storage.gcs import PRICES as GCS
+from checkpoints.storage.s3 import AMAZON as S3
+from checkpoints.storage.s3 import NO_EGRESS_FEES as R2
+from launcher.catalog.storage_prices import CHUNK_BYTES, bucket_for, fees
 from launcher.planning.estimate import Surroundings, estimate, save_plan
 from launcher.planning.monte_carlo import Runs, simulate
 from launcher.planning.scenario import OnDemand, Scenario, SpellLengths, Spot

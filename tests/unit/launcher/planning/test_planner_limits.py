@@ -11,10 +11,14 @@ from rich.console import Console
 
 from checkpoints.run_log.event_kinds import MachineUp, Saved, Stopped, Training
 from checkpoints.run_log.event_log import Diary, read_events
+from checkpoints.storage.backend import StoragePrices
+from checkpoints.storage.gcs import PRICES as GCS
 from checkpoints.storage.object_store import ObjectStore
+from checkpoints.storage.s3 import AMAZON as S3
+from checkpoints.storage.s3 import NO_EGRESS_FEES as R2
 from checkpoints.util.clock import FakeClock
 from launcher.catalog.offers import Catalog, load_offers
-from launcher.catalog.storage_prices import GCS, R2, S3, Bucket, bucket_for
+from launcher.catalog.storage_prices import bucket_for
 from launcher.commands.dry_run import explanation, limits_of_plan
 from launcher.errors import NothingFits
 from launcher.planning.plan import DryRun, nearest, require_plan
@@ -98,7 +102,7 @@ def test_the_task_can_be_read_as_it_is_printed(snapshot: Catalog) -> None:
         ("http://localhost:9000", R2),
     ],
 )
-def test_an_endpoint_says_whose_prices_count(endpoint: str, bucket: Bucket) -> None:
+def test_an_endpoint_says_whose_prices_count(endpoint: str, bucket: StoragePrices) -> None:
     assert bucket_for("s3://b", {"AWS_ENDPOINT_URL": endpoint}) == bucket
 
 

@@ -17,9 +17,11 @@ from ruamel.yaml import YAML
 
 from checkpoints.errors import BucketUnusable
 from checkpoints.storage.lifecycle_rules import _client
-from checkpoints.storage.s3 import open_s3
+from checkpoints.storage.s3 import AMAZON as S3
+from checkpoints.storage.s3 import BACKEND
+from checkpoints.storage.s3 import NO_EGRESS_FEES as R2
 from checkpoints.storage.s3_location import s3_location
-from launcher.catalog.storage_prices import R2, S3, bucket_for
+from launcher.catalog.storage_prices import bucket_for
 from launcher.planning.plan import Rung
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.spot.market import Met
@@ -182,7 +184,7 @@ def test_the_bucket_is_where_this_machines_tools_find_it(
     assert client.meta.endpoint_url == endpoint or (not endpoint and client.meta.endpoint_url.endswith("amazonaws.com"))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    opened, rules = open_s3("s3://b/p"), _client()
+    opened, rules = BACKEND.open("s3://b/p"), _client()
     url = obstore.sign(opened._store, "GET", "k", timedelta(minutes=1))  # type: ignore[arg-type]
     assert url.startswith(f"{endpoint or f'https://s3.{region_name}.amazonaws.com'}/b/p/k?"), "the store here, too"
     assert f"%2F{region_name}%2Fs3%2F" in url
@@ -199,7 +201,7 @@ def test_the_environment_of_the_process_is_not_another_users(
         monkeypatch.setenv(name, "http://the.controllers")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     theirs = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_REGION": "", "AWS_ENDPOINT_URL": ""}
-    opened = open_s3("s3://b/p", theirs)
+    opened = BACKEND.open("s3://b/p", theirs)
     url = obstore.sign(opened._store, "GET", "k", timedelta(minutes=1))  # type: ignore[arg-type]
     assert url.startswith("https://s3.us-east-1.amazonaws.com/b/p/k?")
 

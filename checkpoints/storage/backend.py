@@ -1,0 +1,126 @@
+"""The registry of storage backends: one row each, and all that the rest of the code may ask of one.
+
+To add a backend: a module with a `BACKEND`, a row in `BACKENDS`, and its server in tests/contract/conftest.py.
+docs/how-to/add-a-storage-backend.md goes through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
+
+from checkpoints.errors import UserError
+from checkpoints.storage.base import Store
+from checkpoints.util.environment import user_path
+
+
+class StoragePrices(NamedTuple):
+    """What a store charges: list prices in US dollars. Traffic into it costs nothing in any of them."""
+
+    label: str
+    cloud: str | None
+    """Machines there read for nothing."""
+    usd_per_gb_month: float
+    egress_usd_per_gb: float
+    usd_per_1000_writes: float
+    usd_per_1000_reads: float
+
+
+class Backend(Protocol):
+    """One kind of store. `environment` is that of the user it works for; None = this process's own."""
+
+    def open(self, url: str, environment: Mapping[str, str] | None) -> Store:
+        """Open the store at `url`, without contacting it. Raises `UserError`, and `BucketUnusable` without
+        credentials."""
+
+    def prices(self, url: str, environment: Mapping[str, str] | None) -> StoragePrices:
+        """What keeping, reading and writing costs there."""
+
+    def settings(self, environment: Mapping[str, str] | None) -> dict[str, str]:
+        """Variables that tell a machine where the store is. Nothing secret: they stand in task files. None = those of a
+        task file that is written for anybody."""
+
+    def secret_names(self, clouds: Collection[str]) -> tuple[str, ...]:
+        """Names of the variables that machines of these clouds need in order to open it."""
+
+    def secrets(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Their values, from whoever launches. Raises `UserError` for what is missing, or wouldn't last for a run."""
+
+    def rules(self, prefix: str) -> Any:
+        """Lifecycle rules for what our own clean-up can't see, as JSON; `prefix` ends in '/', or is '' for all."""
+
+    def how_to_apply(self, url: str) -> str:
+        """The command that makes the printed rules those of the bucket."""
+
+
+class Row(NamedTuple):
+    """Where a backend is defined. Its module is imported when it is first used: `--help` needs none."""
+
+    scheme: str
+    example: str
+    module: str
+
+
+BACKENDS = (
+    Row("s3", "s3://BUCKET/PREFIX", "checkpoints.storage.s3"),
+    Row("gs", "gs://BUCKET/PREFIX", "checkpoints.storage.gcs"),
+    Row("az", "az://ACCOUNT/CONTAINER/PREFIX", "checkpoints.storage.azure"),
+)
+"""Those that a machine in any cloud can reach. A folder is none of them: see `checkpoints.storage.filesystem`."""
+EXAMPLES = ", ".join(row.example for row in BACKENDS)
+SHORT = ", ".join(f"{row.scheme}://..." for row in BACKENDS)
+"""For help texts."""
+
+
+def scheme_of(url: str) -> str:
+    """The scheme of a bucket's URL, in lower case; '' for a plain path."""
+    scheme, separator, _ = url.strip().partition("://")
+    return scheme.lower() if separator else ""
+
+
+def is_remote(url: str) -> bool:
+    """Is this a bucket that machines in a cloud can reach?"""
+    scheme, _, rest = url.strip().partition("://")
+    return scheme in {row.scheme for row in BACKENDS} and bool(rest.strip("/"))
+
+
+def backend_of(url: str) -> Backend | None:
+    """The backend of a bucket's URL; None for a folder and for an unknown scheme."""
+    return next((_backend(row) for row in BACKENDS if row.scheme == scheme_of(url)), None)
+
+
+def open_store(url: str, prefix: str = "", environment: Mapping[str, str] | None = None) -> Store:
+    """Open the store behind a bucket's URL, or the folder `prefix` in it.
+
+    The URLs of `BACKENDS`, `file:///folder` or a plain path. Credentials come from the environment, by each cloud's own
+    rules; a process that works for several users gives each one's `environment` instead. Raises `UserError` for an
+    unknown scheme. Nothing is contacted yet: see `checkpoints.storage.probe`.
+    """
+    if not url.strip():
+        raise UserError(f"bucket {url!r} is blank", f"give {EXAMPLES} or a folder")
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "file", str(user_path(url).absolute())
+    if scheme == "file":
+        return _folder(url, rest, prefix)
+    if (backend := backend_of(url)) is None:
+        raise UserError(
+            f"bucket {url!r} has the unknown scheme {scheme!r}", f"use {EXAMPLES} or a folder (file:///path)"
+        )
+    return backend.open(f"{url.rstrip('/')}/{prefix}" if prefix else url, environment)
+
+
+def _folder(url: str, path: str, prefix: str) -> Store:
+    if not path.startswith("/"):
+        raise UserError(f"bucket {url!r} names no folder", "write file:///path, or the path alone")
+    from pathlib import Path
+
+    from checkpoints.storage.filesystem import FolderStore
+
+    return FolderStore(Path(path), prefix)
+
+
+def _backend(row: Row) -> Backend:
+    backend: Backend = import_module(row.module).BACKEND
+    return backend
