@@ -14,31 +14,23 @@ L40S: by its peak against an A100's (362 and 312 TFLOPS, data sheets), with the 
 
 from __future__ import annotations
 
-from launcher.catalog.clouds import Gpus
+from collections.abc import Mapping
 
-TOKENS_PER_SECOND = {
-    "A100": 3854.0,
-    "A100-80GB": 4357.0,
-    "H100": 10203.0,
-    "H200": 10203.0,
-    "B200": 2.2 * 10203.0,
-    "L40S": 3854.0 * 362 / 312,
+from launcher.catalog.clouds import Gpus
+from trainer.config.gpu_types import GPU_TYPES
+
+TIMED: Mapping[str, float] = {
+    gpu.name: gpu.tokens_per_second for gpu in GPU_TYPES.values() if gpu.tokens_per_second is not None
 }
-WITHOUT_NVLINK = frozenset({"L40S"})
+"""Tokens a second and GPU, of the kinds whose speed is known."""
 PCIE = 0.7
 """Of the SXM card's speed, without NVLink between the cards. Assumed: ZeRO-3 gathers every layer over PCIe."""
 SOURCE = "relative speeds of 7B training by MosaicML's llm-foundry table: A100 1, A100-80GB 1.13, H100 2.65"
-DERIVED = {
-    "H200": "H200 as H100, whose tensor cores it has",
-    "B200": "B200 2.2 times an H100, by MLPerf Training in fp8",
-    "L40S": "L40S by its peak TFLOPS and without NVLink",
-}
-"""What to say of the kinds that the table lacks."""
 
 
 def is_known(kind: str) -> bool:
     """Can hours on this kind be had from hours on another one?"""
-    return kind in TOKENS_PER_SECOND
+    return kind in TIMED
 
 
 def relative_speed(gpus: Gpus, base: Gpus, *, pcie: bool = False) -> float | None:
@@ -56,4 +48,4 @@ def relative_speed(gpus: Gpus, base: Gpus, *, pcie: bool = False) -> float | Non
 
 
 def _speed(kind: str) -> float:
-    return TOKENS_PER_SECOND[kind] * (PCIE if kind in WITHOUT_NVLINK else 1.0)
+    return TIMED[kind] * (1.0 if GPU_TYPES[kind].nvlink else PCIE)

@@ -11,14 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from launcher.catalog.clouds import CLOUDS, Gpus, did_you_mean
+from launcher.catalog.clouds import Gpus, did_you_mean
 from launcher.catalog.price_checks import Yardstick
 from launcher.catalog.price_lists import REFRESH, NodePrice, Row
 from launcher.catalog.price_lists import Catalog as Catalog
 from launcher.catalog.price_lists import find_catalog as find_catalog
 from launcher.catalog.price_lists import shipped_catalog as shipped_catalog
 from launcher.errors import NothingFits, RequestError
-from trainer.config.gpu_types import GPU_MEMORY_GIB
+from trainer.config.clouds import CLOUDS
+from trainer.config.gpu_types import GPU_TYPES
 
 _MORE = f"the shipped snapshot has nodes of 8 GPUs only; `{REFRESH}` gets SkyPilot's lists, with more"
 
@@ -90,7 +91,7 @@ def _nodes_sold(lists: Iterable[Iterable[Row]]) -> defaultdict[str, set[float]]:
 
 def _spelled(gpus: Gpus, sold: Mapping[str, object], where: str, more: str) -> Gpus:
     """As the price lists spell it. Raises `RequestError` for a kind that neither they nor we know."""
-    names = {name.lower(): name for name in (*GPU_MEMORY_GIB, *sold)}
+    names = {name.lower(): name for name in (*GPU_TYPES, *sold)}
     if gpus.name.lower() not in names:
         raise RequestError(
             f"no price for a GPU {gpus.name!r} in {where}{did_you_mean(gpus.name, sold)}",

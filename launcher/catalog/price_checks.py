@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from checkpoints.errors import UserError
-from launcher.catalog.clouds import CLOUDS, Gpus
-from launcher.catalog.gpu_speeds import TOKENS_PER_SECOND, relative_speed
+from launcher.catalog.clouds import Gpus
+from launcher.catalog.gpu_speeds import TIMED, relative_speed
 from launcher.catalog.price_lists import Catalog, NodePrice, nodes_in, shipped_catalog
+from trainer.config.clouds import CLOUDS
 
 OFF_IN_CLOUD = 3.0
 """Times dearer or cheaper than the median of the same node in the same cloud."""
@@ -158,7 +159,7 @@ def _prices_in(catalog: Catalog, cloud: str, gpus: Gpus, *, spot: bool) -> list[
 def _by_speed(gpus: Gpus, *, spot: bool) -> float | None:
     """What the snapshot's kinds cost for the speed of such a node; None where its speed is not known."""
     found = []
-    for kind in TOKENS_PER_SECOND:
+    for kind in TIMED:
         speed = relative_speed(gpus, Gpus(kind, 1))
         if speed is not None and gpus.name != kind:
             found += [price * speed for price in _medians(shipped_catalog(), "", kind, spot=spot)]

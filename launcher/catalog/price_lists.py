@@ -22,9 +22,10 @@ from typing import NamedTuple
 
 from checkpoints.errors import UserError
 from checkpoints.util.environment import user_path
-from launcher.catalog.clouds import CLOUDS, Gpus
+from launcher.catalog.clouds import Gpus
 from launcher.catalog.zone_names import CLOUD as AWS
 from launcher.catalog.zone_names import zone_names
+from trainer.config.clouds import CLOUDS
 
 SNAPSHOT_DATE = "2026-11"
 SNAPSHOT_MOMENT = datetime(2026, 11, 1, tzinfo=UTC)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from launcher.catalog.clouds import Gpus, parse_gpus
-from launcher.catalog.gpu_speeds import TOKENS_PER_SECOND, relative_speed
+from launcher.catalog.gpu_speeds import TIMED, relative_speed
 from launcher.check.answers import Answer
 from launcher.console import counted
 from launcher.errors import RequestError
@@ -140,9 +140,9 @@ def plausible_hours(recipe: Recipe, size: Size, tokens_per_row: float, gpus: Gpu
     backward), as in the table; the live reference model one more, and an evaluated token one for each model.
     """
     shape = shape_of(recipe.model.name)
-    if gpus.name not in TOKENS_PER_SECOND or shape is None:
+    if gpus.name not in TIMED or shape is None:
         return None
-    per_second = TOKENS_PER_SECOND[gpus.name] * gpus.count * TABLE_PARAMETERS / shape.parameters
+    per_second = TIMED[gpus.name] * gpus.count * TABLE_PARAMETERS / shape.parameters
     least = 2 * tokens_per_row * _row_passes(recipe, size, gpus.count) / per_second / 3600
     return least, least * SLOWEST
 

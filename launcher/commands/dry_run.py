@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 
 from checkpoints.util.command_line import console
 from checkpoints.util.environment import user_home
-from launcher.catalog.clouds import CLOUDS
 from launcher.catalog.offers import Offer, find_catalog, load_offers
 from launcher.paths import experience_path
 from launcher.planning.explanation import Explanation, explain
@@ -30,6 +29,7 @@ from launcher.report.plan_tables import show_dry_run
 from launcher.request import LaunchRequest, check_cloud_bucket, check_cloud_run_name, cloud_run_name
 from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
 from launcher.sky.setup.controller import plugin_is_configured
+from trainer.config.clouds import CLOUDS
 from trainer.config.recipe import Recipe, builtin_names, load_recipe
 
 BUCKET_S = 15.0

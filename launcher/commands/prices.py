@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from checkpoints.errors import UserError
 from checkpoints.util.command_line import console
-from launcher.catalog.clouds import CLOUDS, Gpus
+from launcher.catalog.clouds import Gpus
 from launcher.catalog.offers import Catalog, Offer, by_kind, find_catalog, load_offers, shipped_catalog
 from launcher.console import counted, say
 from launcher.errors import NothingFits, RequestError
@@ -19,7 +19,8 @@ from launcher.report.plan_tables import offers_table
 from launcher.report.tables import plain_table
 from launcher.request import LaunchRequest
 from launcher.sky import catalog as skys
-from trainer.config.gpu_types import GPU_MEMORY_GIB
+from trainer.config.clouds import CLOUDS
+from trainer.config.gpu_types import GPU_TYPES
 
 SHOWN = 40
 COUNT = 8
@@ -79,7 +80,7 @@ def compare(before: Sequence[Offer], now: Sequence[Offer]) -> list[Change]:
 
 def _sold(catalog: Catalog, request: LaunchRequest) -> list[Offer]:
     """What is to be shown; raises `NothingFits` or `UserError` where that is nothing."""
-    wanted = request.gpus or tuple(Gpus(name, COUNT) for name in GPU_MEMORY_GIB)
+    wanted = request.gpus or tuple(Gpus(name, COUNT) for name in GPU_TYPES)
     offers = load_offers(catalog, wanted, request.clouds or tuple(CLOUDS))
     found = [offer for offer in offers if request.market == "auto" or offer.spot == (request.market == "spot")]
     if not found:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher.catalog.clouds import CLOUDS, Gpus, parse_gpus
-from launcher.catalog.gpu_speeds import PCIE, TOKENS_PER_SECOND, WITHOUT_NVLINK, relative_speed
+from launcher.catalog.clouds import Gpus, parse_gpus
+from launcher.catalog.gpu_speeds import PCIE, TIMED, relative_speed
 from launcher.catalog.offers import Offer, by_kind
 from launcher.errors import RequestError
 from launcher.planning.plan import Rung
 from launcher.request import LaunchRequest
-from trainer.config.gpu_types import GPU_MEMORY_GIB, VISIBLE, unusable
+from trainer.config.clouds import CLOUDS
+from trainer.config.gpu_types import GPU_TYPES, VISIBLE, unusable
 from trainer.config.memory_estimate import Fit, fit
 from trainer.config.recipe import Recipe
 
@@ -75,7 +76,7 @@ def wanted_gpus(request: LaunchRequest, recipe: Recipe) -> tuple[Gpus, ...]:
     if request.gpus:
         return tuple(dict.fromkeys(request.gpus))
     count = _made_for(recipe).count
-    return tuple(Gpus(name, count) for name in TOKENS_PER_SECOND if name not in WITHOUT_NVLINK)
+    return tuple(Gpus(name, count) for name in TIMED if GPU_TYPES[name].nvlink)
 
 
 def supply_for(request: LaunchRequest, recipe: Recipe, offers: Sequence[Offer]) -> Supply:
@@ -115,7 +116,7 @@ def _fit(recipe: Recipe, gpus: Gpus) -> Fit:
         return Fit(False, None, f"the recipe's batch is made for {made_for.count} GPUs")
     if recipe.hardware.gpus and (why := unusable(gpus.name)):
         return Fit(False, None, why)
-    memory_gib = GPU_MEMORY_GIB.get(gpus.name)
+    memory_gib = GPU_TYPES[gpus.name].memory_gib if gpus.name in GPU_TYPES else None
     return fit(recipe, memory_gib * VISIBLE if memory_gib else None, gpus.count)
 
 
@@ -123,7 +124,7 @@ def _refuse_unknown_speed(unknown: Sequence[str], fitting: Mapping[str, Gpus]) -
     if fitting and len(unknown) == len(fitting):
         raise RequestError(
             f"how fast {' or '.join(unknown)} trains is not known here (known: "
-            f"{', '.join(TOKENS_PER_SECOND)}), so neither are the hours of work",
+            f"{', '.join(TIMED)}), so neither are the hours of work",
             f"give them for one kind of node: --gpus {unknown[0]} --hours H",
         )
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from checkpoints.storage.backend import StoragePrices
-from launcher.catalog.clouds import CLOUDS, Gpus, parse_gpus
-from launcher.catalog.gpu_speeds import DERIVED, PCIE, SOURCE
+from launcher.catalog.clouds import Gpus, parse_gpus
+from launcher.catalog.gpu_speeds import PCIE, SOURCE
 from launcher.catalog.offers import Offer
 from launcher.planning.estimate import DEFAULT_STATE_BYTES, START_H, UPLOAD_BYTES_PER_S
 from launcher.planning.plan import Plan, limits_named, unkept
 from launcher.planning.work_left import NOT_BEGUN, SoFar
 from launcher.request import LaunchRequest
+from trainer.config.clouds import CLOUDS
+from trainer.config.gpu_types import GPU_TYPES
 from trainer.config.memory_estimate import HOST_GIB_PER_RANK, state_bytes
 from trainer.config.model_shapes import shape_of
 from trainer.config.recipe import Recipe
@@ -126,7 +128,7 @@ def _free_egress(best: Plan, plans: Sequence[Plan], bucket: StoragePrices) -> st
 
 def _hours(compared: Compared) -> str:
     kinds = {parse_gpus(gpus).name for gpus in {offer.gpus for offer in compared.offers}}
-    derived = [text for kind, text in DERIVED.items() if kind in kinds]
+    derived = [gpu.derived for gpu in GPU_TYPES.values() if gpu.derived and gpu.name in kinds]
     return (
         f"{_work(compared)} ({_whose_hours(compared)}); {'; '.join([SOURCE, *derived])}; "
         f"cards on PCIe at {PCIE:g} of that (assumed)"

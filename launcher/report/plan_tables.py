@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launcher.catalog.clouds import CLOUDS
 from launcher.catalog.offers import Offer
 from launcher.console import rounded
 from launcher.planning.explanation import Explanation
 from launcher.planning.plan import DryRun, Plan
 from launcher.report.tables import plain_table
+from trainer.config.clouds import CLOUDS
 
 SHOWN = 8
 """Plans; the others are counted."""

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.catalog.clouds import CLOUDS
 from launcher.sky.example_tasks import LADDER, shipped_tasks
 from launcher.sky.setup.doctor import fix
 from tests.support.sky_process import run
+from trainer.config.clouds import CLOUDS
 
 PARSE = """
 import json, sys
@@ -162,10 +162,10 @@ import sky
 from sky import clouds
 from sky.clouds.cloud import CloudImplementationFeatures as F
 found = {}
-for name in ("GCP", "Lambda", "AWS", "RunPod", "Nebius", "Vast"):
+for name in ("GCP", "Lambda", "AWS", "RunPod", "Nebius", "Vast", "OCI"):
     cloud = getattr(clouds, name)()
     lacks = cloud._unsupported_features_for_resources(sky.Resources(cloud=cloud))
-    found[name] = [F.SPOT_INSTANCE not in lacks, F.STOP not in lacks, F.HOST_CONTROLLERS not in lacks]
+    found[name] = [F.SPOT_INSTANCE not in lacks, F.AUTODOWN not in lacks, F.HOST_CONTROLLERS not in lacks]
 print(json.dumps(found))
 """
 
@@ -203,10 +203,13 @@ print(json.dumps({
 
 
 def test_what_each_cloud_can_do_is_what_skypilot_says(sky_environment: dict[str, str]) -> None:
-    for label, (spot, stop, controller) in run(TRAITS, sky_environment).items():
-        traits = next(one for one in CLOUDS.values() if one.label == label)
-        assert not traits.has_spot or spot, label
-        assert (traits.can_stop, traits.hosts_controller) == (stop, controller), label
+    told = run(TRAITS, sky_environment)
+    assert {cloud.label for cloud in CLOUDS.values()} == told.keys()
+    for label, (spot, ends_itself, controller) in told.items():
+        cloud = next(one for one in CLOUDS.values() if one.label == label)
+        assert not cloud.has_spot or spot, label
+        assert cloud.hosts_controller == controller, label
+        assert ends_itself, "what a machine does whose controller is gone, see docs/concepts/without-a-controller.md"
 
 
 def test_skypilot_loads_the_strategy_and_knows_every_zone(sky_environment: dict[str, str]) -> None:

@@ -1,23 +1,56 @@
-"""The kinds of GPU that we know, by SkyPilot's names: memory, and which can't train a recipe at all.
+"""The kinds of GPU that we know, one record each: memory, peak, speed in training.
 
-Memory in GiB, as sold (NVIDIA's data sheets; a B200 by what clouds give of its 192). A kind that is not here can be
-named too: its memory is then not checked.
+A kind that is not here can be named too: its memory is then not checked, its MFU not shown, and the hours on it have to
+be given.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
 
-GPU_MEMORY_GIB: Mapping[str, int] = {
-    "A100": 40,
-    "A100-80GB": 80,
-    "H100": 80,
-    "H200": 141,
-    "B200": 180,
-    "L40S": 48,
-    "L40": 48,
-    "A6000": 48,
-    "A10G": 24,
-    "A10": 24,
-    "L4": 24,
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class GpuType(NamedTuple):
+    """One kind, by SkyPilot's name for it."""
+
+    name: str
+    memory_gib: int
+    """As sold (NVIDIA's data sheets; a B200 by what clouds give of its 192)."""
+    tflops: Mapping[str, float] = {}
+    """bf16, dense, of one GPU, by the words in a device's name: NVIDIA's data sheets. The longest that fits counts."""
+    tokens_per_second: float | None = None
+    """Of one GPU in a node of 8 that trains a 7B model: see `launcher.catalog.gpu_speeds`."""
+    derived: str = ""
+    """How that speed was had for a kind that the table lacks, in words."""
+    nvlink: bool = True
+    """Are the cards of a node joined?"""
+
+
+_H100_SPEED, _A100_SPEED = 10203.0, 3854.0
+GPU_TYPES: Mapping[str, GpuType] = {
+    gpu.name: gpu
+    for gpu in (
+        GpuType("A100", 40, {"A100": 312.0}, _A100_SPEED),
+        GpuType("A100-80GB", 80, {"A100": 312.0}, 4357.0),
+        GpuType("H100", 80, {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0}, _H100_SPEED),
+        GpuType(
+            "H200", 141, {"H200 NVL": 835.0, "H200": 989.0}, _H100_SPEED, "H200 as H100, whose tensor cores it has"
+        ),
+        GpuType("B200", 180, {"B200": 2250.0}, 2.2 * _H100_SPEED, "B200 2.2 times an H100, by MLPerf Training in fp8"),
+        GpuType(
+            "L40S",
+            48,
+            {"L40S": 362.0},
+            _A100_SPEED * 362 / 312,
+            "L40S by its peak TFLOPS and without NVLink",
+            nvlink=False,
+        ),
+        GpuType("L40", 48, {"L40": 181.0}),
+        GpuType("A6000", 48),
+        GpuType("A10G", 24),
+        GpuType("A10", 24, {"A10": 125.0}),
+        GpuType("L4", 24, {"L4": 121.0}),
+    )
 }
 NO_BF16 = frozenset({"V100", "V100-32GB", "P100", "P4", "K80", "M4000", "M60", "T4", "T4g", "RTX6000"})
 """Made before Ampere: they don't compute in bfloat16, in which every recipe for GPUs trains."""

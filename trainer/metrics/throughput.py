@@ -12,24 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from trainer.config.gpu_types import GPU_TYPES
 from trainer.config.model_shapes import Shape
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins")
 """TRL's names. Means over the pairs of all ranks; accuracy is the share of pairs whose chosen reward is higher."""
-
-PEAK_TFLOPS = {
-    "A100": 312.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.0,
-    "H200 NVL": 835.0,
-    "H200": 989.0,
-    "L40S": 362.0,
-    "L40": 181.0,
-    "A10": 125.0,
-    "L4": 121.0,
-}
-"""bf16, dense, of one GPU: NVIDIA's data sheets. The first name that is in the device's name, as words, counts."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +65,19 @@ def speedometer(
     shape: Shape | None, *, gpu: str | None, world_size: int, lora: bool, live_reference: bool
 ) -> Speedometer:
     """For a model of that shape on `world_size` of those GPUs; `gpu` is the device's name, None on a CPU."""
-    peak = next((tflops for name, tflops in PEAK_TFLOPS.items() if gpu and re.search(rf"\b{name}\b", gpu)), None)
+    peak = peak_tflops(gpu) if gpu else None
     passes = (4 if lora else 6) + (2 if live_reference else 0)
     return Speedometer(
         flops_per_token=passes * matrix_weights(shape) if shape else None,
         peak_flops=peak * 1e12 * world_size if peak else None,
     )
+
+
+def peak_tflops(device: str) -> float | None:
+    """bf16, dense, of the GPU with this device's name; None where it isn't known."""
+    named = {words: tflops for kind in GPU_TYPES.values() for words, tflops in kind.tflops.items()}
+    found = [words for words in named if re.search(rf"\b{words}\b", device)]
+    return named[max(found, key=len)] if found else None
 
 
 def matrix_weights(shape: Shape) -> int:

@@ -11,7 +11,7 @@ import logging
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -88,6 +88,10 @@ class AwsMetadata:
         with urllib.request.urlopen(request, timeout=CONNECT_S) as answer:  # noqa: S310
             data: bytes = answer.read()
         return data
+
+
+SOURCES: Mapping[str, Callable[[], NoticeSource]] = {"gcp": GcpMetadata, "aws": AwsMetadata}
+"""By the word that `trainer.config.clouds` has for them."""
 
 
 class FileNotice:

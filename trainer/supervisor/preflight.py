@@ -21,7 +21,7 @@ from checkpoints.run_log.run_record import open_run
 from checkpoints.util.command_line import show_error
 from checkpoints.util.environment import user_home
 from checkpoints.util.interpreter import SAFE, environment
-from trainer.config.gpu_types import GPU_MEMORY_GIB
+from trainer.config.gpu_types import GPU_TYPES
 from trainer.config.recipe import Hardware, Recipe, load_recipe
 from trainer.data.input_hash import inputs_digest
 from trainer.errors import EXIT_PREEMPTED, HardwareError, MachineFault
@@ -83,7 +83,7 @@ def check(hardware: Hardware, cards: Sequence[Card], free_gib: float) -> None:
             "a card may have fallen off the bus: give the machine back, and launch again",
         )
     smallest = min(cards, key=lambda card: card.memory_gib)
-    needed_gib = GPU_MEMORY_GIB.get(kind, 0)
+    needed_gib = GPU_TYPES[kind].memory_gib if kind in GPU_TYPES else 0
     too_small = [card for card in cards if card.memory_gib < MEMORY_TOLERANCE * needed_gib]
     if too_small:
         kind_of_error = HardwareError if len(too_small) == len(cards) else MachineFault

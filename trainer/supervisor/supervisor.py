@@ -34,12 +34,13 @@ from checkpoints.storage.base import Store
 from checkpoints.util.clock import SystemClock
 from checkpoints.util.interpreter import environment as safe_environment
 from checkpoints.util.interpreter import module
+from trainer.config.clouds import CLOUDS
 from trainer.config.recipe import Recipe
 from trainer.data.input_hash import inputs_digest
 from trainer.errors import EXIT_FAILED
 from trainer.metrics.tracker_setup import TensorBoardMirror
 from trainer.runtime.attempt_dir import BEFORE_TRAINING, Outcome, Progress, Scratch
-from trainer.runtime.preemption_notice import AwsMetadata, FileNotice, GcpMetadata, Notice, NoticePoller, NoticeSource
+from trainer.runtime.preemption_notice import SOURCES, FileNotice, Notice, NoticePoller, NoticeSource
 from trainer.runtime.process_tree import adopt_orphans, any_descendant, die_with_parent, kill_descendants
 from trainer.runtime.startup_phases import in_words, quiet_limit_s
 from trainer.runtime.stop_flag import read_stop, request_stop
@@ -403,13 +404,12 @@ def notice_sources(environment: Mapping[str, str], scratch: Path) -> list[Notice
     """
     sources: list[NoticeSource] = [FileNotice(Path(environment.get("NOTUS_NOTICE_FILE") or scratch / "notice"))]
     try:
-        cloud = str(json.loads(environment.get("SKYPILOT_CLUSTER_INFO", "{}")).get("cloud", "")).lower()
+        name = str(json.loads(environment.get("SKYPILOT_CLUSTER_INFO", "{}")).get("cloud", "")).lower()
     except (ValueError, AttributeError):
-        cloud = ""
-    if cloud == "gcp":
-        sources.append(GcpMetadata())
-    elif cloud == "aws":
-        sources.append(AwsMetadata())
+        name = ""
+    cloud = CLOUDS.get(name)
+    if cloud is not None and cloud.notice:
+        sources.append(SOURCES[cloud.notice]())
     return sources
 
 

@@ -26,14 +26,15 @@ from checkpoints.util.interpreter import environment, module
 from launcher.findings import Finding
 from launcher.sky.setup.controller import FIX, has_remote_server, mode_of
 from launcher.sky.setup.settings import config_file, read, section
+from trainer.config.clouds import CLOUDS
 
 logger = logging.getLogger(__name__)
 
 NO_UPLOAD = "NO_UPLOAD"
 KEY = "remote_identity"
-OWN_IDENTITY = frozenset({"gcp", "aws", "azure"})
+OWN_IDENTITY = frozenset(cloud.name for cloud in CLOUDS.values() if cloud.own_identity) | {"azure"}
 """Whose machines can end themselves without the user's files."""
-SETTABLE = OWN_IDENTITY | {"nebius", "vast", "oci"}
+SETTABLE = frozenset(cloud.name for cloud in CLOUDS.values() if cloud.keeps_files) | {"azure"}
 """For the others (Lambda and RunPod are among them) SkyPilot's configuration has no such key, and refuses it."""
 STORAGE = "storage"
 """In a cloud's place, for the files of R2, Hugging Face and the like. They have no such setting either."""

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from launcher.catalog.clouds import CLOUDS
 from launcher.errors import RequestError
 from launcher.findings import Finding
 from launcher.sky.setup import controller_wheel
@@ -32,6 +31,7 @@ from launcher.sky.setup.controller import (
 from launcher.sky.setup.credentials import KEY, Mounted, examine_credentials, safe_remote_identity
 from launcher.sky.setup.settings import config_file, plugins_file, remote_plugins_file
 from launcher.sky.setup.settings_edit import Draft
+from trainer.config.clouds import CLOUDS
 
 SKYPILOT = "0.14.1"
 """The strategy overrides methods of exactly this version."""
@@ -162,18 +162,11 @@ def _asleep(home: Path, environment: Mapping[str, str]) -> list[Finding]:
 def _clouds(home: Path, environment: Mapping[str, str]) -> list[Finding]:
     """Where SkyPilot looks for each cloud's credentials. Which of them work, `sky check` says."""
     google = environment.get("GOOGLE_APPLICATION_CREDENTIALS")
-    places = {
-        "lambda": home / ".lambda_cloud/lambda_keys",
-        "gcp": Path(google) if google else home / ".config/gcloud/application_default_credentials.json",
-        "aws": home / ".aws/credentials",
-        "runpod": home / ".runpod/config.toml",
-        "nebius": home / ".nebius/credentials.json",
-        "vast": home / ".config/vastai/vast_api_key",
-    }
     found = []
-    for name, path in places.items():
+    for name, cloud in CLOUDS.items():
+        path = Path(google) if google and name == "gcp" else home / cloud.credentials
         there = _exists(path) or (name == "aws" and bool(environment.get("AWS_ACCESS_KEY_ID")))
-        found.append(Finding(CLOUDS[name].label, "ok" if there else "note", str(path) if there else "no credentials"))
+        found.append(Finding(cloud.label, "ok" if there else "note", str(path) if there else "no credentials"))
     if not any(finding.state == "ok" for finding in found):
         found.append(Finding("clouds", "missing", "no cloud has credentials", "set one up, then: sky check"))
     return found

@@ -18,12 +18,13 @@ from typing import Generic, NamedTuple, TypeVar
 
 from checkpoints.errors import NotusError, UserError
 from checkpoints.util.clock import Clock
-from launcher.catalog.clouds import CLOUDS, parse_gpus
+from launcher.catalog.clouds import parse_gpus
 from launcher.catalog.offers import Catalog, Offer, load_offers
 from launcher.catalog.price_lists import REFRESH
 from launcher.catalog.zone_names import CLOUD as AWS
 from launcher.catalog.zone_names import region_of
 from launcher.policy.model import Place
+from trainer.config.clouds import CLOUDS
 
 logger = logging.getLogger("sky.notus")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.catalog.clouds import CLOUDS, Gpus
+from launcher.catalog.clouds import Gpus
 from launcher.catalog.offers import Catalog, Offer, find_catalog, load_offers
 from launcher.catalog.price_checks import BELOW_OTHERS, BELOW_SIZES, NEGATIVE, OFF_SNAPSHOT, ZERO
 from launcher.errors import NothingFits
@@ -17,6 +17,7 @@ from launcher.planning.plan import require_plan
 from launcher.planning.planner import Planner
 from launcher.request import LaunchRequest
 from tests.support.plans import A100, A100_80, H100, HEADER, RECIPE, lists
+from trainer.config.clouds import CLOUDS
 
 H200 = Gpus("H200", 8)
 KINDS = (A100, A100_80, H100)

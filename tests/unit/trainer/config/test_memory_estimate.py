@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config.gpu_types import GPU_MEMORY_GIB, VISIBLE
+from trainer.config.gpu_types import GPU_TYPES, VISIBLE
 from trainer.config.memory_estimate import GIB, Offload, fit, need_of, state_bytes
 from trainer.config.model_shapes import MISTRAL_7B, shape_of
 from trainer.config.offload import settle_offload
 from trainer.config.recipe import Recipe, load_recipe
 
 NOTUS, LORA = load_recipe("notus-7b-dpo"), load_recipe("notus-7b-dpo-lora")
-A100_40, A100_80 = GPU_MEMORY_GIB["A100"] * VISIBLE, GPU_MEMORY_GIB["A100-80GB"] * VISIBLE
+A100_40, A100_80 = (GPU_TYPES[name].memory_gib * VISIBLE for name in ("A100", "A100-80GB"))
 
 
 def with_offload(optimizer: str, parameters: str) -> Recipe:

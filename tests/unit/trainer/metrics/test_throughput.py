@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trainer.config.model_shapes import MISTRAL_7B, shape_of
-from trainer.metrics.throughput import Meter, matrix_weights, rewards_of, speedometer
+from trainer.metrics.throughput import Meter, matrix_weights, peak_tflops, rewards_of, speedometer
 
 
 def test_flops_and_peak_give_the_mfu() -> None:
@@ -69,3 +69,19 @@ def test_the_meter_hands_means_over_once_and_says_which_attempt() -> None:
 def test_rewards_are_those_of_the_newest_step_only() -> None:
     told = {"rewards/margins": [9.0, 1.0, 3.0], "rewards/accuracies": [0.0, 0.5, 1.0], "entropy": [1.0]}
     assert rewards_of(told, 2) == {"rewards/margins": 2.0, "rewards/accuracies": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("device", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA B200", 2250.0),
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_every_kind_with_a_data_sheet_has_a_peak(device: str, tflops: float | None) -> None:
+    assert peak_tflops(device) == tflops
