@@ -10,7 +10,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -61,7 +61,9 @@ FolderArgument = Annotated[Path, typer.Argument(help="Local folder, created.")]
 StepOption = Annotated[
     str | None, typer.Option("--step", help="Which checkpoint: its step, or `best`. Default: the newest.")
 ]
-OutputOption = Annotated[str, typer.Option("--output", "-o", help="text or json.")]
+Output = Literal["text", "json"]
+ModelDtype = Literal["bfloat16", "float32"]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Output format.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
@@ -163,15 +165,13 @@ def export_checkpoint(
     url: UrlArgument,
     folder: FolderArgument,
     step: StepOption = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    dtype: Annotated[ModelDtype, typer.Option(help="Of the weights that are written.")] = "bfloat16",
     debug: DebugOption = False,
 ) -> None:
     """Convert a full (ZeRO-3) checkpoint to a Hugging Face folder. Needs no GPU, but disk space for a copy."""
     from checkpoints.restore.consolidate import Zero3State
     from checkpoints.restore.hf_export import export
 
-    if dtype not in ("bfloat16", "float32"):
-        raise UserError(f"--dtype {dtype!r} is not known", "use bfloat16 or float32")
     store = open_store(url)
     commit = _choose(_head(store), step)
     manifest = load_manifest(store, commit)
@@ -190,7 +190,7 @@ def export_checkpoint(
         state = Zero3State(shards)
         total = sum(part.numel for part in state.partitions) * (2 if dtype == "bfloat16" else 4)
         with _bar("writing", total) as advance:
-            export(store, state, partial, dtype=dtype, progress=advance)  # type: ignore[arg-type]
+            export(store, state, partial, dtype=dtype, progress=advance)
     sys.stdout.write(f"the model of step {commit.step} is in {folder}\n")
 
 
@@ -431,9 +431,7 @@ def _show(manifest: Manifest, commit: Commit) -> None:
         sys.stdout.write(f"{key:<{width}}  {value}\n")
 
 
-def _as_json(output: str, data: Any) -> bool:
-    if output not in ("text", "json"):
-        raise UserError(f"--output {output!r} is not known", "use text or json")
+def _as_json(output: Output, data: Any) -> bool:
     if output == "json":
         sys.stdout.write(json.dumps(data, indent=2) + "\n")
     return output == "json"

@@ -63,7 +63,6 @@ def launch(
         asked.refuse_before_subcommand(o.given_on_command_line(ctx), ctx.invoked_subcommand, o.of_subcommand(ctx))
         return
 
-    asked.check_output(output)
     request = asked.launch_request(
         recipe=recipe,
         clouds=cloud or [],
@@ -181,7 +180,6 @@ def prices(
     from launcher.commands import prices as story
     from launcher.errors import RequestError
 
-    asked.check_output(output)
     clouds = asked.parse_clouds(cloud or [])
     if LOCAL in clouds:
         raise RequestError("this machine has no price", "name a cloud, or none for all of them")
@@ -209,7 +207,6 @@ def simulate(
     from launcher.commands import replay_trace as story
     from launcher.replay.model import Job
 
-    asked.check_output(output)
     deadline_h = asked.parse_deadline("24h" if deadline is None else deadline, datetime.now(UTC))
     job = Job(hours, deadline_h, restart / 60, price, start)
     raise typer.Exit(story.simulate(trace, job, output, plot))
@@ -238,11 +235,9 @@ def check(
 
     Every launch does the same. It costs nothing, and needs an account only if the model or the data do.
     """
-    from launcher import request as asked
     from launcher.catalog.clouds import parse_gpus
     from launcher.check import check as story
 
-    asked.check_output(output)
     nodes = [parse_gpus(text) for text in gpus or []]
     raise typer.Exit(story.show_check(recipe, nodes, output))
 

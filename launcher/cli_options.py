@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -104,7 +104,8 @@ ProcessesOption = Annotated[
         max=MAX_PROCESSES,
     ),
 ]
-PricesArgument = Annotated[str, typer.Argument(help="show, refresh or diff.")]
+PricesAction = Literal["show", "refresh", "diff"]
+PricesArgument = Annotated[PricesAction, typer.Argument(help="What to do with the price lists.")]
 TraceOption = Annotated[
     list[Path], typer.Option("--trace", help="JSON file with recorded spot availability. Repeatable.")
 ]
@@ -116,7 +117,8 @@ StartOption = Annotated[
     float,
     typer.Option(help="Start this many hours into the trace; the 72 h before are known to the policy.", min=0, max=1e6),
 ]
-OutputOption = Annotated[str, typer.Option("--output", "-o", help="text or json.")]
+Output = Literal["text", "json"]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Output format.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and log messages on stderr.")]
 RunArgument = Annotated[str, typer.Argument(help="Name of the run.")]
 OptionalRunArgument = Annotated[str | None, typer.Argument(help="Name of the run. Default: all.")]

@@ -262,12 +262,5 @@ def refuse_local_options(preempt: int, compare: bool | None, seed: int | None, p
         )
 
 
-def check_output(output: str) -> str:
-    """`text` or `json`; raises `RequestError`."""
-    if output not in ("text", "json"):
-        raise RequestError(f"--output {output!r} is not known", "use text or json")
-    return output
-
-
 def _join(names: object) -> str:
     return ", ".join(names)  # type: ignore[arg-type]

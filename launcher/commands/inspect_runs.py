@@ -20,7 +20,6 @@ from launcher.commands.receipts import read_receipt, show_receipt
 from launcher.errors import UnknownRun
 from launcher.report.run_tables import findings_table, status_table
 from launcher.report.status import OVER, RunStatus, read_status
-from launcher.request import check_output
 from launcher.run_identity import identity_here
 from launcher.sky import client
 from launcher.sky.setup import doctor
@@ -32,7 +31,6 @@ FOLLOW_EVERY_S = 2.0
 
 def show_status(bucket: str | None, names: list[str] | None, output: str) -> None:
     """Print the status of some or all runs."""
-    check_output(output)
     url = bucket_or_default(bucket)
     now = datetime.now(UTC)
     if names is None:
@@ -68,7 +66,6 @@ def _status_or_damage(url: str, name: str, now: datetime) -> RunStatus:
 
 def show_report(bucket: str | None, name: str, output: str) -> None:
     """Print the receipt of a run."""
-    check_output(output)
     store = existing_run(bucket, name)
     record = read_run_if_valid(store)
     recipe = Recipe.model_validate(record.recipe) if record else None
@@ -77,7 +74,6 @@ def show_report(bucket: str | None, name: str, output: str) -> None:
 
 def show_doctor(*, fix: bool, output: str) -> int:
     """Print what a cloud launch needs, after writing what can be written; returns the exit code."""
-    check_output(output)
     mounted = ask_skypilot()
     for line in doctor.fix(user_home(), os.environ, mounted) if fix else []:
         sys.stderr.write(f"notus-launch: {line}\n")

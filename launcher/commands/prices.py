@@ -13,8 +13,9 @@ from checkpoints.errors import UserError
 from checkpoints.util.command_line import console
 from launcher.catalog.clouds import Gpus
 from launcher.catalog.offers import Catalog, Offer, by_kind, find_catalog, load_offers, shipped_catalog
+from launcher.cli_options import PricesAction
 from launcher.console import counted, say
-from launcher.errors import NothingFits, RequestError
+from launcher.errors import NothingFits
 from launcher.report.plan_tables import offers_table
 from launcher.report.tables import plain_table
 from launcher.request import LaunchRequest
@@ -24,7 +25,6 @@ from trainer.config.gpu_types import GPU_TYPES
 
 SHOWN = 40
 COUNT = 8
-ACTIONS = ("show", "refresh", "diff")
 
 
 class Change(BaseModel):
@@ -44,10 +44,8 @@ class Change(BaseModel):
         return self.now / self.before - 1 if self.before and self.now else None
 
 
-def prices(action: str, request: LaunchRequest, output: str) -> int:
-    """Show, refresh or compare. Raises `RequestError` for another action."""
-    if action not in ACTIONS:
-        raise RequestError(f"prices {action!r} is not known", f"use one of: {', '.join(ACTIONS)}")
+def prices(action: PricesAction, request: LaunchRequest, output: str) -> int:
+    """Show, refresh or compare."""
     if action == "show":
         _show_offers(find_catalog(), request, output)
     elif action == "diff":

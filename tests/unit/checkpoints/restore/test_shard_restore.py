@@ -413,7 +413,7 @@ def test_gc_leaves_readers_time_and_keeps_what_they_read(
         (("pull", "URL", "/nowhere", "--step", "best"), "no checkpoint has a score"),
         (("ls", "URL/nothing"), "does not exist"),
         (("ls", "URL/.."), "is not a run: it has no HEAD"),
-        (("ls", "URL", "-o", "xml"), "use text or json"),
+        (("ls", "URL", "-o", "xml"), "'xml' is not one of 'text', 'json'"),
     ],
 )
 def test_bad_input(

@@ -16,7 +16,7 @@ from launcher.catalog.offers import Offer
 from launcher.commands import prices as story
 from launcher.commands.dry_run import plan_only
 from launcher.commands.prices import Change, compare, prices
-from launcher.errors import NothingFits, RequestError
+from launcher.errors import NothingFits
 from launcher.request import LaunchRequest
 
 A100 = LaunchRequest(recipe="", gpus=(Gpus("A100", 8),))
@@ -114,12 +114,6 @@ def test_a_refresh_shows_what_it_changed(
     text = capsys.readouterr().out
     assert "lambda: fetched" in text
     assert "+100%" in text
-
-
-def test_an_unknown_action_is_the_users_error() -> None:
-    with pytest.raises(RequestError, match="'refetch' is not known") as caught:
-        prices("refetch", A100, "text")
-    assert caught.value.exit_code == 2
 
 
 def test_why_there_is_nothing_to_show(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
