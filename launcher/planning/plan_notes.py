@@ -168,7 +168,7 @@ def _memory(recipe: Recipe, best: Plan | None) -> list[str]:
     if shape_of(recipe.model.name) is None:
         found.append(f"the shape of {recipe.model.name} is not known, so its memory is not checked")
     elif best is not None:
-        measured = "a sum (26 % above what one H100 took) that keeps a third in reserve"
+        measured = "a sum (23 to 27 % above what one H100 took) that keeps a third in reserve"
         found.append(f"memory, by {measured}: {best.memory}")
     if recipe.hardware.gpus is not None:
         found.append(
