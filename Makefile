@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
-# Tests that start no ranks: two of them at a time are faster.
+# Tests that start no ranks are dealt out one by one; of the others a file at a time, for what its tests share.
 IN_ONE_PROCESS := tests/unit tests/contract $(addprefix tests/integration/test_, protocol.py hostile_worlds.py \
   priced_markets.py)
 AZURITE := azurite@3.35.0
@@ -36,7 +36,7 @@ demo: $(READY) ## Train, be killed twice, go on, finish, compare, print the rece
 
 test: $(READY) ## All tests that this machine can run
 	@$(BIN)/pytest -n 2 --dist worksteal $(IN_ONE_PROCESS)
-	@$(BIN)/pytest $(IN_ONE_PROCESS:%=--ignore %)
+	@$(BIN)/pytest -n 2 --dist loadfile $(IN_ONE_PROCESS:%=--ignore %)
 
 test-unit: $(READY) ## The tests that take seconds
 	@$(BIN)/pytest tests/unit tests/contract

@@ -98,7 +98,8 @@ class Launcher:
             process.suspend()
         yield
         for process in ranks:
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):  # killed meanwhile
+                process.resume()
 
     def announce_preemption(self, run: str, seconds: float) -> None:
         """Give a running attempt a notice."""
