@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 from urllib.parse import quote
 
 import xxhash
@@ -125,7 +125,12 @@ class FolderStore:
 
     def delete(self, key: str) -> None:
         with self._errors(key):
-            (self._root / key).unlink(missing_ok=True)
+            if not self._lock_of(key).exists():
+                (self._root / key).unlink(missing_ok=True)
+                return
+            with self._locked(key):
+                (self._root / key).unlink(missing_ok=True)
+                self._lock_of(key).unlink(missing_ok=True)
 
     def _target(self, key: str) -> Path:
         target = self._root / key
@@ -156,13 +161,20 @@ class FolderStore:
         finally:
             path.unlink(missing_ok=True)
 
+    def _lock_of(self, key: str) -> Path:
+        return self._root / ".locks" / quote(key, safe="")
+
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        locks = self._root / ".locks"
-        locks.mkdir(exist_ok=True)
-        with (locks / quote(key, safe="")).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        path = self._lock_of(key)
+        path.parent.mkdir(exist_ok=True)
+        while True:  # once more for each time that somebody deletes the object while this waits
+            with path.open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not _is_at(lock, path):
+                    continue
+                yield
+                return
 
     def _no_bucket(self) -> BucketUnusable:
         return BucketUnusable(f"the bucket file://{self._bucket} does not exist", f"create it: mkdir -p {self._bucket}")
@@ -197,6 +209,14 @@ def _collect_dead(folder: Path) -> None:
                 with path.open("r+b") as file:  # NFS locks for writing only what is open for it
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Is this open file still the one at `path`? A lock on a deleted one keeps nobody out."""
+    try:
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _token(data: Buffer) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,39 @@ def test_a_file_is_no_bucket(tmp_path: Path) -> None:
     with pytest.raises(BucketUnusable, match="is not a folder"):
         list_runs(str(tmp_path / "file"))
     assert list_runs(str(tmp_path / "not-there-yet")) == []
+
+
+def test_a_deleted_object_leaves_no_lock(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, "run")
+    store.swap("HEAD", b"2", store.create("HEAD", b"1"))
+    assert list((tmp_path / "run/.locks").iterdir()) != []
+    store.delete("HEAD")
+    assert list((tmp_path / "run/.locks").iterdir()) == []
+
+
+def test_who_waited_for_the_lock_of_a_deleted_object_takes_a_new_one(tmp_path: Path) -> None:
+    """Else it would hold the lock of a file that is gone, beside another writer with a new one."""
+    store, entered, go = FolderStore(tmp_path, "run"), threading.Event(), threading.Event()
+    store.create("HEAD", b"1")
+
+    def delete() -> None:
+        with store._locked("HEAD"):
+            entered.set()
+            assert go.wait(30)
+            store._lock_of("HEAD").unlink()
+
+    deleting = threading.Thread(target=delete)
+    deleting.start()
+    assert entered.wait(30)
+    held: list[bool] = []
+
+    def wait() -> None:
+        with store._locked("HEAD"):
+            held.append(store._lock_of("HEAD").exists())
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    go.set()
+    deleting.join(30)
+    waiting.join(30)
+    assert held == [True]
