@@ -28,7 +28,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from checkpoints.commit.head import LEASE_S, PATIENCE_S, Lease, Retention, Writer, read_head
+from checkpoints.commit.head import LEASE_S, PATIENCE_S, Lease, Writer, read_head
+from checkpoints.commit.retention import Retention
 from checkpoints.errors import Fenced, NotusError, UserError
 from checkpoints.records.verified_reads import believed
 from checkpoints.restore.shard_restore import newest_good, restore_shard

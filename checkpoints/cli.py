@@ -15,22 +15,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from checkpoints.commit.garbage_collection import collect, collect_damaged, collect_orphans, data_prefix, saves_of
-from checkpoints.commit.head import (
-    BURIED_S,
-    LEASE_S,
-    PATIENCE_S,
-    Commit,
-    Head,
-    Lease,
-    SetAside,
-    Writer,
-    best_of,
-    pin,
-    read_head,
-)
+from checkpoints.commit.head import BURIED_S, LEASE_S, PATIENCE_S, Head, Lease, SetAside, Writer, pin, read_head
 from checkpoints.commit.head_recovery import find_remains
 from checkpoints.commit.load import load_index, load_manifest
 from checkpoints.commit.reader_leases import FOLDER, reading
+from checkpoints.commit.retention import Commit, best_of
 from checkpoints.commit.run_verification import Finding, check_rest
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing, RunHeld, UserError
 from checkpoints.records.manifest import Manifest

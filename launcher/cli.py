@@ -176,7 +176,7 @@ def prices(
 ) -> None:
     """Show node prices. refresh: fetch SkyPilot's price lists. diff: compare them with the shipped snapshot."""
     from launcher import request as asked
-    from launcher.catalog.clouds import LOCAL, parse_gpus
+    from launcher.catalog.gpu_nodes import LOCAL, parse_gpus
     from launcher.commands import prices as story
     from launcher.errors import RequestError
 
@@ -205,7 +205,7 @@ def simulate(
     """Replay the policy over a recorded spot trace. Several --trace options are zones of one market."""
     from launcher import request as asked
     from launcher.commands import replay_trace as story
-    from launcher.replay.model import Job
+    from launcher.replay.replayed import Job
 
     deadline_h = asked.parse_deadline("24h" if deadline is None else deadline, datetime.now(UTC))
     job = Job(hours, deadline_h, restart / 60, price, start)
@@ -235,7 +235,7 @@ def check(
 
     Every launch does the same. It costs nothing, and needs an account only if the model or the data do.
     """
-    from launcher.catalog.clouds import parse_gpus
+    from launcher.catalog.gpu_nodes import parse_gpus
     from launcher.check import check as story
 
     nodes = [parse_gpus(text) for text in gpus or []]

@@ -13,7 +13,7 @@ from checkpoints.errors import InvalidName
 from checkpoints.storage.backend import BACKENDS, is_remote
 from checkpoints.util.keys import check_run_name, is_run_name, suggest_run_name
 from launcher.bounds import MAX_HAZARD_H, MAX_HOURS, MIN_HAZARD_H
-from launcher.catalog.clouds import LOCAL, Gpus, Market, did_you_mean, parse_gpus
+from launcher.catalog.gpu_nodes import LOCAL, Gpus, Market, did_you_mean, parse_gpus
 from launcher.errors import RequestError
 from trainer.config.clouds import CLOUDS
 

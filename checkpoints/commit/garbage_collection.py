@@ -13,10 +13,11 @@ import re
 from collections.abc import Callable
 from datetime import datetime
 
-from checkpoints.commit.head import BURIED_S, Commit, Head, Lease, SetAside, Tombstone
+from checkpoints.commit.head import BURIED_S, Head, Lease, SetAside, Tombstone
 from checkpoints.commit.head_recovery import MANIFEST_KEY
 from checkpoints.commit.load import load_manifest
 from checkpoints.commit.reader_leases import manifests_being_read
+from checkpoints.commit.retention import Commit
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.records.save_keys import save_name
 from checkpoints.storage.base import Store

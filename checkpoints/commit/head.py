@@ -22,8 +22,9 @@ from typing import Literal
 from pydantic import Field
 
 from checkpoints.commit.head_recovery import Remains, find_remains
+from checkpoints.commit.retention import Commit, Retention, Score
 from checkpoints.errors import AlreadyExists, Conflict, Fenced, ObjectMissing, RunHeld, StoreError, UserError
-from checkpoints.records.manifest import Key, Manifest, Record, Sha256, manifest_key, parse, sha256
+from checkpoints.records.manifest import Key, Manifest, Record, manifest_key, parse, sha256
 from checkpoints.records.verified_reads import confirmed
 from checkpoints.records.write_once import put_once
 from checkpoints.storage.base import Store
@@ -54,59 +55,6 @@ class Writer(Record):
     host: str
     pid: int
     pid_scope: str = Field(default="", description="where `pid` means something: kernel boot and pid namespace")
-
-
-class Score(Record):
-    """How good a checkpoint is."""
-
-    metric: str
-    value: float = Field(allow_inf_nan=False, description="higher is better: a loss is negated")
-
-
-class Commit(Record):
-    """A committed checkpoint, as HEAD names it."""
-
-    step: int = Field(ge=0)
-    epoch: int = Field(ge=1)
-    manifest: Key
-    sha256: Sha256
-    size_bytes: int = Field(ge=0)
-    committed_at: datetime
-    pinned: bool = Field(default=False, description="a person wants to keep it")
-    score: Score | None = Field(default=None, description="of its evaluation")
-
-
-class Retention(Record):
-    """Which checkpoints HEAD keeps, beside the pinned ones."""
-
-    newest: int = Field(ge=1)
-    every_steps: int | None = Field(default=None, description="also those at multiples of so many steps")
-    best: bool = Field(default=False, description="also the one with the highest score")
-
-    def kept(self, commits: Sequence[Commit]) -> tuple[Commit, ...]:
-        """Of `commits`, newest first."""
-        best = best_of(commits) if self.best else None
-        return tuple(
-            commit
-            for age, commit in enumerate(commits)
-            if age < self.newest
-            or commit.pinned
-            or commit is best
-            or (self.every_steps is not None and commit.step % self.every_steps == 0)
-        )
-
-
-def best_of(commits: Sequence[Commit]) -> Commit | None:
-    """The checkpoint with the highest score, the newest of equals; None if nothing was scored.
-
-    By the metric that was used last: values of different metrics can't be compared.
-    """
-    scored = [(commit.score, commit) for commit in commits if commit.score is not None]
-    if not scored:
-        return None
-    metric = max(scored, key=lambda pair: pair[1].step)[0].metric
-    comparable = [pair for pair in scored if pair[0].metric == metric]
-    return max(comparable, key=lambda pair: (pair[0].value, pair[1].step))[1]
 
 
 class SetAside(Record):

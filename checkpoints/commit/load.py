@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkpoints.commit.head import Commit
+from checkpoints.commit.retention import Commit
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing
 from checkpoints.records.manifest import Manifest, ShardIndex, ShardRef, parse, sha256
 from checkpoints.records.verified_reads import confirmed

@@ -23,7 +23,8 @@ from datetime import datetime, timedelta
 
 from pydantic import Field
 
-from checkpoints.commit.head import Commit, read_head
+from checkpoints.commit.head import read_head
+from checkpoints.commit.retention import Commit
 from checkpoints.errors import BucketUnusable, CorruptCheckpoint, NotusError, StoreError
 from checkpoints.records.manifest import Key, Record
 from checkpoints.records.verified_reads import read_if_there

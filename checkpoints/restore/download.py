@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from checkpoints.commit.folder_manifest import MODEL, fetch_model_files, put_files, read_list
-from checkpoints.commit.head import HEAD_KEY, RELEASED, Commit, Head
+from checkpoints.commit.head import HEAD_KEY, RELEASED, Head
 from checkpoints.commit.load import load_index, load_manifest
+from checkpoints.commit.retention import Commit
 from checkpoints.errors import AlreadyExists, CorruptCheckpoint, ObjectMissing, UserError
 from checkpoints.records.manifest import Chunk, checked, sha256
 from checkpoints.records.verified_reads import confirmed

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from checkpoints.commit.head import Commit
 from checkpoints.commit.load import load_manifest, load_rank
+from checkpoints.commit.retention import Commit
 from checkpoints.records.manifest import Chunk, Manifest, ShardIndex, TensorRecord
 from checkpoints.records.verified_reads import confirmed
 from checkpoints.restore.shard_restore import CONCURRENCY, Restored, decode_trees, fetch_chunk, restore_from

@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeVar
 import xxhash
 from awscrt.checksums import crc32c
 
-from checkpoints.commit.head import Commit
 from checkpoints.commit.load import load_index, load_manifest, load_rank
+from checkpoints.commit.retention import Commit
 from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, NoMemory, ObjectMissing
 from checkpoints.records.manifest import Chunk, Manifest, ShardIndex
 from checkpoints.records.verified_reads import confirmed

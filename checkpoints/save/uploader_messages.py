@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from checkpoints.commit.head import Retention
+from checkpoints.commit.retention import Retention
 from checkpoints.errors import Fenced, StoreError, TornState, UserError
 from checkpoints.save.shard_upload import CHUNK_BYTES, CONCURRENCY
 

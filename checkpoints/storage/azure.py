@@ -18,13 +18,11 @@ from urllib.parse import urlsplit
 from obstore.store import AzureStore
 
 from checkpoints.errors import AccessDenied, UserError
-from checkpoints.storage.backend import StoragePrices
+from checkpoints.storage.list_prices import AZURE_BLOB, StoragePrices
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.storage.obstore_client import RETRY, limits, opening, signing
 from checkpoints.storage.presigned import Request
 
-PRICES = StoragePrices("Azure Blob Storage", "azure", 0.0184, 0.087, 0.005, 0.0004)
-"""Hot tier, LRS, East US 2, as a third party copied Microsoft's list in 2023; not read again since."""
 KEY, SAS, ENDPOINT = "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_ENDPOINT"
 CREDENTIALS = (
     "AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN, or AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET"
@@ -66,7 +64,7 @@ class AzureBlob:
         )
 
     def prices(self, url: str, environment: Mapping[str, str] | None) -> StoragePrices:
-        return PRICES
+        return AZURE_BLOB
 
     def settings(self, environment: Mapping[str, str] | None) -> dict[str, str]:
         return {ENDPOINT: environment[ENDPOINT]} if environment and environment.get(ENDPOINT) else {}

@@ -1,6 +1,6 @@
 """The registry of storage backends: one row each, and all that the rest of the code may ask of one.
 
-To add a backend: a module with a `BACKEND`, a row in `BACKENDS`, and its server in tests/contract/conftest.py.
+To add a backend: a module with a `BACKEND`, a row in `BACKENDS`, and its server in tests/contract/test_store.py.
 docs/how-to/add-a-storage-backend.md goes through it.
 """
 
@@ -12,19 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 from checkpoints.errors import UserError
 from checkpoints.storage.base import Store
+from checkpoints.storage.list_prices import StoragePrices
 from checkpoints.util.environment import user_path
-
-
-class StoragePrices(NamedTuple):
-    """What a store charges: list prices in US dollars. Traffic into it costs nothing in any of them."""
-
-    label: str
-    cloud: str | None
-    """Machines there read for nothing."""
-    usd_per_gb_month: float
-    egress_usd_per_gb: float
-    usd_per_1000_writes: float
-    usd_per_1000_reads: float
 
 
 class Backend(Protocol):

@@ -12,14 +12,12 @@ from typing import Any
 from obstore.store import GCSStore
 
 from checkpoints.errors import UserError
-from checkpoints.storage.backend import StoragePrices
 from checkpoints.storage.gcs_auth import MachineAccess, credentials
+from checkpoints.storage.list_prices import GOOGLE_CLOUD_STORAGE, StoragePrices
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.storage.obstore_client import RETRY, bucket_and_prefix, limits, opening, signing
 from checkpoints.storage.presigned import Request
 
-PRICES = StoragePrices("Google Cloud Storage", "gcp", 0.020, 0.12, 0.005, 0.0004)
-"""Standard, one region; list prices of 2026-11."""
 KEY = "GOOGLE_SERVICE_ACCOUNT_KEY"
 CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS, or gcloud auth application-default login"
 CUT_OFF_DAYS, OLD_VERSION_DAYS = 2, 7
@@ -44,7 +42,7 @@ class GoogleCloudStorage:
         )
 
     def prices(self, url: str, environment: Mapping[str, str] | None) -> StoragePrices:
-        return PRICES
+        return GOOGLE_CLOUD_STORAGE
 
     def settings(self, environment: Mapping[str, str] | None) -> dict[str, str]:
         return {}

@@ -11,18 +11,14 @@ from urllib.parse import urlsplit
 from obstore.store import S3Store
 
 from checkpoints.errors import AccessDenied, UserError
-from checkpoints.storage.backend import StoragePrices
 from checkpoints.storage.lifecycle_rules import s3_rules
+from checkpoints.storage.list_prices import AMAZON_S3, CLOUDFLARE_R2, GOOGLE_CLOUD_STORAGE, StoragePrices
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.storage.obstore_client import RETRY, bucket_and_prefix, limits, opening, signing
 from checkpoints.storage.s3_location import S3Location, s3_location
 
-AMAZON = StoragePrices("Amazon S3", "aws", 0.023, 0.09, 0.005, 0.0004)
-GOOGLE = StoragePrices("Google Cloud Storage", "gcp", 0.020, 0.12, 0.005, 0.0004)
-NO_EGRESS_FEES = StoragePrices("a bucket without egress fees (Cloudflare R2)", None, 0.015, 0.0, 0.0045, 0.00036)
-"""List prices of 2026-11, US regions, first tier, without free allowances."""
 AWS = "https://s3.amazonaws.com"
-ENDPOINTS = {"amazonaws.com": AMAZON, "amazonaws.com.cn": AMAZON, "storage.googleapis.com": GOOGLE}
+ENDPOINTS = {"amazonaws.com": AMAZON_S3, "amazonaws.com.cn": AMAZON_S3, "storage.googleapis.com": GOOGLE_CLOUD_STORAGE}
 """How the names of S3 endpoints end that are not of a store without egress fees."""
 CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION or a profile (AWS_ENDPOINT_URL for R2 and others)"
 KEY_ID, SECRET = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
@@ -48,7 +44,7 @@ class S3:
         """Where the bucket is, this machine's profile tells too, unless an `environment` is given."""
         elsewhere = s3_location(environment, profiles=environment is None).endpoint
         host = urlsplit(elsewhere or AWS).hostname or ""
-        return next((prices for end, prices in ENDPOINTS.items() if host.endswith(end)), NO_EGRESS_FEES)
+        return next((prices for end, prices in ENDPOINTS.items() if host.endswith(end)), CLOUDFLARE_R2)
 
     def settings(self, environment: Mapping[str, str] | None) -> dict[str, str]:
         """Region, and the endpoint of R2, MinIO and others. Empty = AWS's own default."""

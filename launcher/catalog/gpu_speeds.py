@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from launcher.catalog.clouds import Gpus
+from launcher.catalog.gpu_nodes import Gpus
 from trainer.config.gpu_types import GPU_TYPES
 
 TIMED: Mapping[str, float] = {

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from launcher.catalog.clouds import Gpus, did_you_mean
+from launcher.catalog.gpu_nodes import Gpus, did_you_mean
 from launcher.catalog.price_checks import Yardstick
 from launcher.catalog.price_lists import REFRESH, NodePrice, Row
 from launcher.catalog.price_lists import Catalog as Catalog

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from checkpoints.errors import UserError
-from launcher.catalog.clouds import Gpus
+from launcher.catalog.gpu_nodes import Gpus
 from launcher.catalog.gpu_speeds import TIMED, relative_speed
 from launcher.catalog.price_lists import Catalog, NodePrice, nodes_in, shipped_catalog
 from trainer.config.clouds import CLOUDS

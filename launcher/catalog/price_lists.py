@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from checkpoints.errors import UserError
 from checkpoints.util.environment import user_path
-from launcher.catalog.clouds import Gpus
+from launcher.catalog.gpu_nodes import Gpus
 from launcher.catalog.zone_names import CLOUD as AWS
 from launcher.catalog.zone_names import zone_names
 from trainer.config.clouds import CLOUDS

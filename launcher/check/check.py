@@ -13,7 +13,7 @@ from rich.text import Text
 
 from checkpoints.errors import NotusError
 from checkpoints.util.command_line import console
-from launcher.catalog.clouds import Gpus, parse_gpus
+from launcher.catalog.gpu_nodes import Gpus, parse_gpus
 from launcher.catalog.offers import find_catalog, load_offers
 from launcher.check import hub, tracking
 from launcher.check.answers import Answer, answers

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from launcher.catalog.clouds import Gpus, parse_gpus
+from launcher.catalog.gpu_nodes import Gpus, parse_gpus
 from launcher.catalog.gpu_speeds import TIMED, relative_speed
 from launcher.check.answers import Answer
 from launcher.console import counted

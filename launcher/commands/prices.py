@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from checkpoints.errors import UserError
 from checkpoints.util.command_line import console
-from launcher.catalog.clouds import Gpus
+from launcher.catalog.gpu_nodes import Gpus
 from launcher.catalog.offers import Catalog, Offer, by_kind, find_catalog, load_offers, shipped_catalog
 from launcher.cli_options import PricesAction
 from launcher.console import counted, say

@@ -12,7 +12,7 @@ from checkpoints.run_log.metrics import read_metrics
 from checkpoints.run_log.run_record import read_heartbeat
 from checkpoints.storage.base import Store
 from checkpoints.util.command_line import console
-from launcher.catalog.clouds import parse_gpus
+from launcher.catalog.gpu_nodes import parse_gpus
 from launcher.catalog.offers import Offer, cheapest_by_kind, find_catalog, load_offers
 from launcher.planning.user_history import remember
 from launcher.report.receipt import Receipt, make_receipt

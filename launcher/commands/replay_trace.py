@@ -16,9 +16,9 @@ from rich.table import Table
 
 from checkpoints.util.command_line import console
 from launcher.console import counted
-from launcher.replay.model import Job, Played
 from launcher.replay.player import play
 from launcher.replay.plot import check_picture, draw_replay
+from launcher.replay.replayed import Job, Played
 from launcher.replay.trace import Trace, read_traces
 
 

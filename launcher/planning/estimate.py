@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from checkpoints.storage.backend import StoragePrices
-from launcher.catalog.storage_prices import Fees, fees
+from checkpoints.storage.list_prices import StoragePrices
 from launcher.planning.monte_carlo import Runs, simulate
 from launcher.planning.scenario import Scenario
+from launcher.planning.storage_costs import Fees, fees
 from trainer.checkpointing.save_interval import auto_interval_minutes
 from trainer.config.recipe import Saves
 

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.planning.scenario import NEVER_H, Floats, Scenario, SpellLengths, Spot
+from launcher.policy.back_off import LONGEST_WAIT_H
 from launcher.policy.safety import kept_h
-from launcher.policy.settings import LONGEST_WAIT_H, ROUNDING_H
+from launcher.policy.settings import ROUNDING_H
 from launcher.policy.spot.market import AGE_EDGES_H, BINS, UNSEEN_AGE_H, age_bin, mean_spell_h
 
 Array = NDArray[Any]

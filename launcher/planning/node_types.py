@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher.catalog.clouds import Gpus, parse_gpus
+from launcher.catalog.gpu_nodes import Gpus, parse_gpus
 from launcher.catalog.gpu_speeds import PCIE, TIMED, relative_speed
 from launcher.catalog.offers import Offer, by_kind
 from launcher.errors import RequestError

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from checkpoints.storage.backend import StoragePrices
-from launcher.catalog.clouds import Gpus, parse_gpus
+from checkpoints.storage.list_prices import StoragePrices
+from launcher.catalog.gpu_nodes import Gpus, parse_gpus
 from launcher.catalog.gpu_speeds import PCIE, SOURCE
 from launcher.catalog.offers import Offer
 from launcher.planning.estimate import DEFAULT_STATE_BYTES, START_H, UPLOAD_BYTES_PER_S

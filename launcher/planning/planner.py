@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from checkpoints.storage.backend import StoragePrices
+from checkpoints.storage.list_prices import StoragePrices
 from launcher.catalog.offers import Offer
-from launcher.catalog.storage_prices import bucket_for, keep_usd_per_h, restore_usd
 from launcher.planning.estimate import (
     DEFAULT_STATE_BYTES,
     START_H,
@@ -22,11 +21,12 @@ from launcher.planning.node_types import Kind, supply_for
 from launcher.planning.plan import CONFIDENCE, DryRun, Plan, Rung, SlackCost, ZonePlan
 from launcher.planning.plan_notes import Compared, Patient, advice, assumptions, reason
 from launcher.planning.scenario import OnDemand, Scenario, Spot
+from launcher.planning.storage_costs import bucket_for, keep_usd_per_h, restore_usd
 from launcher.planning.work_left import NOT_BEGUN, SoFar
-from launcher.policy.prices import work_hour_usd
 from launcher.policy.slack_value import Problem, Restores, solve
 from launcher.policy.spot.market import MOST_ZONES, mean_spell_h
 from launcher.policy.spot.preemption_rates import ON_DEMAND_H, Hazard, Learned, assumed
+from launcher.policy.work_price import work_hour_usd
 from launcher.request import LaunchRequest
 from trainer.config.memory_estimate import state_bytes
 from trainer.config.recipe import Recipe

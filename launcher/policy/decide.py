@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from launcher.policy.back_off import FIRST_WAIT_H, back_off_h
 from launcher.policy.model import Action, GiveUp, Known, Launch, Move, Observation, Running, Wait
 from launcher.policy.moves import leave_on_demand, leave_spot
-from launcher.policy.prices import in_order, worth_their_price
 from launcher.policy.safety import (
     closing_usd,
     cost_to_end,
@@ -27,8 +27,9 @@ from launcher.policy.safety import (
     still_binds,
     within_reserve,
 )
-from launcher.policy.settings import FIRST_WAIT_H, Settings, back_off_h
+from launcher.policy.settings import Settings
 from launcher.policy.slack import by_outlook
+from launcher.policy.work_price import in_order, worth_their_price
 
 STUCK_H = 0.75
 """Without a new step, or another phase of its start, a machine is given up after that long."""

@@ -7,11 +7,11 @@ move gives up what it has first, and may find nothing: it has to be worth that t
 from __future__ import annotations
 
 from launcher.policy.model import Action, Known, Move, Observation, Running, Stay
-from launcher.policy.prices import cheapest, hour_usd, restart_usd, spot_usd
 from launcher.policy.safety import bears_a_start, is_safe_place, is_tight, on_demand_makes_it, payable
 from launcher.policy.settings import Settings
 from launcher.policy.slack import outlook_against, outlook_of, slack_of
 from launcher.policy.spot.market import USUAL_UP, SpotMarket, churned, survival
+from launcher.policy.work_price import cheapest, hour_usd, restart_usd, spot_usd
 
 PLAIN = churned(0.0, 1)
 WORTH_IT = 0.05

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from launcher.policy.model import Known, Observation, Place
-from launcher.policy.prices import restart_usd
 from launcher.policy.settings import ROUNDING_H, Settings
+from launcher.policy.work_price import restart_usd
 
 LATE_SHARE = 0.2
 """Of the whole work: a deadline that is missed by no more than this, or a restart, on paper still binds. Speeds and

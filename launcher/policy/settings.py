@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FIRST_WAIT_H = 1 / 60
-LONGEST_WAIT_H = 5 / 60
-WAIT_GROWTH = 1.6
-"""SkyPilot's own back-off, so that we are never slower."""
 ROUNDING_H = 1e-9
 """Sums of hours that are equal on paper may differ by so much."""
 
@@ -27,13 +23,3 @@ class Settings:
     margin: float = 1.0
     """What is kept of the time to a deadline beyond what one preemption takes, as a share of a restart and a look:
     machines start late and speeds are estimates. 0 where time is exact, as in a replay."""
-
-
-def back_off_h(refusals_in_a_row: int) -> float:
-    """The pause after so many rounds in which no place had a machine: 1 min, growing to 5 min."""
-    wait_h = FIRST_WAIT_H
-    for _ in range(refusals_in_a_row - 1):
-        wait_h *= WAIT_GROWTH
-        if wait_h >= LONGEST_WAIT_H:
-            return LONGEST_WAIT_H
-    return wait_h

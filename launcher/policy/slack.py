@@ -11,12 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from launcher.policy.back_off import back_off_h
 from launcher.policy.model import Action, Known, Launch, Observation, Place, Wait
-from launcher.policy.prices import cheapest, in_order, visible_spot_usd
 from launcher.policy.safety import must_be_safe, unmeasured_h
-from launcher.policy.settings import ROUNDING_H, Settings, back_off_h
+from launcher.policy.settings import ROUNDING_H, Settings
 from launcher.policy.slack_value import NO_RESTORES, Outlook, Problem, Restores, solve, step_of
 from launcher.policy.spot.market import SHORTER_OUT, Chain, SpotMarket, counted
+from launcher.policy.work_price import cheapest, in_order, visible_spot_usd
 
 FINER = 3
 """Grid points of slack and work in a step of the table: worth 0.04 % of the cost in replays, more are worth nothing."""

@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 
 from checkpoints.errors import UserError
-from launcher.replay.model import Job, Played, Stretch
 from launcher.replay.referee_adapter import IDLE, ON_DEMAND, RefereePolicy
+from launcher.replay.replayed import Job, Played, Stretch
 from launcher.replay.trace import Trace
 
 HISTORY_H = 72.0

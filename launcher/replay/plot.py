@@ -11,7 +11,7 @@ from checkpoints.errors import UserError
 from launcher.console import counted
 
 if TYPE_CHECKING:
-    from launcher.replay.model import Job, Played
+    from launcher.replay.replayed import Job, Played
     from launcher.replay.trace import Trace
 
 SUFFIXES = (".png", ".svg")

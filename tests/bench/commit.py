@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from checkpoints.commit.head import Lease, Retention, Writer
+from checkpoints.commit.head import Lease, Writer
+from checkpoints.commit.retention import Retention
 from checkpoints.records.manifest import Chunk, Manifest, ShardIndex, sha256
 from checkpoints.save.shard_upload import CHUNK_BYTES, INDEXES, uploaded_shards
 from checkpoints.storage.backend import open_store

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from checkpoints.commit.head import Lease, Retention, Writer
+from checkpoints.commit.head import Lease, Writer
+from checkpoints.commit.retention import Retention
 from checkpoints.run_log.run_record import open_run
 from checkpoints.save.saver import Saver
 from checkpoints.save.shard_upload import CHUNK_BYTES

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from launcher.catalog.clouds import parse_gpus
+from launcher.catalog.gpu_nodes import parse_gpus
 from launcher.catalog.offers import find_catalog, load_offers
 from tests.e2e.clouds import Clouds
 from tests.e2e.runs import CloudRun

@@ -20,8 +20,9 @@ import deepspeed.runtime.engine as runtime
 import torch
 import torch.distributed as dist
 
-from checkpoints.commit.head import Commit, Lease, Retention, Writer, read_head
+from checkpoints.commit.head import Lease, Writer, read_head
 from checkpoints.commit.load import load_manifest
+from checkpoints.commit.retention import Commit, Retention
 from checkpoints.restore.consolidate import Zero3State
 from checkpoints.restore.reshard import restore_for
 from checkpoints.restore.shard_restore import restore_shard

@@ -32,13 +32,13 @@ def finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Finish:
     from trl import DPOConfig
 
     from trainer.data.dataset import prepare
-    from trainer.export.hf_export import export_model
+    from trainer.export.final_model import export_model
     from trainer.model.builtin_models import make_tiny_llama
     from trainer.model.lora import peft_settings
     from trainer.training.dpo_trainer import NotusDPOTrainer
 
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
-    monkeypatch.setattr("trainer.export.hf_export.from_rank_0", lambda value: value)
+    monkeypatch.setattr("trainer.export.final_model.from_rank_0", lambda value: value)
 
     def finish(name: str) -> tuple[Store, Any]:
         recipe = load_recipe(name)

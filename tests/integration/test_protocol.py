@@ -25,8 +25,9 @@ import greenlet
 import pytest
 
 from checkpoints.commit.garbage_collection import collect, collect_orphans
-from checkpoints.commit.head import PATIENCE_S, Head, Lease, Retention, Writer, read_head
+from checkpoints.commit.head import PATIENCE_S, Head, Lease, Writer, read_head
 from checkpoints.commit.reader_leases import FOLDER, VALID, announce
+from checkpoints.commit.retention import Retention
 from checkpoints.errors import AlreadyExists, Conflict, CorruptCheckpoint, Fenced, ObjectMissing, RunHeld, StoreError
 from checkpoints.records.manifest import Manifest
 from checkpoints.records.save_keys import save_prefix

@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from checkpoints import Checkpointer
-from checkpoints.commit.head import Lease, Retention, Writer, read_head
+from checkpoints.commit.head import Lease, Writer, read_head
+from checkpoints.commit.retention import Retention
 from checkpoints.errors import Fenced, StoreError, TornState, UserError
 from checkpoints.run_log.metrics import read_metrics
 from checkpoints.run_log.run_record import open_run

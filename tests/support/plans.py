@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.catalog.clouds import Gpus
+from launcher.catalog.gpu_nodes import Gpus
 from launcher.catalog.offers import Catalog, Offer, find_catalog, load_offers
 from launcher.planning.node_types import wanted_gpus
 from launcher.planning.plan import DryRun

@@ -10,7 +10,8 @@ import math
 import time
 from typing import NamedTuple
 
-from checkpoints.commit.head import Head, Lease, Score
+from checkpoints.commit.head import Head, Lease
+from checkpoints.commit.retention import Score
 from checkpoints.errors import Fenced, NotusError, StoreError, UserError
 from checkpoints.restore.shard_restore import Restored, newest_good
 from checkpoints.run_log.event_kinds import DamageFound

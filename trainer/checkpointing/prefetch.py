@@ -6,7 +6,8 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
-from checkpoints.commit.head import Commit, Head
+from checkpoints.commit.head import Head
+from checkpoints.commit.retention import Commit
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.records.verified_reads import believed
 from checkpoints.restore.reshard import restore_for

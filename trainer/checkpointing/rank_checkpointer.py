@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from checkpoints.commit.head import Commit, Head, Retention, read_head
+from checkpoints.commit.head import Head, read_head
+from checkpoints.commit.retention import Commit, Retention
 from checkpoints.errors import NotusError
 from checkpoints.run_log.event_kinds import Resumed
 from checkpoints.run_log.event_log import Diary

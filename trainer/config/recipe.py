@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from checkpoints.util.environment import user_path
 from trainer.config.bounds import MAX_HOURS, MAX_PROCESSES, MAX_SEED
+from trainer.config.losses import SMOOTHED, Loss
 from trainer.config.yaml_model import Settings, load_settings
 from trainer.errors import RecipeError
 
@@ -93,26 +94,6 @@ class Dataset(Source):
     def sources(self) -> tuple[Source, ...]:
         """All of them, the first one first."""
         return (self, *self.also)
-
-
-Loss = Literal[
-    "sigmoid",
-    "sigmoid_norm",
-    "ipo",
-    "hinge",
-    "robust",
-    "exo_pair",
-    "nca_pair",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-]
-SMOOTHED: tuple[Loss, ...] = ("robust", "exo_pair", "aot", "aot_unpaired")
-"""The losses that look at `label_smoothing`."""
 
 
 class Dpo(Settings):

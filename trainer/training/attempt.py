@@ -37,7 +37,7 @@ from trainer.data.token_cache import TokenCache, tokens_key
 from trainer.data.token_ids import check_token_ids, hash_ids
 from trainer.devices.collectives import from_rank_0
 from trainer.devices.device import compiles_operators, settle_place
-from trainer.export.hf_export import export_model, keep_model_files, model_files_are_kept
+from trainer.export.final_model import export_model, keep_model_files, model_files_are_kept
 from trainer.export.model_card import public_base
 from trainer.hub.load_errors import blaming
 from trainer.hub.push import push_model

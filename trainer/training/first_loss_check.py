@@ -6,8 +6,7 @@ towards it to the end, without any sign.
 
 from __future__ import annotations
 
-import math
-
+from trainer.config.losses import first_loss
 from trainer.config.recipe import Dpo
 
 SHARE = 0.05
@@ -15,28 +14,9 @@ SHARE = 0.05
 of other shapes, and `beta` scales that."""
 
 
-def expected_first_loss(dpo: Dpo) -> float:
-    """Where policy and reference agree: TRL 1.16's formulas (`DPOTrainer._compute_loss`) at log-ratios of 0."""
-    epsilon, half = dpo.label_smoothing, 0.5 / dpo.beta
-    match dpo.loss:
-        case "hinge" | "apo_zero" | "apo_down":
-            return 1.0
-        case "nca_pair" | "bco_pair":
-            return 2 * math.log(2)
-        case "ipo":
-            return half**2
-        case "sppo_hard":
-            return 2 * half**2
-        case "exo_pair":
-            return -math.log(2) - (math.log1p(-epsilon) + math.log(epsilon)) / 2
-        case "discopop":
-            return (math.log(2) + 1) / 2
-    return math.log(2)
-
-
 def wrong_first_loss(dpo: Dpo, loss: float) -> str:
     """What is wrong with the loss of a run's first step; '' = it is as it has to be."""
-    expected = expected_first_loss(dpo)
+    expected = first_loss(dpo.loss, beta=dpo.beta, label_smoothing=dpo.label_smoothing)
     if abs(loss - expected) <= SHARE * (1 + dpo.beta) * abs(expected):
         return ""
     return (

@@ -18,7 +18,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from checkpoints.errors import NotusError, UserError
 from checkpoints.util.clock import Clock
-from launcher.catalog.clouds import parse_gpus
+from launcher.catalog.gpu_nodes import parse_gpus
 from launcher.catalog.offers import Catalog, Offer, load_offers
 from launcher.catalog.price_lists import REFRESH
 from launcher.catalog.zone_names import CLOUD as AWS

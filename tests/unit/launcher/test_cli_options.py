@@ -24,7 +24,7 @@ from checkpoints.errors import UserError
 from checkpoints.storage.backend import open_store
 from checkpoints.util.command_line import run_app
 from checkpoints.util.environment import number_of
-from launcher.catalog.clouds import parse_gpus
+from launcher.catalog.gpu_nodes import parse_gpus
 from launcher.cli import app as launch
 from launcher.commands import inspect_runs as look_story
 from launcher.commands import launch_local as launch_story

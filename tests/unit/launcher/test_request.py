@@ -8,7 +8,7 @@ import pytest
 
 from checkpoints.errors import InvalidName
 from checkpoints.util.keys import check_key, check_run_name
-from launcher.catalog.clouds import Gpus, parse_gpus
+from launcher.catalog.gpu_nodes import Gpus, parse_gpus
 from launcher.errors import RequestError
 from launcher.request import check_market, parse_clouds, parse_deadline
 

@@ -10,20 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoints.commit.head import (
-    HEAD_KEY,
-    LEASE_S,
-    PATIENCE_S,
-    Lease,
-    Retention,
-    Score,
-    Writer,
-    best_of,
-    lease_over_s,
-    read_head,
-    silent_holder,
-)
+from checkpoints.commit.head import HEAD_KEY, LEASE_S, PATIENCE_S, Lease, Writer, lease_over_s, read_head, silent_holder
 from checkpoints.commit.head_recovery import find_remains
+from checkpoints.commit.retention import Retention, Score, best_of
 from checkpoints.errors import Conflict, CorruptCheckpoint, Fenced, RunHeld, StoreError
 from checkpoints.records.manifest import Manifest
 from checkpoints.records.write_once import put_once

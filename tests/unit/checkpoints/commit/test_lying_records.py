@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from checkpoints.commit.head import Commit
 from checkpoints.commit.load import load_index, load_manifest
+from checkpoints.commit.retention import Commit
 from checkpoints.errors import CorruptCheckpoint, NoMemory
 from checkpoints.records.manifest import CHECK, checksum, sha256
 from checkpoints.restore.shard_restore import restore_from, restore_shard, verify

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoints.commit.head import Commit, Lease, Retention, Writer
+from checkpoints.commit.head import Lease, Writer
 from checkpoints.commit.load import load_index, load_manifest
+from checkpoints.commit.retention import Commit, Retention
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.records.manifest import Manifest
 from checkpoints.records.save_keys import save_prefix

@@ -13,20 +13,10 @@ import torch
 
 from checkpoints import cli
 from checkpoints.commit.garbage_collection import collect, collect_orphans
-from checkpoints.commit.head import (
-    BURIED_S,
-    LEASE_S,
-    Commit,
-    Lease,
-    Retention,
-    Score,
-    Writer,
-    lease_over_s,
-    pin,
-    read_head,
-)
+from checkpoints.commit.head import BURIED_S, LEASE_S, Lease, Writer, lease_over_s, pin, read_head
 from checkpoints.commit.load import load_index, load_manifest
 from checkpoints.commit.reader_leases import announce
+from checkpoints.commit.retention import Commit, Retention, Score
 from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, UserError
 from checkpoints.records.manifest import Manifest
 from checkpoints.records.save_keys import save_prefix

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.catalog.clouds import Gpus
+from launcher.catalog.gpu_nodes import Gpus
 from launcher.catalog.offers import Catalog, Offer, find_catalog, load_offers
 from launcher.catalog.price_checks import BELOW_OTHERS, BELOW_SIZES, NEGATIVE, OFF_SNAPSHOT, ZERO
 from launcher.errors import NothingFits

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.catalog.clouds import Gpus
+from launcher.catalog.gpu_nodes import Gpus
 from launcher.catalog.offers import Offer, by_kind, find_catalog, load_offers
 from launcher.catalog.price_lists import SNAPSHOT_MOMENT, Catalog
 from launcher.catalog.zone_names import region_of

@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from checkpoints.errors import NotusError
-from launcher.catalog.clouds import Gpus, parse_gpus
+from launcher.catalog.gpu_nodes import Gpus, parse_gpus
 from launcher.check.answers import Answer, Question, answers
 from launcher.check.check import Where, as_json, check_before_launch, check_recipe, show_check
 from launcher.check.hub import why_no_push

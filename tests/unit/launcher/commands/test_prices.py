@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.catalog.clouds import Gpus
+from launcher.catalog.gpu_nodes import Gpus
 from launcher.catalog.offers import Offer
 from launcher.commands import prices as story
 from launcher.commands.dry_run import plan_only

@@ -11,8 +11,8 @@ import pytest
 from checkpoints.errors import UserError
 from launcher.commands.replay_trace import simulate
 from launcher.policy.spot.market import PRIOR_DOWN, PRIOR_UP
-from launcher.replay.model import Job
 from launcher.replay.player import play
+from launcher.replay.replayed import Job
 from launcher.replay.trace import Trace, fit, read_traces
 
 ALWAYS = Trace(0.1, ("a",), ((True,),) * 400)

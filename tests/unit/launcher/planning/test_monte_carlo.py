@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints.save.shard_upload import CHUNK_BYTES as UPLOADED_CHUNK_BYTES
-from checkpoints.storage.gcs import PRICES as GCS
-from checkpoints.storage.s3 import AMAZON as S3
-from checkpoints.storage.s3 import NO_EGRESS_FEES as R2
-from launcher.catalog.storage_prices import CHUNK_BYTES, bucket_for, fees
+from checkpoints.storage.list_prices import AMAZON_S3 as S3
+from checkpoints.storage.list_prices import CLOUDFLARE_R2 as R2
+from checkpoints.storage.list_prices import GOOGLE_CLOUD_STORAGE as GCS
 from launcher.planning.estimate import Surroundings, estimate, save_plan
 from launcher.planning.monte_carlo import Runs, simulate
 from launcher.planning.scenario import OnDemand, Scenario, SpellLengths, Spot
+from launcher.planning.storage_costs import CHUNK_BYTES, bucket_for, fees
 from launcher.policy.settings import Settings
 from launcher.policy.slack import outlook_for
 from launcher.policy.slack_value import Restores

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from launcher.catalog.clouds import Gpus
+from launcher.catalog.gpu_nodes import Gpus
 from launcher.catalog.offers import Catalog, Offer, load_offers
 from launcher.errors import NothingFits, RequestError
 from launcher.planning.plan import require_plan

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launcher.catalog.clouds import Gpus
+from launcher.catalog.gpu_nodes import Gpus
 from launcher.catalog.gpu_speeds import relative_speed
 from launcher.catalog.offers import Catalog, Offer, cheapest_by_kind, find_catalog, load_offers
 from launcher.commands.dry_run import limits_of_plan

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints.errors import UserError
-from launcher.catalog.clouds import Gpus, parse_gpus
+from launcher.catalog.gpu_nodes import Gpus, parse_gpus
 from launcher.catalog.gpu_speeds import relative_speed
 from launcher.catalog.offers import Catalog, load_offers
 from launcher.errors import NothingFits, RequestError

@@ -11,18 +11,18 @@ from rich.console import Console
 
 from checkpoints.run_log.event_kinds import MachineUp, Saved, Stopped, Training
 from checkpoints.run_log.event_log import Diary, read_events
-from checkpoints.storage.backend import StoragePrices
-from checkpoints.storage.gcs import PRICES as GCS
+from checkpoints.storage.list_prices import AMAZON_S3 as S3
+from checkpoints.storage.list_prices import CLOUDFLARE_R2 as R2
+from checkpoints.storage.list_prices import GOOGLE_CLOUD_STORAGE as GCS
+from checkpoints.storage.list_prices import StoragePrices
 from checkpoints.storage.object_store import ObjectStore
-from checkpoints.storage.s3 import AMAZON as S3
-from checkpoints.storage.s3 import NO_EGRESS_FEES as R2
 from checkpoints.util.clock import FakeClock
 from launcher.catalog.offers import Catalog, load_offers
-from launcher.catalog.storage_prices import bucket_for
 from launcher.commands.dry_run import explanation, limits_of_plan
 from launcher.errors import NothingFits
 from launcher.planning.plan import DryRun, nearest, require_plan
 from launcher.planning.planner import Planner
+from launcher.planning.storage_costs import bucket_for
 from launcher.planning.work_left import NOT_BEGUN, so_far
 from launcher.policy.model import Place
 from launcher.policy.observe import paid_usd

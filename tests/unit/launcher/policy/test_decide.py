@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints.run_log.event_log import Event
+from launcher.policy.back_off import FIRST_WAIT_H, LONGEST_WAIT_H
 from launcher.policy.decide import decide
 from launcher.policy.limits import Limits
 from launcher.policy.model import GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
 from launcher.policy.observe import observe
 from launcher.policy.run_history import place_data
-from launcher.policy.settings import FIRST_WAIT_H, LONGEST_WAIT_H
 from launcher.policy.spot.market import Chain, SpotMarket, churned
 from tests.support.places import ALL, LAMBDA, ON_DEMAND, A, B, C, place
 

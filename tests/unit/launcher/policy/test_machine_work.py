@@ -15,9 +15,9 @@ from launcher.policy.limits import Limits
 from launcher.policy.machine_work import FIRST_REST_H, MOST_IN_A_ROW, machine_works, restart_h
 from launcher.policy.model import Effort, GiveUp, Known, Launch, Move, Observation, Paid, Place, Running, Stay, Wait
 from launcher.policy.observe import observe
-from launcher.policy.prices import spot_usd, work_hour_usd
 from launcher.policy.run_history import place_data
 from launcher.policy.settings import Settings
+from launcher.policy.work_price import spot_usd, work_hour_usd
 from tests.support.places import ALL, LAMBDA, ON_DEMAND, A, B
 
 START = datetime(2026, 11, 24, 20, tzinfo=UTC)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from checkpoints.commit.head import Lease, Retention, Writer
+from checkpoints.commit.head import Lease, Writer
+from checkpoints.commit.retention import Retention
 from checkpoints.errors import UserError
 from checkpoints.records.manifest import Manifest
 from checkpoints.run_log.event_log import Diary, Event, read_events

@@ -17,12 +17,12 @@ from ruamel.yaml import YAML
 
 from checkpoints.errors import BucketUnusable
 from checkpoints.storage.lifecycle_rules import _client
-from checkpoints.storage.s3 import AMAZON as S3
+from checkpoints.storage.list_prices import AMAZON_S3 as S3
+from checkpoints.storage.list_prices import CLOUDFLARE_R2 as R2
 from checkpoints.storage.s3 import BACKEND
-from checkpoints.storage.s3 import NO_EGRESS_FEES as R2
 from checkpoints.storage.s3_location import s3_location
-from launcher.catalog.storage_prices import bucket_for
 from launcher.planning.plan import Rung
+from launcher.planning.storage_costs import bucket_for
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.spot.market import Met
 from launcher.policy.spot.zone_pooling import MarketMet

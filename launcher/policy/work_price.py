@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from launcher.policy.back_off import LONGEST_WAIT_H
 from launcher.policy.model import USUAL_HAZARD_PER_H, Known, Observation, Place
-from launcher.policy.settings import LONGEST_WAIT_H, Settings
+from launcher.policy.settings import Settings
 from launcher.policy.spot.market import AGE_BINS_H, PRIOR_UP, SpotMarket
 
 MET_H = 2.0

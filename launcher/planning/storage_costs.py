@@ -1,7 +1,7 @@
 """What object storage adds to a run: keeping checkpoints, requests, and the way out of a cloud when a machine restores.
 
-Each storage backend has its own prices (`checkpoints/storage/s3.py`, `gcs.py`, `azure.py`). Traffic into a bucket costs
-nothing in any of them, and neither does traffic to machines of the same cloud and region.
+The prices are in `checkpoints/storage/list_prices.py`. Traffic into a bucket costs nothing in any of them, and neither
+does traffic to machines of the same cloud and region.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from checkpoints.storage.backend import StoragePrices, backend_of
-from checkpoints.storage.s3 import NO_EGRESS_FEES
+from checkpoints.storage.backend import backend_of
+from checkpoints.storage.list_prices import CLOUDFLARE_R2, StoragePrices
 
 Floats = NDArray[np.float64]
 HOURS_A_MONTH = 730.0
@@ -37,7 +37,7 @@ def bucket_for(url: str | None, environment: Mapping[str, str] | None = None) ->
     Where an S3 bucket is, this machine's profile tells too, unless an `environment` is given.
     """
     backend = backend_of(url) if url else None
-    return NO_EGRESS_FEES if backend is None or url is None else backend.prices(url, environment)
+    return CLOUDFLARE_R2 if backend is None or url is None else backend.prices(url, environment)
 
 
 def restore_usd(bucket: StoragePrices, cloud: str | None, state_bytes: float) -> float:
