@@ -124,8 +124,10 @@ def _folder(given: Path | None) -> Iterator[Scratch]:
 def _judged_attempt(
     recipe: str, run: str, bucket: str, processes: int | None, folder: Scratch, gone: str, *, wait: bool
 ) -> Outcome:
-    """How the attempt ended, and what an error before its claim means. Raises what ends the run, and without `wait`
-    everything."""
+    """Run the attempt; returns how it ended, and what an error before its claim means.
+
+    Raises the errors that end the run, and without `wait` all errors.
+    """
     try:
         return _attempt(recipe, run, bucket, processes, folder, gone, wait_s=PATIENCE_S if wait else 0.0)
     except NotusError as error:
@@ -232,8 +234,11 @@ def _prepare(store: Store, run: str, recipe: Recipe, processes: int) -> None:
 
 
 def default_processes(recipe: Recipe) -> int:
-    """One rank a GPU; without GPUs what the recipe allows. Raises `HardwareError` for a recipe that needs GPUs, of
-    a rented machine `MachineFault`: it was rented with some."""
+    """One rank per GPU; without GPUs what the recipe allows.
+
+    Raises `HardwareError` for a recipe that needs GPUs. On a rented machine that is a `MachineFault`, because it was
+    rented with GPUs.
+    """
     gpus = gpus_here()
     if gpus:
         return gpus

@@ -456,8 +456,10 @@ class Lease:
         self._update(lambda head: next_score(head, step, score))
 
     def discard(self, damaged: Sequence[tuple[Commit, str]]) -> None:
-        """Set checkpoints aside that failed verification, each with its fault. Only after all ranks agreed on an older
-        one."""
+        """Set aside checkpoints that failed verification, each with its fault.
+
+        Call it only after all ranks agreed on an older one.
+        """
         self._update(lambda head: next_discard(head, damaged, self._clock.now(), self._lease_s))
 
     def drop_tombstones(self, dropped: tuple[Tombstone, ...]) -> None:
@@ -483,8 +485,10 @@ class Lease:
         )
 
     def _update(self, change: Callable[[Head], Head]) -> None:
-        """Swap HEAD to `change(HEAD)`. Two processes of one attempt write here (lease, commit): a lost race between
-        them is tried again, a newer epoch raises `Fenced`."""
+        """Swap HEAD to `change(HEAD)`. Raises `Fenced` for a newer epoch.
+
+        Two processes of one attempt write here (lease, commit): a race lost between them is retried.
+        """
         for _ in range(MOST_RACES):
             current, token = _current(self._store, self.head.writer.id, self.head.epoch)
             wanted = change(current)

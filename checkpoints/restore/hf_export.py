@@ -59,7 +59,7 @@ def export(
 
 
 def tell_dtype(path: Path, dtype: Dtype) -> None:
-    """transformers loads weights with dtype "auto" as the config says, not as they are stored."""
+    """Set the dtype in the config: with dtype "auto", transformers loads weights by it, not as they are stored."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)  # as older versions spell it
     path.write_text(json.dumps({**config, "dtype": dtype}, indent=2) + "\n", encoding="utf-8")
@@ -101,7 +101,10 @@ def _batches(tensors: Iterator[_Tensor], limit_bytes: int) -> Iterator[list[_Ten
 
 
 def _write_safetensors(path: Path, tensors: list[_Tensor], dtype: str) -> None:
-    """The format: u64 header length, JSON header, bytes. (huggingface/safetensors, README, "Format".)"""
+    """Write the safetensors format: u64 header length, JSON header, bytes.
+
+    Source: huggingface/safetensors, README, "Format".
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:

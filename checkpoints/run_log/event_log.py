@@ -76,8 +76,11 @@ class Diary:
     """
 
     def __init__(self, store: Store, attempt: int, clock: Clock | None = None, launch: int | None = None) -> None:
-        """`launch`: the number of the launch that the events belong to; None = the one that this process was started
-        by (`NOTUS_LAUNCH`), if it knows."""
+        """Open the diary for events of `attempt`.
+
+        `launch`: the number of the launch that the events belong to; None = the one that started this process, from
+        `NOTUS_LAUNCH` where that is set.
+        """
         self._store = store
         self._attempt = attempt
         self._clock = clock or SystemClock()
@@ -117,8 +120,11 @@ def launch_here() -> int:
 
 
 def read_events(store: Store, wanted: Callable[[str], bool] = lambda key: True) -> list[Event]:
-    """All events of a run, see `in_order`. One that is damaged has a `Damaged` in its place, and steers nothing: a line
-    of the diary is worth no run. What isn't named like an event isn't one."""
+    """Read all events of a run whose keys are `wanted`, sorted by `in_order`.
+
+    A damaged event is replaced by a `Damaged`, which steers nothing: one line of the diary isn't worth losing a run. An
+    object that isn't named like an event isn't one.
+    """
     keys = [entry.key for entry in store.list("events") if wanted(entry.key) and _KEY.fullmatch(entry.key)]
     return in_order(parallel_map(lambda key: _read(store, key), keys, 16))
 

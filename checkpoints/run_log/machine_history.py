@@ -110,8 +110,10 @@ def _is_of_earlier(event: Event, machine: Machine) -> bool:
 
 
 def told_by(notices: Sequence[str]) -> Literal["moved", "preempted", "stopped"]:
-    """How to call the end of an attempt that was told to stop, by the sources of its notices: its own outcome is
-    "preempted" in all three cases."""
+    """Return what to call the end of an attempt that was told to stop, by the sources of its notices.
+
+    The attempt's own outcome is "preempted" in all three cases.
+    """
     if "move" in notices:
         return "moved"
     return "preempted" if any(source in CLOUD_NOTICES for source in notices) else "stopped"

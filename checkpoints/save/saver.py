@@ -119,8 +119,11 @@ class Saver:
         """Start to save the state of `step`; False if it is saved already, or a newer one.
 
         Args:
+            step: the step whose state `trees` is.
             trees: file name -> nested dicts, lists and tuples of numbers, strings and tensors. No tensor in it may
                 change before `wait_copied` returns.
+            reason: why it is saved: interval, epoch, stop, final.
+            fingerprint: what has to be equal for an exact resume.
             metrics: lines for the run's metrics, durable before the commit; after a failed save they go with the next.
 
         Raises:
@@ -260,8 +263,10 @@ class Saver:
             self._buffer.reserve(size_bytes)
 
     def _heard(self, job: Job, listen: Callable[[], T]) -> T | Done:
-        """What `listen` hears. Where the uploader was killed (out of memory, for example) it is a failed save, and the
-        next one has a new uploader."""
+        """Return the result of `listen`, or a failed save where the uploader was killed (out of memory, for example).
+
+        The next save then has a new uploader.
+        """
         try:
             return listen()
         except StoreError as error:

@@ -19,8 +19,10 @@ _clients: weakref.WeakSet[UploaderClient] = weakref.WeakSet()
 
 
 def _let_go() -> None:
-    """In a forked child, such as a data loader's worker: as long as it had its copy of the pipe, an uploader whose rank
-    is dead would wait for more."""
+    """Close the pipes to the uploaders in a forked child, such as a data loader's worker.
+
+    As long as the child held its copy of a pipe, an uploader whose rank is dead would wait for more.
+    """
     for client in list(_clients):
         client.close_pipe()
 

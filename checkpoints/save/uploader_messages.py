@@ -87,5 +87,6 @@ class Done(_Message):
 
 
 def heard(line: bytes) -> Sent | Done:
+    """Parse a line of the uploader's output."""
     said = json.loads(line)
     return (Sent if "sent_bytes" in said else Done).model_validate(said)

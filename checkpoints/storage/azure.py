@@ -113,8 +113,11 @@ def parts_of(url: str) -> tuple[str, str, str]:
 
 
 def _credentials(url: str, environment: Mapping[str, str], *, ours: bool) -> dict[str, Any]:
-    """Handed over by a provider where they are known: obstore would take this process's key before anything else. Of
-    another user (not `ours`) only those are taken that a launch sends, and never what this machine may do itself."""
+    """Return the options that give obstore its credentials.
+
+    Known credentials are handed over by a provider: obstore would otherwise take this process's key first. For another
+    user (not `ours`), only the credentials that a launch sends are used, and never what this machine itself may do.
+    """
     if key := environment.get(KEY):
         return {"credential_provider": lambda: {"access_key": key, "expires_at": None}}
     if sas := environment.get(SAS):

@@ -20,15 +20,20 @@ class Backend(Protocol):
     """One kind of store. `environment` is that of the user it works for; None = this process's own."""
 
     def open(self, url: str, environment: Mapping[str, str] | None) -> Store:
-        """Open the store at `url`, without contacting it. Raises `UserError`, and `BucketUnusable` without
-        credentials."""
+        """Open the store at `url`, without contacting it.
+
+        Raises `UserError`, and `BucketUnusable` without credentials.
+        """
 
     def prices(self, url: str, environment: Mapping[str, str] | None) -> StoragePrices:
         """What keeping, reading and writing costs there."""
 
     def settings(self, environment: Mapping[str, str] | None) -> dict[str, str]:
-        """Variables that tell a machine where the store is. Nothing secret: they stand in task files. None = those of a
-        task file that is written for anybody."""
+        """Variables that give a machine the store's location.
+
+        None of them is secret: they are written to task files. `environment` None = the variables of a task file that
+        is written for any user.
+        """
 
     def secret_names(self, clouds: Collection[str]) -> tuple[str, ...]:
         """Names of the variables that machines of these clouds need in order to open it."""

@@ -72,13 +72,17 @@ class ObjectStore:
         compared_by: Literal["e_tag", "version"] = "e_tag",
         credentials: str = "",
     ) -> None:
-        """Args:
-        bulk: the same place through a client that is patient with large uploads.
-        direct: makes the request of a plain GET.
-        again: opens the same place with clients of its own.
-        compared_by: obstore's name of what a conditional write compares. GCS compares generations, never ETags, and
-            obstore calls those versions.
-        credentials: where this backend finds them, for whoever is refused.
+        """Wrap an obstore store.
+
+        Args:
+            store: obstore's client for the bucket, or its store in memory.
+            url: where the store is.
+            bulk: the same place through a client that is patient with large uploads.
+            direct: makes the request of a plain GET.
+            again: opens the same place with clients of its own.
+            compared_by: obstore's name of what a conditional write compares. GCS compares generations, never ETags, and
+                obstore calls those versions.
+            credentials: where this backend finds its credentials, for a user who is refused.
         """
         self._store = store
         self._bulk = bulk or store

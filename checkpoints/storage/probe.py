@@ -122,8 +122,11 @@ def _payloads(number: int) -> list[bytes]:
 
 
 def _written(store: Store, key: str, write: Callable[[], object]) -> bool:
-    """Did this conditional write succeed? Raises `BucketUnusable` where the store has no answer to conditions, though
-    it takes a plain write to `key` at the same time: some answer 400."""
+    """Did this conditional write succeed?
+
+    Raises `BucketUnusable` where the store can't answer a conditional write, though it takes a plain write to `key` at
+    the same time: some stores answer 400.
+    """
     try:
         write()
     except (AlreadyExists, Conflict, ObjectMissing):

@@ -17,8 +17,10 @@ class Clock(Protocol):
     def now(self) -> datetime: ...
 
     def monotonic(self) -> float:
-        """Seconds from an arbitrary start; only differences mean anything. Setting the clock doesn't change them, and
-        on Linux and macOS neither does a machine that was suspended. Anything that waits measures by this one."""
+        """Seconds from an arbitrary start; only differences mean anything. Anything that waits measures by this clock.
+
+        Setting the clock doesn't change them, and on Linux and macOS neither does suspending the machine.
+        """
 
     def sleep(self, seconds: float) -> None: ...
 

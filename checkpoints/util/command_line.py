@@ -1,5 +1,7 @@
-"""What the four command lines share: streams that don't break, one way to show an error, tracebacks on demand, and no
-blank value."""
+"""What the four command lines share.
+
+Streams that don't break, one way to show an error, tracebacks on demand, and the refusal of blank values.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,10 @@ FIXABLE = frozenset(
 
 
 def console(*, stderr: bool = False) -> Console:
-    """What everything is shown with. A name or a message is shown as it is: rich would take `layers[0]` or `:smile:`
-    for markup, and fail at `[/b]`."""
+    """Return the console that shows all output.
+
+    A name or a message is shown as it is: rich would take `layers[0]` or `:smile:` for markup, and fail at `[/b]`.
+    """
     from rich.console import Console
 
     return Console(stderr=stderr, markup=False, emoji=False)

@@ -62,8 +62,10 @@ def size_of(dataset: Dataset, counts: Sequence[RowCount], told: Sequence[Answer]
 
 
 def about_rows(count: RowCount, *, alone: bool = True) -> list[Finding]:
-    """Of one set that was read to its end. Raises `RequestError` where none of its rows can be trained, and it is
-    `alone`."""
+    """Report on one data set that was read to its end.
+
+    Raises `RequestError` where none of its rows can be trained and it is the recipe's only set (`alone`).
+    """
     reasons = [f"{found.rows:,} {found.reason} ({first_places(found)})" for found in count.left_out]
     if not count.usable:
         none = f"none of the {count.rows:,} rows of {count.name} can be trained: {reasons[0]}"

@@ -42,8 +42,11 @@ def lengths_of(sample: Sequence[Texts], tokenizer: Any | None) -> Lengths:
 
 
 def local_tokenizer(recipe: Recipe) -> Any | None:
-    """Of a base model in a local folder, by the `tokenizers` package. None for other models, and where package or file
-    isn't here or can't be read: the trainer says more of that."""
+    """Return the tokenizer of a base model in a local folder, by the `tokenizers` package.
+
+    None for other models, and where the package or the file is missing or can't be read: the trainer reports more on
+    that.
+    """
     path = Path(recipe.model.name) / FILE
     if not path.is_file():
         return None

@@ -86,8 +86,10 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
 
 
 def _is_finished(store: Store, name: str, recipe: Recipe) -> bool:
-    """A finished run is never trained again: that would spoil its receipt. Raises `UserError` if it has another
-    recipe."""
+    """Is the run finished? A finished run is never trained again, because that would spoil its receipt.
+
+    Raises `UserError` if it has another recipe.
+    """
     if read_run_if_valid(store) is None or read_status(store, name, datetime.now(UTC)).state != "finished":
         return False
     register_run(store, new_record(name, recipe))

@@ -73,8 +73,10 @@ class Watcher(Protocol):
 
 
 def preemption_points(count: int, seed: int) -> list[float]:
-    """Where to preempt, as shares of the run: one random point in each of `count` equal parts, so that several
-    preemptions never fall into the same second."""
+    """Where to preempt, as shares of the run: one random point in each of `count` equal parts.
+
+    Several preemptions thus never fall into the same second.
+    """
     generator = random.Random(seed)  # noqa: S311  # which step is killed is no secret
     return [(index + generator.uniform(0.1, 0.9)) / count for index in range(count)]
 

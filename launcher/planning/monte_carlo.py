@@ -270,8 +270,10 @@ class _Simulation:
         return np.where(pays, ahead, NEVER_H)
 
     def _until_unsafe(self, who: Array) -> Floats:
-        """A start takes slack, and so do saves: with too little of it left the policy gives spot back
-        (`policy.decide._must_be_safe`)."""
+        """Hours until too little slack is left and the policy gives spot back (`policy.safety.must_be_safe`).
+
+        A start takes slack, and so do saves.
+        """
         slack, boot = self._slack(who), self.runs.boot_h[who]
         left = slack - boot - self.kept_h
         slowly = self.s.slowdown / (1 + self.s.slowdown)

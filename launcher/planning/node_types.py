@@ -71,8 +71,10 @@ class Supply:
 
 
 def wanted_gpus(request: LaunchRequest, recipe: Recipe) -> tuple[Gpus, ...]:
-    """The nodes to look for: what was asked, else each kind with NVLink and a known speed, as many as the recipe was
-    made for."""
+    """The nodes to look for: the requested ones, else each kind with NVLink and a known speed.
+
+    Without a request, a node has as many GPUs as the recipe was made for.
+    """
     if request.gpus:
         return tuple(dict.fromkeys(request.gpus))
     count = _made_for(recipe).count

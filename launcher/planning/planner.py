@@ -53,10 +53,12 @@ class Planner:
         learned: Mapping[tuple[str, str], Learned] | None = None,
         done: SoFar = NOT_BEGUN,
     ) -> None:
-        """`learned` is what the user's own runs have met, by cloud and GPUs; the others are assumed. `done`: by the run
-        that goes on; what is planned is the rest.
+        """Prepare the plans of a request.
 
-        Raises `RequestError` where all GPUs that were asked for are of unknown speed, and no --hours says it.
+        `learned`: what the user's own runs have met, by cloud and GPUs; the other markets are assumed. `done`: what a
+        resumed run has done already; the plans cover the rest.
+
+        Raises `RequestError` where the speed of all requested GPUs is unknown and --hours doesn't give their time.
         """
         self.request, self.recipe, self.source, self.learned = request, recipe, source, learned or {}
         self.done = done
@@ -247,8 +249,11 @@ class Planner:
         return save_plan(self.recipe.saves, state_bytes(self.recipe), mean_h)
 
     def _zones(self, kind: Kind) -> Sequence[Offer]:
-        """Those that the policy asks, in its order: spot by the price of an hour of work, where that is cheaper than on
-        the machine behind."""
+        """The zones in which the policy requests machines, in its order.
+
+        Spot zones are ordered by the price of an hour of work, and only those are kept where it is lower than on the
+        on-demand machine behind them.
+        """
         if kind.rung not in self._asked:
             self._asked[kind.rung] = self._worth_asking(kind) if kind.first.spot else kind.offers
         return self._asked[kind.rung]

@@ -114,8 +114,11 @@ def _while_running(seen: Observation, running: Running, settings: Settings) -> A
 
 
 def _stuck(seen: Observation, running: Running) -> Move | None:
-    """A machine without progress. The next one in a row gets twice the time, because its start may really be that slow;
-    but none is kept for it once the dollars without progress are used up."""
+    """Return the move away from a machine without progress, or None.
+
+    The next such machine in a row gets twice the time, because its start may really be that slow. None gets the extra
+    time once the dollars without progress are used up.
+    """
     patience_h = STUCK_H * 2 ** min(seen.effort.stuck, MOST_DOUBLINGS)
     bears_it = seen.effort.usd + running.age_h * running.place.price_usd_per_hour < seen.effort.most_usd
     if running.stuck_h >= (patience_h if bears_it else STUCK_H):

@@ -116,8 +116,11 @@ def limits_of(environment: Mapping[str, str], now: datetime | None = None) -> Li
 
 
 def _met_text(met: Mapping[tuple[str, str], MarketMet]) -> str:
-    """Spells that ended, and those that the tables expected: of a market as a whole, and of each of its zones, whose
-    name is quoted because some have spaces. `gcp/A100:8=5/4.1 gcp/A100:8/us-central1-a=7/5.4 ...`"""
+    """Write out the spells that ended and those that the tables expected.
+
+    There is one entry for a market as a whole and one for each of its zones, whose name is quoted because some have
+    spaces: `gcp/A100:8=5/4.1 gcp/A100:8/us-central1-a=7/5.4 ...`
+    """
     parts = []
     for (cloud, gpus), found in sorted(met.items()):
         told = {f"{cloud}/{gpus}": found.whole}

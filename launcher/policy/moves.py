@@ -75,8 +75,11 @@ def _expected_gain_usd(seen: Observation, here: Known, there: Known, settings: S
 
 
 def chance_up(seen: Observation, known: Known) -> float:
-    """That a spot place has a machine now: it comes back with the rates of a stock-out since it last refused, or took
-    a machine away; one that did neither is like any."""
+    """The chance that a spot place has a machine now.
+
+    The place comes back with the rates of a stock-out since it last refused, or took a machine away. A place that did
+    neither is like any other.
+    """
     ago = [hours for hours in (known.refused_h_ago, known.preempted_h_ago) if hours is not None]
     if not ago:
         return USUAL_UP

@@ -148,8 +148,10 @@ def _taken_at(works: Sequence[MachineWork], place: Place) -> list[datetime | Non
 
 
 def _hazard_at(churn: float, limits: Limits) -> float:
-    """Preemptions per hour of a machine there. What was met is believed without a bound upward: a zone may be rougher
-    than any table."""
+    """Preemptions per hour of a machine there.
+
+    The measured churn has no upper bound: a zone may be rougher than any table.
+    """
     if limits.hazard_h is not None:
         return 1 / limits.hazard_h
     bounded = max(churn, math.exp(-MOST_CHURN))

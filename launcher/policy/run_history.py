@@ -219,8 +219,11 @@ def hours_per_step(events: Sequence[Event], assumed: float) -> float:
 
 
 def measured_speed(events: Sequence[Event]) -> Speed | None:
-    """Of the newest attempt that trained for long enough, else of the one that trained longest: from its first step, or
-    its first save, to the moment that its last save is of. An upload, however long, is no training."""
+    """Speed of the newest attempt that trained for long enough, else of the one that trained longest.
+
+    It is measured from the attempt's first step, or its first save, to the moment of the state in its last save. An
+    upload, however long, doesn't count as training.
+    """
     all_saves = of_kind(events, Saved)
     longest: Speed | None = None
     for began, first in reversed(of_kind(events, Training)):

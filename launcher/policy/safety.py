@@ -93,8 +93,10 @@ def money(seen: Observation) -> float:
 
 
 def ends_in_it(seen: Observation, place: Place) -> bool:
-    """Is the run on this machine done, and its last save there, before the budget is gone? Then closing it now would
-    take the same save for nothing."""
+    """Will the run on this machine be done, and its last save made, before the budget is used up?
+
+    Closing the machine now would then take the same save and gain nothing.
+    """
     if seen.running is None or not seen.running.trained:
         return False
     hours = seen.work_left_h + seen.save_h + LAST_H

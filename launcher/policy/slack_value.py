@@ -33,8 +33,10 @@ AFTER_A_LOSS = age_bin(UNSEEN_AGE_H)
 
 
 class Restores(NamedTuple):
-    """What a checkpoint's way to a new machine costs, in hours of the on-demand machine. The first machine of a run
-    restores nothing, and is counted as if it did."""
+    """What moving a checkpoint to a new machine costs, in hours of the on-demand machine.
+
+    The first machine of a run restores nothing, and is counted as if it did.
+    """
 
     spot: float = 0.0
     on_demand: float = 0.0
@@ -103,8 +105,10 @@ class Outlook:
 
 
 def step_of(deadline_h: float, tick_h: float) -> float:
-    """Six minutes, or a 240th of the time where that is shorter; a 600th where it is longer. A multiple of the time
-    between decisions."""
+    """The step of a table, in hours: a multiple of the time between decisions.
+
+    It is six minutes, or a 240th of the time to the deadline where that is shorter; a 600th where that is longer.
+    """
     wanted_h = max(deadline_h / 600, min(0.1, deadline_h / 240))
     return tick_h * max(1, math.ceil(wanted_h / tick_h - 0.5 - 1e-9))
 
@@ -197,8 +201,10 @@ class _Solver:
             found[where] = np.maximum(found[where], np.where(picked[inside], ends_h, -1.0))
 
     def _merged(self, found: Array) -> Array:
-        """One amount of work meets only every `finer`-th slack: its neighbours, together, meet all. No work is like
-        little."""
+        """Merge neighbouring amounts of work, because one amount meets only every `finer`-th slack.
+
+        Together, the neighbours meet every slack. No work is treated like little work.
+        """
         rows = range(len(found))
         near = [found[max(1, row - self.m // 2) : row - self.m // 2 + self.m] for row in rows[1:]]
         merged = np.stack([part.max(axis=0) if len(part) else found[-1] for part in near])

@@ -28,8 +28,11 @@ def work_hour_usd(price_usd_per_hour: float, hazard_per_h: float, restart_h: flo
 
 
 def spot_usd(seen: Observation, known: Known, settings: Settings) -> float:
-    """Dollars of the next hour of committed work on spot there: by the model or by what this run has met, whichever is
-    dearer, and with the restarts of a spell that has just begun where a machine was just taken away."""
+    """Dollars of the next hour of committed work on spot there.
+
+    The price is the model's or what this run has met, whichever is dearer. Where a machine was just taken away, it
+    includes the restarts of a spell that has just begun.
+    """
     place, hazard_per_h = known.place, hazard_of(seen, known)
     modelled = work_hour_usd(place.price_usd_per_hour, hazard_per_h, seen.restart_h, place.restore_usd)
     usd = max(modelled, place.price_usd_per_hour / _met_share(known, hazard_per_h * seen.restart_h))
@@ -43,8 +46,11 @@ def _met_share(known: Known, restarts: float) -> float:
 
 
 def _fresh_spell_usd(seen: Observation, known: Known, settings: Settings) -> float:
-    """Extra restarts of a place that took a machine away a moment ago: if it has one, its spell is new, and new spells
-    end soon (market.py). They are paid within `cool_h`, which is an hour."""
+    """Dollars of the extra restarts at a place that took a machine away a moment ago.
+
+    If the place has a machine, its spell is new, and new spells end soon (market.py). The restarts are paid within
+    `cool_h`, which is an hour.
+    """
     ago_h = known.preempted_h_ago
     if ago_h is None or ago_h >= settings.cool_h:
         return 0.0

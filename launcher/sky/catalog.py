@@ -20,8 +20,11 @@ def refresh(clouds: Iterable[str], say: Callable[[str], None]) -> dict[str, str]
 
 
 def _refresh(clouds: Iterable[str], say: Callable[[str], None]) -> dict[str, str]:
-    """With stdout led away: SkyPilot's log handler writes to the stdout that it finds when it is imported, and its
-    progress marks are for its own client. Ours may be JSON."""
+    """Do the work of `refresh`, which redirects stdout because ours may be JSON.
+
+    SkyPilot's log handler writes to the stdout that it finds when it is imported, and its progress marks are for its
+    own client.
+    """
     from sky.catalog import common
 
     outcome = {}

@@ -434,8 +434,10 @@ def cluster_events(cluster: str) -> list[dict[str, Any]]:
 def expand(
     resources: Sequence[sky.Resources], *, trust_prices: bool = False
 ) -> tuple[dict[Place, sky.Resources], dict[Place, float]]:
-    """Every zone where one of the entries can be had at a price to rely on, the cheapest machine type of each; and what
-    SkyPilot's list asks in all of them, to be believed or not.
+    """Return every zone where an entry can be had at a reliable price, and SkyPilot's list prices.
+
+    The first mapping has the cheapest machine type of each zone. The second has the price that SkyPilot's list asks in
+    every zone, reliable or not.
 
     Raises `UserError` where there are zones and none has such a price.
     """

@@ -96,8 +96,10 @@ bounded {flash_s} python -P -m trainer.flash "$NOTUS_RECIPE" constraints.txt || 
 
 
 def setup_script(release: str | None = None, *, qlora: bool = False) -> str:
-    """The set-up of a VM: installs the tree that was sent, or the wheel in it. Never our name from an index: what
-    somebody registers there is not what was launched."""
+    """The set-up of a VM: installs the tree that was sent, or the wheel in it.
+
+    It never installs our name from an index: what others register there is not what was launched.
+    """
     extras = "trainer,qlora" if qlora else "trainer"
     named = f"./{release}{{}}" if release else ".{}"
     return _SETUP.format(

@@ -60,8 +60,10 @@ class OpsCache:
             self._thread.start()
 
     def install(self) -> bool:
-        """Hand DeepSpeed what is kept here or was fetched, before it looks for a compiler; returns whether there was
-        any. What can't be loaded is compiled."""
+        """Hand DeepSpeed the kept or fetched operators before it looks for a compiler; returns whether there were any.
+
+        Operators that can't be loaded are compiled.
+        """
         if self._thread is not None:
             self._thread.join()
         kept = {name: path for name, path in self._kept.find().items() if name not in self._fetched}

@@ -111,8 +111,11 @@ def _fresh_rng(seed: int) -> dict[str, Any]:
 
 
 def restore_counters(trainer: MethodTrainer, state: dict[str, Any]) -> None:
-    """Put back what the Trainer resets at the start of `train()`: without it the first log line after a resume
-    averages over fewer steps than the uninterrupted run's, and the token count starts at zero."""
+    """Restore what the Trainer resets at the start of `train()`.
+
+    Without it, the first log line after a resume averages over fewer steps than the uninterrupted run's, and the token
+    count starts at zero.
+    """
     trainer._total_train_tokens = state["num_tokens"]
     trainer._total_loss_scalar = state["total_loss"]
     trainer._globalstep_last_logged = state["last_logged_step"]

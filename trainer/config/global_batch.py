@@ -38,16 +38,20 @@ def fit_batch(total: int, *, world_size: int, largest: int) -> Batch:
 
 
 def batch_of_run(saved: Mapping[str, Any] | None, recipe: Recipe, world_size: int) -> Batch:
-    """The batch that an attempt with `world_size` processes has to use: that of the run, by the fingerprint of its
-    checkpoint, or for a new run (None) the recipe's."""
+    """The batch that an attempt with `world_size` processes has to use.
+
+    It is that of the run, by the fingerprint of its checkpoint, or for a new run (None) the recipe's.
+    """
     training = recipe.training
     total = _saved_total(saved) or training.per_device_batch * training.accumulation * world_size
     return fit_batch(total, world_size=world_size, largest=training.per_device_batch)
 
 
 def planned_steps(recipe: Recipe, rows: int, world_size: int) -> int:
-    """Optimizer steps of a new run over so many training rows, as transformers' Trainer counts them: accelerate fills
-    the last micro-step of each process up, and an epoch's last step may have fewer micro-steps."""
+    """Optimizer steps of a new run over `rows` training rows, as transformers' Trainer counts them.
+
+    Accelerate fills up the last micro-step of each process, and an epoch's last step may have fewer micro-steps.
+    """
     training = recipe.training
     if training.max_steps is not None:
         return training.max_steps

@@ -82,8 +82,11 @@ class Fit:
     """Of the host's memory, with what a save copies there; None where nothing is known."""
 
     def on_host(self, host_gib: float | None) -> Fit:
-        """On a node with so much memory, GiB: it may be too small. None = the catalog doesn't say, and nothing is
-        refused for it. A checkpoint, an offload and the ranks have to be there at once."""
+        """The fit on a node with `host_gib` GiB of memory, which may be too small.
+
+        None = the catalog doesn't list the memory, and nothing is refused for it. A checkpoint, an offload and the
+        ranks have to be there at once.
+        """
         if not self.fits or self.host_gib is None:
             return self
         if host_gib is None:

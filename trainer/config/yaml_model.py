@@ -52,7 +52,7 @@ def load_settings(model: type[M], path: Path) -> M:
 
 
 def plain(value: Any) -> Any:
-    """ruamel's round-trip containers and scalars as plain Python."""
+    """Return ruamel's round-trip containers and scalars as plain Python."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list):

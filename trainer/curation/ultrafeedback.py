@@ -43,8 +43,10 @@ class Record(NamedTuple):
 
 
 def read_record(row: Mapping[str, Any], *, strict: bool = False) -> Record:
-    """A published record; answers that can't be compared are left out and counted by reason. `strict`: also those of
-    which an aspect is not rated."""
+    """Read a published record; answers that can't be compared are left out and counted by reason.
+
+    `strict` also leaves out the answers for which an aspect is not rated.
+    """
     odd: Counter[str] = Counter()
     rated = []
     told = row.get("completions")

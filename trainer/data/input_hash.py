@@ -22,8 +22,11 @@ PIECE_BYTES = 16 << 20
 
 
 def inputs_digest(recipe: Recipe) -> str:
-    """Where a local file or folder lies isn't part of it: that differs from cloud to cloud. What a hub name stands for
-    counts by name and revision only."""
+    """Hash a run's inputs: its recipe, the code, and its local data and model files.
+
+    Where a local file or folder lies isn't part of it, because that differs from cloud to cloud. What a hub name stands
+    for counts by name and revision only.
+    """
     settings = recipe.model_dump(mode="json")
     for source in (settings["dataset"], *settings["dataset"]["also"], settings["model"]):
         if Path(source["name"]).exists():

@@ -219,7 +219,7 @@ def _settings(value: Any) -> Mapping[str, Any]:
 
 
 def encodable(value: Any) -> bool:
-    """Can all its texts be written as UTF-8? JSON may hold half of a surrogate pair (`"\\ud83d"`), which is no text."""
+    r"""Can all its texts be written as UTF-8? JSON may hold half of a surrogate pair (`"\ud83d"`), which isn't text."""
     if isinstance(value, str):
         return value.isascii() or _has_no_half_character(value)
     if isinstance(value, dict):

@@ -78,7 +78,7 @@ def smallest_gpu_gib() -> float | None:
 
 
 def _configure_accelerate_on_cpu(recipe: Recipe) -> None:
-    """accelerate picks plain multi-CPU for use_cpu=True and refuses bf16 for use_cpu=False: tell it first."""
+    """Set accelerate up first: it picks plain multi-CPU for use_cpu=True and refuses bf16 for use_cpu=False."""
     if recipe.zero is not None:
         from accelerate import PartialState
 

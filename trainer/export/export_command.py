@@ -184,8 +184,10 @@ def check_base(of_run: Base | None, found: Base) -> None:
 
 @contextlib.contextmanager
 def rounded(model: Any, dtype: Any) -> Iterator[None]:
-    """Within, the model computes with weights rounded to `dtype`: one module's at a time, so that no copy of all of
-    them is needed."""
+    """Within this context, the model computes with weights rounded to `dtype`.
+
+    One module's weights are rounded at a time, so that no copy of all of them is needed.
+    """
     hooks = []
     for module in model.modules():
         own: list[Any] = list(module.parameters(recurse=False))

@@ -58,8 +58,10 @@ def check_push(repo: str, kind: Kind = "model") -> None:
 
 
 def push_folder(repo: str, folder: Path, *, private: bool, kind: Kind = "model") -> str:
-    """Push a folder, without pickles, in one commit; returns it. What an earlier push left and this one doesn't bring
-    (`STALE`) goes in the same commit. Safe to repeat: what the Hub has of it is not sent again.
+    """Push a folder, without pickles, in one commit; returns the commit.
+
+    Files that an earlier push left and this one doesn't bring (`STALE`) are deleted in the same commit. Safe to repeat:
+    what the Hub already has is not sent again.
 
     Raises `TrainingFailed`.
     """

@@ -24,10 +24,10 @@ def usable_trackers(recipe: Recipe, environment: Mapping[str, str]) -> list[str]
 
 
 def hide_wandb() -> None:
-    """transformers and TRL import it wherever it is installed: a fifth of all import time, at each restart.
+    """Keep transformers and TRL from importing wandb, which takes a fifth of all import time, at each restart.
 
-    `trainer.metrics.trackers` brings it back where it reports to W&B. None in `sys.modules` is Python's own way to say
-    that a module isn't there.
+    They import it wherever it is installed. `trainer.metrics.trackers` brings it back where it reports to W&B. None in
+    `sys.modules` is Python's own mark for a module that isn't there.
     """
     sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # typeshed leaves the None out
 

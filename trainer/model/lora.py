@@ -14,7 +14,7 @@ from trainer.config.recipe import Lora
 
 
 def peft_settings(lora: Lora) -> LoraConfig:
-    """peft's settings for a recipe's `lora:` section."""
+    """PEFT's settings for a recipe's `lora:` section."""
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -44,15 +44,19 @@ def check_targets(lora: Lora, config: Any, name: str) -> None:
 
 
 def name_base(model: PeftModel, name: str, revision: str | None) -> None:
-    """What adapter_config.json tells of the base model. peft would write where it was loaded from, maybe a scratch
-    folder, and no revision."""
+    """Name the base model in adapter_config.json.
+
+    PEFT would write where the model was loaded from, which may be a scratch folder, and no revision.
+    """
     for config in model.peft_config.values():
         config.base_model_name_or_path, config.revision = name, revision
 
 
 def in_full_precision(model: torch.nn.Module) -> None:
-    """TRL casts the adapters of a quantized model to bf16. There is no fp32 master of them under DDP, and at the
-    learning rates of DPO most updates would be rounded away."""
+    """Cast the adapters to fp32: TRL casts those of a quantized model to bf16.
+
+    There is no fp32 master of them under DDP, and at the learning rates of DPO most updates would be rounded away.
+    """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -12,8 +12,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent dies. torchrun starts each rank in a session of its own, so
-    a process group can't catch them; the subreaper can."""
+    """Become the parent of descendants whose own parent dies.
+
+    torchrun starts each rank in a session of its own, so a process group can't catch them; the subreaper can.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -23,8 +25,11 @@ def die_with_parent(signum: int) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Does the process still run? An exited process that is never reaped (a container's first process often reaps
-    nothing) keeps its pid for as long as the container lives."""
+    """Is the process still running?
+
+    An exited process that is never reaped (a container's first process often reaps nothing) keeps its pid for as long
+    as the container lives.
+    """
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

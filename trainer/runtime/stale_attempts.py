@@ -27,8 +27,10 @@ def release(folder: Path, *, keep_texts: bool = False) -> None:
 
 
 def sweep(root: Path, pattern: str) -> None:
-    """Remove what dead attempts have left in the folders of `root` that match: all but their texts at once, the texts
-    of those that ended by themselves after a week."""
+    """Remove what dead attempts have left in the folders of `root` that match `pattern`.
+
+    The texts of attempts that ended by themselves are removed after a week, everything else at once.
+    """
     for folder in root.glob(pattern):
         with contextlib.suppress(OSError):  # another user's, or somebody is faster
             _sweep(folder)

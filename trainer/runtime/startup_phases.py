@@ -129,9 +129,12 @@ def compiled_in(folder: Path) -> Count:
 
 
 def activity(processes: Sequence[Path] | None = None) -> int:
-    """Something that grows while any rank of this machine reads, writes or imports: MiB to and from files and disks (a
-    mapped file is read by the disk only), page faults that had to wait for one, and this rank's modules. Without what
-    this thread reads and writes: looking would else be the thing that moves."""
+    """A number that grows while any rank of this machine reads, writes or imports.
+
+    It adds up MiB to and from files and disks (a mapped file shows up only as a disk read), page faults that had to
+    wait for a disk, and this rank's modules. What this thread reads and writes is left out: otherwise looking would be
+    what moves.
+    """
     moved_bytes, faults = -_io_bytes(Path("/proc/thread-self")), 0
     for process in ranks_here() if processes is None else processes:
         moved_bytes += _io_bytes(process)

@@ -180,8 +180,11 @@ class DeadMansSwitch:
         return save_limit_s(save_s, self._planned_save_s)
 
     def _reaches_budget(self, progress: Progress, now_s: float) -> bool:
-        """At this machine's own price, once the controller has told it: of the places that were asked, the environment
-        has the dearest. Before the first step there is nothing to save."""
+        """Is the budget reached, at this machine's own price once the controller has reported it?
+
+        Until then the price is the environment's, which is that of the dearest of the requested places. Before the
+        first step there is nothing to save.
+        """
         if self._budget is None:
             return False
         price = self.controller.price_usd_per_hour or self._budget.price_usd_per_hour
@@ -195,8 +198,10 @@ class DeadMansSwitch:
         return to_end_s is None or budget.reached(age_s, to_end_s)
 
     def _to_end_s(self, progress: Progress, now_s: float) -> float | None:
-        """Until this machine is no longer paid, if the run ends on it by itself; None before it has a speed. Closing it
-        a little sooner would take the same save for nothing."""
+        """Seconds until this machine is no longer paid, if the run ends on it by itself; None before it has a speed.
+
+        Closing the machine a little sooner would take the same save and gain nothing.
+        """
         if self._first_step is None or progress.step <= self._first_step[0] or progress.phase != "training":
             return None
         first, since_s = self._first_step
@@ -212,8 +217,10 @@ class DeadMansSwitch:
         return now_s - self._moved_s
 
     def alarm(self, progress: Progress, now_s: float) -> bool:
-        """Is it time to say that nothing moves before the training? Once for each silence, and only where no controller
-        does."""
+        """Is it time to report that nothing moves before the training?
+
+        True once for each silence, and only where no controller reports it.
+        """
         stuck_s, limit_s = self.stuck_s(progress, now_s), quiet_limit_s(progress.phase)
         if limit_s is None or self._alarmed or self.controller.looks_after_us(now_s):
             return False

@@ -72,8 +72,11 @@ def parse_cards(text: str) -> list[Card]:
 
 
 def check(hardware: Hardware, cards: Sequence[Card], free_gib: float) -> None:
-    """Raises `HardwareError` for cards that are too small, `MachineFault` where some of them are, for too few, or for a
-    full disk. A recipe without GPUs needs none."""
+    """Check this machine's GPUs and disk. A recipe without GPUs needs no check.
+
+    Raises `HardwareError` where all cards are too small, and `MachineFault` where only some are, for too few cards, or
+    for a full disk.
+    """
     if hardware.gpus is None:
         return
     kind, _, count = hardware.gpus.partition(":")
@@ -129,8 +132,10 @@ def main() -> int:
 
 
 def judge(error: NotusError, recipe: Recipe | None, environment: Mapping[str, str]) -> int:
-    """The exit code. What ends the run goes into its diary, where who follows it can read it: SkyPilot keeps a set-up's
-    output for its own logs. As well as it goes: without the diary the job ends with the same code.
+    """Return the exit code for `error`, and note in the run's diary what ends the run.
+
+    Whoever follows the run can read it there: SkyPilot keeps a set-up's output for its own logs. The note is best
+    effort: without the diary the job ends with the same code.
     """
     bucket, run = environment.get("NOTUS_BUCKET"), environment.get("NOTUS_RUN")
     if isinstance(error, MachineFault) or not bucket or not run:

@@ -86,8 +86,11 @@ class Attempt:
         history: History | None,
         log_probs: Ahead | None,
     ) -> None:
-        """`report` on rank 0; `revision` of the base model; `trackers` of this rank; `history` where they have one;
-        `log_probs` where they are precomputed."""
+        """Take what the attempt needs; starts nothing.
+
+        `report` is for rank 0 only; `revision` is that of the base model; `trackers` are those of this rank; `history`
+        is given where they have one, and `log_probs` where they are precomputed.
+        """
         self.recipe = recipe
         self.batch = batch
         self.run_name = run

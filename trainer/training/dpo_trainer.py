@@ -45,8 +45,9 @@ class Surviving:
 
 @contextlib.contextmanager
 def _unhashed() -> Iterator[None]:
-    """TRL 1.16 hashes all weights for the name of a cache that we replace: 28 GB of float32 for a 7B model with LoRA,
-    at 1.5 GB/s a core.
+    """Keep TRL 1.16 from hashing all weights for the name of a cache that we replace.
+
+    That would be 28 GB of float32 for a 7B model with LoRA, at 1.5 GB/s per core.
     """
     hash_module = trl.trainer.dpo_trainer.hash_module
     trl.trainer.dpo_trainer.hash_module = lambda module: ""
@@ -127,8 +128,11 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         return values
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The Trainer casts all floating-point inputs to bf16 under DeepSpeed. A log-probability of -407.1 would become
-        -408: precomputed ones keep their precision."""
+        """Move the inputs to the device, with precomputed log-probabilities in their own precision.
+
+        The Trainer casts all floating-point inputs to bf16 under DeepSpeed: a log-probability of -407.1 would become
+        -408.
+        """
         kept = {name: inputs[name] for name in REFERENCE_COLUMNS if name in inputs}
         rest = {name: value for name, value in inputs.items() if name not in kept}
         device = self.args.device

@@ -138,7 +138,8 @@ def compute(
         cache: where they are kept; rank 0 reads and writes.
         forward: log-probabilities of these rows; every rank has to call it the same number of times (ZeRO-3 gathers
             the weights in it).
-        rank: of this process, of `world_size`.
+        rank: this process's rank.
+        world_size: the number of ranks.
         share: every rank's value, by rank.
         first: rank 0's value.
         done: called with the number of rows that are there.

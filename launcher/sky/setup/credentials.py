@@ -102,8 +102,10 @@ def safe_remote_identity(path: Path, config: Mapping[str, Any], here: Sequence[M
 
 
 def examine_credentials(home: Path, environment: Mapping[str, str], here: Sequence[Mounted] | None) -> list[Finding]:
-    """What travels, one finding for what can be kept here and one for the rest; none for a remote API server, whose
-    files are another machine's. Raises `RequestError`."""
+    """Report which credentials travel: one finding for what can be kept here, and one for the rest.
+
+    There are no findings for a remote API server, whose files are another machine's. Raises `RequestError`.
+    """
     path = config_file(home, environment)
     config = read(path)
     if has_remote_server(path, config, environment):

@@ -313,8 +313,10 @@ class Conductor:
         return True
 
     async def _find_machine(self, events: list[Event]) -> bool:
-        """Book a machine that is billed but missing from the diary: it came while the bucket was away, and the process
-        that would have recorded it later is gone. True = the run continues."""
+        """Book a machine that is billed but missing from the diary. True = the run continues.
+
+        It came while the bucket was away, and the process that would have recorded it later is gone.
+        """
         found = None if self._searching else await self._hands.machine()
         if found is not None and self._diary.is_current and not _is_in_the_books(found, machines(events)):
             place, since = found
@@ -334,8 +336,11 @@ class Conductor:
             logger.warning("notus: the controller can't show that it lives: %s", error.message)
 
     async def _note_start(self, work: MachineWork) -> None:
-        """What a start takes is measured by our own clock, if we looked before its first step; else that clock, which
-        tells too much, and the machine's, which may be off, each bound it."""
+        """Note how long a machine's start took.
+
+        Our own clock measures it, if we looked before the machine's first step. Otherwise that clock, which measures
+        too much, and the machine's, which may be off, each bound it.
+        """
         spell = work.spell
         if not work.trained:
             self._untrained = spell.since
@@ -446,8 +451,10 @@ class Conductor:
         return observe(events, beat, places, self._limits, self._clock.now(), signs)
 
     async def _known_places(self, events: list[Event]) -> list[Place]:
-        """Today's, else those of an earlier look, else the one that the run is in: enough to keep its limits, and
-        not to request another machine. Raises `NotusError`."""
+        """Today's places, else those of an earlier look, else the one that the run is in.
+
+        The last is enough to keep the run's limits, but not to request another machine. Raises `NotusError`.
+        """
         spell = machine_now(machines(events))
         here = [spell.place] if spell is not None else []
         try:

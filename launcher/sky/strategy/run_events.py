@@ -61,8 +61,11 @@ class RunDiary:
         return events
 
     async def begin(self) -> None:
-        """A launch begins that brought no number, as with plain `sky jobs launch`: it takes one, so that its turns are
-        told from those of earlier launches, and from notes of clocks that are ahead. Raises `NotusError`."""
+        """Begin a launch that brought no number, as with plain `sky jobs launch`: it takes one.
+
+        The number separates its turns from those of earlier launches, and from notes of clocks that are ahead. Raises
+        `NotusError`.
+        """
         if not self.launch:
             self._number(await asyncio.to_thread(take_launch_number, self._store, "", self._clock, job=self._job))
 
@@ -85,8 +88,10 @@ class RunDiary:
         return in_order(self._known.values())
 
     async def note(self, payload: Payload) -> None:
-        """Note what has happened. What can't be written now is known here anyway, and written later: a machine that is
-        up must not be lost, or asked for twice, because the diary could not be written."""
+        """Note what has happened. What can't be written now counts here anyway, and is written later.
+
+        A machine that is up must not be lost, or requested twice, because the diary could not be written.
+        """
         event = self._diary.compose(payload)
         if event.time <= self._noted_at:  # a machine that came and went at once: the order must stay
             event = event.model_copy(update={"time": self._noted_at + timedelta(microseconds=1)})
