@@ -22,7 +22,7 @@ from checkpoints.records.write_once import put_once
 from checkpoints.restore.shard_restore import verify
 from checkpoints.run_log.event_log import read_events
 from checkpoints.run_log.run_record import open_run
-from checkpoints.storage import object_store, presigned
+from checkpoints.storage import presigned, s3
 from checkpoints.storage.backend import open_store
 from checkpoints.storage.base import Entry, Store
 from tests.integration.conftest import Launcher, assert_bit_exact, recipe, wait_for
@@ -336,7 +336,7 @@ def test_a_stall_beyond_the_clients_patience_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also a write: the request that was held back comes to the server after the one that took its place."""
-    monkeypatch.setattr(object_store, "S3Store", ImpatientS3Store)
+    monkeypatch.setattr(s3, "S3Store", ImpatientS3Store)
     monkeypatch.setattr(presigned, "TIMEOUT_S", PATIENCE_S)
     with serving(StallsOnce(s3_environment.endpoint)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
