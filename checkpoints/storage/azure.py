@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from obstore.store import AzureStore
 
 from checkpoints.errors import AccessDenied, UserError
+from checkpoints.storage.lifecycle_rules import OLD_VERSION_DAYS
 from checkpoints.storage.list_prices import AZURE_BLOB, StoragePrices
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.storage.obstore_client import RETRY, limits, opening, signing
@@ -32,7 +33,6 @@ PRINCIPAL = {
     "client_id": "AZURE_CLIENT_ID",
     "client_secret": "AZURE_CLIENT_SECRET",
 }
-OLD_VERSION_DAYS = 7
 
 
 class AzureBlob:
@@ -46,7 +46,7 @@ class AzureBlob:
             "prefix": prefix or None,
             "retry_config": RETRY,
         }
-        config |= _credentials(url, there, ours=environment is None)
+        config |= _credentials(url, there, ours=environment is None or environment is os.environ)
         endpoint = there.get(ENDPOINT, "")
         if endpoint:
             config["endpoint"] = endpoint

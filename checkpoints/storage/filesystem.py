@@ -168,7 +168,7 @@ class FolderStore:
     def _locked(self, key: str) -> Iterator[None]:
         path = self._lock_of(key)
         path.parent.mkdir(exist_ok=True)
-        while True:  # once more for each time that somebody deletes the object while this waits
+        while True:  # again for each time that the object is deleted while this waits
             with path.open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not _is_at(lock, path):
@@ -212,7 +212,7 @@ def _collect_dead(folder: Path) -> None:
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
-    """Is this open file still the one at `path`? A lock on a deleted one keeps nobody out."""
+    """Is this open file still the one at `path`? A lock on a deleted one keeps no writer out."""
     try:
         return os.fstat(file.fileno()).st_ino == path.stat().st_ino
     except FileNotFoundError:

@@ -13,6 +13,7 @@ from obstore.store import GCSStore
 
 from checkpoints.errors import UserError
 from checkpoints.storage.gcs_auth import MachineAccess, credentials
+from checkpoints.storage.lifecycle_rules import CUT_OFF_DAYS, OLD_VERSION_DAYS
 from checkpoints.storage.list_prices import GOOGLE_CLOUD_STORAGE, StoragePrices
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.storage.obstore_client import RETRY, bucket_and_prefix, limits, opening, signing
@@ -20,7 +21,6 @@ from checkpoints.storage.presigned import Request
 
 KEY = "GOOGLE_SERVICE_ACCOUNT_KEY"
 CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS, or gcloud auth application-default login"
-CUT_OFF_DAYS, OLD_VERSION_DAYS = 2, 7
 
 
 class GoogleCloudStorage:
@@ -90,7 +90,7 @@ BACKEND = GoogleCloudStorage()
 
 def _clients(bucket: str, prefix: str, environment: Mapping[str, str]) -> tuple[GCSStore, GCSStore]:
     """The bucket, with the client for small and the one for large writes."""
-    key = environment.get(KEY)  # of somebody else; else whatever this process has
+    key = environment.get(KEY)  # another user's; else whatever this process has
     config: Any = {"service_account_key": key} if key else {}
     # GCS itself is always asked by https; the key file of a test server names an http:// one.
     options: list[Any] = [{**each, "allow_http": True} for each in limits()]

@@ -190,7 +190,7 @@ class ObjectStore:
         if not isinstance(token, str):
             raise StoreError(
                 f"{self._url} answers without {self._compared_by}, so writes can't be fenced",
-                "use a store with conditional writes: S3, R2, GCS (gs://), or a folder",
+                FENCED,
             )
         return token
 

@@ -39,7 +39,7 @@ class Where(NamedTuple):
     processes: int | None = None
     """None = one for each GPU, else the recipe's `cpu_processes`."""
     local: bool | None = None
-    """This machine, which also has a login of the Hub's on its disk. None where nobody has said."""
+    """This machine, which also has a login of the Hub's on its disk. None = not known."""
 
 
 class Checked(NamedTuple):
@@ -134,7 +134,7 @@ def _what_follows(recipe: Recipe, size: Size, counts: Sequence[RowCount], where:
 
 
 def show_check(recipe_name: str, nodes: Sequence[Gpus], output: str) -> int:
-    """The command: 0, or 2 where something is wrong. Raises `NotusError` for `nodes` that nobody sells."""
+    """The command: 0, or 2 where something is wrong. Raises `NotusError` for `nodes` that no cloud sells."""
     recipe = load_recipe(recipe_name)
     where = Where(gpus=parse_gpus(load_offers(find_catalog(), nodes)[0].gpus), local=False) if nodes else Where()
     with progress() as told:

@@ -170,7 +170,9 @@ def test_a_norm_of_zeros_is_no_fault(folder: Path, monkeypatch: pytest.MonkeyPat
     """Gemma's norms count from one."""
     edit(folder, lambda tensors: filled(tensors, "norm.weight", 0.0))
     monkeypatch.setattr("trainer.model.sound_weights.gather", lambda value: [value])  # one rank
-    check_weights(load(folder), "model")
+    model = load(folder)
+    assert model.model.norm.weight.abs().max() == 0
+    check_weights(model, "model")
 
 
 def test_a_target_module_that_is_not_there(folder: Path) -> None:
