@@ -11,7 +11,10 @@ IN_ONE_PROCESS := tests/unit tests/contract $(addprefix tests/integration/test_,
 AZURITE := azurite@3.35.0
 E2E_PACKAGES := mmdebstrap openssh-server rsync netcat-openbsd iproute2 openssl
 
-.PHONY: help setup demo test test-unit e2e e2e-quick gpu check format bench bench-gpu sky-tasks docs clean
+run-tests = $(BIN)/pytest -m "$(1)" -n 2 --dist worksteal --durations 15 $(IN_ONE_PROCESS) \
+  && $(BIN)/pytest -m "$(1)" -n 2 --dist loadfile --durations 15 $(IN_ONE_PROCESS:%=--ignore %)
+
+.PHONY: help setup demo test test-slow test-all test-unit e2e e2e-quick gpu check format bench bench-gpu sky-tasks docs clean
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -34,9 +37,13 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Train, be killed twice, go on, finish, compare, print the receipt
 	@$(BIN)/notus-launch --cloud local --recipe tiny-dpo --preempt 2
 
-test: $(READY) ## All tests that this machine can run
-	@$(BIN)/pytest -n 2 --dist worksteal $(IN_ONE_PROCESS)
-	@$(BIN)/pytest -n 2 --dist loadfile $(IN_ONE_PROCESS:%=--ignore %)
+test: $(READY) ## Every promise of the docs, each at least once
+	@$(call run-tests,not slow)
+
+test-slow: $(READY) ## The rest: more recipes, more kills, what compiles for minutes
+	@$(call run-tests,slow)
+
+test-all: test test-slow ## All tests that this machine can run
 
 test-unit: $(READY) ## The tests that take seconds
 	@$(BIN)/pytest tests/unit tests/contract

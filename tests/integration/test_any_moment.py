@@ -64,6 +64,7 @@ def homes(tmp_path: Path) -> Iterator[list[Launcher]]:
                 process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_run_that_is_killed_at_any_moment_ends_bit_for_bit_the_same(

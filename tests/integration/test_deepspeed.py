@@ -37,7 +37,7 @@ def deepspeed(ranks: int, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("rmsprop", marks=pytest.mark.slow)])
 def test_save_load_and_other_world_sizes(optimizer: str, tmp_path: Path) -> None:
     bucket = str(tmp_path)
     deepspeed(2, "save", bucket, optimizer)

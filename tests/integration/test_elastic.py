@@ -45,6 +45,7 @@ def goes_on(launcher: Launcher, recipe: str, processes: int) -> dict[str, Any]:
     return receipt
 
 
+@pytest.mark.slow
 def test_four_ranks_and_no_offload(launcher: Launcher, reference: Store, tmp_path: Path) -> None:
     without = recipe(
         tmp_path, "tiny-dpo", ("offload_optimizer: cpu", "pin_memory: false"), ("offload_parameters: cpu", "")
@@ -78,6 +79,7 @@ def lora_zero3(tmp_path: Path) -> str:
     )
 
 
+@pytest.mark.slow
 def test_lora_under_zero3(launcher: Launcher, lora_zero3: str, seed: int) -> None:
     """Killed, it goes on bit for bit; on one rank it goes on close by."""
     arguments = launcher.local(lora_zero3, "--name", "exact", "--preempt", "1", "--seed", str(seed))

@@ -27,7 +27,7 @@ FIRST_STEPS, FIRST_TOLERANCE, MEAN_TOLERANCE = 4, 0.001, 0.01
 otherwise. docs/concepts/exact-resume.md promises the same."""
 
 
-@pytest.mark.parametrize("name", ["tiny-dpo", "tiny-dpo-lora"])
+@pytest.mark.parametrize("name", ["tiny-dpo", pytest.param("tiny-dpo-lora", marks=pytest.mark.slow)])
 def test_killed_in_the_first_and_in_the_second_epoch(launcher: Launcher, name: str, seed: int) -> None:
     done = launcher.run(*launcher.local(name, "--name", "killed", "--preempt", "2", "--seed", str(seed)))
     receipt = done.receipt()
@@ -49,6 +49,7 @@ UNEVEN = ("  per_device_eval_batch: 4\n", "  per_device_eval_batch: 4\n  accumul
 """An epoch of 12 micro-batches ends with an optimizer step of 2 of them."""
 
 
+@pytest.mark.slow
 def test_uneven_accumulation_loader_processes_adamw_and_evaluations_in_mid_epoch(
     launcher: Launcher, tmp_path: Path, seed: int
 ) -> None:
@@ -72,6 +73,7 @@ def test_uneven_accumulation_loader_processes_adamw_and_evaluations_in_mid_epoch
     assert [micro_steps[step] for step in range(1, 7)] == [5, 5, 2] * 2
 
 
+@pytest.mark.slow
 def test_wandb_offline_has_no_step_that_the_bucket_lacks(launcher: Launcher, tmp_path: Path) -> None:
     """Each log line of W&B comes after its steps' record; with no key and no network, W&B writes to the disk."""
     path = recipe(
@@ -109,6 +111,7 @@ def bitsandbytes(tmp_path: Path) -> str:
     return folder
 
 
+@pytest.mark.slow
 def test_qlora(launcher: Launcher, tmp_path: Path, seed: int, bitsandbytes: str) -> None:
     """The base is quantized anew by each attempt, to the same bits; only the adapters are saved."""
     four_bits = ("  dropout: 0.1\n", "  dropout: 0.1\n  quantize: nf4\n")
@@ -192,6 +195,7 @@ def test_on_s3(
     assert (f"resuming from step {resumed_from}" if resumed_from else "no checkpoint yet") in logs.out.split("=== ")[2]
 
 
+@pytest.mark.slow
 def test_on_an_s3_that_misbehaves(
     launcher: Launcher, s3_server: S3Server, seed: int, reference: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +228,7 @@ def test_one_rank_dies(launcher: Launcher, reference: Store) -> None:
     assert_bit_exact(open_run(launcher.bucket, "crash"), reference)
 
 
+@pytest.mark.slow
 def test_real_pairs(launcher: Launcher, shared: Path, seed: int) -> None:
     """The 700 pairs of the shared folder, preempted once."""
     data = shared / "data/preferences/alpaca_eval_gpt4_700.jsonl"
@@ -249,6 +254,7 @@ def test_the_docs_promise_what_is_tested_of_precomputed_log_probs() -> None:
     assert promise in " ".join(page.read_text().split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-dpo", "tiny-dpo-lora"])
 def test_with_precomputed_log_probs_of_the_reference_model(
     launcher: Launcher, reference: Store, name: str, tmp_path: Path

@@ -74,6 +74,7 @@ def test_second_launcher_ctrl_c_damage_and_resume(launcher: Launcher, reference:
     assert again.receipt()["steps"] == 24
 
 
+@pytest.mark.slow
 def test_accumulation_remainder_and_the_end_in_mid_epoch(launcher: Launcher) -> None:
     """24 micro-steps an epoch in steps of 5, the last of 4; the end at step 8 of 10. Steps slower than the supervisor's
     tick, so a stop goes all the way through it."""
@@ -122,6 +123,7 @@ def test_stopped_before_the_first_save(launcher: Launcher, sign: signal.Signals)
     assert launcher.processes() == []
 
 
+@pytest.mark.slow
 def test_stopped_in_the_middle_of_an_evaluation(launcher: Launcher) -> None:
     """LoRA with dropout: a generator that is one draw off would show in every later loss."""
     mine = recipe(
@@ -256,7 +258,7 @@ class Refuses(FaultyProxy):
             return "403" if self.left >= 0 else ""
 
 
-@pytest.mark.parametrize("refused", [4, 40])
+@pytest.mark.parametrize("refused", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_credentials_that_are_refused_in_mid_run_are_no_users_error(
     launcher: Launcher, s3_server: S3Server, reference: Store, monkeypatch: pytest.MonkeyPatch, refused: int
 ) -> None:

@@ -29,7 +29,7 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))])
 def test_money_time_and_an_end_in_hostile_worlds(pool: ProcessPoolExecutor, part: int) -> None:
     seeds = range(part * WORLDS // PARTS, (part + 1) * WORLDS // PARTS)
     found = dict(zip(seeds, pool.map(faults_in, seeds, chunksize=10), strict=True))

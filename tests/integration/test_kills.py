@@ -105,6 +105,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     return digests(out)
 
 
+@pytest.mark.slow
 def test_fifty_kills(tmp_path: Path, truth: dict[int, str]) -> None:
     adopt_orphans()  # uploaders whose trainer was killed come to us, and are looked at below
     generator = random.Random(3)

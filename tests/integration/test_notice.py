@@ -105,6 +105,7 @@ def test_a_notice_saves_in_time_and_the_run_goes_on(launcher: Launcher, referenc
     assert_bit_exact(store, reference)
 
 
+@pytest.mark.slow
 def test_a_deadline_too_near_leaves_the_last_commit(launcher: Launcher) -> None:
     """A bucket so slow that nothing fits: the newest periodic save stays, and nothing half-written is left in HEAD."""
     store = run_with_notice(launcher, lambda progress: progress.step >= 6, seconds=0.5)  # after the first save

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from checkpoints.run_log.run_record import open_run
 from tests.integration.conftest import Launcher, stop_after
 
 
+@pytest.mark.slow
 def test_a_new_machine_takes_the_operators_from_the_bucket(launcher: Launcher, tmp_path: Path) -> None:
     arguments = launcher.local("tiny-dpo", "--name", "run")
     launcher.environment |= {

@@ -22,6 +22,7 @@ def notices(store: Store) -> list[str]:
     return [event.data["source"] for event in read_events(store) if event.kind == "notice"]
 
 
+@pytest.mark.slow
 def test_stop_and_move_from_anywhere_and_nothing_is_lost(launcher: Launcher, reference: Store) -> None:
     """`notus-launch stop` ends the run after a save; launched again it is asked to move, and goes on by itself."""
     process = launcher.start(*launcher.local("tiny-dpo", "--name", "asked"))

@@ -21,6 +21,7 @@ def first_start(launcher: Launcher, tmp_path: Path) -> Launcher:
     return launcher
 
 
+@pytest.mark.slow
 def test_killed_while_it_compiles_the_next_run_goes_on(first_start: Launcher, tmp_path: Path) -> None:
     process = first_start.start(*first_start.local("tiny-dpo", "--name", "first"))
     wait_for(lambda: first_start.progress("first").phase == "compiling", "the compiler")
@@ -44,6 +45,7 @@ def _all_killed(launcher: Launcher) -> bool:
     return not living
 
 
+@pytest.mark.slow
 def test_a_lock_that_an_older_version_left_is_nobodys(first_start: Launcher, tmp_path: Path) -> None:
     lock = tmp_path / "extensions/deepspeed_shm_comm/lock"
     lock.parent.mkdir(parents=True)

@@ -29,7 +29,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
-    ("method", "tensors", "kill"), [("full", 21, False), ("precomputed", 21, False), ("lora", 16, True)]
+    ("method", "tensors", "kill"),
+    [
+        pytest.param("full", 21, False, marks=pytest.mark.slow),
+        ("precomputed", 21, False),
+        pytest.param("lora", 16, True, marks=pytest.mark.slow),
+    ],
 )
 def test_every_loss_evaluation_and_weight_is_stock_trls(
     script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, tensors: int, kill: bool

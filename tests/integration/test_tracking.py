@@ -48,6 +48,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(one.step, one.value) for one in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_one_curve(launcher: Launcher, tracked: str, tmp_path: Path, seed: int) -> None:
     receipt = launcher.run(
         *launcher.local(tracked, "--name", "curve", "--preempt", "2", "--seed", str(seed), "--no-compare")
@@ -85,6 +86,7 @@ def test_a_killed_run_is_one_curve(launcher: Launcher, tracked: str, tmp_path: P
         assert call["row"]["train/global_step"] in call["evaluations"], "the diary has it before W&B"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_wandb(launcher: Launcher, tracked: str, tmp_path: Path) -> None:
     launcher.environment["FAKE_WANDB_AWAY"] = "1"
     done = launcher.run(*launcher.local(tracked, "--name", "alone"))
