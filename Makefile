@@ -11,7 +11,8 @@ IN_ONE_PROCESS := tests/unit tests/contract $(addprefix tests/integration/test_,
 AZURITE := azurite@3.35.0
 E2E_PACKAGES := mmdebstrap openssh-server rsync netcat-openbsd iproute2 openssl
 
-run-tests = $(BIN)/pytest -m "$(1)" -n 2 --dist worksteal --durations 15 $(IN_ONE_PROCESS) \
+# COVERAGE=--cov counts the lines that its first part runs, with the floor of pyproject.toml.
+run-tests = $(BIN)/pytest -m "$(1)" -n 2 --dist worksteal --durations 15 $(2) $(IN_ONE_PROCESS) \
   && $(BIN)/pytest -m "$(1)" -n 2 --dist loadfile --durations 15 $(IN_ONE_PROCESS:%=--ignore %)
 
 .PHONY: help setup demo test test-slow test-all test-unit e2e e2e-quick gpu check format bench bench-gpu sky-tasks docs clean
@@ -38,7 +39,7 @@ demo: $(READY) ## Train, be killed twice, go on, finish, compare, print the rece
 	@$(BIN)/notus-launch --cloud local --recipe tiny-dpo --preempt 2
 
 test: $(READY) ## Every promise of the docs, each at least once
-	@$(call run-tests,not slow)
+	@$(call run-tests,not slow,$(COVERAGE))
 
 test-slow: $(READY) ## The rest: more recipes, more kills, what compiles for minutes
 	@$(call run-tests,slow)
