@@ -1,18 +1,56 @@
 """What every training method's trainer has, whatever its loss: saving, metrics and export are typed on this.
 
-DPO is the first: `trainer.training.dpo_trainer`. A trainer of TRL's has most of it by itself; what it has to add is
-listed first. docs/how-to/add-a-training-method.md goes through it.
+DPO is the first: `trainer.training.dpo_trainer`. One of TRL's trainers has most of it already; what a method has to add
+comes first. docs/how-to/add-a-training-method.md walks through it.
+
+The calls during a training, in order:
+
+    on_train_begin                          the state is restored, no step has been done
+    for each step:
+        on_step_begin
+        on_step_end                         the optimizer has stepped; the ranks decide whether to save, stop, evaluate
+        more_figures, on_logged             for a step that is logged
+        save                                if the ranks decided so
+        announce("evaluating"), on_evaluated    if an evaluation is due; the save comes first
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 from transformers import TrainerState
 
 from trainer.runtime.attempt_dir import Phase
+
+
+class TrainingHooks(Protocol):
+    """What a trainer calls while it trains. One implementation: `trainer.training.hooks.AttemptHooks`."""
+
+    def announce(self, phase: Phase) -> None:
+        """Report what this rank is doing."""
+
+    def on_train_begin(self) -> None:
+        """The state is restored and the optimizer exists."""
+
+    def on_step_begin(self) -> None:
+        """A step begins."""
+
+    def on_step_end(self, state: TrainerState) -> None:
+        """A step is done. Raises `UserError` if its loss or gradient isn't finite."""
+
+    def more_figures(self) -> dict[str, float]:
+        """Return what a log line has beside the method's own figures."""
+
+    def on_logged(self, logs: dict[str, Any]) -> None:
+        """Receive a log line of the training."""
+
+    def on_evaluated(self, state: TrainerState, metrics: dict[str, float]) -> None:
+        """Receive the results of an evaluation. Collective."""
+
+    def save(self) -> None:
+        """Make the state of this moment durable. Collective."""
 
 
 class MethodTrainer(Protocol):
@@ -22,14 +60,8 @@ class MethodTrainer(Protocol):
 
     resume: dict[str, Any] | None
     """The restored state trees by name, from the restore until the first step."""
-    save_state: Callable[[], None]
-    """Makes the state of this moment durable. Collective."""
-    announce: Callable[[Phase], None]
-    """Tells what this rank is doing."""
-    more_figures: Callable[[], dict[str, float]]
-    """What a log line has beside the method's own figures."""
-    on_logged: Callable[[dict[str, Any]], None]
-    """Called with each log line of the training."""
+    hooks: TrainingHooks
+    """Set once the trainer is built, before it trains."""
     micro_losses: list[torch.Tensor]
     """The loss of each micro-step since the last optimizer step, on this rank."""
     grad_norm: float
@@ -48,6 +80,8 @@ class MethodTrainer(Protocol):
     args: Any
     state: TrainerState
     train_dataset: Any
+    aux_loss_enabled: bool
+    """Whether the router's loss of a mixture of experts is added."""
     _metrics: dict[str, Any]
     _total_train_tokens: int
     _total_loss_scalar: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,7 @@ def trainer_of(base: Path, output: Path, how: str = "live", **options: Any) -> A
 def train(trainer: Any) -> list[dict[str, float]]:
     """The log line of each step."""
     rows: list[dict[str, float]] = []
-    trainer.more_figures = dict
-    trainer.on_logged = rows.append
+    trainer.hooks = SimpleNamespace(more_figures=dict, on_logged=rows.append)
     trainer.train()
     return rows
 

@@ -32,7 +32,7 @@ from checkpoints.snapshot.snapshot import Plan
 from checkpoints.storage.base import Store
 from checkpoints.storage.probe import probe
 from tests.integration.conftest import wait_for
-from trainer.checkpointing.distributed_saver import MAX_FAILED_SAVES, Keeper
+from trainer.checkpointing.distributed_saver import MAX_FAILED_SAVES, DistributedSaver
 
 STATE = {"s": {"w": np.arange(1000)}}
 
@@ -324,16 +324,16 @@ class FailingSaver:
 
 
 @pytest.fixture
-def keeper(monkeypatch: pytest.MonkeyPatch) -> tuple[Keeper, FailingSaver]:
+def keeper(monkeypatch: pytest.MonkeyPatch) -> tuple[DistributedSaver, FailingSaver]:
     saving = FailingSaver()
     setup = Setup(bucket="b", run="r", rank=0, world_size=1, writer_id="w", epoch=1, retention=Retention(newest=2))
-    made = Keeper(None, None, setup, saving)  # type: ignore[arg-type]
+    made = DistributedSaver(None, None, setup, saving)  # type: ignore[arg-type]
     monkeypatch.setattr("trainer.checkpointing.distributed_saver.gather", lambda value: [value])
     return made, saving
 
 
 def test_saves_that_fail_in_a_row_end_the_run_also_when_the_step_end_finds_them(
-    keeper: tuple[Keeper, FailingSaver],
+    keeper: tuple[DistributedSaver, FailingSaver],
 ) -> None:
     keeping, saving = keeper
     for _ in range(MAX_FAILED_SAVES - 1):
@@ -345,7 +345,7 @@ def test_saves_that_fail_in_a_row_end_the_run_also_when_the_step_end_finds_them(
         keeping.resolve_failure()
 
 
-def test_a_commit_ends_the_row(keeper: tuple[Keeper, FailingSaver]) -> None:
+def test_a_commit_ends_the_row(keeper: tuple[DistributedSaver, FailingSaver]) -> None:
     keeping, saving = keeper
     for _ in range(3 * MAX_FAILED_SAVES):
         saving.finish(good=False)

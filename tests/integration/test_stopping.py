@@ -37,8 +37,7 @@ def test_a_stop_in_an_evaluation_makes_up_for_the_save_that_was_skipped(monkeypa
     trainer._metrics = {"eval": {"loss": [1.0]}}
     phases: list[str] = []
     saved: list[torch.Tensor] = []
-    trainer.announce = phases.append
-    trainer.save_state = lambda: saved.append(torch.random.get_rng_state())
+    trainer.hooks = SimpleNamespace(announce=phases.append, save=lambda: saved.append(torch.random.get_rng_state()))
     before = torch.random.get_rng_state()
     assert trainer._evaluate() == {}
     assert len(saved) == 1
@@ -98,9 +97,9 @@ def test_ranks_that_nobody_saved_draw_numbers_of_their_own(monkeypatch: pytest.M
 
 def test_loader_processes_live_through_a_sigterm() -> None:
     """A machine that shuts down sends it to everybody, and a rank needs its batches until the step at which it saves."""
-    from trainer.training.dpo_trainer import Surviving
+    from trainer.training.dpo_trainer import SigtermSafeCollator
 
-    loader: Any = torch.utils.data.DataLoader(range(200), batch_size=1, num_workers=2, collate_fn=Surviving(list))
+    loader: Any = torch.utils.data.DataLoader(range(200), batch_size=1, num_workers=2, collate_fn=SigtermSafeCollator(list))
     batches = iter(loader)
     for _ in batches._workers:  # one batch of each: a process that has made none may not have heard of it yet
         next(batches)

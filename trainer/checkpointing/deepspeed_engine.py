@@ -1,7 +1,7 @@
 """The checkpoint engine between DeepSpeed and `checkpoints`.
 
 DeepSpeed 0.19.8 has no configuration key for an engine of one's own, but its engine module looks the factory up by name
-when it is built: `install` puts ours there. It keeps references instead of writing files; the keeper copies them into
+when it is built: `install` puts ours there. It keeps references instead of writing files; the saver copies them into
 a snapshot before the next optimizer step changes them.
 """
 

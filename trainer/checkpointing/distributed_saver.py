@@ -1,6 +1,7 @@
-"""The keeper of a distributed run's state: a `Saver` on every rank, and what the ranks have to agree on.
+"""Saving with several ranks: a `Saver` on every rank, and what the ranks have to agree on.
 
-Collective calls: `restore`, `settle`, `resolve_failure`, `give_up`, `choose`. What a rank does alone is in `saver`.
+Collective calls: `restore`, `settle`, `resolve_failure`, `give_up`, `choose`. What a rank does alone is in
+`DistributedSaver.local`.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Pending(NamedTuple):
     failed: bool
 
 
-class Keeper:
-    """Restores, and decides together about saves."""
+class DistributedSaver:
+    """Restores, and decides about saves together with the other ranks."""
 
     def __init__(self, store: Store, head: Head, setup: Setup, saver: Saver) -> None:
         self._store = store
@@ -46,7 +47,8 @@ class Keeper:
         self._setup = setup
         self._failures_in_a_row = 0
         self._commits_seen = 0
-        self.saver = saver
+        self.local = saver
+        """This rank's own."""
 
     def restore(self, prefetch: Prefetch) -> Restored | None:
         """The newest checkpoint that is good on every rank, or None for a run without one.
@@ -63,13 +65,13 @@ class Keeper:
             if damaged:
                 Lease.adopt(self._store, self._head.writer.id, self._head.epoch).discard(damaged)
         if shard is not None:
-            self.saver.newest_step = shard.manifest.step
+            self.local.newest_step = shard.manifest.step
         return shard
 
     def poll(self) -> Pending:
         """Look what this rank's uploader has said, without waiting."""
-        busy = self.saver.poll()
-        return Pending(busy, failed=self.saver.failure is not None)
+        busy = self.local.poll()
+        return Pending(busy, failed=self.local.failure is not None)
 
     def settle(self, *, tolerant: bool = False) -> None:
         """Wait for the save in flight and agree on what became of it.
@@ -81,7 +83,7 @@ class Keeper:
             Fenced, UserError: on every rank.
             StoreError: the save failed.
         """
-        self.saver.wait_copied()
+        self.local.wait_copied()
         started = time.monotonic()
         # Together and in small steps: rank 0 commits only when all have uploaded, so a rank that failed has to be
         # heard while rank 0 still waits.
@@ -90,7 +92,7 @@ class Keeper:
             if any(rank.failed for rank in pending) or not any(rank.busy for rank in pending):
                 break
             time.sleep(SETTLE_POLL_S)
-        self.saver.count_stall(time.monotonic() - started)
+        self.local.count_stall(time.monotonic() - started)
         if tolerant:
             self.resolve_failure()
         elif (error := self._agree_on_failure()) is not None:
@@ -103,7 +105,7 @@ class Keeper:
             Fenced, UserError: on every rank.
             StoreError: too many saves have failed in a row.
         """
-        self.saver.wait_copied()
+        self.local.wait_copied()
         error = self._agree_on_failure()
         if error is None:
             return
@@ -113,9 +115,9 @@ class Keeper:
 
     def give_up(self) -> None:
         """Drop the save in flight on every rank: there is no time for it, or some rank has failed."""
-        self.saver.give_up()
+        self.local.give_up()
         # Also on ranks that had uploaded their part: all must answer alike when this step is to be saved again.
-        self.saver.newest_step = -1
+        self.local.newest_step = -1
 
     def choose(self, seconds_left: float | None) -> Choice:
         """Agree on what to do in the time that is left."""
@@ -126,7 +128,7 @@ class Keeper:
 
     def _needed(self) -> Needed | Unknown:
         """Of this rank."""
-        saver = self.saver
+        saver = self.local
         busy, rate, size_bytes = saver.poll(), saver.bytes_per_second(), saver.size_bytes
         if rate is None or size_bytes is None:
             return Unknown(busy)
@@ -159,7 +161,7 @@ class Keeper:
 
     def _agree_on_failure(self) -> NotusError | None:
         """Gather all ranks' failures; leave no rank waiting; return the worst, the same on every rank."""
-        answers: list[tuple[Done | None, int]] = gather((self.saver.failure, self.saver.done_count))
+        answers: list[tuple[Done | None, int]] = gather((self.local.failure, self.local.done_count))
         commits = answers[0][1]  # what rank 0 calls done is committed
         if commits > self._commits_seen:  # the only thing that ends a row of failures
             self._commits_seen, self._failures_in_a_row = commits, 0

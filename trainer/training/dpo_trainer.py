@@ -19,7 +19,7 @@ from trainer.checkpointing import training_state as states
 from trainer.checkpointing.save_callback import EvaluationStopped
 from trainer.devices.collectives import from_rank_0, gather
 from trainer.hub.push import SHARD
-from trainer.runtime.attempt_dir import Phase
+from trainer.method import TrainingHooks
 from trainer.training.reference_log_probs import ReferenceCache, Values, compute
 
 logger = logging.getLogger(__name__)
@@ -28,10 +28,10 @@ REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 """As TRL's collator and loss call them."""
 
 
-class Surviving:
-    """A collator whose loader processes live through a SIGTERM, which a machine that shuts down sends to everybody.
+class SigtermSafeCollator:
+    """A collator whose loader processes survive a SIGTERM, which a machine that shuts down sends to every process.
 
-    A rank takes it as the wish to save and stop, and for that step it still needs its batches.
+    A rank takes it as a request to save and stop, and still needs its batches for the current step.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
@@ -67,14 +67,8 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
     data_collator: Any
     _precompute_engine: Any
     resume: dict[str, Any] | None = None
-    save_state: Callable[[], None]
-    """Makes the state of this moment durable."""
-    announce: Callable[[Phase], None]
-    """Says what this rank is doing."""
-    more_figures: Callable[[], dict[str, float]]
-    """What a log line of the training has beside TRL's figures."""
-    on_logged: Callable[[dict[str, Any]], None]
-    """Called with each log line of the training."""
+    hooks: TrainingHooks
+    """Set once the trainer is built, before it trains."""
 
     def __init__(
         self, *args: Any, reference: Callable[[datasets.Dataset, int], ReferenceCache] | None = None, **kwargs: Any
@@ -87,7 +81,7 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         with _unhashed():
             super().__init__(*args, **kwargs)
         self._release_precompute_engine()
-        self.data_collator = Surviving(self.data_collator)
+        self.data_collator = SigtermSafeCollator(self.data_collator)
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
         """From the bucket, or computed and put there. TRL's own cache is a file that the next machine doesn't have."""
@@ -162,10 +156,10 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         of_steps = self.model.training and "loss" in logs  # and neither an evaluation nor the summary at the end
         if of_steps:
-            logs.update(self.more_figures())
+            logs.update(self.hooks.more_figures())
         super().log(logs, *args, **kwargs)  # adds TRL's figures to `logs`
         if of_steps:
-            self.on_logged(logs)
+            self.hooks.on_logged(logs)
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate without touching the training: save first if a save is wanted, and put the generators back.
@@ -176,7 +170,7 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         if self.control.should_save:
             self._save_checkpoint(self.model, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        self.announce("evaluating")
+        self.hooks.announce("evaluating")
         generators = states.capture_rng()
         try:
             return super()._evaluate(*args, **kwargs)
@@ -188,7 +182,7 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
             return {}
         finally:
             states.restore_rng(generators)
-            self.announce("training")
+            self.hooks.announce("training")
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # The Trainer looks at max_steps and at a stop only after a step: resumed at its end in mid-epoch, or stopped in
@@ -199,7 +193,7 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self.save_state()
+        self.hooks.save()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The weights, called by `save_model`: in shards, where the Trainer's own writes one file of up to 50 GB."""

@@ -109,30 +109,28 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     trackers = usable_trackers(recipe, os.environ) if rank == 0 else []
     history = History(store) if trackers and head.commits else None
     hide_wandb()
+    from trainer.checkpointing.rank_checkpointer import Claim
     from trainer.devices.device import smallest_gpu_gib
-    from trainer.training.attempt import Attempt
+    from trainer.training.attempt import run_attempt
+    from trainer.training.context import AttemptContext
 
     recipe, why = settle_offload(recipe, gpu_gib=smallest_gpu_gib(), count=world_size, saved=saved)
     if why and recipe.zero is not None:
         told = recipe.zero.model_dump(include={"offload_optimizer", "offload_parameters"})
         logger.info("offload %s (%s)", told, why)
-    attempt = Attempt(
-        recipe,
-        batch,
-        run=run,
+    context = AttemptContext(
+        recipe=recipe,
+        batch=batch,
         revision=base_revision(pinned.get("base") if pinned else None, recipe.model.revision),
-        store=store,
-        head=head,
-        scratch=scratch,
-        report=report,
-        stop=stop,
+        claim=Claim(run=run, store=store, head=head, scratch=scratch, stop=stop),
         tokens=tokens,
         ops=ops,
+        report=report,
         trackers=trackers,
         history=history,
         log_probs=log_probs,
     )
-    return attempt.run(prefetch, shared_prefetch)
+    return run_attempt(context, prefetch, shared_prefetch)
 
 
 if __name__ == "__main__":
