@@ -137,16 +137,21 @@ def logs(
 @app.command()
 def report(
     run: o.RunArgument,
+    html: o.HtmlOption = None,
+    compare: o.OtherRunOption = None,
     bucket: o.BucketOption = None,
     output: o.OutputOption = "text",
     debug: o.DebugOption = False,
 ) -> None:
-    """Show a run's receipt: attempts, steps redone, time lost, goodput, cost."""
+    """Show a run's receipt (attempts, time lost, goodput, cost) and its results (loss, evaluation, rewards, speed).
+
+    --html writes them as one self-contained page, with the timeline and all curves.
+    """
     from launcher.commands import inspect_runs
     from launcher.commands.find_runs import check_default_bucket
 
     check_default_bucket(bucket, run)
-    inspect_runs.show_report(bucket, run, output)
+    inspect_runs.show_report(bucket, run, output, html=html, compared_with=compare)
 
 
 @app.command()

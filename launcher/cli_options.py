@@ -123,6 +123,10 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and 
 RunArgument = Annotated[str, typer.Argument(help="Name of the run.")]
 OptionalRunArgument = Annotated[str | None, typer.Argument(help="Name of the run. Default: all.")]
 AttemptOption = Annotated[int | None, typer.Option("--attempt", help="Show this attempt only.", min=1, max=10**6)]
+HtmlOption = Annotated[Path | None, typer.Option("--html", help="Also write the report as a page to this .html file.")]
+OtherRunOption = Annotated[
+    str | None, typer.Option("--compare", metavar="OTHER", help="Show this run of the same bucket beside it.")
+]
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run ends.")]
 
 

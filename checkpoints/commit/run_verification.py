@@ -51,6 +51,7 @@ _HARMLESS = {
     "cache": "not checked: made again where it is missing or damaged, which its own hashes tell whoever reads it",
     "logs": "not checked: for people to read, and nothing depends on it",
     "tensorboard": "not checked: for people to read, and nothing depends on it",
+    "report.html": "not checked: for people to read, and nothing depends on it",
     "data": "not checked: no checkpoint of HEAD has it; `notus-ckpt gc` deletes what is left over",
     "manifests": "not checked: no checkpoint of HEAD has it; `notus-ckpt gc` deletes what is left over",
 }

@@ -15,7 +15,7 @@ from checkpoints.storage.probe import probe
 from checkpoints.util.keys import check_run_name
 from launcher.check.check import Where, check_before_launch
 from launcher.cli_options import writable
-from launcher.commands.receipts import read_receipt, show_receipt
+from launcher.commands.receipts import keep_page, read_report, show_report
 from launcher.console import say
 from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.local.backend import LocalBackend, LocalRun, committed_step
@@ -53,7 +53,7 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     if finished:
         _say_finished(name, options)
     if finished and not (options.compare and _has_no_comparison(store)):
-        show_receipt(read_receipt(store, name, recipe), output)
+        show_report(read_report(store, name, recipe), output)
         return 0
     run = LocalRun(
         run=name,
@@ -80,7 +80,9 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
         return EXIT_STOPPED if outcome.kind in ("preempted", "stopped") else RunFailed.exit_code
     if options.compare:
         _compare_with_twin(run, recipe, store)
-    show_receipt(read_receipt(store, name, recipe), output)
+    report = read_report(store, name, recipe)
+    show_report(report, output)
+    keep_page(store, report)
     say(f"the model is in {store.url}/final")
     return 0
 

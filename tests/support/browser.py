@@ -13,6 +13,7 @@ CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
 TIMEOUT_S = 120.0
+HEIGHT_PX = 2800
 LOOK = """<script>addEventListener("load", function () { setTimeout(function () {
   var page = document.documentElement, wide = [];
   document.querySelectorAll("body *").forEach(function (one) {
@@ -50,12 +51,12 @@ def look(html: str, folder: Path, width_px: int, *, dark: bool = False, picture:
     (folder / "page.html").write_text(html.replace("</body>", LOOK + "</body>"), encoding="utf-8")
     harness = folder / "harness.html"
     harness.write_text(
-        f"""<body style="margin:0"><iframe src="page.html" style="border:0;width:{width_px}px;height:3000px"></iframe>
+        f"""<body style="margin:0"><iframe src="page.html" style="border:0;width:{width_px}px;height:{HEIGHT_PX}px"></iframe>
         <script>addEventListener("message", function (told) {{ document.title = told.data; }});</script>"""
     )
     options = [
         "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=5000",
-        f"--user-data-dir={folder / 'profile'}", f"--window-size={max(500, width_px)},3000", "--enable-logging=stderr",
+        f"--user-data-dir={folder / 'profile'}", f"--window-size={max(500, width_px)},{HEIGHT_PX}", "--enable-logging=stderr",
         f"--blink-settings=preferredColorScheme={0 if dark else 1}",
     ]  # fmt: skip
     done = _run([*options, "--dump-dom", harness.as_uri()])

@@ -22,7 +22,9 @@ def place(zone: str, usd: float, *, spot: bool = True) -> dict[str, Any]:
 
 
 def event(at_h: float, kind: Any, attempt: int = 0, **data: Any) -> Event:
-    return Event(time=START + timedelta(hours=at_h), id=f"{at_h:09.4f}-{kind}", kind=kind, attempt=attempt, data=data)
+    return Event(
+        time=START + timedelta(hours=at_h), id=f"{round(at_h * 1e4):012x}", kind=kind, attempt=attempt, data=data
+    )
 
 
 def events() -> list[Event]:

@@ -22,7 +22,7 @@ from checkpoints.run_log.event_log import Diary, Event, of_kind, read_events
 from checkpoints.run_log.run_record import HEARTBEAT_KEY, Heartbeat, open_run, register_run
 from checkpoints.storage.object_store import ObjectStore
 from launcher import cli
-from launcher.commands.receipts import read_receipt
+from launcher.commands.receipts import PAGE, read_report
 from launcher.local.backend import LocalRun
 from launcher.local.presence import LAUNCHER_KEY, LauncherRecord, is_gone, looked_after, nobody_here
 from launcher.report.receipt import make_receipt
@@ -103,7 +103,7 @@ def test_the_receipt_of_an_attempt_that_was_killed_with_its_launcher_says_so() -
     store = ObjectStore.memory()
     local_run(store, writer=NO_PID)
     store.put(LAUNCHER_KEY, record(NO_PID).to_json())
-    receipt = read_receipt(store, "r")
+    receipt = read_report(store, "r").receipt
     assert (receipt.state, receipt.attempts[0].ended, receipt.preemptions) == ("stopped", "killed", 0)
     begun = read_events(store)[0].time
     assert receipt.attempts[0].ended_at == max(begun, NOW - timedelta(seconds=1)), "the last sign of life, not now"
@@ -219,7 +219,7 @@ def test_a_finished_run_is_not_started_again(
         assert launch("--recipe", "tiny-dpo", *asked) == 0
         assert "run r is done already" in capsys.readouterr().err
     assert made == ["r", "r"]
-    assert sorted(entry.key for entry in store.list("")) == before
+    assert sorted(entry.key for entry in store.list("")) == sorted([*before, PAGE]), "with the comparison on it"
     diary.write(Compared(equal=True))
     assert launch("--recipe", "tiny-dpo", "--compare") == 0
     assert made == ["r", "r"], "it has been compared"
