@@ -247,6 +247,26 @@ def check(
     raise typer.Exit(story.show_check(recipe, nodes, output))
 
 
+@app.command()
+def drill(
+    recipe: o.RecipeOption = "notus-7b-dpo",
+    kills: o.KillsOption = 3,
+    bucket: o.BucketOption = None,
+    keep: o.KeepOption = False,
+    seed: o.SeedOption = None,
+    processes: o.ProcessesOption = None,
+    output: o.OutputOption = "text",
+    debug: o.DebugOption = False,
+) -> None:
+    """Rehearse preemption of a recipe on this machine: kill it, resume it, compare it bit for bit.
+
+    The model is made small, with random weights; method, data and bucket are the recipe's own. Takes minutes.
+    """
+    from launcher.commands import drill as story
+
+    raise typer.Exit(story.drill(recipe, bucket, story.DrillOptions(kills, seed, processes, keep), output))
+
+
 def main() -> None:
     """Entry point."""
     run_app(app, "notus-launch")

@@ -123,6 +123,8 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and 
 RunArgument = Annotated[str, typer.Argument(help="Name of the run.")]
 OptionalRunArgument = Annotated[str | None, typer.Argument(help="Name of the run. Default: all.")]
 AttemptOption = Annotated[int | None, typer.Option("--attempt", help="Show this attempt only.", min=1, max=10**6)]
+KillsOption = Annotated[int, typer.Option("--kills", help="Kill it this many times.", min=1, max=20)]
+KeepOption = Annotated[bool, typer.Option("--keep", help="Keep the drill's runs in the bucket.")]
 HtmlOption = Annotated[Path | None, typer.Option("--html", help="Also write the report as a page to this .html file.")]
 OtherRunOption = Annotated[
     str | None, typer.Option("--compare", metavar="OTHER", help="Show this run of the same bucket beside it.")

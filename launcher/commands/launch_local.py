@@ -69,7 +69,7 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     say(f"run {name} in {store.url}")
     if run.preemptions and not finished:
         say(f"it will be killed {run.preemptions} times (seed {run.seed})")
-    outcome = None if finished else _run(run, recipe, store, label="run")
+    outcome = None if finished else run_here(run, recipe, store, label="run")
     if outcome is not None and outcome.kind != "finished":
         saved = committed_step(store)
         say(f"stopped; saved at step {saved}" if saved > 0 else "stopped before anything was saved")
@@ -79,7 +79,7 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
         )
         return EXIT_STOPPED if outcome.kind in ("preempted", "stopped") else RunFailed.exit_code
     if options.compare:
-        _compare_with_twin(run, recipe, store)
+        compare_with_twin(run, recipe, store)
     report = read_report(store, name, recipe)
     show_report(report, output)
     keep_page(store, report)
@@ -108,21 +108,22 @@ def _has_no_comparison(store: Store) -> bool:
     return not of_kind(read_events(store), Compared)
 
 
-def _run(run: LocalRun, recipe: Recipe, store: Store, *, label: str) -> Outcome:
+def run_here(run: LocalRun, recipe: Recipe, store: Store, *, label: str) -> Outcome:
+    """Run it to its end on this machine, with its progress shown under `label`."""
     register_run(store, new_record(run.run, recipe))
     withdraw(store)  # a stop of yesterday is not meant for this launch
     with watcher(label) as watching:
         return LocalBackend(run, store, home() / "scratch" / run.run, watching).run()
 
 
-def _compare_with_twin(run: LocalRun, recipe: Recipe, store: Store) -> None:
+def compare_with_twin(run: LocalRun, recipe: Recipe, store: Store) -> None:
     """Make the run that was never preempted, and note whether it is the same."""
     name = f"{run.run[:50].rstrip('-')}-uninterrupted"
     twin_store = open_run(run.bucket, name)
     if not _is_finished(twin_store, name, recipe):
         say(f"now the same run without preemptions, to compare: {name}")
         twin = run.model_copy(update={"run": name, "preemptions": 0})
-        if _run(twin, recipe, twin_store, label="twin").kind != "finished":
+        if run_here(twin, recipe, twin_store, label="twin").kind != "finished":
             say("the comparison was stopped; the run itself is complete")
             return
     result = compare_runs(store, twin_store)

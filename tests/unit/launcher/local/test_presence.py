@@ -183,7 +183,9 @@ def test_a_finished_run_is_not_started_again(
 ) -> None:
     monkeypatch.setenv("NOTUS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("launcher.commands.launch_local._run", lambda *_, **__: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(
+        "launcher.commands.launch_local.run_here", lambda *_, **__: pytest.fail("nothing is left to do")
+    )
     (tmp_path / "bucket").mkdir()
     store = open_run(str(tmp_path / "bucket"), "r")
     register_run(store, new_record("r", load_recipe("tiny-dpo")))
@@ -193,7 +195,7 @@ def test_a_finished_run_is_not_started_again(
     diary.write(Finished(step=24))
     before = sorted(entry.key for entry in store.list(""))
     made: list[str] = []
-    monkeypatch.setattr("launcher.commands.launch_local._compare_with_twin", lambda run, *_: made.append(run.run))
+    monkeypatch.setattr("launcher.commands.launch_local.compare_with_twin", lambda run, *_: made.append(run.run))
 
     def launch(*more: str) -> int:
         command = ["notus-launch", "--cloud", "local", "--name", "r", "--bucket", str(tmp_path / "bucket"), *more]
@@ -241,7 +243,7 @@ def test_a_stopped_run_is_started_again(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_finished_twin_is_only_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from launcher.commands import launch_local as story
 
-    monkeypatch.setattr("launcher.commands.launch_local._run", lambda *_, **__: pytest.fail("the twin is done"))
+    monkeypatch.setattr("launcher.commands.launch_local.run_here", lambda *_, **__: pytest.fail("the twin is done"))
     recipe, bucket = load_recipe("tiny-dpo"), str(tmp_path)
     for name in ("r", "r-uninterrupted"):
         store = open_run(bucket, name)
