@@ -116,7 +116,7 @@ def test_a_push_that_failed_is_repeated_by_the_same_command(
         app(words[:-1] if merge else [*words, "--merge"], standalone_mode=False)
     (out / "tokenizer.json").unlink()
     (out / "more.txt").touch()
-    with pytest.raises(UserError, match=r"isn't as it was made: more\.txt, tokenizer\.json"):
+    with pytest.raises(UserError, match=r"has changed since it was made: more\.txt, tokenizer\.json"):
         app(words, standalone_mode=False)
 
 
