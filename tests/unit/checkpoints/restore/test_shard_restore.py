@@ -315,7 +315,7 @@ def test_pinned_checkpoints_stay(folder_run: Run, monkeypatch: pytest.MonkeyPatc
 
 def test_a_step_that_is_gone_cannot_be_pinned(run: Run) -> None:
     run.save(5)
-    with pytest.raises(UserError, match="no checkpoint of step 99 any more"):
+    with pytest.raises(UserError, match="the checkpoint of step 99 is gone"):
         pin(run.store, 99)
 
 
