@@ -25,7 +25,7 @@ from checkpoints.util.parallel import parallel_map
 
 CONCURRENCY = 16
 _DATA = re.compile(r"(data/e(\d{6,})-[^/]+?(?:-(\d{4,}))?)/.+")
-"""A save's prefix (`upload.save_prefix`), its epoch and its number within the attempt."""
+"""A save's prefix (`save_keys.save_prefix`), its epoch and its number within the attempt."""
 
 
 def expired(head: Head, buried_s: Callable[[Tombstone], float]) -> tuple[Tombstone, ...]:

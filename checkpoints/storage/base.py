@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 
 class Store(Protocol):
-    """An object store below one URL. Keys are relative and checked by the caller (`names.check_key`).
+    """An object store below one URL. Keys are relative and checked by the caller (`keys.check_key`).
 
     Every write is all or nothing: a reader sees the whole object or none, even after a crash. `create` and `swap`
     are linearizable. A write whose reply was lost may have succeeded: `AlreadyExists` and `Conflict` can mean our
