@@ -19,7 +19,7 @@ from trainer.errors import HardwareError
 logger = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
+class DeviceSetup(NamedTuple):
     """The device and kernels of a rank; the same on all ranks."""
 
     device: Device
@@ -41,7 +41,7 @@ def compiles_operators(recipe: Recipe) -> bool:
     return recipe.zero is not None and (on_cpu or recipe.zero.offload_optimizer == "cpu")
 
 
-def settle_place(recipe: Recipe) -> Place:
+def set_up_device(recipe: Recipe) -> DeviceSetup:
     """Set up torch and accelerate for this machine, before anything is computed.
 
     Raises `HardwareError` if there are more ranks than GPUs.
@@ -62,7 +62,7 @@ def settle_place(recipe: Recipe) -> Place:
     flash = device == "cuda" and is_flash_attn_2_available()
     attention, why = choose_attention(recipe.model.attention, device=device, flash_installed=flash)
     logger.info("attention: %s (%s)", attention, why)
-    return Place(
+    return DeviceSetup(
         device,
         torch.cuda.get_device_name() if device == "cuda" else cpu_device(get_cpu_capability()),
         attention,

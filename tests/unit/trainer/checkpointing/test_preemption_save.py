@@ -143,7 +143,7 @@ def test_a_source_that_was_silent_for_long_is_heard(error: Exception, caplog: py
     poller = NoticePoller([Odd(error)], lambda notice: None)
     rounds = [poller.poll_all() for _ in range(2 * SILENT_POLLS + 1)]
     assert rounds == [None] * (2 * SILENT_POLLS) + [Notice("odd", None)]
-    assert caplog.text.count("can.t query odd for preemption notices") == 1
+    assert caplog.text.count("can't query odd for preemption notices") == 1
 
 
 @pytest.mark.parametrize(
