@@ -1,4 +1,4 @@
-"""A checkpoint on the local disk: a small run of its own, that every tool can read like the bucket."""
+"""Downloads a checkpoint as a small run of its own, which every tool can read like the bucket."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pull(
 ) -> FolderStore:
     """Copy one checkpoint into `folder` (created), each chunk verified before it is kept, and return it as a run.
 
-    Going on after an interruption costs only what is missing. Holds `CONCURRENCY` chunks in memory.
+    Resuming after an interruption fetches only what is missing. Holds `CONCURRENCY` chunks in memory.
 
     Raises:
         CorruptCheckpoint: an object is missing or damaged.
@@ -54,7 +54,7 @@ def pull(
         paths = [Path(temporary) / name for name in fetch_model_files(store, Path(temporary))]
         if read_list(store, MODEL) is not None:
             put_files(target, MODEL, paths)
-        else:  # of an older run: unproven here, too
+        else:  # from an older run: unverified here too
             for path in paths:
                 target.put_file(f"{MODEL}/{path.name}", path)
     own = head.model_copy(update={"commits": (commit,), "tombstones": (), "set_aside": (), "lease_until": RELEASED})
@@ -63,14 +63,14 @@ def pull(
 
 
 def _copy_records(store: Store, target: FolderStore) -> None:
-    """What the run is, as far as it says so: one that was made without the trainer has neither record."""
+    """Copy the records of the run's identity, if any: a run without the trainer has neither."""
     for key in (RUN_KEY, PINS_KEY):
         with contextlib.suppress(ObjectMissing):
             _copy_record(store, target, key)
 
 
 def _copy_record(store: Store, target: FolderStore, key: str) -> None:
-    """Copy a record, only if it is what its own checksum says."""
+    """Copy a record, only if it matches its own checksum."""
 
     def read() -> bytes:
         data = store.get(key).data
@@ -81,7 +81,7 @@ def _copy_record(store: Store, target: FolderStore, key: str) -> None:
 
 
 def _copy(store: Store, target: FolderStore, key: str, digest: str) -> None:
-    """Copy one small object, only if these very bytes have that SHA-256."""
+    """Copy one small object, only if its bytes have that SHA-256."""
 
     def read() -> bytes:
         data = store.get(key).data

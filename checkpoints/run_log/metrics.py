@@ -1,6 +1,6 @@
-"""What each rank measured in each step, in the bucket: one object for the steps between two saves.
+"""Each rank's metrics of each step, in the bucket: one object for the steps between two saves.
 
-metrics/aATTEMPT-rRANK-sFIRST-LAST.jsonl    a line a step, and their checksum
+metrics/aATTEMPT-rRANK-sFIRST-LAST.jsonl    one line per step, and their checksum
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METRICS = re.compile(r"metrics/a(\d+)-r(\d+)-s(\d+)-(\d+)\.jsonl")
 
 
 class StepMetrics(NamedTuple):
-    """What one rank measured in one optimizer step."""
+    """One rank's metrics of one optimizer step."""
 
     attempt: int
     rank: int
@@ -42,15 +42,15 @@ def write_metrics(store: Store, attempt: int, rank: int, lines: list[dict[str, A
 
 
 def read_metrics(store: Store, rank: int | None = None) -> list[StepMetrics]:
-    """All metrics of a run: every step of every attempt, redone steps more than once, in order of attempt and step.
+    """All metrics of a run: every step of every attempt, repeated steps more than once, by attempt and step.
 
-    A damaged file is named in the log, and its steps are missing. `rank`: of this one only.
+    A damaged file is logged, and its steps are missing. `rank`: only the metrics of this one.
     """
     mine = "" if rank is None else f"-r{rank:05d}-"
     named = [(entry.key, METRICS.fullmatch(entry.key)) for entry in store.list("metrics") if mine in entry.key]
     keys = {key: (int(match[1]), int(match[2])) for key, match in named if match}
     parts = parallel_map(lambda key: _read_lines(store, key), keys, CONCURRENCY)
-    found: dict[tuple[int, int, int], StepMetrics] = {}  # a write whose reply was lost was done again
+    found: dict[tuple[int, int, int], StepMetrics] = {}  # a write whose reply was lost was repeated
     for (attempt, rank), lines in zip(keys.values(), parts, strict=True):
         found |= {(attempt, line["step"], rank): StepMetrics(attempt, rank, line["step"], line) for line in lines}
     return [found[place] for place in sorted(found)]
@@ -76,7 +76,7 @@ def _parse_lines(store: Store, key: str) -> list[dict[str, Any]]:
 
 
 def damaged_metrics(store: Store, entries: Iterable[Entry]) -> dict[str, str]:
-    """Fault of each file of metrics by key, '' = good."""
+    """The fault of each metrics file by key; '' = good."""
 
     def check(entry: Entry) -> str:
         try:
@@ -93,8 +93,8 @@ def damaged_metrics(store: Store, entries: Iterable[Entry]) -> dict[str, str]:
 def missing_metrics(keys: Iterable[str], processes: Mapping[int, int], step: int) -> list[str]:
     """Names of the steps up to the committed `step` that have no metrics, by rank.
 
-    `processes` of each attempt. Rank 0 has to have every step; another one what rank 0 has of the attempts that it was
-    in: a run may have gone on with fewer.
+    `processes`: the number of processes of each attempt. Rank 0 must have every step. Another rank must have the steps
+    that rank 0 has of the attempts that it was in: a run may have resumed with fewer processes.
     """
     matches = [tuple(map(int, match.groups())) for key in keys if (match := METRICS.fullmatch(key))]
     missing = []
@@ -112,7 +112,7 @@ def missing_metrics(keys: Iterable[str], processes: Mapping[int, int], step: int
 
 
 def _spans(steps: list[int]) -> list[str]:
-    """Of ascending steps: `step 3`, `steps 5 to 9`."""
+    """Ranges of ascending steps: `step 3`, `steps 5 to 9`."""
     spans: list[list[int]] = []
     for step in steps:
         if spans and step == spans[-1][1] + 1:

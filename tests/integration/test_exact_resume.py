@@ -190,7 +190,7 @@ def test_on_s3(
     assert "finished" in status.out
     logs = launcher.run("logs", "on-s3", *bucket)
     assert "=== attempt 2" in logs.out
-    assert logs.out.count("the tokenised pairs come from the bucket") == 1, "the second attempt tokenises nothing"
+    assert logs.out.count("the tokenized pairs come from the bucket") == 1, "the second attempt tokenises nothing"
     resumed_from = receipt["attempts"][1]["from_step"]
     assert (f"resuming from step {resumed_from}" if resumed_from else "no checkpoint yet") in logs.out.split("=== ")[2]
 

@@ -1,7 +1,7 @@
-"""What a run is, written once before anything is computed: recipe, data, token ids, base model.
+"""A run's identity, written once before anything is computed: recipe, data, token ids, base model.
 
-A checkpoint has a fingerprint too, but an attempt that dies before the first save leaves reference values in the cache,
-and a successor that finds another base model under the same name would train against them.
+A checkpoint has a fingerprint too. But an attempt that dies before its first save leaves reference values in the cache,
+and a successor with another base model of the same name would train against them.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ class Pins(Record):
     """pins.json."""
 
     fingerprint: dict[str, Any]
-    """Of the run's first attempt, see `trainer.config.fingerprint`."""
+    """The first attempt's, see `trainer.config.fingerprint`."""
 
 
 def read_pins(store: Store) -> dict[str, Any] | None:
-    """The fingerprint that the run began with; None for a run that has none yet, or whose pins are damaged."""
+    """The fingerprint that the run began with; None if it has none yet, or its pins are damaged."""
     try:
         pins = read_if_there(store, PINS_KEY, Pins)
     except CorruptCheckpoint as error:
-        logger.warning("%s: damaged, so what the run began with is known from its checkpoints only", error.message)
+        logger.warning("%s: damaged, so the run's identity is read from its checkpoints only", error.message)
         return None
     return pins.fingerprint if pins else None
 
 
 def run_record(store: Store) -> RunRecord | None:
-    """run.json, or None where there is none. Of a damaged one what the pins tell: it is worth no finished model.
+    """run.json, or None if there is none. A damaged one is rebuilt from the pins, not to lose a finished model.
 
-    Raises `CorruptCheckpoint` where they can't.
+    Raises `CorruptCheckpoint` if there are no pins either.
     """
     try:
         return read_run(store)
@@ -54,19 +54,19 @@ def run_record(store: Store) -> RunRecord | None:
 
 
 def check_pins(store: Store, mine: dict[str, Any], *, begun: bool) -> None:
-    """Compare with what the run began with, or write it down. `begun`: it has a checkpoint, and so a fingerprint.
+    """Compare with what the run began with, or record it. `begun`: it has a checkpoint, and so a fingerprint.
 
-    Raises `NotExact` where it would be another run, and what the store raises.
+    Raises `NotExact` if it would be another run, and what the store raises.
     """
     pinned = read_pins(store)
     if pinned is None and not begun:
         pins = Pins(fingerprint=mine)
         try:
             store.create(PINS_KEY, pins.to_json())
-        except AlreadyExists:  # damaged, or by an attempt that we don't know of
+        except AlreadyExists:  # damaged, or written by another attempt meanwhile
             pinned = read_pins(store)
             if pinned is None:
                 store.put(PINS_KEY, pins.to_json())
     changes = check_fingerprint(pinned, mine) if pinned is not None else []
-    for changed in [] if begun else changes:  # else the checkpoint's own fingerprint decides
+    for changed in [] if begun else changes:  # if begun, the checkpoint's own fingerprint decides
         logger.warning("the run was begun otherwise, before its first save, of which nothing is used: %s", changed)

@@ -1,8 +1,8 @@
-"""A row as the texts that are tokenised: by the model's chat template, or plain with an end token.
+"""Renders a row as the texts to tokenize, with the model's chat template, or plain with an end token.
 
-As TRL 1.16's DPOTrainer renders it, but for two things. A prompt that is a plain text becomes the user's turn where
-the model has a chat template (TRL would train it bare), and `dataset.system` may come before it. And what a template
-drops, a tool call for example, makes the row unusable, where TRL would train the rest.
+Like TRL 1.16's DPOTrainer, with two exceptions. A plain-text prompt becomes the user's turn if the model has a chat
+template (TRL would train on it bare), and `dataset.system` may precede it. And if a template drops something, such as a
+tool call, the row is unusable (TRL would train on the rest).
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from trainer.data.trl_formats import Row, Turn, UnusableRow
 from trainer.errors import DataError
 
 _OF_A_TEMPLATE = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
-"""What a template stumbles over: a turn without content, tools of another form, arguments that aren't strings."""
+"""What a template raises for a turn without content, tools in another format, arguments that aren't strings."""
 
 
 class Rendered(NamedTuple):
     """The texts of a row."""
 
     prompt: str
-    """Up to where an answer begins."""
+    """Up to the start of the answer."""
     chosen: str
     """Prompt and answer."""
     rejected: str
 
 
 def render_row(row: Row, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> Rendered:
-    """`system`: a turn before a prompt that has none; None = no such turn. Raises `UnusableRow`."""
+    """Render a row. `system`: a turn before a prompt that has none; None = no such turn. Raises `UnusableRow`."""
     if row.plain or not tokenizer.chat_template:
         return _plain(row, tokenizer)
     prompt, chosen, rejected = _turns(row)
@@ -45,12 +45,12 @@ def render_row(row: Row, tokenizer: PreTrainedTokenizerBase, system: str | None 
     )
     for turns, text in ((prompt + chosen, rendered.chosen), (prompt + rejected, rendered.rejected)):
         for what in _dropped(turns, row.tools or [], text):
-            raise UnusableRow(f"the model's chat template drops {what}", "take a model whose template renders them")
+            raise UnusableRow(f"the model's chat template drops {what}", "use a model whose template renders them")
     return rendered
 
 
 def _turns(row: Row) -> tuple[list[Turn], list[Turn], list[Turn]]:
-    """A row of texts is a user's turn and two of the assistant."""
+    """The row as turns: plain texts become a user's turn and two assistant turns."""
     if isinstance(row.prompt, str):
         prompt = [{"role": "user", "content": row.prompt}]
         chosen, rejected = ([{"role": "assistant", "content": answer}] for answer in (row.chosen, row.rejected))
@@ -70,7 +70,7 @@ def _only_text(part: str | list[Turn]) -> str:
         return part
     if len(part) > 1 or part[0].get("tool_calls"):
         raise UnusableRow(
-            "it is a conversation, and the model has no chat template", "take a model that was made for conversations"
+            "it is a conversation, and the model has no chat template", "use a model that was made for conversations"
         )
     return str(part[0]["content"])
 
@@ -88,14 +88,14 @@ def _render(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], **more: Any) 
         system = any(turn.get("role") == "system" for turn in turns)
         raise UnusableRow(
             f"the model's chat template refuses a conversation of {roles}: {error}",
-            "where it has no system turn (Gemma), leave out dataset.system and system turns of the prompts"
+            "if it has no system turn (Gemma), leave out dataset.system and system turns of the prompts"
             if system
-            else "look at the model's chat_template, and at what this row hands to it",
+            else "check the model's chat_template, and what this row passes to it",
         ) from error
 
 
 def _dropped(turns: list[Turn], tools: list[Any], text: str) -> Iterator[str]:
-    """What of a conversation isn't in its text. Of the assistant's words a template may leave out some: thoughts."""
+    """The parts of a conversation that are missing in its text. A template may drop the assistant's thoughts."""
     for turn in turns:
         if turn["role"] != "assistant" and turn.get("content", "").strip() not in text:
             yield f"turns of role {turn['role']}"
@@ -106,7 +106,7 @@ def _dropped(turns: list[Turn], tools: list[Any], text: str) -> Iterator[str]:
 
 
 def _function_names(described: list[Any]) -> list[str]:
-    """Of calls or of tools, each as `{"function": {"name": ...}}` or without the outer object."""
+    """The names of calls or tools, each as `{"function": {"name": ...}}` or without the outer object."""
     inner = [one.get("function", one) if isinstance(one, dict) else {} for one in described]
     return [one["name"] for one in inner if isinstance(one, dict) and isinstance(one.get("name"), str)]
 

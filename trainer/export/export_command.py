@@ -25,7 +25,7 @@ from trainer.config.fingerprint import Base, base_change, base_revision
 from trainer.config.run_pins import run_record
 from trainer.errors import TrainingFailed
 from trainer.export.model_card import model_card
-from trainer.hub.load_errors import blaming
+from trainer.hub.load_errors import translated_errors
 from trainer.hub.push import SHARD, check_push, push_folder
 from trainer.model.base_identity import identify_base
 
@@ -140,7 +140,7 @@ def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, fold
     name = make_base_model(model["name"], work)
     revision = base_revision(base_of_run, model.get("revision"))
     check_base(base_of_run, identify_base(name, revision))
-    with blaming("the base model", name, "model.name"):
+    with translated_errors("the base model", name, "model.name"):
         stored = AutoConfig.from_pretrained(name, revision=revision).dtype
         base = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32)
     if model["dtype"] != "auto":

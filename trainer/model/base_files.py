@@ -1,8 +1,8 @@
-"""Is a base model whole, and does it fit the recipe? Told from its files, without torch and before anything is loaded.
+"""Checks from its files whether a base model is complete and fits the recipe, without torch, before it is loaded.
 
-Where weights are missing transformers trains on random numbers and says so in a line of its log only, and what doesn't
-fit becomes an index error in the first step, on a GPU an assertion of the device. Each of these is a `UserError` here,
-with the file and the way out.
+If weights are missing, transformers trains on random numbers and only logs a line, and a mismatch becomes an index
+error in the first step, on a GPU a device-side assertion. Each of these is a `UserError` here, with the file and the
+fix.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from trainer.model.tied_embeddings import check_tied
 CONFIG = "config.json"
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
 POSITIONS = ("max_position_embeddings", "n_positions")
-"""Keys of a `config.json` for the longest sequence that a model was made for. Others have no such limit (ALiBi)."""
+"""Keys of a `config.json` for a model's longest sequence. Models without them have no such limit (ALiBi)."""
 TIED_MODULES = ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out", "word_embeddings")
-"""What input and output embeddings are called."""
+"""Names of input and output embeddings."""
 AGAIN = "fetch that file again: hf download MODEL --local-dir FOLDER"
 
 
 def check_local_base(recipe: Recipe) -> None:
-    """Check a base model that is a local folder; others pass: the Hub's are checked once they are fetched.
+    """Check a base model in a local folder; models on the Hub are checked once they are downloaded.
 
     Raises `UserError`.
     """
@@ -43,25 +43,25 @@ def check_local_base(recipe: Recipe) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Are all files of a model whole, as far as their beginnings and sizes tell? Raises `UserError` naming the file."""
+    """Check that a model's files are complete, by their headers and sizes. Raises `UserError` naming the file."""
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise UserError(
                     f"{path} is a Git LFS pointer and not the file itself",
-                    "in its folder: git lfs pull",
+                    "run git lfs pull in its folder",
                 )
         if path.suffix == ".safetensors":
             read_header(path)
         elif path.suffix == ".bin" and path.name.startswith("pytorch_model") and not _is_whole_pickle(path):
-            raise UserError(f"{path} is cut off or no file of torch.save", AGAIN)
+            raise UserError(f"{path} is truncated, or not a file of torch.save", AGAIN)
     _check_shards(folder)
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The tensors that a safetensors file names, with dtype, shape and place: 8 bytes of length, JSON, then the data.
+    """The tensors in a safetensors file, with dtype, shape and offsets: 8 bytes of length, JSON, then the data.
 
-    Raises `UserError` for a file that is cut off or none of that kind.
+    Raises `UserError` for a file that is truncated or not a safetensors file.
     """
     size = path.stat().st_size
     try:
@@ -73,15 +73,15 @@ def read_header(path: Path) -> dict[str, Any]:
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     except (ValueError, struct.error, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise UserError(f"{path} is no whole safetensors file: {error}", AGAIN) from error
+        raise UserError(f"{path} is not a complete safetensors file: {error}", AGAIN) from error
     if size != end:
-        what = "cut off" if size < end else "longer than its tensors"
-        raise UserError(f"{path} is {what}: it has {size:,} bytes, and its header tells {end:,}", AGAIN)
+        what = "truncated" if size < end else "longer than its tensors"
+        raise UserError(f"{path} is {what}: it has {size:,} bytes, but its header gives {end:,}", AGAIN)
     return tensors
 
 
 def read_headers(folder: Path) -> dict[Path, dict[str, Any]]:
-    """Of all safetensors files of a model."""
+    """The headers of all safetensors files of a model."""
     return {path: read_header(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
@@ -92,13 +92,13 @@ def _is_whole_pickle(path: Path) -> bool:
 
 
 def _check_shards(folder: Path) -> None:
-    """Are all files there that an index names?"""
+    """Check that all files in an index exist."""
     for index in sorted(folder.glob("*.index.json")):
         weights = _read_json(index).get("weight_map")
         if not isinstance(weights, dict):
             raise UserError(f"{index} has no weight_map", AGAIN)
         if missing := sorted({str(name) for name in weights.values()} - {path.name for path in folder.iterdir()}):
-            raise UserError(f"{folder} lacks {some(missing)}, which {index.name} names", AGAIN)
+            raise UserError(f"{folder} lacks {first_names(missing)}, which {index.name} names", AGAIN)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], recipe: Recipe, where: Path | str) -> None:
-    """Does a model with this `config.json`, read at `where`, fit itself and the recipe? Raises `UserError`."""
+    """Check that a `config.json`, read at `where`, is consistent and fits the recipe. Raises `UserError`."""
     text = text_config(config)
     for problem, fix in _problems(text, recipe):
         raise UserError(f"{where}: {problem}", fix)
@@ -132,14 +132,14 @@ def _problems(config: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[str, 
     rows, pad = embedding_rows(config), config.get("pad_token_id")
     if isinstance(rows, int) and isinstance(pad, int) and not -rows <= pad < rows:
         yield (
-            f"pad_token_id {pad} is outside of the embedding's {rows} rows (vocab_size)",
+            f"pad_token_id {pad} is outside the embedding's {rows} rows (vocab_size)",
             "set pad_token_id to a token that the model has (its eos_token_id, for example)",
         )
     ends = config.get("eos_token_id")
     for end in ends if isinstance(ends, list) else [ends]:
         if isinstance(rows, int) and isinstance(end, int) and end >= rows:
             yield (
-                f"eos_token_id {end} is outside of the embedding's {rows} rows (vocab_size)",
+                f"eos_token_id {end} is outside the embedding's {rows} rows (vocab_size)",
                 "set eos_token_id to the token that ends an answer: without one the model never stops",
             )
     longest = recipe.dpo.max_length
@@ -154,11 +154,11 @@ def _problems(config: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[str, 
     if both := ", ".join(name for name in targets if name.rsplit(".", 1)[-1] in TIED_MODULES):
         yield (
             f"tie_word_embeddings: input and output embeddings are one matrix, and adapters of {both} can't be merged",
-            f"take {both} out of lora.target_modules",
+            f"remove {both} from lora.target_modules",
         )
 
 
-def some(names: Iterable[str], most: int = 3) -> str:
-    """The first of some names in order, and how many more there are."""
-    told = sorted(names)
-    return ", ".join(told[:most]) + (f" and {len(told) - most} more" if len(told) > most else "")
+def first_names(names: Iterable[str], most: int = 3) -> str:
+    """The first of the sorted names, and how many more there are."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")

@@ -1,8 +1,7 @@
-"""What transformers reports in its log while a model is loaded, as an error.
+"""Turns what transformers only logs while it loads a model into an error.
 
-A weight that no file has is filled with random numbers there, and one of another shape too; the run goes on, and its
-model is none. `trainer.model.base_files` looks at the files alone: which names a model wants is known only to its
-class.
+It fills weights that are missing, or have another shape, with random numbers; the run continues with a useless model.
+`trainer.model.base_files` checks the files alone: only the model's class knows which names it needs.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 from transformers import modeling_utils
 
 from checkpoints.errors import UserError
-from trainer.model.base_files import some
+from trainer.model.base_files import first_names
 
 MOST_NAMES = 4
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
@@ -23,7 +22,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 @contextlib.contextmanager
 def complete_weights(name: str) -> Iterator[None]:
-    """Within, loading the model `name` raises `UserError` where its files leave out, or don't fit, a tensor."""
+    """Inside this context, loading the model `name` raises `UserError` if a tensor is missing or doesn't fit."""
     report = modeling_utils.log_state_dict_report
 
     def check(*args: Any, loading_info: Any, model: Any, **kwargs: Any) -> None:
@@ -38,31 +37,31 @@ def complete_weights(name: str) -> Iterator[None]:
 
 
 def refuse_incomplete(name: str, model: Any, info: Any) -> None:
-    """`info`: transformers' `LoadStateDictInfo`. Raises `UserError` naming the tensors."""
+    """Check transformers' `LoadStateDictInfo`. Raises `UserError` naming the tensors."""
     if info.mismatched_keys:
         key, found, wanted = min(info.mismatched_keys)
         raise UserError(
             f"the weights of {name} don't fit its config.json: {key} has the shape {tuple(found)} in the file and "
             f"{tuple(wanted)} in the model{_more(len(info.mismatched_keys) - 1)}",
-            "take config.json and weights from one and the same model",
+            "use config.json and weights of the same model",
         )
     if info.error_msgs or info.conversion_errors:
-        told = [*info.error_msgs, *info.conversion_errors.values()]
-        raise UserError(f"the weights of {name} don't fit its config.json: {' '.join(told[0].split())}", "see the log")
+        first, *_ = (*info.error_msgs, *info.conversion_errors.values())
+        raise UserError(f"the weights of {name} don't fit its config.json: {' '.join(first.split())}", "see the log")
     if info.missing_keys:
         raise UserError(
-            f"the weights of {name} lack {some(info.missing_keys, MOST_NAMES)}: {_why(model, info)}",
-            "save the model again with save_pretrained, and with a config.json that fits",
+            f"the weights of {name} lack {first_names(info.missing_keys, MOST_NAMES)}: {_why(model, info)}",
+            "save the model again with save_pretrained, with a matching config.json",
         )
     if cut := _of_cut_layers(model, info.unexpected_keys):
         raise UserError(
-            f"the weights of {name} have more than its config.json: {some(cut, MOST_NAMES)} would be left out",
+            f"the weights of {name} have more than its config.json: {first_names(cut, MOST_NAMES)} would be left out",
             "correct the number of layers in config.json (num_hidden_layers)",
         )
 
 
 def _why(model: Any, info: Any) -> str:
-    """Also the likely cause, where the names tell one."""
+    """The consequence, or the likely cause if the names suggest one."""
     missing = sorted(info.missing_keys)
     for other in sorted(info.unexpected_keys):
         if other.endswith(f".{missing[0]}"):
@@ -73,7 +72,7 @@ def _why(model: Any, info: Any) -> str:
 
 
 def _of_cut_layers(model: Any, unexpected: Iterable[str]) -> list[str]:
-    """Those of the tensors without a place that are called as others of the model are, but for a layer's number."""
+    """Unexpected tensors whose names differ from the model's only in a layer's number."""
     ignored = "|".join(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     patterns = {_NUMBER.sub("*", key) for key in model.state_dict()}
     return [

@@ -20,11 +20,11 @@ def run_attempt(context: AttemptContext, prefetch: Prefetch, shared_prefetch: Pr
 
     `prefetch` is of this rank's shard, `shared_prefetch` of the one with the weights. Raises `NotusError`.
     """
-    arguments, place = settle_arguments(context)
-    saver = start_saver(context.claim, context.recipe.saves, place.device)
-    inputs = prepare_inputs(context, place)
+    arguments, setup = settle_arguments(context)
+    saver = start_saver(context.claim, context.recipe.saves, setup.device)
+    inputs = prepare_inputs(context, setup)
     context.announce("loading the model")
-    components = build(context, inputs, arguments, place, saver)
+    components = build(context, inputs, arguments, setup, saver)
     _keep_model_files(context, inputs, components)
     context.announce("restoring")
     resume_from = components.checkpointer.restore(prefetch, shared_prefetch)

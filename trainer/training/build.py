@@ -14,9 +14,9 @@ from trainer.checkpointing.rank_checkpointer import RankCheckpointer, SavedState
 from trainer.checkpointing.save_callback import SaveCallback, SaveDecision
 from trainer.config.model_shapes import shape_from_config
 from trainer.devices.collectives import from_rank_0
-from trainer.devices.device import Place
+from trainer.devices.device import DeviceSetup
 from trainer.export.model_card import public_base
-from trainer.hub.load_errors import blaming
+from trainer.hub.load_errors import translated_errors
 from trainer.metrics.step_log import StepRecord
 from trainer.metrics.throughput import Meter, speedometer
 from trainer.model.base_files import read_headers
@@ -52,16 +52,16 @@ class Components:
 
 
 def build(
-    context: AttemptContext, inputs: Inputs, arguments: DPOConfig, place: Place, saver: DistributedSaver
+    context: AttemptContext, inputs: Inputs, arguments: DPOConfig, setup: DeviceSetup, saver: DistributedSaver
 ) -> Components:
     """Load the model and build its trainer. Raises `UserError` for weights that can't be trained. Collective."""
     recipe, claim = context.recipe, context.claim
     engine = _install_engine() if recipe.zero is not None else None
-    trainer = _build_trainer(context, inputs, arguments, place)
+    trainer = _build_trainer(context, inputs, arguments, setup)
     as_loaded = _settle_model(context, inputs, trainer)
     record = StepRecord(
         trainer,
-        _meter(context, trainer, place),
+        _meter(context, trainer, setup),
         saver.local,
         claim.store,
         attempt=claim.head.epoch,
@@ -89,14 +89,16 @@ def _install_engine() -> BucketEngine:
     return install()
 
 
-def _build_trainer(context: AttemptContext, inputs: Inputs, arguments: DPOConfig, place: Place) -> NotusDPOTrainer:
+def _build_trainer(
+    context: AttemptContext, inputs: Inputs, arguments: DPOConfig, setup: DeviceSetup
+) -> NotusDPOTrainer:
     peft_config = None
     if context.recipe.lora is not None:
         from trainer.model.lora import peft_settings
 
         peft_config = peft_settings(context.recipe.lora)
     name = context.recipe.model.name
-    with blaming("the model", name, "model.name"), complete_weights(name):
+    with translated_errors("the model", name, "model.name"), complete_weights(name):
         return NotusDPOTrainer(
             model=inputs.model_name,
             args=arguments,
@@ -104,11 +106,13 @@ def _build_trainer(context: AttemptContext, inputs: Inputs, arguments: DPOConfig
             eval_dataset=inputs.pairs.evaluation,
             processing_class=inputs.tokenizer,
             peft_config=peft_config,
-            reference=lambda rows, batch: _reference_cache(context, inputs, place, rows, batch),
+            reference=lambda rows, batch: _reference_cache(context, inputs, setup, rows, batch),
         )
 
 
-def _reference_cache(context: AttemptContext, inputs: Inputs, place: Place, rows: Any, batch: int) -> ReferenceCache:
+def _reference_cache(
+    context: AttemptContext, inputs: Inputs, setup: DeviceSetup, rows: Any, batch: int
+) -> ReferenceCache:
     """The run's own: its key names all that decides the values, but not how many processes compute them."""
     context.announce("reference log-probs")
     identity = {
@@ -117,7 +121,7 @@ def _reference_cache(context: AttemptContext, inputs: Inputs, place: Place, rows
         "bf16": context.recipe.training.bf16,
         "batch": batch,
         "device": inputs.fingerprint["device"],
-        "attention": place.attention,
+        "attention": setup.attention,
         "versions": inputs.fingerprint["versions"],
     }
     key = from_rank_0(reference_key(identity, rows) if dist.get_rank() == 0 else "")
@@ -149,10 +153,10 @@ def _settle_model(context: AttemptContext, inputs: Inputs, trainer: NotusDPOTrai
     return as_loaded
 
 
-def _meter(context: AttemptContext, trainer: NotusDPOTrainer, place: Place) -> Meter:
+def _meter(context: AttemptContext, trainer: NotusDPOTrainer, setup: DeviceSetup) -> Meter:
     speed = speedometer(
         shape_from_config(trainer.model.config.to_dict()),
-        gpu=place.gpu,
+        gpu=setup.gpu,
         world_size=dist.get_world_size(),
         lora=context.recipe.lora is not None,
         live_reference=context.recipe.dpo.reference == "live",

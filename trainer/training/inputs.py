@@ -27,8 +27,8 @@ from trainer.data.input_hash import code_digest
 from trainer.data.token_cache import tokens_key
 from trainer.data.token_ids import check_token_ids, hash_ids
 from trainer.devices.collectives import from_rank_0
-from trainer.devices.device import Place, compiles_operators, settle_place
-from trainer.hub.load_errors import blaming
+from trainer.devices.device import DeviceSetup, compiles_operators, set_up_device
+from trainer.hub.load_errors import translated_errors
 from trainer.model.base_files import CONFIG, check_config
 from trainer.model.base_identity import identify_base
 from trainer.model.builtin_models import base_model, make_base_model
@@ -49,27 +49,27 @@ class Inputs:
     fingerprint: dict[str, Any]
 
 
-def settle_arguments(context: AttemptContext) -> tuple[DPOConfig, Place]:
+def settle_arguments(context: AttemptContext) -> tuple[DPOConfig, DeviceSetup]:
     """Return TRL's settings, and what is computed on. Creating the settings starts the process group."""
-    # First: DeepSpeed's process group, which comes with the place, looks for a compiler.
+    # First, because setting up the device creates DeepSpeed's process group, which needs a compiler.
     if not context.ops.install() and compiles_operators(context.recipe):
         context.announce("compiling", lambda: compiled_in(Path(os.environ[BUILD_FOLDER])))
-    place = settle_place(context.recipe)
+    setup = set_up_device(context.recipe)
     work = context.claim.scratch.work
     work.mkdir(parents=True, exist_ok=True)
     settings = dpo_arguments(
         context.recipe,
         context.batch,
-        device=place.device,
-        attention=place.attention,
+        device=setup.device,
+        attention=setup.attention,
         output=work / "trainer",
         run=context.claim.run,
         revision=context.revision,
     )
-    return DPOConfig(**settings), place
+    return DPOConfig(**settings), setup
 
 
-def prepare_inputs(context: AttemptContext, place: Place) -> Inputs:
+def prepare_inputs(context: AttemptContext, setup: DeviceSetup) -> Inputs:
     """Read, check and identify everything. Raises `UserError`, and `NotExact` if this is not the run it was."""
     recipe = context.recipe
     context.announce("preparing data")
@@ -81,9 +81,9 @@ def prepare_inputs(context: AttemptContext, place: Place) -> Inputs:
         recipe,
         world_size=dist.get_world_size(),
         global_batch=context.batch.total,
-        device=place.name,
-        attention=place.attention,
-        determinism=place.determinism,
+        device=setup.name,
+        attention=setup.attention,
+        determinism=setup.determinism,
         dataset=pairs.fingerprint,
         tokens=hash_ids(pairs),
         base=_identify_base(context, model_name),
@@ -112,9 +112,9 @@ def _tokenizer_and_config(context: AttemptContext, model_name: str) -> tuple[Any
     """Those of the base model; whatever doesn't fit the recipe is refused before the weights are loaded."""
     recipe = context.recipe
     name = recipe.model.name
-    with blaming("the tokenizer of", name, "model.name"):
+    with translated_errors("the tokenizer of", name, "model.name"):
         tokenizer = AutoTokenizer.from_pretrained(model_name, revision=context.revision)
-    with blaming("the model", name, "model.name"):
+    with translated_errors("the model", name, "model.name"):
         config = AutoConfig.from_pretrained(model_name, revision=context.revision)
         check_config(config.to_dict(), recipe, f"{name}/{CONFIG}")
         if recipe.lora is not None:
@@ -133,7 +133,7 @@ def _prepare_pairs(context: AttemptContext, tokenizer: Any) -> Pairs:
         if is_new := not tokens.fetch(key):
             made = _tokenize(context, tokenizer)
             tokens.keep(key, made)
-            context.claim.diary.try_write(made.told())
+            context.claim.diary.try_write(made.as_event())
     key = from_rank_0(key)
     pairs = tokens.load(key)
     if is_new:  # in the background

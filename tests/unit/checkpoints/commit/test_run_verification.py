@@ -71,7 +71,7 @@ def test_a_good_run_is_good_and_what_was_not_read_is_named(
     rows = verify(store, monkeypatch, capsys)
     assert not [name for name, row in rows.items() if row["good"] is False]
     assert {name for name, row in rows.items() if row["good"] is None} == {"cache/", "logs/", "somebody-elses.txt"}
-    assert rows["somebody-elses.txt"]["unread"] == "not of this run: nothing reads it"
+    assert rows["somebody-elses.txt"]["unread"] == "not part of this run: nothing reads it"
     assert {"step 10", "step 5", "run.json", "pins.json", "model/config.json", "final/model.safetensors"} <= set(rows)
     assert len([name for name in rows if name.startswith(("events/", "metrics/", "launches/"))]) == 8
 

@@ -22,7 +22,7 @@ from trainer.config.recipe import Saves, load_recipe
 from trainer.config.trl_config import choose_attention, deepspeed_config, dpo_arguments
 from trainer.devices.determinism import not_reproducible
 from trainer.errors import HardwareError, TrainingFailed
-from trainer.hub.load_errors import blame
+from trainer.hub.load_errors import translate_error
 from trainer.main import default_processes, exit_code
 from trainer.metrics.tracker_setup import tracker_links, usable_trackers
 from trainer.runtime.attempt_dir import Outcome, Progress, Scratch
@@ -374,7 +374,7 @@ def test_exit_codes(outcome: Outcome, code: int) -> None:
     ],
 )
 def test_whose_fault_a_failed_load_is(error: Exception, kind: type[Exception]) -> None:
-    assert type(blame(error, "the model", "x", "model.name")) is kind
+    assert type(translate_error(error, "the model", "x", "model.name")) is kind
 
 
 def test_the_trackers_page_is_known_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
