@@ -176,7 +176,7 @@ def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
         save_h=plan.upload_h,
         save_every_h=plan.save_every_h,
         trust_prices=request.trust_prices,
-        met={kind: known.met for kind, known in learned.items() if kind in markets},
+        spell_ends={kind: known.spell_ends for kind, known in learned.items() if kind in markets},
     )
 
 

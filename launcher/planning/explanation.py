@@ -11,7 +11,7 @@ from launcher.planning.estimate import START_H
 from launcher.planning.plan import Plan, Rung, SlackCost, ZonePlan
 from launcher.policy.safety import kept_h
 from launcher.policy.settings import Settings
-from launcher.policy.slack import outlook_for
+from launcher.policy.slack import slack_table_for
 from launcher.policy.slack_value import Restores
 from launcher.policy.spot.market import UNSEEN_AGE_H, Chain, SpotMarket
 
@@ -64,14 +64,13 @@ def _table(plan: Plan, chain: Chain, deadline_h: float) -> tuple[Row, ...]:
     on_demand_usd = plan.on_demand_usd_per_hour or plan.price_usd_per_hour
     ratio = round(plan.price_usd_per_hour / on_demand_usd, 2)
     restores = Restores(*(_restore_usd(plan, rung) / on_demand_usd for rung in plan.ladder[:2]))
-    outlook = outlook_for(plan.work_h, deadline_h - plan.work_h, START_H, ratio, chain, settings, restores)
+    table = slack_table_for(plan.work_h, deadline_h - plan.work_h, START_H, ratio, chain, settings, restores)
     safe_h = START_H + kept_h(START_H, settings)
     rows = []
     for share in (1.0, 0.75, 0.5, 0.25, 0.1):
         work_h = plan.work_h * share
         found = {
-            name: max(safe_h, outlook.at(outlook.buy, work_h, SpotMarket(chain, up, age_h)))
-            for name, up, age_h in MARKETS
+            name: max(safe_h, table.at(table.buy, work_h, SpotMarket(chain, up, age_h))) for name, up, age_h in MARKETS
         }
         rows.append(Row(work_left_h=work_h, buy_at_slack_h=found))
     return tuple(rows)

@@ -355,7 +355,7 @@ class _Simulation:
 
     @property
     def _by_outlook(self) -> bool:
-        return self.s.outlook is not None
+        return self.s.table is not None
 
     def _makes_it(self, slack: Floats) -> Array:
         """Can on demand still meet the deadline? Else nothing binds the policy."""
@@ -377,9 +377,9 @@ class _Simulation:
 
     def _lookup(self, who: Array, column: Array) -> Floats:
         """`Outlook.at` of the buying threshold, for arrays."""
-        outlook = self.s.outlook
-        assert outlook is not None
-        where = np.minimum(self.runs.work_h[who] / outlook.grid_h, len(outlook.buy) - 1.0)
-        low = np.minimum(where.astype(int), len(outlook.buy) - 2)
-        below, above = outlook.buy[low, column], outlook.buy[low + 1, column]
+        table = self.s.table
+        assert table is not None
+        where = np.minimum(self.runs.work_h[who] / table.grid_h, len(table.buy) - 1.0)
+        low = np.minimum(where.astype(int), len(table.buy) - 2)
+        below, above = table.buy[low, column], table.buy[low + 1, column]
         return np.asarray(below + (where - low) * (above - below))

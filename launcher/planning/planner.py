@@ -231,7 +231,7 @@ class Planner:
             work_h, work_h + slack_h, START_H, ratio, step_h, hazard.chain,
             restores=Restores(*(self._restore_usd(one) / behind.first.price_usd_per_hour for one in (kind, behind))),
         )  # fmt: skip
-        return replace(scenario, outlook=solve(problem))
+        return replace(scenario, table=solve(problem))
 
     def _behind(self, kind: Kind) -> Kind | None:
         """The on-demand kind that stands behind a spot market: the cheapest of the same GPUs, else of faster ones.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.policy.settings import Settings
-from launcher.policy.slack_value import Outlook
+from launcher.policy.slack_value import SlackTable
 from launcher.policy.spot.market import AGE_EDGES_H, Chain, Rates
 
 Floats = NDArray[np.float64]
@@ -61,7 +61,7 @@ class Scenario:
     upload_h: float = 0.0
     """From a save to its commit: lost too when the machine goes before."""
     deadline_h: float | None = None
-    outlook: Outlook | None = None
+    table: SlackTable | None = None
     """The policy's table, with a deadline and both halves."""
     settings: Settings = field(default_factory=Settings)
 

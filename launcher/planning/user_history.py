@@ -20,9 +20,9 @@ from launcher.catalog.zone_names import by_name, region_of
 from launcher.console import counted
 from launcher.paths import experience_path
 from launcher.policy.spot.market import MOST_ZONES, Rates, mean_spell_h
-from launcher.policy.spot.preemption_rates import Hazard, ZoneLife, in_words
+from launcher.policy.spot.preemption_rates import Hazard, ZoneLife, describe
 from launcher.policy.spot.statistics import Counts, Kind, MarketCounts, counts_of, total, tuned_chain, world_of
-from launcher.policy.spot.zone_pooling import MarketMet
+from launcher.policy.spot.zone_pooling import MarketEnds
 from trainer.runtime.attempt_dir import replace_file
 
 MIN_MACHINE_HOURS = 1.0
@@ -47,12 +47,12 @@ class _Book(BaseModel):
 
 def remember(run_url: str, events: Sequence[Event], now: datetime) -> None:
     """Note what a run has met. A file that can't be written is no reason to fail: it only makes plans better."""
-    met = tuple(line for kind, counts in counts_of(events, now).items() for line in _lines(kind, counts))
-    if not met:
+    spell_ends = tuple(line for kind, counts in counts_of(events, now).items() for line in _lines(kind, counts))
+    if not spell_ends:
         return
     book = _read()
     with contextlib.suppress(OSError):
-        _write(_Book(runs={**book.runs, run_url: met}))
+        _write(_Book(runs={**book.runs, run_url: spell_ends}))
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,21 @@ class Experience:
     def hazard(self, zones: Sequence[str]) -> Hazard:
         """What it makes of the shipped table for these zones, in the order in which they are asked."""
         count, counts = len(zones), self._as_listed()
-        met = counts.met(count)
-        churns = [met.churn_in(self._recorded_as(zone)) for zone in zones]
+        spell_ends = counts.spell_ends(count)
+        churns = [spell_ends.churn_in(self._recorded_as(zone)) for zone in zones]
         whole = world_of(churns, count)
         lives = {
-            zone: ZoneLife(mean_spell_h(_machine_ends([met.churn_in(zone)])), "own spells", own.machines)
+            zone: ZoneLife(mean_spell_h(_machine_ends([spell_ends.churn_in(zone)])), "own spells", own.machines)
             for zone, own in counts.zones.items()
         }
         known_as = {zone: self._recorded_as(zone) for zone in dict.fromkeys(zones)}
         return Hazard(
             world=replace(whole, machine_ends=_machine_ends(churns[:1])),
-            chain=tuned_chain((counts.met().churn_in(known_as[zone]) for zone in zones), count),
-            source="; ".join([self._source(in_words(whole, count)), *_in_words(lives, list(known_as.values()))]),
+            chain=tuned_chain((counts.spell_ends().churn_in(known_as[zone]) for zone in zones), count),
+            source="; ".join([self._source(describe(whole, count)), *_in_words(lives, list(known_as.values()))]),
             basis="market",
             ends_elsewhere=_machine_ends(churns[1:MOST_ZONES]) if count > 1 else None,
-            life_h=mean_spell_h(_machine_ends([met.churn])),
+            life_h=mean_spell_h(_machine_ends([spell_ends.churn])),
             zones=lives
             | {
                 zone: lives[record]._replace(basis="region")
@@ -116,9 +116,9 @@ class Experience:
         )
 
     @property
-    def met(self) -> MarketMet:
+    def spell_ends(self) -> MarketEnds:
         """What the policy of the next run starts from."""
-        return self.counts.met()
+        return self.counts.spell_ends()
 
 
 def learned(

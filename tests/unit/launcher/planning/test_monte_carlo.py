@@ -18,7 +18,7 @@ from launcher.planning.monte_carlo import Runs, simulate
 from launcher.planning.scenario import OnDemand, Scenario, SpellLengths, Spot
 from launcher.planning.storage_costs import CHUNK_BYTES, bucket_for, fees
 from launcher.policy.settings import Settings
-from launcher.policy.slack import outlook_for
+from launcher.policy.slack import slack_table_for
 from launcher.policy.slack_value import Restores
 from launcher.policy.spot.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, Rates, churned, mean_spell_h
 from launcher.policy.spot.preemption_rates import assumed, median_spell_h
@@ -37,10 +37,10 @@ def scenario(
     table = None
     if deadline_h is not None and not spot_only:
         ratio = price / ON_DEMAND.price_usd_per_hour
-        table = outlook_for(work_h, deadline_h - work_h, 0.25, ratio, chain, Settings(check_h=0.1))
+        table = slack_table_for(work_h, deadline_h - work_h, 0.25, ratio, chain, Settings(check_h=0.1))
     return Scenario(
         work_h, 0.25, Spot(price, price, chain), None if spot_only else OnDemand(ON_DEMAND.price_usd_per_hour),
-        interval_h=1 / 6, deadline_h=deadline_h, outlook=table, settings=LOOKS,
+        interval_h=1 / 6, deadline_h=deadline_h, table=table, settings=LOOKS,
     )  # fmt: skip
 
 
@@ -97,10 +97,10 @@ def test_a_table_that_knows_what_restores_cost_saves_money_and_is_never_late(dea
     chain = assumed(1).world
     told = scenario(deadline_h, chain, work_h=12.0)
     ratio, restore = SPOT.price_usd_per_hour / ON_DEMAND.price_usd_per_hour, 5 / ON_DEMAND.price_usd_per_hour
-    table = outlook_for(
+    table = slack_table_for(
         12.0, deadline_h - 12.0, 0.25, ratio, chain, Settings(check_h=0.1), Restores(restore, restore)
     )  # fmt: skip
-    unaware, aware = (simulate(one, 5000) for one in (told, replace(told, outlook=table)))
+    unaware, aware = (simulate(one, 5000) for one in (told, replace(told, table=table)))
     costs = [float(np.mean(runs.cost + 5 * (runs.starts - 1))) for runs in (unaware, aware)]
     assert costs[1] < 0.985 * costs[0]
     assert np.mean(aware.starts) < np.mean(unaware.starts)
@@ -169,9 +169,9 @@ def test_no_simulated_run_misses_a_deadline_that_on_demand_can_meet(
 
     chain = Chain(scaled(PRIOR_UP), scaled(PRIOR_UP), scaled(PRIOR_DOWN), 0.2)
     deadline_h = work_h + start_h + slack_h
-    table = outlook_for(work_h, deadline_h - work_h, start_h, 0.5, chain, Settings(check_h=deadline_h / 100))
+    table = slack_table_for(work_h, deadline_h - work_h, start_h, 0.5, chain, Settings(check_h=deadline_h / 100))
     told = Scenario(
-        work_h, start_h, Spot(1.0, 1.2, chain), OnDemand(2.0), interval_h=0.0, deadline_h=deadline_h, outlook=table
+        work_h, start_h, Spot(1.0, 1.2, chain), OnDemand(2.0), interval_h=0.0, deadline_h=deadline_h, table=table
     )
     runs = simulate(told, 200)
     assert np.all(runs.finish_h <= deadline_h + 1e-3)

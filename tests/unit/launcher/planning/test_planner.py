@@ -21,7 +21,7 @@ from launcher.planning.planner import Planner
 from launcher.planning.user_history import Experience
 from launcher.planning.work_left import SoFar
 from launcher.policy.limits import limits_of
-from launcher.policy.slack_value import Outlook, Problem, solve
+from launcher.policy.slack_value import Problem, SlackTable, solve
 from launcher.policy.spot.preemption_rates import assumed
 from launcher.policy.spot.statistics import Counts, MarketCounts
 from launcher.report.plan_tables import show_dry_run
@@ -315,7 +315,7 @@ def test_the_tables_of_the_policy_count_what_restores_cost(
         monkeypatch.delenv(name, raising=False)
     asked: list[Problem] = []
 
-    def noted(problem: Problem) -> Outlook:
+    def noted(problem: Problem) -> SlackTable:
         asked.append(problem)
         return solve(problem)
 
@@ -371,7 +371,7 @@ def test_the_last_second_of_a_run_needs_no_table_of_a_million_steps(
 ) -> None:
     asked: list[Problem] = []
 
-    def noted(problem: Problem) -> Outlook:
+    def noted(problem: Problem) -> SlackTable:
         asked.append(problem)
         return solve(problem)
 

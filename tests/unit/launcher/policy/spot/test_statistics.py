@@ -61,7 +61,7 @@ def refused(hours: float, *places: Place) -> Event:
 
 
 def chain(counts: MarketCounts, zones: tuple[str, ...] = ("us-a",)) -> Chain:
-    return tuned_chain((counts.met().churn_in(zone) for zone in zones), len(zones))
+    return tuned_chain((counts.spell_ends().churn_in(zone) for zone in zones), len(zones))
 
 
 def test_lives_of_spot_machines_are_exposure_and_preemptions_ends() -> None:
@@ -150,7 +150,7 @@ def test_a_file_of_before_there_were_zones_counts_for_the_market(
     user_history.experience_path().write_text(old)
     known = user_history.learned()["gcp", "A100:8"]
     assert known.counts.preemptions == 9
-    assert known.met.churn_in("us-a") == known.met.churn_in("us-b") > 1.5
+    assert known.spell_ends.churn_in("us-a") == known.spell_ends.churn_in("us-b") > 1.5
 
 
 def test_what_a_zone_was_like_shows_in_its_own_life(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -197,18 +197,20 @@ def test_the_policy_of_a_run_learns_from_the_run_itself() -> None:
 
     rough = [x for n in range(20) for x in life(A, n, n + 0.1)]
     assert ends(rough)[0] > 1.5 * ends([])[0]
-    met = user_history.Experience(("gcp", "A100:8"), counts_of(rough, at(24))["gcp", "A100:8"], 1).met
-    assert ends([], met={("gcp", "A100:8"): met})[0] > 1.5 * ends([])[0], "and from the runs before it"
-    assert ends([], met={("aws", "A100:8"): met}) == ends([]), "in the same market"
+    spell_ends = user_history.Experience(("gcp", "A100:8"), counts_of(rough, at(24))["gcp", "A100:8"], 1).spell_ends
+    assert ends([], spell_ends={("gcp", "A100:8"): spell_ends})[0] > 1.5 * ends([])[0], "and from the runs before it"
+    assert ends([], spell_ends={("aws", "A100:8"): spell_ends}) == ends([]), "in the same market"
     assert ends(rough, hazard_h=4.0) == (0.25,) * BINS, "--hazard is taken as it is"
 
 
 def test_the_policy_of_a_run_asks_the_calm_zone_before_the_rough_one() -> None:
     rough = [x for n in range(20) for x in useful_life(A, n, 0.4)]
-    before = {("gcp", "A100:8"): counts_of(rough, at(24))["gcp", "A100:8"].met()}
-    for events, met in ((rough, {}), ([], before)):
+    before = {("gcp", "A100:8"): counts_of(rough, at(24))["gcp", "A100:8"].spell_ends()}
+    for events, spell_ends in ((rough, {}), ([], before)):
         for deadline in (None, at(72)):
-            seen = observe(events, None, (A, B, ON_DEMAND), Limits(hours=8, deadline=deadline, met=met), at(24))
+            seen = observe(
+                events, None, (A, B, ON_DEMAND), Limits(hours=8, deadline=deadline, spell_ends=spell_ends), at(24)
+            )
             hazards = [known.hazard_per_h for known in seen.places]
             assert hazards[0] > seen.hazard_per_h > hazards[1] > 0  # type: ignore[operator]
             assert hazards[2] is None, "on demand"
@@ -276,7 +278,7 @@ def test_without_names_it_is_known_by_region(monkeypatch: pytest.MonkeyPatch, tm
     assert lives[0].mean_h > lives[2].mean_h, "calmer than is usual"
     assert "us-east-1 " in hazard.source
     assert "(from 20 own spells)" in hazard.source
-    assert set(known.met.zones) == {"us-east-1a", "us-east-1b"}, "the controller knows them by name"
+    assert set(known.spell_ends.zones) == {"us-east-1a", "us-east-1b"}, "the controller knows them by name"
 
 
 def test_a_diary_with_ids_is_read_by_name_once_the_names_are_known(
@@ -284,7 +286,7 @@ def test_a_diary_with_ids_is_read_by_name_once_the_names_are_known(
 ) -> None:
     met_in_aws(monkeypatch, tmp_path, "use1-az1")
     known = user_history.learned(names={"use1-az1": "us-east-1c"})["aws", "A100:8"]
-    assert set(known.met.zones) == {"us-east-1c"}
+    assert set(known.spell_ends.zones) == {"us-east-1c"}
     assert known.hazard(["us-east-1c"]).life_in("us-east-1c").own_spells == 10
     same = user_history.learned(offers=[aws_offer("us-east-1", "use1-az1")])["aws", "A100:8"]
     assert same.hazard(["use1-az1"]).life_in("use1-az1").basis == "own spells", "both by id"
