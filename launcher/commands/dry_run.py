@@ -20,9 +20,9 @@ from launcher.paths import experience_path
 from launcher.planning.explanation import Explanation, explain
 from launcher.planning.named_places import named_places
 from launcher.planning.node_types import wanted_gpus
-from launcher.planning.plan import DryRun, Plan, Rung, ladder, nearest, require_plan
+from launcher.planning.plan import Candidate, DryRun, Plan, ladder, nearest, require_plan
 from launcher.planning.planner import Planner
-from launcher.planning.work_left import NOT_BEGUN, SoFar, so_far
+from launcher.planning.work_left import NOT_STARTED, RunProgress, run_progress
 from launcher.policy.limits import Limits
 from launcher.policy.spot.preemption_rates import Learned
 from launcher.report.plan_tables import show_dry_run
@@ -70,14 +70,14 @@ def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -
     return 0
 
 
-def _done(request: LaunchRequest) -> tuple[SoFar, str]:
+def _done(request: LaunchRequest) -> tuple[RunProgress, str]:
     """What the named run has done in its bucket; and what to say where that can't be read: it may need an account.
 
     In a thread, because a store that doesn't answer is asked again for minutes: good for a run, not for a look.
     """
     if request.bucket is None or request.name is None:
-        return NOT_BEGUN, ""
-    found: list[SoFar] = []
+        return NOT_STARTED, ""
+    found: list[RunProgress] = []
     failed: list[str] = []
 
     def read(bucket: str, name: str) -> None:
@@ -85,7 +85,7 @@ def _done(request: LaunchRequest) -> tuple[SoFar, str]:
         from checkpoints.run_log.run_record import open_run
 
         try:
-            found.append(so_far(open_run(bucket, name), datetime.now(UTC)))
+            found.append(run_progress(open_run(bucket, name), datetime.now(UTC)))
         except NotusError as error:
             failed.append(error.message)
 
@@ -95,10 +95,10 @@ def _done(request: LaunchRequest) -> tuple[SoFar, str]:
     if found:
         return found[0], ""
     why = failed[0] if failed else f"no answer within {BUCKET_S:.0f} s"
-    return NOT_BEGUN, f"planned as a new run, as {request.bucket} can't be read: {why}"
+    return NOT_STARTED, f"planned as a new run, as {request.bucket} can't be read: {why}"
 
 
-def planner_for(request: LaunchRequest, recipe: Recipe, done: SoFar = NOT_BEGUN) -> Planner:
+def planner_for(request: LaunchRequest, recipe: Recipe, done: RunProgress = NOT_STARTED) -> Planner:
     """A planner over the offers of a request; `done` is what the run has behind it."""
     catalog, clouds = find_catalog(), request.clouds or tuple(CLOUDS)
     offers = load_offers(catalog, wanted_gpus(request, recipe), clouds)
@@ -128,7 +128,7 @@ def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
     return to_yaml(
         task_config(
             recipe,
-            rungs_of(request, result.best, result),
+            candidates_of(request, result.best, result),
             run=request.name or cloud_run_name(recipe.name),
             bucket=request.bucket,
             environment=os.environ if request.bucket is not None else None,
@@ -151,18 +151,18 @@ def _learned(offers: Sequence[Offer] = (), without: str = "") -> Mapping[tuple[s
     return learned(without, names=find_catalog().zone_names, offers=offers)
 
 
-def rungs_of(request: LaunchRequest, plan: Plan, result: DryRun) -> tuple[Rung, ...]:
+def candidates_of(request: LaunchRequest, plan: Plan, result: DryRun) -> tuple[Candidate, ...]:
     """The places to try, for this plan: none whose price looks wrong, unless the user trusts it."""
     within = [other for other in result.plans if other.within_limits]
-    rungs = ladder(plan, within, mixed=len(request.gpus) > 1)
+    candidates = ladder(plan, within, mixed=len(request.gpus) > 1)
     return named_places(
-        rungs, result.offers, trust_prices=request.trust_prices, strategy_checks=strategy_here() == NOTUS
+        candidates, result.offers, trust_prices=request.trust_prices, strategy_checks=strategy_here() == NOTUS
     )
 
 
 def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
     """What the run may take, launched at `now`; the hours are those of the whole run on the plan's own machines."""
-    markets = {(rung.cloud, rung.gpus) for rung in plan.ladder if rung.spot}
+    markets = {(candidate.cloud, candidate.gpus) for candidate in plan.ladder if candidate.spot}
     learned = _learned(without=f"{(request.bucket or '').rstrip('/')}/{request.name}")
     return Limits(
         plan.whole_work_h,

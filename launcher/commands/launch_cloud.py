@@ -25,15 +25,15 @@ from checkpoints.util.clock import Clock, SystemClock, looks
 from checkpoints.util.environment import user_home
 from launcher.check.check import Where, check_before_launch
 from launcher.cli_options import writable
-from launcher.commands.dry_run import limits_of_plan, planner_for, price_warnings, rungs_of, strategy_here
+from launcher.commands.dry_run import candidates_of, limits_of_plan, planner_for, price_warnings, strategy_here
 from launcher.commands.follow_run import follow
 from launcher.commands.launch_local import new_name
 from launcher.commands.receipts import read_receipt, show_receipt
 from launcher.console import say
 from launcher.errors import RequestError, SkyFailed
 from launcher.paths import home
-from launcher.planning.plan import DryRun, Plan, Rung, require_plan
-from launcher.planning.work_left import so_far
+from launcher.planning.plan import Candidate, DryRun, Plan, require_plan
+from launcher.planning.work_left import run_progress
 from launcher.policy.limits import Limits
 from launcher.policy.run_history import machine_now, machines
 from launcher.report.status import ABANDONED_S, OVER, RunStatus, read_status
@@ -95,14 +95,14 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     for warning in price_warnings(request):
         say(f"warning: {warning}")
     choice = _plan(request, recipe, store)
-    secrets = collect(recipe, bucket, choice.rungs, os.environ)
+    secrets = collect(recipe, bucket, choice.candidates, os.environ)
     if is_new and (code := _as_it_is(store, run, recipe, options, output)) is not None:
         return code
     if text := credentials.remark(user_home(), os.environ):
         say(text)
     choice = _agreed(choice, request, recipe, store, options)
     register_run(store, new_record(name, recipe))
-    job_id = _submit(choice.request, recipe, choice.rungs, choice.limits(datetime.now(UTC)), store, secrets)
+    job_id = _submit(choice.request, recipe, choice.candidates, choice.limits(datetime.now(UTC)), store, secrets)
     return _after_submission(store, run, job_id, recipe, options, output)
 
 
@@ -138,7 +138,7 @@ class _Choice(NamedTuple):
     """As of when it was planned."""
     plan: Plan
     result: DryRun
-    rungs: tuple[Rung, ...]
+    candidates: tuple[Candidate, ...]
     planned_at: datetime
 
     def limits(self, launched: datetime) -> Limits:
@@ -148,16 +148,16 @@ class _Choice(NamedTuple):
     @property
     def terms(self) -> tuple[object, ...]:
         """What the user says yes to."""
-        return self.plan.name, round(self.plan.expected_cost_usd, 1), self.rungs
+        return self.plan.name, round(self.plan.expected_cost_usd, 1), self.candidates
 
 
 def _plan(request: LaunchRequest, recipe: Recipe, store: Store) -> _Choice:
     """From where the run is. Raises `NothingFits`, and `RequestError` for a deadline that has passed."""
     now = datetime.now(UTC)
     asked = request.at(now)
-    result = planner_for(asked, recipe, so_far(store, now)).compare()
+    result = planner_for(asked, recipe, run_progress(store, now)).compare()
     plan = require_plan(result, asked)
-    return _Choice(asked, plan, result, rungs_of(asked, plan, result), now)
+    return _Choice(asked, plan, result, candidates_of(asked, plan, result), now)
 
 
 def _agreed(choice: _Choice, request: LaunchRequest, recipe: Recipe, store: Store, options: CloudOptions) -> _Choice:
@@ -236,7 +236,7 @@ def _was_cut_off_here(store: Store) -> bool:
 def _submit(
     request: LaunchRequest,
     recipe: Recipe,
-    rungs: Sequence[Rung],
+    candidates: Sequence[Candidate],
     limits: Limits,
     store: Store,
     secrets: Mapping[str, str],
@@ -254,7 +254,7 @@ def _submit(
     launch = take_launch_number(store, submission)
     config = task_config(
         recipe,
-        rungs,
+        candidates,
         run=name,
         bucket=request.bucket,
         recipe_argument=sent.recipe,
@@ -267,7 +267,7 @@ def _submit(
         launch=launch,
     )
     diary = Diary(store, 0, launch=launch)
-    order = tuple(rung.model_dump() for rung in rungs)
+    order = tuple(candidate.model_dump() for candidate in candidates)
     diary.write(Planned(strategy=strategy, order=order, submission=submission))
     try:
         job_id = client.submit(config, secrets)

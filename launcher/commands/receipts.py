@@ -14,7 +14,7 @@ from checkpoints.storage.base import Store
 from checkpoints.util.command_line import console
 from launcher.catalog.gpu_nodes import parse_gpus
 from launcher.catalog.offers import Offer, cheapest_by_kind, find_catalog, load_offers
-from launcher.planning.user_history import remember
+from launcher.planning.user_history import record_run
 from launcher.report.receipt import Receipt, make_receipt
 from launcher.report.run_tables import receipt_panel
 from launcher.report.status import ABANDONED, read_status
@@ -24,7 +24,7 @@ from trainer.config.recipe import Recipe
 def read_receipt(store: Store, name: str, recipe: Recipe | None = None) -> Receipt:
     """The receipt of a run, from the bucket. What it met of spot markets is remembered for later plans."""
     events, now = read_events(store), datetime.now(UTC)
-    remember(store.url, events, now)
+    record_run(store.url, events, now)
     abandoned = bool(events) and read_status(store, name, now).state == ABANDONED
     until = _last_sign(store, events) if abandoned else now
     return make_receipt(name, events, read_metrics(store), priced_offers(recipe), until, abandoned=abandoned)

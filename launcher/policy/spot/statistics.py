@@ -34,7 +34,7 @@ from launcher.policy.spot.market import (
 )
 from launcher.policy.spot.zone_pooling import MarketEnds, mean_churn
 
-Kind = tuple[str, str]
+MarketKey = tuple[str, str]
 """Cloud and GPUs."""
 NONE = (0.0,) * BINS
 
@@ -126,11 +126,11 @@ def world_of(churns: Iterable[float], zones: int) -> Chain:
     return world(mean_churn(churns), zones)
 
 
-def counts_of(events: Sequence[Event], now: datetime) -> dict[Kind, MarketCounts]:
+def counts_of(events: Sequence[Event], now: datetime) -> dict[MarketKey, MarketCounts]:
     """Counts of one run, by cloud and GPUs."""
-    counts: dict[Kind, MarketCounts] = {}
+    counts: dict[MarketKey, MarketCounts] = {}
 
-    def add(kind: Kind, new: MarketCounts) -> None:
+    def add(kind: MarketKey, new: MarketCounts) -> None:
         counts[kind] = counts.get(kind, MarketCounts()).plus(new)
 
     for spell in machines(events):
@@ -143,22 +143,22 @@ def counts_of(events: Sequence[Event], now: datetime) -> dict[Kind, MarketCounts
     return counts
 
 
-def total(counts: Iterable[Mapping[Kind, MarketCounts]]) -> dict[Kind, MarketCounts]:
+def total(counts: Iterable[Mapping[MarketKey, MarketCounts]]) -> dict[MarketKey, MarketCounts]:
     """The sum over several runs."""
-    summed: dict[Kind, MarketCounts] = {}
+    summed: dict[MarketKey, MarketCounts] = {}
     for one in counts:
         for kind, market in one.items():
             summed[kind] = summed.get(kind, MarketCounts()).plus(market)
     return summed
 
 
-def _stock_outs(events: Sequence[Event]) -> list[tuple[Kind, float, bool]]:
+def _stock_outs(events: Sequence[Event]) -> list[tuple[MarketKey, float, bool]]:
     """Each market's spells without a machine: kind, hours, and whether the end was observed.
 
     They are counted by market, not by zone: fifty zones that refuse together are one stock-out, not fifty, and none at
     all if the fifty-first zone of the same search had a machine.
     """
-    refused: dict[Kind, tuple[datetime, datetime]] = {}
+    refused: dict[MarketKey, tuple[datetime, datetime]] = {}
     stock_outs = []
     for event in events:
         match event.payload:
@@ -176,7 +176,7 @@ def _stock_outs(events: Sequence[Event]) -> list[tuple[Kind, float, bool]]:
     return [*stock_outs, *((kind, hours_of(last - first), False) for kind, (first, last) in refused.items())]
 
 
-def kind_of(place: Place | PlaceRecord) -> Kind:
+def kind_of(place: Place | PlaceRecord) -> MarketKey:
     """The market that a place belongs to."""
     return place.cloud, place.gpus
 

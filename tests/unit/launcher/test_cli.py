@@ -49,7 +49,7 @@ def launch(*arguments: str, monkeypatch: pytest.MonkeyPatch, home: Path) -> int:
         (("prices", "refetch"), 2, "'refetch' is not one of 'show', 'refresh', 'diff'"),
         (("--cloud", "local", "--dry-run", "--budget", "5"), 2, "--dry-run, --budget can't be used with --cloud local"),
         (("--recipe", "/tmp/x/mine.yaml", "--cloud", "gcp"), 2, "no recipe file"),
-        (("--dry-run", "--budget", "1"), 3, "no plan keeps a budget of $1.00"),
+        (("--dry-run", "--budget", "1"), 3, "no plan meets a budget of $1.00"),
         (("status", "nothing"), 2, "there is no run 'nothing'"),
         (("logs", "nothing"), 2, "there is no run 'nothing'"),
         (("report", "nothing"), 2, "there is no run 'nothing'"),

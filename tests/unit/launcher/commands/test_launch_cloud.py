@@ -25,7 +25,7 @@ from checkpoints.util.clock import FakeClock
 from launcher import cli
 from launcher.commands import follow_run, inspect_runs, launch_cloud, stop_run
 from launcher.errors import RequestError, RunFailed, SkyFailed, UnclearJob
-from launcher.planning.plan import Rung
+from launcher.planning.plan import Candidate
 from launcher.policy.model import Place
 from launcher.policy.run_history import place_data
 from launcher.run_identity import RunIdentity, run_identity
@@ -40,7 +40,7 @@ from tests.support.paths import ROOT
 from trainer.config.recipe import load_recipe
 from trainer.main import new_record
 
-GCP, LAMBDA = Rung(cloud="gcp", gpus="A100:8", spot=True), Rung(cloud="lambda", gpus="A100:8", spot=False)
+GCP, LAMBDA = Candidate(cloud="gcp", gpus="A100:8", spot=True), Candidate(cloud="lambda", gpus="A100:8", spot=False)
 LAUNCH = ("--recipe", "tiny-dpo", "--cloud", "gcp", "--gpus", "A100:8", "--name", "r", "--yes", "--detach")
 
 

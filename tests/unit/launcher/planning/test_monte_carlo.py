@@ -13,7 +13,7 @@ from checkpoints.save.shard_upload import CHUNK_BYTES as UPLOADED_CHUNK_BYTES
 from checkpoints.storage.list_prices import AMAZON_S3 as S3
 from checkpoints.storage.list_prices import CLOUDFLARE_R2 as R2
 from checkpoints.storage.list_prices import GOOGLE_CLOUD_STORAGE as GCS
-from launcher.planning.estimate import Surroundings, estimate, save_plan
+from launcher.planning.estimate import Locations, estimate, save_plan
 from launcher.planning.monte_carlo import Runs, simulate
 from launcher.planning.scenario import OnDemand, Scenario, SpellLengths, Spot
 from launcher.planning.storage_costs import CHUNK_BYTES, bucket_for, fees
@@ -132,7 +132,7 @@ def test_spell_lengths_follow_their_hazard() -> None:
 
 def test_a_market_met_at_random_is_in_its_equilibrium() -> None:
     """Its age has the density of the survival: for a constant hazard that is the exponential itself."""
-    age = SpellLengths((0.25,) * BINS).met_at_random(np.random.default_rng(1).random(100_000))
+    age = SpellLengths((0.25,) * BINS).age_at_random_time(np.random.default_rng(1).random(100_000))
     assert np.mean(age) == pytest.approx(4.0, rel=0.02)
 
 
@@ -186,7 +186,7 @@ def test_the_same_seed_gives_the_same_runs() -> None:
 def test_a_market_that_never_lets_a_run_through_has_no_estimate() -> None:
     hopeless = Chain((60.0,) * BINS, (60.0,) * BINS, PRIOR_DOWN)
     plan = save_plan(Saves(), 1e9, 1 / 60)
-    assert estimate(Scenario(6.0, 0.25, Spot(1.0, 1.0, hopeless)), plan, Surroundings(R2), runs=20) is None
+    assert estimate(Scenario(6.0, 0.25, Spot(1.0, 1.0, hopeless)), plan, Locations(R2), runs=20) is None
 
 
 # --- saves and fees ---------------------------------------------------------------------------------
@@ -206,12 +206,12 @@ def test_the_first_start_restores_nothing_whatever_machine_it_is() -> None:
     """With a bucket in the spot machines' cloud: only on-demand starts after the first one pay for the way out."""
     told = Scenario(6.0, 0.25, Spot(8.0, 8.0, CHAIN), OnDemand(16.0))
     runs, saving = simulate(told, 1200), save_plan(Saves(), 50e9, 3.0)
-    found = estimate(told, saving, Surroundings(S3, "aws", "lambda"))
+    found = estimate(told, saving, Locations(S3, "aws", "lambda"))
     assert found is not None
     assert 0 < np.mean(runs.first_on_demand) < 1
     restores = np.mean(runs.on_demand_starts - runs.first_on_demand)
     assert found.egress_usd == pytest.approx(50 * 0.09 * restores)
-    spot_abroad = estimate(told, saving, Surroundings(S3, "gcp", "aws"))
+    spot_abroad = estimate(told, saving, Locations(S3, "gcp", "aws"))
     assert spot_abroad is not None
     assert spot_abroad.egress_usd + found.egress_usd == pytest.approx(50 * 0.09 * np.mean(runs.starts - 1))
 

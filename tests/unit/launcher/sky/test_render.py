@@ -21,7 +21,7 @@ from checkpoints.storage.list_prices import AMAZON_S3 as S3
 from checkpoints.storage.list_prices import CLOUDFLARE_R2 as R2
 from checkpoints.storage.s3 import BACKEND
 from checkpoints.storage.s3_location import s3_location
-from launcher.planning.plan import Rung
+from launcher.planning.plan import Candidate
 from launcher.planning.storage_costs import bucket_for
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.spot.market import SpellEnds
@@ -33,7 +33,7 @@ from tests.support.paths import ROOT
 from trainer.config.recipe import load_recipe
 
 RECIPE = load_recipe("notus-7b-dpo")
-LADDER = (Rung(cloud="gcp", gpus="A100:8", spot=True), Rung(cloud="lambda", gpus="A100:8", spot=False))
+LADDER = (Candidate(cloud="gcp", gpus="A100:8", spot=True), Candidate(cloud="lambda", gpus="A100:8", spot=False))
 
 
 def test_the_shipped_tasks_are_what_the_recipes_render_to() -> None:
