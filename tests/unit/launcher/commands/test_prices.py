@@ -163,7 +163,7 @@ def test_a_broken_price_list_does_not_keep_a_refresh_away(
     assert prices("refresh", A100.model_copy(update={"clouds": ("lambda",)}), "json") == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["changes"][0]["now"] == 31.84
-    assert "'n/a' is no number" in told.err
+    assert "'n/a' is not a number" in told.err
 
 
 def test_what_skypilot_says_stays_off_stdout(
