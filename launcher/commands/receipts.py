@@ -1,4 +1,4 @@
-"""The receipt of a run, read and shown."""
+"""Read and show a run's receipt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.config.recipe import Recipe
 
 
 def read_receipt(store: Store, name: str, recipe: Recipe | None = None) -> Receipt:
-    """The receipt of a run, from the bucket. What it met of spot markets is remembered for later plans."""
+    """The receipt of a run, from the bucket. Its spot market statistics are recorded for later plans."""
     events, now = read_events(store), datetime.now(UTC)
     record_run(store.url, events, now)
     abandoned = bool(events) and read_status(store, name, now).state == ABANDONED

@@ -45,7 +45,7 @@ def test_notus_launch_goes_on_in_another_zone(clouds: Clouds, bucket: S3Server, 
     assert "first step done" in told
     assert "goodput" in told
     again = run.notus("--recipe", "tiny-dpo", "--name", run.name, "--cloud", "gcp", "--yes")
-    assert "is done already" in again, "launching a finished run again starts nothing"
+    assert "is already finished" in again, "launching a finished run again starts nothing"
 
 
 def test_on_demand_while_spot_is_out_then_back_to_spot(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
@@ -196,7 +196,7 @@ def test_stop_saves_and_the_same_name_goes_on(clouds: Clouds, bucket: S3Server, 
     with run.beside("stop", run.name) as stop:
         run.wait("the wish to stop", lambda: read_request(run.store) is not None)
         run.thaw()
-    assert "is whole" in stop.said
+    assert "is complete" in stop.said
     run.wait_for_the_end_of_its_machines()
     run.wait_for_status("FAILED", "CANCELLED")
     assert run.launch("--cloud", "lambda", "--gpus", "A100:8").wait(600) == 0, run.story()

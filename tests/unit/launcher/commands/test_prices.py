@@ -89,7 +89,7 @@ def test_diff_is_against_the_snapshot(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert prices("diff", A100, "text") == 0
-    assert "no cheapest price differs" in capsys.readouterr().out
+    assert "no cheapest price has changed" in capsys.readouterr().out
     folder = tmp_path / ".sky/catalogs/v8/lambda"
     folder.mkdir(parents=True)
     (folder / "vms.csv").write_text(HEADER + "gpu_8x_a100,A100,8.0,124.0,1800.0,7.96,us-east-1,,\n")

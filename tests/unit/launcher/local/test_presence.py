@@ -24,7 +24,7 @@ from checkpoints.storage.object_store import ObjectStore
 from launcher import cli
 from launcher.commands.receipts import read_receipt
 from launcher.local.backend import LocalRun
-from launcher.local.presence import LAUNCHER_KEY, LauncherRecord, is_gone, looked_after, nobody_here
+from launcher.local.presence import LAUNCHER_KEY, LauncherRecord, is_gone, looked_after, no_process_here
 from launcher.report.receipt import make_receipt
 from launcher.report.status import read_status
 from trainer.config.recipe import load_recipe
@@ -146,7 +146,7 @@ def test_another_machines_run_is_given_up_after_half_an_hour_of_silence() -> Non
     store = ObjectStore.memory()
     local_run(store, writer=os.getpid(), beat_s_ago=1801)
     assert "no sign of life" in str(read_status(store, "r", NOW).note)
-    assert not nobody_here(store, None, silent=True)
+    assert not no_process_here(store, None, silent=True)
 
 
 def event(at_s: float, kind: Any, attempt: int, **data: Any) -> Event:
@@ -204,7 +204,7 @@ def test_a_finished_run_is_not_started_again(
 
     assert launch("--recipe", "tiny-dpo") == 0
     told = capsys.readouterr()
-    assert "run r is done already" in told.err
+    assert "run r is already finished" in told.err
     assert "receipt of r" in told.out
     assert launch("--recipe", "tiny-dpo-lora") == 2, "its recipe is another one"
     assert "exists with another recipe" in capsys.readouterr().err
@@ -217,7 +217,7 @@ def test_a_finished_run_is_not_started_again(
 
     for asked in (("--preempt", "2"), ("--compare",)):  # only the twin is made
         assert launch("--recipe", "tiny-dpo", *asked) == 0
-        assert "run r is done already" in capsys.readouterr().err
+        assert "run r is already finished" in capsys.readouterr().err
     assert made == ["r", "r"]
     assert sorted(entry.key for entry in store.list("")) == before
     diary.write(Compared(equal=True))
