@@ -28,7 +28,7 @@ from checkpoints.util.interpreter import environment, module
 from launcher.cli_options import writable
 from launcher.commands.launch_local import compare_with_twin, run_here
 from launcher.commands.receipts import read_report
-from launcher.console import counted, say
+from launcher.console import counted, echo
 from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.local.backend import LocalRun
 from launcher.paths import default_folder, home
@@ -72,10 +72,10 @@ def drill(recipe_name: str, bucket: str | None, options: DrillOptions, output: s
             preemptions=options.kills,
             seed=secrets.randbelow(10**6) if options.seed is None else options.seed,
         )
-        say(f"drill of {recipe.name}: {about}; {counted(options.kills, 'kill')}, seed {local.seed}, in {store.url}")
+        echo(f"drill of {recipe.name}: {about}; {counted(options.kills, 'kill')}, seed {local.seed}, in {store.url}")
         outcome = run_here(local, small, store, label="drill")
         if outcome.kind != "finished":
-            say("the drill was stopped")
+            echo("the drill was stopped")
             return EXIT_STOPPED
         compare_with_twin(local, small, store)
         result = _result(recipe, about, local, store, url, kept=options.keep)
@@ -95,7 +95,7 @@ def drill(recipe_name: str, bucket: str | None, options: DrillOptions, output: s
 def _small_recipe(recipe: Recipe, folder: Path) -> tuple[Recipe, str]:
     """Write the small recipe and its model to `folder`; returns it, and a description of the model."""
     model = folder / "model"
-    say(f"making a small model like {recipe.model.name}")
+    echo(f"making a small model like {recipe.model.name}")
     made = _make_model(recipe, model)
     small = rehearsal_of(recipe, model)
     with (folder / "recipe.yaml").open("w", encoding="utf-8") as file:
@@ -178,4 +178,4 @@ def _remove(*stores: Store) -> None:
             for entry in store.list(""):
                 store.delete(entry.key)
         except NotusError as error:
-            say(f"{store.url} could not be deleted: {error.message}")
+            echo(f"{store.url} could not be deleted: {error.message}")

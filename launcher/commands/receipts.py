@@ -17,8 +17,8 @@ from checkpoints.storage.base import Store
 from checkpoints.util.command_line import console
 from launcher.catalog.gpu_nodes import parse_gpus
 from launcher.catalog.offers import Offer, cheapest_by_kind, find_catalog, load_offers
-from launcher.console import say
-from launcher.planning.user_history import remember
+from launcher.console import echo
+from launcher.planning.user_history import record_run
 from launcher.report.page.page_data import PageData, make_page
 from launcher.report.page.render import render_page
 from launcher.report.receipt import Receipt, make_receipt
@@ -45,9 +45,9 @@ class Report(NamedTuple):
 
 
 def read_report(store: Store, name: str, recipe: Recipe | None = None) -> Report:
-    """Read a run's report from the bucket. What it met of spot markets is remembered for later plans."""
+    """Read a run's report from the bucket. Its spot market statistics are recorded for later plans."""
     events, metrics, now = read_events(store), read_metrics(store), datetime.now(UTC)
-    remember(store.url, events, now)
+    record_run(store.url, events, now)
     abandoned = bool(events) and read_status(store, name, now).state == ABANDONED
     until = _last_sign(store, events) if abandoned else now
     receipt = make_receipt(name, events, metrics, priced_offers(recipe), until, abandoned=abandoned)
@@ -112,6 +112,6 @@ def keep_page(store: Store, report: Report) -> None:
     try:
         store.put(PAGE, render_page(report.page).encode())
     except NotusError as error:
-        say(f"the report is not in the bucket: {error.message}")
+        echo(f"the report is not in the bucket: {error.message}")
     else:
-        say(f"the report is in {store.url}/{PAGE}")
+        echo(f"the report is in {store.url}/{PAGE}")

@@ -58,14 +58,14 @@ def make_miniature(name: str, revision: str | None, folder: Path) -> dict[str, A
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from trainer.hub.load_errors import blaming
+    from trainer.hub.load_errors import translated_errors
     from trainer.model.builtin_models import make_base_model
 
     folder.mkdir(parents=True, exist_ok=True)
     source = make_base_model(name, folder / "source")
-    with blaming("the tokenizer of", name, "model.name"):
+    with translated_errors("the tokenizer of", name, "model.name"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    with blaming("the model", name, "model.name"):
+    with translated_errors("the model", name, "model.name"):
         config = AutoConfig.from_pretrained(source, revision=revision)
     try:
         small = type(config)(**shrunk(config.to_dict()))

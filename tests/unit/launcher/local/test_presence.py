@@ -24,7 +24,7 @@ from checkpoints.storage.object_store import ObjectStore
 from launcher import cli
 from launcher.commands.receipts import PAGE, read_report
 from launcher.local.backend import LocalRun
-from launcher.local.presence import LAUNCHER_KEY, LauncherRecord, is_gone, looked_after, nobody_here
+from launcher.local.presence import LAUNCHER_KEY, LauncherRecord, is_gone, looked_after, no_process_here
 from launcher.report.receipt import make_receipt
 from launcher.report.status import read_status
 from trainer.config.recipe import load_recipe
@@ -146,7 +146,7 @@ def test_another_machines_run_is_given_up_after_half_an_hour_of_silence() -> Non
     store = ObjectStore.memory()
     local_run(store, writer=os.getpid(), beat_s_ago=1801)
     assert "no sign of life" in str(read_status(store, "r", NOW).note)
-    assert not nobody_here(store, None, silent=True)
+    assert not no_process_here(store, None, silent=True)
 
 
 def event(at_s: float, kind: Any, attempt: int, **data: Any) -> Event:
@@ -206,7 +206,7 @@ def test_a_finished_run_is_not_started_again(
 
     assert launch("--recipe", "tiny-dpo") == 0
     told = capsys.readouterr()
-    assert "run r is done already" in told.err
+    assert "run r is already finished" in told.err
     assert "receipt of r" in told.out
     assert launch("--recipe", "tiny-dpo-lora") == 2, "its recipe is another one"
     assert "exists with another recipe" in capsys.readouterr().err
@@ -219,7 +219,7 @@ def test_a_finished_run_is_not_started_again(
 
     for asked in (("--preempt", "2"), ("--compare",)):  # only the twin is made
         assert launch("--recipe", "tiny-dpo", *asked) == 0
-        assert "run r is done already" in capsys.readouterr().err
+        assert "run r is already finished" in capsys.readouterr().err
     assert made == ["r", "r"]
     assert sorted(entry.key for entry in store.list("")) == sorted([*before, PAGE]), "with the comparison on it"
     diary.write(Compared(equal=True))
@@ -252,7 +252,7 @@ def test_a_finished_twin_is_only_compared(monkeypatch: pytest.MonkeyPatch, tmp_p
     run = LocalRun(run="r", recipe="tiny-dpo", bucket=bucket, processes=1)
     compared = SimpleNamespace(equal=True, steps=24, tensors=64, differences=())
     monkeypatch.setattr("launcher.commands.launch_local.compare_runs", lambda *_: compared)
-    story._compare_with_twin(run, recipe, open_run(bucket, "r"))
+    story.compare_with_twin(run, recipe, open_run(bucket, "r"))
     [(_, result)] = of_kind(read_events(open_run(bucket, "r")), Compared)
     assert (result.equal, result.twin) == (True, "r-uninterrupted")
 
