@@ -6,6 +6,7 @@ Heavy modules are imported inside the commands, so that `--help` and option erro
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import typer
 
@@ -245,6 +246,43 @@ def check(
 
     nodes = [parse_gpus(text) for text in gpus or []]
     raise typer.Exit(command.show_check(recipe, nodes, output))
+
+
+@app.command()
+def recipes(
+    action: o.RecipesArgument = "list",
+    name: o.RecipeNameArgument = None,
+    file: o.RecipeCopyArgument = None,
+    output: o.OutputOption = "text",
+    debug: o.DebugOption = False,
+) -> None:
+    """List the recipes that come with the package. show NAME: print one. copy NAME [FILE]: copy one to edit it."""
+    from launcher.commands import list_recipes as story
+
+    o.check_recipes_arguments(action, name, file)
+    if action == "list":
+        story.list_recipes(output)
+    elif action == "show":
+        story.show_recipe(str(name))
+    else:
+        story.copy_recipe(str(name), file)
+
+
+@app.command()
+def init(
+    file: o.NewRecipeArgument = Path("recipe.yaml"),
+    data: o.DataOption = None,
+    model: o.ModelOption = None,
+    method: o.MethodOption = None,
+    gpus: o.NodeOption = "A100:8",
+    columns: o.ColumnsOption = None,
+    force: o.ForceOption = False,
+    debug: o.DebugOption = False,
+) -> None:
+    """Write a recipe for your data: asks for data, model and method, fills in the columns, estimates the hours."""
+    from launcher.commands import init_recipe as story
+
+    raise typer.Exit(story.init(file, story.InitOptions(data, model, method, gpus, columns, force)))
 
 
 @app.command()
