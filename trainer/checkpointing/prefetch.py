@@ -1,4 +1,4 @@
-"""Start fetching the checkpoint before torch is imported: the imports take longer than a small restore."""
+"""Starts fetching the checkpoint before torch is imported: the imports take longer than a small restore."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Result(NamedTuple):
 
 
 class Prefetch:
-    """Fetches one rank's state from the newest commit in a thread; older ones only when asked."""
+    """Fetches one rank's state from the newest commit in a thread; older ones only on demand."""
 
     def __init__(self, store: Store, head: Head, rank: int, world_size: int, local: Path | None = None) -> None:
         """`local`: see `checkpoints.restore.shard_restore.restore_shard`."""
@@ -42,7 +42,7 @@ class Prefetch:
         self._thread.join()
         result, self._result = self._result, None
         if result is None or result.shard is None:
-            raise (result.error if result and result.error else CorruptCheckpoint("the prefetch gave nothing"))
+            raise (result.error if result and result.error else CorruptCheckpoint("the prefetch returned nothing"))
         return result.shard
 
     def _fetch(self) -> None:

@@ -46,8 +46,10 @@ def refuse_incomplete(name: str, model: Any, info: Any) -> None:
             "use config.json and weights of the same model",
         )
     if info.error_msgs or info.conversion_errors:
-        first, *_ = (*info.error_msgs, *info.conversion_errors.values())
-        raise UserError(f"the weights of {name} don't fit its config.json: {' '.join(first.split())}", "see the log")
+        messages = [*info.error_msgs, *info.conversion_errors.values()]
+        raise UserError(
+            f"the weights of {name} don't fit its config.json: {' '.join(messages[0].split())}", "see the log"
+        )
     if info.missing_keys:
         raise UserError(
             f"the weights of {name} lack {first_names(info.missing_keys, MOST_NAMES)}: {_why(model, info)}",
