@@ -9,7 +9,7 @@ from typing import NamedTuple
 from checkpoints.commit.head import Head
 from checkpoints.commit.retention import Commit
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.records.verified_reads import believed
+from checkpoints.records.verified_reads import reread_slowly
 from checkpoints.restore.reshard import restore_for
 from checkpoints.restore.shard_restore import Restored
 from checkpoints.storage.base import Store
@@ -53,6 +53,6 @@ class Prefetch:
             self._result = _Result(None, error)
 
     def _restore(self, commit: Commit) -> Restored:
-        return believed(
+        return reread_slowly(
             self._store, lambda store: restore_for(store, commit, self._rank, self._world_size, local=self._local)
         )
