@@ -1,1 +1,1 @@
-"""What to run where, and watching it. Never imports torch; imports SkyPilot inside `launcher.sky` only."""
+"""Decides what to run where, and follows runs. Never imports torch; imports SkyPilot only inside `launcher.sky`."""

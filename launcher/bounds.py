@@ -1,4 +1,4 @@
-"""What a number of a launch may be, on the command line and in a task's environment. Light: `--help` imports it."""
+"""Bounds on a launch's numbers, on the command line and in a task's environment. Light: `--help` imports it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = [
 ]
 
 MIN_HOURS = 0.001
-"""Of work."""
+"""Hours of work."""
 MIN_USD, MAX_USD = 0.01, 1e7
 MIN_HAZARD_H, MAX_HAZARD_H = 1 / 60, 24.0 * 3660
 """Mean life of a spot machine: a minute to ten years."""
 MIN_CHECK_MINUTES, MAX_MINUTES = 0.05, 60.0 * 24
-"""Between two looks at a machine; and of a restart."""
+"""Time between two checks of a machine, and of a restart."""
 MAX_COUNT = 1e9
-"""Of spells that earlier runs have met."""
+"""Spells seen by earlier runs."""

@@ -1,6 +1,6 @@
-"""`notus-launch`: launch a run, and look at runs. Thin: each command checks its options and calls one function.
+"""`notus-launch`: launch and inspect runs. Thin: each command checks its options and calls one function.
 
-Heavy modules are imported inside the commands, so that `--help` and a mistyped option answer at once.
+Heavy modules are imported inside the commands, so that `--help` and option errors are fast.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ def launch(
 
     Without a subcommand: launch. Reuse a --name to resume that run.
     """
-    from launcher import request as asked
+    from launcher import request as req
 
     if ctx.invoked_subcommand is not None:
-        asked.refuse_before_subcommand(o.given_on_command_line(ctx), ctx.invoked_subcommand, o.of_subcommand(ctx))
+        req.refuse_before_subcommand(o.given_on_command_line(ctx), ctx.invoked_subcommand, o.of_subcommand(ctx))
         return
 
-    request = asked.launch_request(
+    request = req.launch_request(
         recipe=recipe,
         clouds=cloud or [],
         gpus=gpus or [],
-        market=asked.choose_market(spot=spot, on_demand=on_demand, auto=auto),
+        market=req.choose_market(spot=spot, on_demand=on_demand, auto=auto),
         deadline=deadline,
         budget_usd=budget,
         hours=hours,
@@ -77,19 +77,19 @@ def launch(
         name=name,
     )
     if request.is_local:
-        from launcher.commands import launch_local as story
+        from launcher.commands import launch_local as command
 
-        asked.refuse_cloud_options(request, dry_run=dry_run, explain=explain)
-        local = story.LocalOptions(preempt, preempt > 0 if compare is None else compare, seed, processes)
-        raise typer.Exit(story.launch_local(request, local, output))
-    asked.refuse_local_options(preempt, compare, seed, processes)
+        req.refuse_cloud_options(request, dry_run=dry_run, explain=explain)
+        local = command.LocalOptions(preempt, preempt > 0 if compare is None else compare, seed, processes)
+        raise typer.Exit(command.launch_local(request, local, output))
+    req.refuse_local_options(preempt, compare, seed, processes)
     if dry_run or explain:
         from launcher.commands import dry_run as dry
 
         raise typer.Exit(dry.plan_only(request, output, explained=explain))
-    from launcher.commands import launch_cloud as clouds_story
+    from launcher.commands import launch_cloud as cloud_command
 
-    raise typer.Exit(clouds_story.launch_cloud(request, clouds_story.CloudOptions(detach, yes), output))
+    raise typer.Exit(cloud_command.launch_cloud(request, cloud_command.CloudOptions(detach, yes), output))
 
 
 @app.command()
@@ -137,16 +137,21 @@ def logs(
 @app.command()
 def report(
     run: o.RunArgument,
+    html: o.HtmlOption = None,
+    compare: o.OtherRunOption = None,
     bucket: o.BucketOption = None,
     output: o.OutputOption = "text",
     debug: o.DebugOption = False,
 ) -> None:
-    """Show a run's receipt: attempts, steps redone, time lost, goodput, cost."""
+    """Show a run's receipt (attempts, time lost, goodput, cost) and its results (loss, evaluation, rewards, speed).
+
+    --html writes them as one self-contained page, with the timeline and all curves.
+    """
     from launcher.commands import inspect_runs
     from launcher.commands.find_runs import check_default_bucket
 
     check_default_bucket(bucket, run)
-    inspect_runs.show_report(bucket, run, output)
+    inspect_runs.show_report(bucket, run, output, html=html, compared_with=compare)
 
 
 @app.command()
@@ -157,11 +162,11 @@ def stop(
     debug: o.DebugOption = False,
 ) -> None:
     """Save, verify the checkpoint, end the run and terminate its machine. Reuse the --name to resume it later."""
-    from launcher.commands import stop_run as story
+    from launcher.commands import stop_run as command
     from launcher.commands.find_runs import check_default_bucket
 
     check_default_bucket(bucket, run)
-    raise typer.Exit(story.stop_run(bucket, run, at_once=now))
+    raise typer.Exit(command.stop_run(bucket, run, at_once=now))
 
 
 @app.command()
@@ -175,19 +180,19 @@ def prices(
     debug: o.DebugOption = False,
 ) -> None:
     """Show node prices. refresh: fetch SkyPilot's price lists. diff: compare them with the shipped snapshot."""
-    from launcher import request as asked
+    from launcher import request as req
     from launcher.catalog.gpu_nodes import LOCAL, parse_gpus
-    from launcher.commands import prices as story
+    from launcher.commands import prices as command
     from launcher.errors import RequestError
 
-    clouds = asked.parse_clouds(cloud or [])
+    clouds = req.parse_clouds(cloud or [])
     if LOCAL in clouds:
-        raise RequestError("this machine has no price", "name a cloud, or none for all of them")
+        raise RequestError("this machine has no price", "name a cloud, or omit --cloud for all of them")
     wanted = tuple(parse_gpus(text) for text in gpus or [])
-    market = asked.choose_market(spot=spot, on_demand=on_demand, auto=False)
-    asked.check_market(clouds, market)
-    request = asked.LaunchRequest(recipe="", clouds=clouds, gpus=wanted, market=market)
-    raise typer.Exit(story.prices(action, request, output))
+    market = req.choose_market(spot=spot, on_demand=on_demand, auto=False)
+    req.check_market(clouds, market)
+    request = req.LaunchRequest(recipe="", clouds=clouds, gpus=wanted, market=market)
+    raise typer.Exit(command.prices(action, request, output))
 
 
 @app.command()
@@ -203,13 +208,13 @@ def simulate(
     debug: o.DebugOption = False,
 ) -> None:
     """Replay the policy over a recorded spot trace. Several --trace options are zones of one market."""
-    from launcher import request as asked
-    from launcher.commands import replay_trace as story
+    from launcher import request as req
+    from launcher.commands import replay_trace as command
     from launcher.replay.replayed import Job
 
-    deadline_h = asked.parse_deadline("24h" if deadline is None else deadline, datetime.now(UTC))
+    deadline_h = req.parse_deadline("24h" if deadline is None else deadline, datetime.now(UTC))
     job = Job(hours, deadline_h, restart / 60, price, start)
-    raise typer.Exit(story.simulate(trace, job, output, plot))
+    raise typer.Exit(command.simulate(trace, job, output, plot))
 
 
 @app.command()
@@ -233,13 +238,33 @@ def check(
 ) -> None:
     """Check a recipe before paying for a machine: every row of its data, its model, the Hub, W&B.
 
-    Every launch does the same. It costs nothing, and needs an account only if the model or the data do.
+    Every launch runs the same check. It is free, and needs an account only if the model or the data do.
     """
     from launcher.catalog.gpu_nodes import parse_gpus
-    from launcher.check import check as story
+    from launcher.check import check as command
 
     nodes = [parse_gpus(text) for text in gpus or []]
-    raise typer.Exit(story.show_check(recipe, nodes, output))
+    raise typer.Exit(command.show_check(recipe, nodes, output))
+
+
+@app.command()
+def drill(
+    recipe: o.RecipeOption = "notus-7b-dpo",
+    kills: o.KillsOption = 3,
+    bucket: o.BucketOption = None,
+    keep: o.KeepOption = False,
+    seed: o.SeedOption = None,
+    processes: o.ProcessesOption = None,
+    output: o.OutputOption = "text",
+    debug: o.DebugOption = False,
+) -> None:
+    """Rehearse preemption of a recipe on this machine: kill it, resume it, compare it bit for bit.
+
+    The model is made small, with random weights; method, data and bucket are the recipe's own. Takes minutes.
+    """
+    from launcher.commands import drill as story
+
+    raise typer.Exit(story.drill(recipe, bucket, story.DrillOptions(kills, seed, processes, keep), output))
 
 
 def main() -> None:

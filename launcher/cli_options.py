@@ -1,4 +1,4 @@
-"""The options that several commands share, with their help texts."""
+"""Options shared by several commands, with their help texts."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ PriceOption = Annotated[float, typer.Option(help="Spot price as a fraction of th
 PlotOption = Annotated[Path | None, typer.Option("--plot", help="Also plot the replay to this .png or .svg file.")]
 StartOption = Annotated[
     float,
-    typer.Option(help="Start this many hours into the trace; the 72 h before are known to the policy.", min=0, max=1e6),
+    typer.Option(help="Start this many hours into the trace; the policy sees the 72 h before.", min=0, max=1e6),
 ]
 Output = Literal["text", "json"]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Output format.")]
@@ -123,11 +123,17 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and 
 RunArgument = Annotated[str, typer.Argument(help="Name of the run.")]
 OptionalRunArgument = Annotated[str | None, typer.Argument(help="Name of the run. Default: all.")]
 AttemptOption = Annotated[int | None, typer.Option("--attempt", help="Show this attempt only.", min=1, max=10**6)]
+KillsOption = Annotated[int, typer.Option("--kills", help="Kill it this many times.", min=1, max=20)]
+KeepOption = Annotated[bool, typer.Option("--keep", help="Keep the drill's runs in the bucket.")]
+HtmlOption = Annotated[Path | None, typer.Option("--html", help="Also write the report as a page to this .html file.")]
+OtherRunOption = Annotated[
+    str | None, typer.Option("--compare", metavar="OTHER", help="Show this run of the same bucket beside it.")
+]
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run ends.")]
 
 
 def given_on_command_line(ctx: typer.Context) -> list[str]:
-    """The options of this command that were written there, by their long names; --debug is looked for everywhere."""
+    """Long names of this command's options given on the command line, except --debug, which is accepted anywhere."""
     given = [
         parameter
         for parameter in ctx.command.params
@@ -137,7 +143,7 @@ def given_on_command_line(ctx: typer.Context) -> list[str]:
 
 
 def of_subcommand(ctx: typer.Context) -> frozenset[str]:
-    """The long names of the options of the subcommand that is about to run."""
+    """Long names of the options of the subcommand that is about to run."""
     subcommand = getattr(ctx.command, "commands", {}).get(ctx.invoked_subcommand)
     return frozenset(max(one.opts, key=len) for one in subcommand.params) if subcommand else frozenset()
 
@@ -148,17 +154,17 @@ def _source(ctx: typer.Context, name: str) -> str:
 
 
 def writable(folder: Path) -> Path:
-    """A folder below `home()`, made if it isn't there. Raises `UserError` naming NOTUS_HOME if it can't be written."""
+    """Create a folder below `home()` if needed. Raises `UserError` naming NOTUS_HOME if it isn't writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         reason = "" if os.access(folder, os.W_OK | os.X_OK) else "no permission to write, or a read-only file system"
     except OSError as error:
         reason = error.strerror or str(error)
     if reason:
-        raise UserError(f"{folder} can't be used: {reason}", "set NOTUS_HOME to a folder that can be written")
+        raise UserError(f"{folder} can't be used: {reason}", "set NOTUS_HOME to a writable folder")
     return folder
 
 
 def bucket_or_default(bucket: str | None) -> str:
-    """The bucket that was named. The default is for None alone: a blank name is refused when it is opened."""
+    """The named bucket, or the default for None only: a blank name is refused when it is opened."""
     return default_bucket() if bucket is None else bucket

@@ -1,4 +1,4 @@
-"""The reference pages of `docs/reference/`, generated from the models and the command lines, so that they can't drift.
+"""Generates the reference pages in `docs/reference/` from the models and the command lines, so that they stay current.
 
 `python -m launcher.cli_reference FOLDER` writes them; a test compares.
 """
@@ -94,7 +94,7 @@ def _cli_page() -> str:
         (
             "notus-train export",
             import_module("trainer.export.export_command").app,
-        ),  # by its name: its functions import torch
+        ),  # by name: its functions import torch
         ("notus-ckpt", ckpt_app),
         ("notus-data", data_app),
     ]
@@ -116,7 +116,7 @@ def _first_paragraph(text: str) -> str:
 
 
 def main() -> None:
-    """Write the pages into the folder given."""
+    """Write the pages to the given folder."""
     folder = Path(sys.argv[1])
     for name, text in pages().items():
         (folder / name).write_text(text)

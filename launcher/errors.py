@@ -2,11 +2,11 @@
 
 NotusError
 +-- UserError            exit code 2
-|   +-- RequestError     an option that can't be, alone or together with another
+|   +-- RequestError     an invalid option or combination of options
 |   +-- UnknownRun       no such run in the bucket
-|   +-- UnclearJob       a job of SkyPilot's that may be the run's, and doesn't tell
+|   +-- UnclearJob       a SkyPilot job that may or may not belong to the run
 +-- NothingFits          exit code 3: no offer, or none within deadline and budget
-+-- RunFailed            the run has given up; the message says why
++-- RunFailed            the run has given up; the message explains why
 +-- SkyFailed            SkyPilot refused or does not answer
 """
 
@@ -18,7 +18,7 @@ EXIT_STOPPED = 75
 
 
 class RequestError(UserError):
-    """A launch option that doesn't make sense."""
+    """An invalid launch option."""
 
 
 class UnknownRun(UserError):
@@ -26,7 +26,7 @@ class UnknownRun(UserError):
 
 
 class UnclearJob(UserError):
-    """SkyPilot has a job of this name that doesn't tell which run it is for: nothing is done to it."""
+    """SkyPilot has a job of this name, but it is unclear which run it belongs to, so it is left alone."""
 
 
 class NothingFits(NotusError):
@@ -40,4 +40,4 @@ class RunFailed(NotusError):
 
 
 class SkyFailed(NotusError):
-    """SkyPilot refused what we asked for, or does not answer."""
+    """SkyPilot refused a request, or does not answer."""

@@ -1,4 +1,4 @@
-"""Where this user's own files lie."""
+"""Locations of the user's own files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def home() -> Path:
 
 
 def experience_path() -> Path:
-    """What the user's runs have met of spot markets (experience.py)."""
+    """Spot market statistics of the user's runs (planning/user_history.py)."""
     return home() / "experience.json"
 
 
 def default_folder() -> Path:
-    """The folder of the embedded default bucket. It may not be there yet."""
+    """The folder of the embedded default bucket. It may not exist yet."""
     return home() / "bucket"
 
 
 def default_bucket() -> str:
-    """The embedded default bucket: `writable(default_folder())` makes it."""
+    """URL of the embedded default bucket, which `writable(default_folder())` creates."""
     return f"file://{default_folder()}"

@@ -1,4 +1,4 @@
-"""What the user asked for, typed and checked: the same model for the command line and for other callers."""
+"""The user's request, typed and checked: one model for the command line and for other callers."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from trainer.config.clouds import CLOUDS
 
 
 class LaunchRequest(BaseModel):
-    """A launch."""
+    """The request for a launch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: str
     clouds: tuple[str, ...] = Field(default=(), description="names of CLOUDS; empty = all of them")
-    gpus: tuple[Gpus, ...] = Field(default=(), description="empty = what the recipe and its larger sisters run on")
+    gpus: tuple[Gpus, ...] = Field(default=(), description="empty = all kinds that the recipe can run on")
     market: Market = "auto"
-    deadline_h: float | None = Field(default=None, description="from the launch, which is when the user says yes")
-    deadline: datetime | None = Field(default=None, description="where it was given as a moment: that one stays")
-    budget_usd: float | None = Field(default=None, description="of the whole run, what it has spent before included")
-    hours: float | None = Field(default=None, description="of work, instead of the recipe's figure")
+    deadline_h: float | None = Field(default=None, description="from the launch, which is when the user confirms")
+    deadline: datetime | None = Field(default=None, description="set if it was given as a point in time")
+    budget_usd: float | None = Field(default=None, description="for the whole run, including what it has already spent")
+    hours: float | None = Field(default=None, description="hours of work, overriding the recipe's")
     hazard_h: float | None = Field(default=None, description="mean hours between preemptions of a spot machine")
     trust_prices: bool = Field(default=False, description="also recommend offers whose price looks wrong")
     bucket: str | None = None
@@ -38,11 +38,11 @@ class LaunchRequest(BaseModel):
 
     @property
     def is_local(self) -> bool:
-        """On this machine, in no cloud?"""
+        """Does it run on this machine, not in a cloud?"""
         return self.clouds == (LOCAL,)
 
     def at(self, now: datetime) -> LaunchRequest:
-        """The same request, made at `now`: what is left until a deadline that is a moment. Raises `RequestError`."""
+        """The request as of `now`, with the hours left until its deadline. Raises `RequestError`."""
         if self.deadline is None:
             return self
         hours = (self.deadline - now) / timedelta(hours=1)
@@ -51,7 +51,7 @@ class LaunchRequest(BaseModel):
         return self.model_copy(update={"deadline_h": hours})
 
     def deadline_from(self, launched: datetime) -> datetime | None:
-        """The moment of the deadline for a launch at this time."""
+        """The point in time of the deadline, for a launch at `launched`."""
         if self.deadline is not None or self.deadline_h is None:
             return self.deadline
         return launched + timedelta(hours=self.deadline_h)
@@ -71,13 +71,13 @@ def launch_request(
     bucket: str | None,
     name: str | None,
 ) -> LaunchRequest:
-    """The request that these options of the command line make; raises `RequestError` and `InvalidName`."""
-    known = parse_clouds(clouds)
-    check_market(known, market)
-    check_name = check_run_name if known == (LOCAL,) else check_cloud_run_name
+    """Make a request from command-line options; raises `RequestError` and `InvalidName`."""
+    parsed = parse_clouds(clouds)
+    check_market(parsed, market)
+    check_name = check_run_name if parsed == (LOCAL,) else check_cloud_run_name
     return LaunchRequest(
         recipe=recipe,
-        clouds=known,
+        clouds=parsed,
         gpus=tuple(parse_gpus(text) for text in gpus),
         market=market,
         deadline_h=parse_deadline(deadline, datetime.now(UTC)) if deadline is not None else None,
@@ -92,17 +92,17 @@ def launch_request(
 
 
 def parse_clouds(names: Sequence[str]) -> tuple[str, ...]:
-    """Cloud names, checked; raises `RequestError` with the nearest known one."""
-    found = []
+    """Check cloud names; raises `RequestError` with the nearest valid one."""
+    parsed = []
     for name in names:
         lowered = name.lower()
         if lowered not in CLOUDS and lowered != LOCAL:
             known = (*CLOUDS, LOCAL)
             raise RequestError(f"unknown cloud {name!r}{did_you_mean(lowered, known)}", f"known: {_join(known)}")
-        found.append(lowered)
-    if LOCAL in found and len(found) > 1:
+        parsed.append(lowered)
+    if LOCAL in parsed and len(parsed) > 1:
         raise RequestError("--cloud local can't be combined with another cloud", "leave one of them out")
-    return tuple(found)
+    return tuple(parsed)
 
 
 def parse_hazard(text: str) -> float:
@@ -145,12 +145,12 @@ def _until(text: str, now: datetime) -> float:
     try:
         moment = moment.astimezone() if moment.tzinfo is None else moment
         return (moment.astimezone(UTC) - now) / timedelta(hours=1)
-    except (ValueError, OverflowError, OSError):  # near the first and the last year a zone leads out of the calendar
+    except (ValueError, OverflowError, OSError):  # near the first and last year a time zone may overflow the calendar
         return math.inf if moment.year > now.year else -math.inf
 
 
 def parse_moment(text: str) -> datetime | None:
-    """An ISO time, in this machine's time zone where it names none; None for anything else."""
+    """An ISO time, in this machine's time zone if it has none; None for anything else."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
@@ -158,14 +158,14 @@ def parse_moment(text: str) -> datetime | None:
 
 
 _CLOUD_RUN = re.compile(r"[a-zA-Z]([-_.a-zA-Z0-9]*[a-zA-Z0-9])?")
-"""What SkyPilot 0.14.1 takes as the name of a cluster, which begins with the job's (a test compares). A job whose name
-it refuses is submitted all the same, and ends FAILED_PRECHECKS."""
+"""Cluster names that SkyPilot 0.14.1 accepts; they begin with the job's name (a test compares). A job with an invalid
+name is submitted anyway, and ends FAILED_PRECHECKS."""
 
 
 def check_cloud_run_name(name: str) -> str:
-    """A run's name that SkyPilot takes too; raises `InvalidName` or `RequestError` with the nearest one that it does.
+    """Check a run name for use in a cloud; raises `InvalidName` or `RequestError` with the nearest valid one.
 
-    A run on this machine needs no more than `check_run_name`.
+    Local runs only need `check_run_name`.
     """
     if not is_run_name(name):
         raise InvalidName(
@@ -175,65 +175,65 @@ def check_cloud_run_name(name: str) -> str:
         )
     if cloud_run_name(name) != name:
         raise RequestError(
-            f"--name {name!r} can't be used in a cloud: SkyPilot's names begin with a letter",
+            f"--name {name!r} can't be used in a cloud: SkyPilot requires names to begin with a letter",
             f"use --name {cloud_run_name(name)}",
         )
     return name
 
 
 def cloud_run_name(name: str) -> str:
-    """The nearest name that SkyPilot takes."""
+    """The nearest name that SkyPilot accepts."""
     return name if _CLOUD_RUN.fullmatch(name) else f"run-{name}"[:63].rstrip("-")
 
 
 def check_cloud_bucket(bucket: str | None) -> str:
-    """A bucket that machines in a cloud can reach; raises `RequestError`."""
+    """Check that machines in a cloud can reach a bucket; raises `RequestError`."""
     if bucket is None or not is_remote(bucket):
         raise RequestError(
             "a cloud run needs a bucket that its machines can reach"
-            + ("" if bucket is None else f", and {bucket!r} is none"),
+            + ("" if bucket is None else f", and {bucket!r} is not one"),
             f"give --bucket {' or '.join(row.example for row in BACKENDS)}, or set NOTUS_BUCKET",
         )
     return bucket
 
 
 def check_market(clouds: Sequence[str], market: Market) -> None:
-    """Refuse what a cloud can't do. Raises `RequestError`."""
+    """Refuse a market that a cloud doesn't have. Raises `RequestError`."""
     for name in clouds:
         if market == "spot" and name in CLOUDS and not CLOUDS[name].has_spot:
             spot = _join(traits.name for traits in CLOUDS.values() if traits.has_spot)
             raise RequestError(
                 f"{CLOUDS[name].label} has no spot machines",
-                f"use --on-demand with it, or a cloud that has spot: {spot}",
+                f"use --on-demand, or a cloud that has spot: {spot}",
             )
 
 
 def choose_market(*, spot: bool, on_demand: bool, auto: bool) -> Market:
-    """One of three flags; raises `RequestError` for two."""
+    """The market from three flags; raises `RequestError` if more than one is set."""
     if spot + on_demand + auto > 1:
-        raise RequestError("--spot, --on-demand and --auto exclude each other", "give one of them, or none for --auto")
+        raise RequestError("--spot, --on-demand and --auto are mutually exclusive", "give one; --auto is the default")
     return "spot" if spot else "on-demand" if on_demand else "auto"
 
 
 def refuse_before_subcommand(given: Sequence[str], subcommand: str, known: Collection[str]) -> None:
-    """Options of the launch that stand before a subcommand, which would not see them. Raises `RequestError`.
+    """Refuse launch options before a subcommand, which would ignore them. Raises `RequestError`.
 
-    `stop` would end a run of the default bucket where `--bucket` names another.
+    For example, `stop` would end a run in the default bucket although `--bucket` names another.
     """
     if not given:
         return
     usable = [name for name in given if name in known]
     useless = [name for name in given if name not in known]
     hints = [f"write {', '.join(usable)} after it: notus-launch {subcommand} ... {usable[0]} ..."] if usable else []
-    hints += [f"leave out {', '.join(useless)}: `notus-launch {subcommand}` has no such option"] if useless else []
+    hints += [f"remove {', '.join(useless)}: `notus-launch {subcommand}` has no such option"] if useless else []
     raise RequestError(
-        f"{', '.join(given)} before {subcommand!r} would have no effect: options of a launch don't reach a subcommand",
+        f"{', '.join(given)} before {subcommand!r} would have no effect: launch options don't apply to subcommands",
         "; ".join(hints),
     )
 
 
 def refuse_cloud_options(request: LaunchRequest, *, dry_run: bool, explain: bool = False) -> None:
-    """Options that mean nothing on this machine; raises `RequestError`."""
+    """Refuse options that have no meaning on this machine; raises `RequestError`."""
     given = {
         "--dry-run": dry_run,
         "--explain": explain,
@@ -248,16 +248,16 @@ def refuse_cloud_options(request: LaunchRequest, *, dry_run: bool, explain: bool
     useless = [name for name, is_given in given.items() if is_given]
     if useless:
         raise RequestError(
-            f"{', '.join(useless)} can't be used with --cloud local: this machine has no offers to choose from",
+            f"{', '.join(useless)} can't be used with --cloud local: there are no offers to choose from",
             "leave it out, or name a cloud",
         )
 
 
 def refuse_local_options(preempt: int, compare: bool | None, seed: int | None, processes: int | None) -> None:
-    """Options that only `--cloud local` knows; raises `RequestError`."""
+    """Refuse options that only apply to `--cloud local`; raises `RequestError`."""
     if preempt or not (compare is seed is processes is None):
         raise RequestError(
-            "--preempt, --compare, --seed and --processes work with --cloud local only",
+            "--preempt, --compare, --seed and --processes only work with --cloud local",
             "add --cloud local, or leave them out",
         )
 

@@ -1,7 +1,7 @@
-"""What makes a run that run: its bucket, where that bucket is, and its name. Pure, but for `identity_here`.
+"""The identity of a run: its bucket, the bucket's location, and its name. Pure, except for `identity_here`.
 
-A name alone doesn't: `nightly` in s3://a and `nightly` in s3://b are two runs, and so are two buckets of one name at
-AWS and at another provider. SkyPilot's jobs are told apart by this, see `launcher.sky.jobs`.
+A name alone is not enough: `nightly` in s3://a and `nightly` in s3://b are two runs, and a bucket at AWS differs from
+one of the same name at another provider. SkyPilot jobs are matched to runs by identity, see `launcher.sky.jobs`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ AWS_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")
 
 
 class RunIdentity(NamedTuple):
-    """Made by `run_identity`, so that two spellings of one place are equal."""
+    """Create with `run_identity`, so that two spellings of one location are equal."""
 
     bucket: str
     endpoint: str
-    """Of an S3 bucket that isn't at AWS; else ''."""
+    """Endpoint of an S3 bucket that isn't at AWS; else ''."""
     run: str
 
     def __str__(self) -> str:
@@ -29,19 +29,19 @@ class RunIdentity(NamedTuple):
 
 
 def run_identity(bucket: str, run: str, endpoint: str = "") -> RunIdentity:
-    """The identity of a run; `endpoint` is the configured one of S3, if there is one."""
+    """The identity of a run; `endpoint` is the configured S3 endpoint, if there is one."""
     url = canonical_bucket(bucket)
     return RunIdentity(url, _canonical_endpoint(endpoint) if scheme_of(url) == "s3" else "", run)
 
 
 def identity_here(bucket: str, run: str) -> RunIdentity:
-    """The identity of a run as this machine reaches its bucket: an endpoint may stand in the user's AWS profile."""
+    """The identity of a run as seen from this machine: the endpoint may come from the user's AWS profile."""
     is_s3 = scheme_of(bucket) == "s3"
     return run_identity(bucket, run, s3_location().endpoint if is_s3 else "")
 
 
 def canonical_bucket(url: str) -> str:
-    """One spelling of a bucket's URL: `s3://b/x/` and `S3://b//x` are `s3://b/x`, as the store reads them."""
+    """Normalize a bucket's URL: `s3://b/x/` and `S3://b//x` become `s3://b/x`, as the store reads them."""
     scheme, separator, rest = url.strip().partition("://")
     if not separator:
         return url.strip()
@@ -51,7 +51,7 @@ def canonical_bucket(url: str) -> str:
 
 
 def _canonical_endpoint(url: str) -> str:
-    """'' for AWS itself, whatever its region is: a bucket's name is unique there."""
+    """Normalize an endpoint; '' for AWS itself in any region, because bucket names are unique there."""
     parts = urlsplit(url.strip())
     host = (parts.hostname or "").lower()
     if not host or host.endswith(AWS_HOSTS):

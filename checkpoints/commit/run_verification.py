@@ -52,6 +52,7 @@ _HARMLESS = {
     "cache": "not checked: verified by its own hashes when read, and remade if missing or damaged",
     "logs": "not checked: for people to read, nothing depends on it",
     "tensorboard": "not checked: for people to read, nothing depends on it",
+    "report.html": "not checked: for people to read, nothing depends on it",
     "data": "not checked: not part of a checkpoint in HEAD; `notus-ckpt gc` deletes leftovers",
     "manifests": "not checked: not part of a checkpoint in HEAD; `notus-ckpt gc` deletes leftovers",
 }

@@ -1,1 +1,1 @@
-"""What is sold where, at what price, and whether to trust that price."""
+"""Offers of GPU nodes: where, at what price, and whether to trust that price."""

@@ -19,7 +19,7 @@ LOCAL = "local"
 
 @dataclass(frozen=True)
 class Gpus:
-    """So many GPUs of one kind, all in one node."""
+    """A number of GPUs of one kind, all in one node."""
 
     name: str
     count: int
@@ -29,7 +29,7 @@ class Gpus:
 
 
 def parse_gpus(text: str) -> Gpus:
-    """`A100:8` -> Gpus; raises `RequestError`. Whether somebody sells such a GPU is for the price lists to say."""
+    """Parse `A100:8`; raises `RequestError`. Whether such a GPU is offered is checked against the price lists later."""
     match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?::([1-9][0-9]{0,2}))?", text)
     if not match:
         raise RequestError(f"{text[:80]!r} is not a GPU request", "write KIND:COUNT, for example A100:8")
@@ -38,7 +38,7 @@ def parse_gpus(text: str) -> Gpus:
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """`; did you mean 'A100'?`, or nothing where no known name is near."""
+    """`; did you mean 'A100'?`, or '' if no known name is similar."""
     lowered = {name.lower(): name for name in known}
     close = difflib.get_close_matches(given.lower(), list(lowered), n=1, cutoff=0.4)
     return f"; did you mean {lowered[close[0]]!r}?" if close else ""

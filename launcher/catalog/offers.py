@@ -1,7 +1,7 @@
-"""Offers: what a node with so many GPUs costs where, and whether to trust it.
+"""Offers: the price of a node with N GPUs in each place, and whether to trust it.
 
-`load_offers` is the one way to a price. The planner asks it for the clouds of a request, the strategy on the controller
-for the places of a task; price_lists.py reads the lists, price_checks.py says which prices look wrong.
+All prices come from `load_offers`: the planner calls it for the clouds of a request, the strategy on the controller for
+the places of a task. price_lists.py reads the lists, price_checks.py flags prices that look wrong.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from launcher.errors import NothingFits, RequestError
 from trainer.config.clouds import CLOUDS
 from trainer.config.gpu_types import GPU_TYPES
 
-_MORE = f"the shipped snapshot has nodes of 8 GPUs only; `{REFRESH}` gets SkyPilot's lists, with more"
+_MORE = f"the shipped snapshot only has nodes of 8 GPUs; `{REFRESH}` fetches SkyPilot's full lists"
 
 
 class Offer(BaseModel):
-    """One way to get the node."""
+    """A node type in one place and market, with its price."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,9 +37,9 @@ class Offer(BaseModel):
     spot: bool
     price_usd_per_hour: float
     pcie: bool = False
-    """Cards without NVLink between them."""
+    """The cards have no NVLink."""
     host_gib: float | None = None
-    """The node's own memory; None where the catalog doesn't say."""
+    """Host memory; None if the catalog doesn't list it."""
     fits: bool = True
     misfit: str = ""
     """Why the recipe doesn't fit."""
@@ -47,11 +47,11 @@ class Offer(BaseModel):
 
     @property
     def area(self) -> str:
-        """What a spot machine is counted by, as of a policy's place: its zone, or region."""
+        """The zone, or the region if there are no zones: the same key as a policy's `Place.area`."""
         return self.zone or self.region
 
     def usable(self, *, trust_prices: bool = False) -> bool:
-        """May a machine be rented at this price? One that looks wrong only if the user trusts it, 0 or less never."""
+        """May this offer be used? Flagged prices only if the user trusts them, prices of 0 or less never."""
         return self.price_usd_per_hour > 0 and (trust_prices or not self.flags)
 
 
@@ -59,9 +59,9 @@ def load_offers(catalog: Catalog, wanted: Sequence[Gpus], clouds: Iterable[str] 
     """All offers for the wanted nodes, cheapest first.
 
     Raises:
-        UserError: a price list that can't be read.
-        RequestError: a kind of GPU that no price list has; names the nearest.
-        NothingFits: no cloud sells such a node; names what there is.
+        UserError: a price list can't be read.
+        RequestError: no price list has such a GPU; suggests the nearest name.
+        NothingFits: no cloud offers such a node; lists what there is.
     """
     lists = {cloud: catalog.rows(cloud) for cloud in clouds if cloud in catalog.lists}
     shipped = any(catalog.lists[cloud][0].shipped for cloud in lists)
@@ -76,13 +76,13 @@ def load_offers(catalog: Catalog, wanted: Sequence[Gpus], clouds: Iterable[str] 
         there = [str(gpus) for gpus in nodes if any(_of_node(catalog, cloud, gpus) for cloud in lists)]
         raise NothingFits(
             f"no offer for {' or '.join(map(str, wanted))} in {where}",
-            f"there is: {', '.join(there or sorted(sold)) or 'nothing'}{more}",
+            f"available: {', '.join(there or sorted(sold)) or 'nothing'}{more}",
         )
     return sorted(offers, key=lambda offer: (offer.price_usd_per_hour, offer.cloud, offer.region, offer.zone or ""))
 
 
 def _nodes_sold(lists: Iterable[Iterable[Row]]) -> defaultdict[str, set[float]]:
-    """How many GPUs of each kind a node has somewhere."""
+    """Numbers of GPUs per node that are sold, by kind."""
     sold: defaultdict[str, set[float]] = defaultdict(set)
     for row in (row for rows in lists for row in rows if row.gpu):
         sold[row.gpu].add(row.gpu_count or 0)
@@ -90,7 +90,7 @@ def _nodes_sold(lists: Iterable[Iterable[Row]]) -> defaultdict[str, set[float]]:
 
 
 def _spelled(gpus: Gpus, sold: Mapping[str, object], where: str, more: str) -> Gpus:
-    """As the price lists spell it. Raises `RequestError` for a kind that neither they nor we know."""
+    """The price lists' spelling. Raises `RequestError` for a kind that is in no list and not built in."""
     names = {name.lower(): name for name in (*GPU_TYPES, *sold)}
     if gpus.name.lower() not in names:
         raise RequestError(
@@ -128,17 +128,17 @@ def _in_market(catalog: Catalog, cloud: str, gpus: Gpus, nodes: Sequence[NodePri
 
 
 def by_kind(offers: Iterable[Offer], *, trusted_only: bool = True) -> list[list[Offer]]:
-    """The offers of each cloud, GPU kind and market, cheapest first in each and among them. Never a zero price.
+    """Group offers by cloud, GPU kind and market, cheapest first within and between groups. Never a zero price.
 
-    A zone counts once, with its cheapest machine type: the machines of one zone run out, and are taken away, together.
+    A zone counts once, with its cheapest machine type: the machines of one zone run out and are preempted together.
     """
     groups: dict[tuple[str, str, bool], dict[str, Offer]] = defaultdict(dict)
     for offer in offers:
         if not offer.usable(trust_prices=not trusted_only):
             continue
         group = groups[offer.cloud, offer.gpus, offer.spot]
-        known = group.get(offer.area)
-        if known is None or offer.price_usd_per_hour < known.price_usd_per_hour:
+        best = group.get(offer.area)
+        if best is None or offer.price_usd_per_hour < best.price_usd_per_hour:
             group[offer.area] = offer
     sorted_groups = (sorted(group.values(), key=lambda offer: offer.price_usd_per_hour) for group in groups.values())
     return sorted(sorted_groups, key=lambda group: group[0].price_usd_per_hour)

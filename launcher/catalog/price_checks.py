@@ -1,8 +1,7 @@
-"""Reasons to distrust a price. A flagged offer is shown, and not used unless the user says `--trust-prices`.
+"""Reasons to distrust a price. A flagged offer is shown, but only used with `--trust-prices`.
 
-A list is compared with itself (the same node in other zones of its cloud, and its other sizes), and with what it
-doesn't contain: the lists of other clouds, and the shipped snapshot. Else a list that is wrong throughout would be
-consistent, and believed.
+A list is compared with itself (the same node in other zones of its cloud, and its other sizes), and with the lists of
+other clouds and the shipped snapshot: a list that is wrong throughout would be consistent with itself.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from launcher.catalog.price_lists import Catalog, NodePrice, nodes_in, shipped_c
 from trainer.config.clouds import CLOUDS
 
 OFF_IN_CLOUD = 3.0
-"""Times dearer or cheaper than the median of the same node in the same cloud."""
+"""Factor above or below the median of the same node in the same cloud."""
 FAR_OFF = 5.0
-"""Times that a cloud's median is off the snapshot's of the same cloud; or, of a cloud that the snapshot doesn't vouch
-for, below the median of the others. In the real lists of 2026-11 the cheapest cloud is 2.8 times below the others (Vast
-H100:8), and the dearest 3.2 times above (GCP H100:8 on demand; too dear is no danger, and not flagged against others).
-Errors begin at 8, a price per GPU taken for the node's, and go on at 100, cents taken for dollars. A single row that is
-off is found in its own cloud."""
+"""Factor between a cloud's median and the snapshot's of the same cloud; or, for a cloud that the snapshot doesn't
+confirm, below the median of the others. In the real lists of 2026-11 the cheapest cloud is 2.8 times below the others
+(Vast H100:8), and the dearest 3.2 times above (GCP H100:8 on demand; too high is harmless, and not flagged against
+other clouds). Errors start at 8 (a price per GPU taken for the node's), then 100 (cents taken for dollars). A single
+wrong row is found within its own cloud."""
 
 OFF_SIZES = 1.9
-"""Times that a node's price per GPU is below the cloud's other sizes of the kind. A price per GPU that is taken for
-that of a node of two is 2 times below. In the real lists of 2026-11 all sizes cost the same per GPU; AWS asks up to
-1.75 times less for one small card than for each of eight, so a single GPU has the bound of its cloud. So have the
-snapshot's other sizes: a cloud may halve all its prices."""
+"""Factor by which a node's price per GPU is below the cloud's other sizes of the kind. A price per GPU taken for that
+of a node of two is 2 times below. In the real lists of 2026-11 all sizes cost the same per GPU, but AWS charges up to
+1.75 times less for one small card than for each of eight, so `OFF_IN_CLOUD` applies to single GPUs. It also applies to
+the snapshot's other sizes, because a cloud may halve all its prices."""
 
 ZERO, NEGATIVE = "zero price", "negative price"
 TWICE = "listed twice, with different prices"
@@ -42,10 +41,10 @@ OFF_SNAPSHOT = f"the cloud's prices are more than {FAR_OFF:g}x off the shipped s
 
 
 class Yardstick:
-    """What honest prices of one node in one cloud and market are near. Dollars per hour of the whole node."""
+    """Reference prices for one node in one cloud and market, in dollars per hour of the whole node."""
 
     def __init__(self, catalog: Catalog, cloud: str, gpus: Gpus, nodes: Sequence[NodePrice], *, spot: bool) -> None:
-        """`nodes` are what the cloud's list has."""
+        """`nodes`: the nodes in the cloud's list."""
         self._own = own = _median([price for node in nodes if (price := node.price(spot=spot))])
         before = _median(_prices_in(shipped_catalog(), cloud, gpus, spot=spot))
         others = _elsewhere(catalog, cloud, gpus, spot=spot)
@@ -57,7 +56,7 @@ class Yardstick:
     def flags(self, node: NodePrice, *, spot: bool) -> tuple[str, ...]:
         """Reasons to distrust the price of a node in this market."""
         price = node.price(spot=spot)
-        assert price is not None, "a node without a price is no offer"
+        assert price is not None, "a node without a price is not an offer"
         own = self._own
         return tuple(
             flag
@@ -75,7 +74,7 @@ class Yardstick:
 
 
 def _nothing(node: NodePrice, price: float, *, spot: bool) -> Iterator[tuple[str, bool]]:
-    """A node, or a part of it that is sold apart, for nothing or less."""
+    """Zero or negative prices, of a node or of a part that is sold separately."""
     parts = [part.spot if spot else part.on_demand for part in (node.host, node.gpus) if part is not None]
     least = min([price, *(part for part in parts if part is not None)])
     yield ZERO, least == 0
@@ -94,7 +93,7 @@ def _off(price: float, usual: float, times: float) -> bool:
 
 
 def _below_sizes(catalog: Catalog, cloud: str, gpus: Gpus, own: float, before: float | None, *, spot: bool) -> bool:
-    """Is this size too cheap per GPU, by its cloud's others? Not if the snapshot vouches for it."""
+    """Is this size too cheap per GPU relative to its cloud's others? Not if the snapshot confirms it."""
     if before is not None and not _off(own, before, OFF_SIZES):
         return False
     bounds = ((catalog, OFF_SIZES if gpus.count > 1 else OFF_IN_CLOUD), (shipped_catalog(), OFF_IN_CLOUD))
@@ -103,18 +102,18 @@ def _below_sizes(catalog: Catalog, cloud: str, gpus: Gpus, own: float, before: f
 
 
 def _other_sizes(catalog: Catalog, cloud: str, gpus: Gpus, *, spot: bool) -> list[float]:
-    """Per GPU, the median of each other size of this kind that the cloud sells."""
+    """Median price per GPU of each other size of this kind that the cloud sells."""
     others = [Gpus(gpus.name, count) for count in _sizes(catalog, cloud, gpus.name) if count != gpus.count]
-    found = [(_median(_prices_in(catalog, cloud, other, spot=spot)), other.count) for other in others]
-    return [price / count for price, count in found if price is not None]
+    medians = [(_median(_prices_in(catalog, cloud, other, spot=spot)), other.count) for other in others]
+    return [price / count for price, count in medians if price is not None]
 
 
 def _elsewhere(catalog: Catalog, cloud: str, gpus: Gpus, *, spot: bool) -> float | None:
-    """What such a node costs in other clouds: the median of theirs.
+    """Median price of such a node in other clouds.
 
-    By the snapshot where it has the kind, because a list must not be judged by another one that is wrong too; else by
-    the lists of the other clouds, whether the user asked for these clouds or not, so that a price is trusted or not
-    whoever asks; else by what the snapshot's kinds cost for the same speed. None where nothing is known.
+    Taken from the snapshot if it has the kind, because a list must not be judged by another one that is wrong too; else
+    from the lists of the other clouds, whether requested or not, so that trust doesn't depend on the request; else from
+    the price of the snapshot's kinds for the same speed. None if nothing is known.
     """
     return (
         _per_node(_medians(shipped_catalog(), cloud, gpus.name, spot=spot), gpus)
@@ -129,19 +128,19 @@ def _per_node(per_gpu: Sequence[float], gpus: Gpus) -> float | None:
 
 
 def _medians(catalog: Catalog, but: str, kind: str, *, spot: bool) -> list[float]:
-    """Per GPU, of each other cloud that sells this kind in nodes of any size."""
-    found = []
+    """Median price per GPU in each other cloud that sells this kind, in nodes of any size."""
+    medians = []
     for cloud in catalog.lists:
         if cloud == but or (spot and not CLOUDS[cloud].has_spot):
             continue
         sizes = [Gpus(kind, count) for count in _sizes(catalog, cloud, kind)]
         prices = [price / gpus.count for gpus in sizes for price in _prices_in(catalog, cloud, gpus, spot=spot)]
-        found += [] if not prices else [statistics.median(prices)]
-    return found
+        medians += [] if not prices else [statistics.median(prices)]
+    return medians
 
 
 def _sizes(catalog: Catalog, cloud: str, kind: str) -> list[int]:
-    """How many GPUs of a kind a cloud's nodes have; none where its list can't be read."""
+    """Numbers of GPUs per node that a cloud sells; empty if its list can't be read."""
     try:
         rows = catalog.rows(cloud)
     except UserError:
@@ -157,13 +156,13 @@ def _prices_in(catalog: Catalog, cloud: str, gpus: Gpus, *, spot: bool) -> list[
 
 @lru_cache(maxsize=64)
 def _by_speed(gpus: Gpus, *, spot: bool) -> float | None:
-    """What the snapshot's kinds cost for the speed of such a node; None where its speed is not known."""
-    found = []
+    """The snapshot's price for the speed of such a node; None if its speed is not known."""
+    estimates = []
     for kind in TIMED:
         speed = relative_speed(gpus, Gpus(kind, 1))
         if speed is not None and gpus.name != kind:
-            found += [price * speed for price in _medians(shipped_catalog(), "", kind, spot=spot)]
-    return _median(found)
+            estimates += [price * speed for price in _medians(shipped_catalog(), "", kind, spot=spot)]
+    return _median(estimates)
 
 
 def _median(values: Sequence[float]) -> float | None:

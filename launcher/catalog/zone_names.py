@@ -1,9 +1,9 @@
-"""The names of AWS's zones. Price lists have ids (`use1-az1`), machines and diaries an account's names (`us-east-1a`).
+"""AWS zone names. Price lists have ids (`use1-az1`); machines and diaries have an account's names (`us-east-1a`).
 
-Which name stands for which id differs from account to account. SkyPilot asks AWS once and keeps the answer beside its
-price lists (`aws/az_mappings-<account>.csv`); from then on it reads every list by name, without the zones that the
-account does not have. So do we: the name is the one form that plans, tasks, places and diaries share. Where SkyPilot
-has not asked yet the ids stay, and what runs have met is then known by region only (`region_of`).
+The mapping from ids to names differs between accounts. SkyPilot queries AWS once and stores the result next to its
+price lists (`aws/az_mappings-<account>.csv`). From then on it reads every list by name, without the zones that the
+account does not have. We do the same: plans, tasks, places and diaries all use the names. Until SkyPilot has queried
+AWS the ids stay, and past runs are then known only by region (`region_of`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _NAME = re.compile(r"([a-z]{2,}(?:-[a-z]+)+-\d+)(?:-[a-z]+-\d+)?[a-z]")
 
 
 def zone_names(users: Path) -> dict[str, str]:
-    """Id -> name, from SkyPilot's catalog folder; empty where SkyPilot has not asked AWS yet.
+    """Id -> name, from SkyPilot's catalog folder; empty if SkyPilot has not queried AWS yet.
 
-    With several accounts the file that was written last, as SkyPilot takes it where it knows no account.
+    With several accounts the newest file is used, as SkyPilot does if it knows no account.
     """
     written = sorted((users / CLOUD).glob("az_mappings-*.csv"), key=lambda path: path.stat().st_mtime)
     if not written:
@@ -37,11 +37,11 @@ def zone_names(users: Path) -> dict[str, str]:
 
 
 def region_of(zone: str) -> str | None:
-    """The region of a zone of AWS that is given by name; None for an id."""
-    found = _NAME.fullmatch(zone)
-    return found[1] if found else None
+    """The region of an AWS zone that is given by name; None for an id."""
+    match = _NAME.fullmatch(zone)
+    return match[1] if match else None
 
 
 def by_name(zone: str, names: Mapping[str, str]) -> str:
-    """An id as its name where that is known; any other zone as it is."""
+    """An id's name if it is known; any other zone unchanged."""
     return names.get(zone, zone)

@@ -19,7 +19,7 @@ from launcher.check import hub, tracking
 from launcher.check.answers import Answer, answers
 from launcher.check.rows import DATA, STEPS, Size, about_held_out, about_hours, about_rows, about_steps, size_of
 from launcher.check.tokens import about_lengths, lengths_of, local_tokenizer
-from launcher.console import say
+from launcher.console import echo
 from launcher.errors import RequestError
 from launcher.findings import Finding
 from trainer.config.recipe import BUILTIN, Recipe, load_recipe
@@ -181,14 +181,14 @@ def check_before_launch(recipe: Recipe, where: Where) -> None:
     for finding in checked.findings:
         if finding.state in ("warning", "unknown"):
             fix = f" ({finding.fix})" if finding.fix else ""
-            say(f"{finding.what}: {finding.detail}{fix}")
+            echo(f"{finding.what}: {finding.detail}{fix}")
         elif finding.what in (DATA, hub.DATA, STEPS) and finding.state == "ok":
-            say(f"{finding.what}: {finding.detail}")
+            echo(f"{finding.what}: {finding.detail}")
     if not checked.errors:
         return
     *others, last = checked.errors
     for finding in others:
-        say(f"{finding.what}: {finding.detail}; {finding.fix}")
+        echo(f"{finding.what}: {finding.detail}; {finding.fix}")
     raise RequestError(last.detail, last.fix)
 
 

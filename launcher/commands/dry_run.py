@@ -1,7 +1,7 @@
-"""`--dry-run`: plans, the recommendation and the task, shown. Starts nothing, needs no credentials and no network.
+"""`--dry-run`: show plans, the recommendation and the task. Starts nothing, needs no credentials and no network.
 
-It imports nothing of the checkpoints or of SkyPilot: it has to answer within a second. Only where a bucket and the name
-of a run are given, it looks there for what is done.
+It must answer within a second, so it imports neither the checkpoints package nor SkyPilot. Only if a bucket and a run
+name are given does it read the run's progress there.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from launcher.paths import experience_path
 from launcher.planning.explanation import Explanation, explain
 from launcher.planning.named_places import named_places
 from launcher.planning.node_types import wanted_gpus
-from launcher.planning.plan import DryRun, Plan, Rung, ladder, nearest, require_plan
+from launcher.planning.plan import Candidate, DryRun, Plan, ladder, nearest, require_plan
 from launcher.planning.planner import Planner
-from launcher.planning.work_left import NOT_BEGUN, SoFar, so_far
+from launcher.planning.work_left import NOT_STARTED, RunProgress, run_progress
 from launcher.policy.limits import Limits
 from launcher.policy.spot.preemption_rates import Learned
 from launcher.report.plan_tables import show_dry_run
@@ -33,17 +33,17 @@ from trainer.config.clouds import CLOUDS
 from trainer.config.recipe import Recipe, builtin_names, load_recipe
 
 BUCKET_S = 15.0
-"""For a look at what the named run has done."""
+"""Timeout for reading the named run's progress."""
 
 WITHOUT_PLUGIN = (
-    "these figures are the NOTUS strategy's, which SkyPilot here does not have: the task says "
-    f"{SKYPILOTS_OWN}, which knows neither deadline nor budget and never goes back to spot; to have ours: "
+    "these figures assume the NOTUS strategy, which is not installed in SkyPilot here: the task uses "
+    f"{SKYPILOTS_OWN}, which ignores deadline and budget and never returns to spot; to install ours, run "
     "notus-launch doctor --fix"
 )
 
 
 def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -> int:
-    """`--dry-run`: nothing is started, no credentials are needed."""
+    """Run `--dry-run`."""
     if request.bucket is not None:
         check_cloud_bucket(request.bucket)
     if request.name is not None:
@@ -60,24 +60,24 @@ def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -
     task = shown_task(request, recipe, result)
     why = explanation(planner, result) if explained else None
     if output == "json":
-        told = {**result.model_dump(mode="json"), "task": task}
+        data = {**result.model_dump(mode="json"), "task": task}
         if why is not None:
-            told["explanation"] = why.model_dump(mode="json")
-        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+            data["explanation"] = why.model_dump(mode="json")
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
     else:
         show_dry_run(console(), result, task, why)
     require_plan(result, request)
     return 0
 
 
-def _done(request: LaunchRequest) -> tuple[SoFar, str]:
-    """What the named run has done in its bucket; and what to say where that can't be read: it may need an account.
+def _done(request: LaunchRequest) -> tuple[RunProgress, str]:
+    """The named run's progress, and a note if its bucket can't be read, for example without an account.
 
-    In a thread, because a store that doesn't answer is asked again for minutes: good for a run, not for a look.
+    Reads in a thread, because a store retries for minutes: good for a run, too long for a dry run.
     """
     if request.bucket is None or request.name is None:
-        return NOT_BEGUN, ""
-    found: list[SoFar] = []
+        return NOT_STARTED, ""
+    progress: list[RunProgress] = []
     failed: list[str] = []
 
     def read(bucket: str, name: str) -> None:
@@ -85,33 +85,33 @@ def _done(request: LaunchRequest) -> tuple[SoFar, str]:
         from checkpoints.run_log.run_record import open_run
 
         try:
-            found.append(so_far(open_run(bucket, name), datetime.now(UTC)))
+            progress.append(run_progress(open_run(bucket, name), datetime.now(UTC)))
         except NotusError as error:
             failed.append(error.message)
 
     reading = threading.Thread(target=read, args=(request.bucket, request.name), daemon=True)
     reading.start()
     reading.join(BUCKET_S)
-    if found:
-        return found[0], ""
+    if progress:
+        return progress[0], ""
     why = failed[0] if failed else f"no answer within {BUCKET_S:.0f} s"
-    return NOT_BEGUN, f"planned as a new run, as {request.bucket} can't be read: {why}"
+    return NOT_STARTED, f"planned as a new run because {request.bucket} can't be read: {why}"
 
 
-def planner_for(request: LaunchRequest, recipe: Recipe, done: SoFar = NOT_BEGUN) -> Planner:
-    """A planner over the offers of a request; `done` is what the run has behind it."""
+def planner_for(request: LaunchRequest, recipe: Recipe, done: RunProgress = NOT_STARTED) -> Planner:
+    """A planner for the offers of a request; `done` is the run's progress so far."""
     catalog, clouds = find_catalog(), request.clouds or tuple(CLOUDS)
     offers = load_offers(catalog, wanted_gpus(request, recipe), clouds)
     return Planner(request, recipe, offers, catalog.described(clouds, datetime.now(UTC)), _learned(offers), done)
 
 
 def price_warnings(request: LaunchRequest) -> tuple[str, ...]:
-    """Which price lists of a request are too old to rely on."""
+    """Warnings about price lists that are too old."""
     return tuple(find_catalog().warnings(request.clouds or tuple(CLOUDS), datetime.now(UTC)))
 
 
 def explanation(planner: Planner, result: DryRun) -> Explanation | None:
-    """Of the recommended plan; where none keeps the limits, of the nearest; None without any plan."""
+    """Explain the recommended plan, else the nearest to the limits; None without any plan."""
     if not result.plans:
         return None
     plan = result.best or nearest(result.plans, planner.request)
@@ -121,14 +121,14 @@ def explanation(planner: Planner, result: DryRun) -> Explanation | None:
 
 
 def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
-    """The SkyPilot task of the recommended plan as `--dry-run` shows it; '' where there is no plan."""
+    """The SkyPilot task of the recommended plan as `--dry-run` shows it; '' if there is none."""
     if result.best is None:
         return ""
     known = request.recipe in builtin_names()
     return to_yaml(
         task_config(
             recipe,
-            rungs_of(request, result.best, result),
+            candidates_of(request, result.best, result),
             run=request.name or cloud_run_name(recipe.name),
             bucket=request.bucket,
             environment=os.environ if request.bucket is not None else None,
@@ -140,9 +140,9 @@ def shown_task(request: LaunchRequest, recipe: Recipe, result: DryRun) -> str:
 
 
 def _learned(offers: Sequence[Offer] = (), without: str = "") -> Mapping[tuple[str, str], Learned]:
-    """What the user's runs have met, if they have met anything: reading it needs the events' modules.
+    """Statistics of the user's runs; imported only if there are any, because that needs the event modules.
 
-    `offers` are those of the plan, which may know AWS's zones by id only.
+    `offers` are those of the plan, whose AWS zones may be ids.
     """
     if not experience_path().exists():
         return {}
@@ -151,18 +151,18 @@ def _learned(offers: Sequence[Offer] = (), without: str = "") -> Mapping[tuple[s
     return learned(without, names=find_catalog().zone_names, offers=offers)
 
 
-def rungs_of(request: LaunchRequest, plan: Plan, result: DryRun) -> tuple[Rung, ...]:
-    """The places to try, for this plan: none whose price looks wrong, unless the user trusts it."""
+def candidates_of(request: LaunchRequest, plan: Plan, result: DryRun) -> tuple[Candidate, ...]:
+    """The candidates for this plan, without places whose price looks wrong unless the user trusts it."""
     within = [other for other in result.plans if other.within_limits]
-    rungs = ladder(plan, within, mixed=len(request.gpus) > 1)
+    candidates = ladder(plan, within, mixed=len(request.gpus) > 1)
     return named_places(
-        rungs, result.offers, trust_prices=request.trust_prices, strategy_checks=strategy_here() == NOTUS
+        candidates, result.offers, trust_prices=request.trust_prices, strategy_checks=strategy_here() == NOTUS
     )
 
 
 def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
-    """What the run may take, launched at `now`; the hours are those of the whole run on the plan's own machines."""
-    markets = {(rung.cloud, rung.gpus) for rung in plan.ladder if rung.spot}
+    """The limits of a run launched at `now`; the hours are those of the whole run on the plan's own machines."""
+    markets = {(candidate.cloud, candidate.gpus) for candidate in plan.ladder if candidate.spot}
     learned = _learned(without=f"{(request.bucket or '').rstrip('/')}/{request.name}")
     return Limits(
         plan.whole_work_h,
@@ -176,10 +176,10 @@ def limits_of_plan(request: LaunchRequest, plan: Plan, now: datetime) -> Limits:
         save_h=plan.upload_h,
         save_every_h=plan.save_every_h,
         trust_prices=request.trust_prices,
-        met={kind: known.met for kind, known in learned.items() if kind in markets},
+        spell_ends={kind: history.spell_ends for kind, history in learned.items() if kind in markets},
     )
 
 
 def strategy_here() -> str:
-    """Ours, where SkyPilot knows the plugin."""
+    """The NOTUS strategy if the plugin is configured in SkyPilot, else SkyPilot's own."""
     return NOTUS if plugin_is_configured(user_home(), os.environ) else SKYPILOTS_OWN

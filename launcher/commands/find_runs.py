@@ -1,4 +1,4 @@
-"""Is there anything to look at? For the commands that look at runs and end them."""
+"""Check that the default bucket exists, for the commands that inspect or end runs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from launcher.paths import default_bucket, default_folder
 
 
 def check_default_bucket(bucket: str | None, name: str | None) -> None:
-    """Raises `UnknownRun` if a run is looked for in the default bucket and that isn't there yet.
+    """Raise `UnknownRun` if a run is to be found in the default bucket and that doesn't exist yet.
 
-    Looking never makes it: a home folder that can't be written is no reason not to look.
+    Inspecting never creates it, so it also works with a read-only home folder.
     """
     if bucket is None and name is not None and not _is_folder():
         check_run_name(name)
@@ -22,4 +22,4 @@ def check_default_bucket(bucket: str | None, name: str | None) -> None:
 def _is_folder() -> bool:
     with contextlib.suppress(OSError):
         return default_folder().is_dir()
-    return True  # nobody may look: opening it says why
+    return True  # not readable: opening it will report why

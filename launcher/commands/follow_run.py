@@ -1,4 +1,4 @@
-"""Watching a cloud run from the bucket, with a look at SkyPilot now and then, until it is over or the user leaves."""
+"""Follow a cloud run from its bucket, with occasional queries to SkyPilot, until it ends or the user leaves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from checkpoints.run_log.event_log import Event, read_events
 from checkpoints.run_log.run_record import Heartbeat, read_heartbeat
 from checkpoints.storage.base import Store
 from checkpoints.util.clock import Clock
-from launcher.console import say
+from launcher.console import echo
 from launcher.local.backend import Watcher
 from launcher.local.progress import watcher
 from launcher.report.event_lines import line_of
@@ -21,12 +21,12 @@ from trainer.runtime.attempt_dir import Progress
 EVERY_S = 3.0
 ASK_SKYPILOT_EVERY_S = 20.0
 JOB_CODES = {"FAILED_NO_RESOURCE": 3, "FAILED_SETUP": 2, "FAILED_PRECHECKS": 2}
-"""Exit codes of jobs whose diary has no end. A set-up fails for the sake of the task or the machine, a precheck for
-that of the account or the settings: trying again changes neither."""
+"""Exit codes of jobs whose diary has no end. A set-up fails because of the task or the machine, a precheck because of
+the account or the settings: retrying helps with neither."""
 
 
 class JobState(Protocol):
-    """What is asked of a managed job."""
+    """The state of a managed job."""
 
     @property
     def status(self) -> str: ...
@@ -39,19 +39,19 @@ class JobState(Protocol):
 
 
 class End(NamedTuple):
-    """How it ended, or that the user left."""
+    """How the run ended, or that the user left."""
 
     code: int
     receipt: bool = False
 
 
 def follow(store: Store, name: str, ask_job: Callable[[], JobState | None], clock: Clock) -> End:
-    """Show what happens until the end. Ctrl-C leaves; the run goes on without us."""
+    """Show what happens until the run ends. Ctrl-C leaves it running."""
     try:
         with watcher(name) as watching:
             return _Follower(store, name, ask_job, clock).run(watching)
     except KeyboardInterrupt:
-        say(f"the run goes on. Watch it: notus-launch status {name}; end it: notus-launch stop {name}")
+        echo(f"the run continues. Watch it: notus-launch status {name}; end it: notus-launch stop {name}")
         return End(0)
 
 
@@ -88,7 +88,7 @@ class _Follower:
         ):
             self._said.add(event.id)
             if text := line_of(event):
-                say(text)
+                echo(text)
             if (end := end_of(event)) is not None:
                 return end
         return None
@@ -97,24 +97,24 @@ class _Follower:
         try:
             job = self._ask_job()
         except NotusError as error:
-            say(f"{error.message} (the run goes on)")
+            echo(f"{error.message} (the run continues)")
             return None
         if job is None:
             return None
         if job.status != self._status:
             self._status = job.status
-            say(f"SkyPilot: {job.status}" + (f": {job.reason}" if job.reason else ""))
+            echo(f"SkyPilot: {job.status}" + (f": {job.reason}" if job.reason else ""))
         if not job.over:
             return None
-        if (end := self._new_events()) is not None:  # it may have been written between two looks
+        if (end := self._new_events()) is not None:  # it may have been written in between
             return end
-        if job.status == "SUCCEEDED":  # its last event was there before we looked, or could not be written
+        if job.status == "SUCCEEDED":  # its last event is older than our first read, or could not be written
             return End(0, receipt=True)
         return End(JOB_CODES.get(job.status, 1))
 
 
 def end_of(event: Event) -> End | None:
-    """Is this the end of the run, and with which exit code?"""
+    """The end of the run with its exit code, if this event is one."""
     match event.payload:
         case Finished():
             return End(0, receipt=True)

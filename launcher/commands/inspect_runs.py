@@ -1,4 +1,4 @@
-"""Looking at runs: status, logs and receipts, from the bucket alone."""
+"""Inspect runs: status, logs and receipts, from the bucket alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.run_log.log_mirror import read_journal
@@ -16,9 +17,11 @@ from checkpoints.util.clock import Clock, SystemClock
 from checkpoints.util.command_line import console
 from checkpoints.util.environment import user_home
 from launcher.cli_options import bucket_or_default
-from launcher.commands.receipts import read_receipt, show_receipt
+from launcher.commands.receipts import Report, check_page, read_report, write_page
+from launcher.commands.receipts import show_report as print_report
+from launcher.console import echo
 from launcher.errors import UnknownRun
-from launcher.report.run_tables import findings_table, status_table
+from launcher.report.run_tables import comparison_table, findings_table, status_table
 from launcher.report.status import OVER, RunStatus, read_status
 from launcher.run_identity import identity_here
 from launcher.sky import client
@@ -46,7 +49,7 @@ def show_status(bucket: str | None, names: list[str] | None, output: str) -> Non
 
 
 def _with_skypilot(status: RunStatus, bucket: str) -> RunStatus:
-    """What SkyPilot says of a cloud run that isn't over, where its server runs: the bucket knows no set-up of a VM."""
+    """Add SkyPilot's job status for a cloud run that isn't over: the bucket doesn't show a VM's set-up."""
     if not status.in_cloud or status.state in OVER:
         return status
     job = client.peek(identity_here(bucket, status.run))
@@ -56,7 +59,7 @@ def _with_skypilot(status: RunStatus, bucket: str) -> RunStatus:
 
 
 def _status_or_damage(url: str, name: str, now: datetime) -> RunStatus:
-    """One damaged run must not hide the others."""
+    """The status of a run; a damaged one is marked, so that it doesn't hide the others."""
     try:
         return read_status(open_run(url, name), name, now)
     except CorruptCheckpoint as error:
@@ -64,43 +67,59 @@ def _status_or_damage(url: str, name: str, now: datetime) -> RunStatus:
         return RunStatus.damaged(name)
 
 
-def show_report(bucket: str | None, name: str, output: str) -> None:
-    """Print the receipt of a run."""
+def show_report(
+    bucket: str | None, name: str, output: str, *, html: Path | None = None, compared_with: str | None = None
+) -> None:
+    """Print the report of a run, or of two side by side; `html` is where a page of it goes."""
+    if html is not None:
+        check_page(html)
+    reports = [_report(bucket, one) for one in ([compared_with] if compared_with else []) + [name]]
+    if html is not None:
+        write_page(reports[-1], html)
+        echo(f"the report is in {html}")
+    if len(reports) == 1:
+        print_report(reports[0], output)
+    elif output == "json":
+        sys.stdout.write(json.dumps([report.as_json() for report in reports], indent=2) + "\n")
+    else:
+        console().print(comparison_table([(report.receipt, report.results) for report in reports]))
+
+
+def _report(bucket: str | None, name: str) -> Report:
     store = existing_run(bucket, name)
     record = read_run_if_valid(store)
-    recipe = Recipe.model_validate(record.recipe) if record else None
-    show_receipt(read_receipt(store, name, recipe), output)
+    return read_report(store, name, Recipe.model_validate(record.recipe) if record else None)
 
 
 def show_doctor(*, fix: bool, output: str) -> int:
-    """Print what a cloud launch needs, after writing what can be written; returns the exit code."""
+    """Print what a cloud launch needs, after applying the possible fixes; returns the exit code."""
     mounted = ask_skypilot()
     for line in doctor.fix(user_home(), os.environ, mounted) if fix else []:
         sys.stderr.write(f"notus-launch: {line}\n")
-    found = doctor.examine(user_home(), os.environ, mounted)
+    findings = doctor.examine(user_home(), os.environ, mounted)
     if output == "json":
-        sys.stdout.write(json.dumps([finding._asdict() for finding in found], indent=2) + "\n")
+        sys.stdout.write(json.dumps([finding._asdict() for finding in findings], indent=2) + "\n")
     else:
-        console().print(findings_table(found))
-    return 1 if any(finding.state == "missing" for finding in found) else 0
+        console().print(findings_table(findings))
+    return 1 if any(finding.state == "missing" for finding in findings) else 0
 
 
 def print_logs(bucket: str | None, name: str, attempt: int | None, *, follow: bool) -> None:
     """Print the mirrored logs."""
     store = existing_run(bucket, name)
-    found = False
+    printed = False
     for data in log_stream(store, name, attempt, follow=follow, clock=SystemClock()):
-        found = True
+        printed = True
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
-    if not found:
+    if not printed:
         which = f"attempt {attempt} of run {name!r}" if attempt else f"run {name!r}"
-        hint = f"see `notus-launch report` for its attempts; while a machine is set up: sky jobs logs -n {name}"
+        hint = f"see `notus-launch report` for its attempts; during a machine's set-up: sky jobs logs -n {name}"
         raise UnknownRun(f"{which} has no log", hint)
 
 
 def log_stream(store: Store, name: str, attempt: int | None, *, follow: bool, clock: Clock) -> Iterator[bytes]:
-    """Yield log bytes; with `follow` until the run is over."""
+    """Yield log bytes; with `follow`, until the run is over."""
     printed: dict[str, int] = {}
     while True:
         over = read_status(store, name, clock.now()).state in OVER
@@ -118,7 +137,7 @@ def log_stream(store: Store, name: str, attempt: int | None, *, follow: bool, cl
 
 
 def existing_run(bucket: str | None, name: str) -> Store:
-    """The store of a run that is there; raises `UnknownRun`."""
+    """The store of an existing run; raises `UnknownRun`."""
     store = open_run(bucket_or_default(bucket), name)
     if not is_run(store):
         raise UnknownRun(f"there is no run {name!r} in {bucket_or_default(bucket)}", "list them: notus-launch runs")

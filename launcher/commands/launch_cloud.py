@@ -1,4 +1,4 @@
-"""The story of a launch in a cloud: check everything that can be checked for nothing, submit, and follow the run."""
+"""Launch in a cloud: check everything that can be checked free of charge, submit the job, and follow the run."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from checkpoints.util.clock import Clock, SystemClock, looks
 from checkpoints.util.environment import user_home
 from launcher.check.check import Where, check_before_launch
 from launcher.cli_options import writable
-from launcher.commands.dry_run import limits_of_plan, planner_for, price_warnings, rungs_of, strategy_here
+from launcher.commands.dry_run import candidates_of, limits_of_plan, planner_for, price_warnings, strategy_here
 from launcher.commands.follow_run import follow
 from launcher.commands.launch_local import new_name
-from launcher.commands.receipts import read_receipt, show_receipt
-from launcher.console import say
+from launcher.commands.receipts import keep_page, read_report, show_report
+from launcher.console import echo
 from launcher.errors import RequestError, SkyFailed
 from launcher.paths import home
-from launcher.planning.plan import DryRun, Plan, Rung, require_plan
-from launcher.planning.work_left import so_far
+from launcher.planning.plan import Candidate, DryRun, Plan, require_plan
+from launcher.planning.work_left import run_progress
 from launcher.policy.limits import Limits
 from launcher.policy.run_history import machine_now, machines
 from launcher.report.status import ABANDONED_S, OVER, RunStatus, read_status
@@ -45,7 +45,7 @@ from launcher.sky.job_secrets import collect
 from launcher.sky.render import NOTUS, task_config
 from launcher.sky.setup import credentials
 from launcher.sky.setup.controller import ASLEEP, KEEP_AWAKE, find_controller, sleeps_with_this_machine
-from launcher.sky.submission import had_the_run_last, late_job, settle
+from launcher.sky.submission import late_job, ran_last, settle
 from launcher.sky.workdir import gather
 from trainer.config.recipe import Recipe, load_recipe
 from trainer.data.preference_pairs import check_local
@@ -53,28 +53,28 @@ from trainer.main import new_record
 from trainer.model.base_files import check_local_base
 
 STALE_S = 300.0
-"""A plan that a user has looked at for longer than this is made again before it is launched."""
+"""A plan older than this when the user confirms it is remade before the launch."""
 BEGINNINGS = frozenset({"planned", "decided", "machine_up", "attempt_started"})
 LOOK_EVERY_S, LIFE_S = 3.0, 90.0
-"""A live trainer writes a heartbeat every 5 s, and a controller with a machine its own every minute."""
+"""A live trainer writes a heartbeat every 5 s, and a controller with a machine writes its own every minute."""
 MISSING_WITHOUT_PLUGIN = (
-    "without the NOTUS strategy SkyPilot chooses where to go on: no way back to spot, no deadline or budget kept while "
-    "it runs, and the zone that was just preempted may be tried first"
+    "without the NOTUS strategy SkyPilot chooses where to resume: it never returns to spot, ignores deadline and "
+    "budget while it runs, and may first retry the zone that was just preempted"
 )
 
 
 class CloudOptions(NamedTuple):
-    """What only a launch in a cloud knows."""
+    """Options of cloud launches only."""
 
     detach: bool
     yes: bool
 
 
 def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> int:
-    """Launch, or go on with the run of this name; returns the exit code.
+    """Launch a run, or resume the one of this name; returns the exit code.
 
-    The same name again: a run that is done shows its receipt, one that is under way is followed, one that has ended is
-    started again from its last checkpoint, and is planned from there, with what it has spent.
+    If the name exists: a finished run shows its receipt, an active one is followed, and one that has ended is planned
+    and started again from its last checkpoint, counting what it has spent.
     """
     recipe = load_recipe(request.recipe)
     check_local(recipe.dataset)
@@ -83,87 +83,91 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     bucket = check_cloud_bucket(request.bucket)
     request = request.model_copy(update={"name": name})
     if strategy_here() != NOTUS:
-        _say_what_is_missing(request)
+        _check_plugin(request)
     _check_controller()
     writable(home() / "sent")
     store, run = open_run(bucket, name), identity_here(bucket, name)
     probe(store)
     is_new = not read_events(store)
-    if not is_new and (code := _as_it_is(store, run, recipe, options, output)) is not None:
+    if not is_new and (code := _handle_existing_run(store, run, recipe, options, output)) is not None:
         return code
     check_before_launch(recipe, Where(gpus=request.gpus[0] if request.gpus else None, local=False))
     for warning in price_warnings(request):
-        say(f"warning: {warning}")
+        echo(f"warning: {warning}")
     choice = _plan(request, recipe, store)
-    secrets = collect(recipe, bucket, choice.rungs, os.environ)
-    if is_new and (code := _as_it_is(store, run, recipe, options, output)) is not None:
+    secrets = collect(recipe, bucket, choice.candidates, os.environ)
+    if is_new and (code := _handle_existing_run(store, run, recipe, options, output)) is not None:
         return code
     if text := credentials.remark(user_home(), os.environ):
-        say(text)
-    choice = _agreed(choice, request, recipe, store, options)
+        echo(text)
+    choice = _confirmed_choice(choice, request, recipe, store, options)
     register_run(store, new_record(name, recipe))
-    job_id = _submit(choice.request, recipe, choice.rungs, choice.limits(datetime.now(UTC)), store, secrets)
+    job_id = _submit(choice.request, recipe, choice.candidates, choice.limits(datetime.now(UTC)), store, secrets)
     return _after_submission(store, run, job_id, recipe, options, output)
 
 
-def _as_it_is(store: Store, run: RunIdentity, recipe: Recipe, options: CloudOptions, output: str) -> int | None:
-    """The exit code where there is nothing to launch, because it is done or under way; else None."""
+def _handle_existing_run(
+    store: Store, run: RunIdentity, recipe: Recipe, options: CloudOptions, output: str
+) -> int | None:
+    """Show a finished run or follow an active one; returns its exit code, or None if a launch is needed."""
     name = run.run
     status = None
     if read_events(store):
-        register_run(store, new_record(name, recipe))  # it goes on, so its recipe has to be the same
+        register_run(store, new_record(name, recipe))  # a resumed run must have the same recipe
         status = read_status(store, name, datetime.now(UTC))
         if status.state == "finished":
-            say(f"run {name} is done already")
-            show_receipt(read_receipt(store, name, recipe), output)
+            echo(f"run {name} is already finished")
+            show_report(read_report(store, name, recipe), output)
             return 0
     job = client.own_job(run)
-    ended_here = job is not None and job.over and had_the_run_last(store, job, read_events(store))
+    ended_here = job is not None and job.over and ran_last(store, job, read_events(store))
     if status is not None and (job is None or job.over) and not ended_here:
-        if _was_cut_off_here(store):
-            say(f"the last launch of run {name} from here was cut off: looking whether SkyPilot has its job")
+        if _was_interrupted_here(store):
+            echo(f"the last launch of run {name} from here was interrupted: checking whether SkyPilot has its job")
             job = late_job(run, SystemClock())
         else:
-            _check_that_nobody_else_runs_it(store, status, datetime.now(UTC))
+            _check_not_running_elsewhere(store, status, datetime.now(UTC))
     if job is not None and not job.over:
-        say(f"run {name} is under way as SkyPilot's job {job.id}")
+        echo(f"run {name} is running as SkyPilot's job {job.id}")
         return _after_submission(store, run, job.id, recipe, options, output)
     return None
 
 
 class _Choice(NamedTuple):
-    """The plan that is to be launched."""
+    """The plan to launch."""
 
     request: LaunchRequest
-    """As of when it was planned."""
+    """The request as of `planned_at`."""
     plan: Plan
     result: DryRun
-    rungs: tuple[Rung, ...]
+    candidates: tuple[Candidate, ...]
     planned_at: datetime
 
     def limits(self, launched: datetime) -> Limits:
-        """Of a launch at this time."""
+        """The limits of a launch at this time."""
         return limits_of_plan(self.request, self.plan, launched)
 
     @property
     def terms(self) -> tuple[object, ...]:
-        """What the user says yes to."""
-        return self.plan.name, round(self.plan.expected_cost_usd, 1), self.rungs
+        """What the user confirms."""
+        return self.plan.name, round(self.plan.expected_cost_usd, 1), self.candidates
 
 
 def _plan(request: LaunchRequest, recipe: Recipe, store: Store) -> _Choice:
-    """From where the run is. Raises `NothingFits`, and `RequestError` for a deadline that has passed."""
+    """Plan from the run's current state. Raises `NothingFits`, and `RequestError` if the deadline has passed."""
     now = datetime.now(UTC)
-    asked = request.at(now)
-    result = planner_for(asked, recipe, so_far(store, now)).compare()
-    plan = require_plan(result, asked)
-    return _Choice(asked, plan, result, rungs_of(asked, plan, result), now)
+    dated = request.at(now)
+    result = planner_for(dated, recipe, run_progress(store, now)).compare()
+    plan = require_plan(result, dated)
+    return _Choice(dated, plan, result, candidates_of(dated, plan, result), now)
 
 
-def _agreed(choice: _Choice, request: LaunchRequest, recipe: Recipe, store: Store, options: CloudOptions) -> _Choice:
-    """Ask the user; after a question that stood open for long, see whether the answer still means the same plan.
+def _confirmed_choice(
+    choice: _Choice, request: LaunchRequest, recipe: Recipe, store: Store, options: CloudOptions
+) -> _Choice:
+    """Ask for confirmation; if the answer took long, check that it still applies to the same plan.
 
-    Prices change and a deadline comes nearer meanwhile. Raises `NothingFits` where no plan keeps the limits any more.
+    Prices may change and a deadline comes nearer meanwhile. Raises `NothingFits` if no plan meets the limits any more.
     """
     while True:
         _confirm(choice, options)
@@ -172,35 +176,34 @@ def _agreed(choice: _Choice, request: LaunchRequest, recipe: Recipe, store: Stor
         again = _plan(request, recipe, store)
         if again.terms == choice.terms:
             return again
-        say("while the question was open the plan has changed:")
+        echo("the plan has changed in the meantime:")
         choice = again
 
 
-def _check_that_nobody_else_runs_it(store: Store, status: RunStatus, now: datetime) -> None:
-    """A run that lives without a job here was launched elsewhere, and a second job would be paid too.
+def _check_not_running_elsewhere(store: Store, status: RunStatus, now: datetime) -> None:
+    """Refuse a run that is alive elsewhere, because a second job would be paid for too. Raises `RequestError`.
 
-    Whether it lives is told by what it does while we look, never by the times that another machine has written. Raises
-    `RequestError`. A job elsewhere that is missed anyway ends as soon as it sees that there is a newer launch.
+    Whether it is alive is judged by its activity while we watch, never by times that another machine has written. A job
+    that is missed anyway ends as soon as it sees that there is a newer launch.
     """
     if not status.in_cloud or status.state in (*OVER, "failed"):
         return
     if not _may_be_searching(store, now):
-        say(f"run {status.run} was launched somewhere else: looking for up to {LIFE_S:.0f} s whether it lives")
+        echo(f"run {status.run} was launched elsewhere: checking for up to {LIFE_S:.0f} s whether it is alive")
         if not _shows_life(store, SystemClock()):
             return
     raise RequestError(
-        f"run {status.run} is {status.state}, and SkyPilot here has no such job: it was launched somewhere else",
+        f"run {status.run} is {status.state}, and SkyPilot here has no such job: it was launched elsewhere",
         f"watch it: notus-launch status {status.run}; to launch it from here, end it first: notus-launch stop "
-        f"{status.run}; once nothing of it changes any more it can be launched again, at the latest in "
-        f"{ABANDONED_S / 60:.0f} min",
+        f"{status.run}; once it is inactive it can be launched again, at the latest in {ABANDONED_S / 60:.0f} min",
     )
 
 
 def _may_be_searching(store: Store, now: datetime) -> bool:
-    """Has the run no machine, and has it said so a short while ago? A search shows no life for up to `ABANDONED_S`.
+    """Is the run without a machine and was its last event recent? A search may write nothing for `ABANDONED_S`.
 
-    The one place where another machine's time is looked at: it can only make the user wait, and not for longer than
-    that. A time that is still to come says nothing.
+    This is the only place that uses another machine's time. It can only make the user wait, and no longer than that. A
+    time in the future is ignored.
     """
     events = read_events(store)
     if machine_now(machines(events)) is not None or not events:
@@ -210,7 +213,7 @@ def _may_be_searching(store: Store, now: datetime) -> bool:
 
 
 def _shows_life(store: Store, clock: Clock) -> bool:
-    """Does anything of the run change?"""
+    """Does anything in the run change?"""
     before = _signs(store)
     return any(_signs(store) != before for _ in looks(clock, LOOK_EVERY_S, LIFE_S))
 
@@ -221,14 +224,14 @@ def _signs(store: Store) -> tuple[object, ...]:
     return read_heartbeat(store), read_controller_beat(store), head.nonce if head else "", news
 
 
-def _was_cut_off_here(store: Store) -> bool:
-    """Was the newest launch made on this machine, and has nothing come of it? Then nobody else has its job."""
+def _was_interrupted_here(store: Store) -> bool:
+    """Was the newest launch made on this machine, without any result? Then its job can only be here."""
     newest = newest_launch(store)
     if newest is None or newest.host != this_host() or not newest.submission:
         return False
     events = read_events(store)
     if any(event.launch == newest.number and event.kind != "planned" for event in events):
-        return False  # by its number, whatever the controller's clock says
+        return False  # by launch number, independent of the controller's clock
     turns = [event for event in events if event.kind in BEGINNINGS]
     return not turns or (turns[-1].kind, turns[-1].launch) == ("planned", newest.number)
 
@@ -236,25 +239,25 @@ def _was_cut_off_here(store: Store) -> bool:
 def _submit(
     request: LaunchRequest,
     recipe: Recipe,
-    rungs: Sequence[Rung],
+    candidates: Sequence[Candidate],
     limits: Limits,
     store: Store,
     secrets: Mapping[str, str],
 ) -> int:
-    """Send the code and the task; returns SkyPilot's number of the job.
+    """Send the code and the task; returns SkyPilot's job number.
 
-    What is about to happen is written down first, with an id that travels with the job: so a launch that is cut off
-    here is found again, by this process, or by the next launch of the same name.
+    The launch is recorded first, with an id that is part of the job, so that an interrupted launch can be found again
+    by this process or by the next launch of the same name.
     """
     name = str(request.name)
-    withdraw(store)  # a stop of yesterday is not meant for this launch
+    withdraw(store)  # an old stop request is not meant for this launch
     sent = gather(request.recipe, home() / "sent" / name)
     strategy = strategy_here()
     submission = uuid.uuid4().hex
     launch = take_launch_number(store, submission)
     config = task_config(
         recipe,
-        rungs,
+        candidates,
         run=name,
         bucket=request.bucket,
         recipe_argument=sent.recipe,
@@ -267,39 +270,39 @@ def _submit(
         launch=launch,
     )
     diary = Diary(store, 0, launch=launch)
-    order = tuple(rung.model_dump() for rung in rungs)
+    order = tuple(candidate.model_dump() for candidate in candidates)
     diary.write(Planned(strategy=strategy, order=order, submission=submission))
     try:
         job_id = client.submit(config, secrets)
-    except BaseException as error:  # Ctrl-C too: else the run would seem to be under way somewhere
+    except BaseException as error:  # Ctrl-C too: else the run would seem to be active somewhere
         job_id = _after_interruption(error, identity_here(str(request.bucket), name), submission, diary)
-    say(f"run {name}: SkyPilot's job {job_id}, dashboard {client.dashboard(job_id)}")
+    echo(f"run {name}: SkyPilot's job {job_id}, dashboard {client.dashboard(job_id)}")
     return job_id
 
 
 def _after_interruption(error: BaseException, run: RunIdentity, submission: str, diary: Diary) -> int:
-    """The number of the job if SkyPilot has it and the user still wants it; else raises `error`, or one that says more.
+    """The job's number if SkyPilot has it and the user still wants it; else raises `error`, or a more specific one.
 
-    The diary says "stopped" only where it is known that no job is left.
+    The diary records "stopped" only if it is certain that no job is left.
     """
     if not isinstance(error, Exception):
-        say("interrupted: looking whether SkyPilot has taken the job (Ctrl-C leaves at once)")
-    found = settle(run, submission, error, SystemClock())
-    if found.state == "refused":
+        echo("interrupted: checking whether SkyPilot has accepted the job (Ctrl-C leaves at once)")
+    settled = settle(run, submission, error, SystemClock())
+    if settled.state == "refused":
         diary.try_write(Stopped(step=0, reason="it could not be submitted"))
         raise error
-    if found.job is not None and isinstance(error, Exception):
-        say(f"SkyPilot has taken the job all the same ({error})")
-        return found.job.id
-    if found.job is not None and _cancelled(found.job):
-        say(f"cancelled SkyPilot's job {found.job.id}: nothing runs")
+    if settled.job is not None and isinstance(error, Exception):
+        echo(f"SkyPilot has accepted the job despite the error ({error})")
+        return settled.job.id
+    if settled.job is not None and _cancelled(settled.job):
+        echo(f"cancelled SkyPilot's job {settled.job.id}: nothing is running")
         diary.try_write(Stopped(step=0, reason="by the user, at its launch"))
         raise error
-    which = f"its job {found.job.id} could not be cancelled" if found.job else "it is not known whether it has the job"
+    which = f"its job {settled.job.id} could not be cancelled" if settled.job else "it is unknown if it has the job"
     raise SkyFailed(
-        f"SkyPilot was told to run {run.run}, and {which}",
-        "a job may run, and be paid. Once `sky api info` answers: launch the same --name again to follow it, or end "
-        f"it: notus-launch stop {run.run}",
+        f"run {run.run} was submitted to SkyPilot, and {which}",
+        "a job may be running and costing money. Once `sky api info` answers, launch the same --name again to follow "
+        f"it, or end it: notus-launch stop {run.run}",
     ) from error
 
 
@@ -308,7 +311,7 @@ def _cancelled(job: Job) -> bool:
         if not job.over:
             client.cancel(job.id)
     except NotusError as error:
-        say(error.message)
+        echo(error.message)
         return False
     return True
 
@@ -320,53 +323,55 @@ def _after_submission(
     if options.detach:
         if output == "json":
             sys.stdout.write(json.dumps({"run": name, "job": job_id, "bucket": store.url}) + "\n")
-        say(f"watch it: notus-launch status {name}; end it: notus-launch stop {name}")
+        echo(f"watch it: notus-launch status {name}; end it: notus-launch stop {name}")
         return 0
     end = follow(store, name, lambda: client.own_job(run, job_id), SystemClock())
     if end.receipt:
-        show_receipt(read_receipt(store, name, recipe), output)
-        say(f"the model is in {store.url}/final")
+        report = read_report(store, name, recipe)
+        show_report(report, output)
+        keep_page(store, report)
+        echo(f"the model is in {store.url}/final")
     return end.code
 
 
-def _say_what_is_missing(request: LaunchRequest) -> None:
+def _check_plugin(request: LaunchRequest) -> None:
     if request.deadline_h is not None or request.budget_usd is not None:
         raise RequestError(
             "--deadline and --budget need the NOTUS strategy, which is not in SkyPilot's plugin configuration",
             "run: notus-launch doctor --fix, then: sky api stop (running jobs survive it)",
         )
-    say(MISSING_WITHOUT_PLUGIN)
-    say("to have it: notus-launch doctor --fix, then: sky api stop")
+    echo(MISSING_WITHOUT_PLUGIN)
+    echo("to install it: notus-launch doctor --fix, then: sky api stop")
 
 
 def _check_controller() -> None:
-    """A VM for the controller costs, and without our plugin on it a job of ours fails. Raises `RequestError`."""
-    found = find_controller(user_home(), os.environ)
+    """Check the controller: a VM costs money, and our jobs fail on one without our plugin. Raises `RequestError`."""
+    finding = find_controller(user_home(), os.environ)
     if sleeps_with_this_machine(user_home(), os.environ):
-        say(f"{ASLEEP}; {KEEP_AWAKE}")
-    if found.state != "missing":
+        echo(f"{ASLEEP}; {KEEP_AWAKE}")
+    if finding.state != "missing":
         return
     if strategy_here() == NOTUS:
-        raise RequestError(found.detail, f"{found.fix}, then: sky api stop (running jobs survive it)")
-    say(f"{found.detail}; to save it: {found.fix}, then: sky api stop")
+        raise RequestError(finding.detail, f"{finding.fix}, then: sky api stop (running jobs survive it)")
+    echo(f"{finding.detail}; to save its cost: {finding.fix}, then: sky api stop")
 
 
 def _confirm(choice: _Choice, options: CloudOptions) -> None:
     plan, result, request = choice.plan, choice.result, choice.request
-    say(
+    echo(
         f"run {request.name}: {plan.name}, about ${plan.expected_cost_usd:,.2f} (95 %: ${plan.cost_p95_usd:,.2f}), "
         f"done in about {plan.expected_finish_h:.1f} h; {result.reason}"
     )
     if result.resumed:
         of = f" of the budget of ${request.budget_usd:,.2f}" if request.budget_usd is not None else ""
-        say(
-            f"it goes on where it was: {result.work_h:.1f} h of {result.whole_work_h:.1f} h of work are left, "
+        echo(
+            f"it resumes: {result.work_h:.1f} h of {result.whole_work_h:.1f} h of work are left, "
             f"spent so far ${result.spent_usd:,.2f}{of}"
         )
     if (deadline := request.deadline_from(datetime.now(UTC))) is not None:
-        say(f"deadline: {deadline:%Y-%m-%d %H:%M} UTC" + ("" if request.deadline else ", counted from your yes"))
+        echo(f"deadline: {deadline:%Y-%m-%d %H:%M} UTC" + ("" if request.deadline else ", from your confirmation"))
     if options.yes:
         return
     if not sys.stdin.isatty():
-        raise RequestError("nobody is there to say yes before money is spent", "add --yes")
+        raise RequestError("cannot ask for confirmation: stdin is not a terminal", "add --yes")
     typer.confirm("launch it?", abort=True, err=True)

@@ -1,4 +1,4 @@
-"""The story of a launch on this machine, and the receipt of any run. Called by the command line."""
+"""Launch on this machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from checkpoints.storage.probe import probe
 from checkpoints.util.keys import check_run_name
 from launcher.check.check import Where, check_before_launch
 from launcher.cli_options import writable
-from launcher.commands.receipts import read_receipt, show_receipt
-from launcher.console import say
+from launcher.commands.receipts import keep_page, read_report, show_report
+from launcher.console import echo
 from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.local.backend import LocalBackend, LocalRun, committed_step
 from launcher.local.progress import watcher
@@ -32,7 +32,7 @@ from trainer.runtime.attempt_dir import Outcome
 
 
 class LocalOptions(NamedTuple):
-    """What only `--cloud local` knows."""
+    """Options of `--cloud local` only."""
 
     preemptions: int
     compare: bool
@@ -41,7 +41,7 @@ class LocalOptions(NamedTuple):
 
 
 def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> int:
-    """Run on this machine; on request preempt it, and compare it with an uninterrupted twin."""
+    """Run on this machine; optionally preempt the run, and compare it with an uninterrupted twin."""
     recipe = load_recipe(request.recipe)
     check_local(recipe.dataset)
     check_local_base(recipe)
@@ -51,9 +51,9 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     store = open_run(bucket, name)
     finished = _is_finished(store, name, recipe)
     if finished:
-        _say_finished(name, options)
+        _report_finished(name, options)
     if finished and not (options.compare and _has_no_comparison(store)):
-        show_receipt(read_receipt(store, name, recipe), output)
+        show_report(read_report(store, name, recipe), output)
         return 0
     run = LocalRun(
         run=name,
@@ -66,22 +66,24 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     if not finished:
         check_before_launch(recipe, Where(processes=run.processes, local=True))
     probe(store)
-    say(f"run {name} in {store.url}")
+    echo(f"run {name} in {store.url}")
     if run.preemptions and not finished:
-        say(f"it will be killed {run.preemptions} times (seed {run.seed})")
-    outcome = None if finished else _run(run, recipe, store, label="run")
+        echo(f"it will be killed {run.preemptions} times (seed {run.seed})")
+    outcome = None if finished else run_here(run, recipe, store, label="run")
     if outcome is not None and outcome.kind != "finished":
         saved = committed_step(store)
-        say(f"stopped; saved at step {saved}" if saved > 0 else "stopped before anything was saved")
-        say(
-            f"to go on: notus-launch --cloud local --recipe {request.recipe} --name {name} --bucket {bucket} "
+        echo(f"stopped; saved at step {saved}" if saved > 0 else "stopped before anything was saved")
+        echo(
+            f"to resume: notus-launch --cloud local --recipe {request.recipe} --name {name} --bucket {bucket} "
             f"--processes {run.processes}"
         )
         return EXIT_STOPPED if outcome.kind in ("preempted", "stopped") else RunFailed.exit_code
     if options.compare:
-        _compare_with_twin(run, recipe, store)
-    show_receipt(read_receipt(store, name, recipe), output)
-    say(f"the model is in {store.url}/final")
+        compare_with_twin(run, recipe, store)
+    report = read_report(store, name, recipe)
+    show_report(report, output)
+    keep_page(store, report)
+    echo(f"the model is in {store.url}/final")
     return 0
 
 
@@ -96,32 +98,33 @@ def _is_finished(store: Store, name: str, recipe: Recipe) -> bool:
     return True
 
 
-def _say_finished(name: str, options: LocalOptions) -> None:
-    say(f"run {name} is done already")
+def _report_finished(name: str, options: LocalOptions) -> None:
+    echo(f"run {name} is already finished")
     if options.preemptions:
-        say("--preempt has nothing left to preempt; give another --name to see it")
+        echo("--preempt has nothing left to preempt; use another --name to try it")
 
 
 def _has_no_comparison(store: Store) -> bool:
     return not of_kind(read_events(store), Compared)
 
 
-def _run(run: LocalRun, recipe: Recipe, store: Store, *, label: str) -> Outcome:
+def run_here(run: LocalRun, recipe: Recipe, store: Store, *, label: str) -> Outcome:
+    """Run it to its end on this machine, with its progress shown under `label`."""
     register_run(store, new_record(run.run, recipe))
-    withdraw(store)  # a stop of yesterday is not meant for this launch
+    withdraw(store)  # an old stop request is not meant for this launch
     with watcher(label) as watching:
         return LocalBackend(run, store, home() / "scratch" / run.run, watching).run()
 
 
-def _compare_with_twin(run: LocalRun, recipe: Recipe, store: Store) -> None:
+def compare_with_twin(run: LocalRun, recipe: Recipe, store: Store) -> None:
     """Make the run that was never preempted, and note whether it is the same."""
     name = f"{run.run[:50].rstrip('-')}-uninterrupted"
     twin_store = open_run(run.bucket, name)
     if not _is_finished(twin_store, name, recipe):
-        say(f"now the same run without preemptions, to compare: {name}")
+        echo(f"now training without preemptions, to compare: {name}")
         twin = run.model_copy(update={"run": name, "preemptions": 0})
-        if _run(twin, recipe, twin_store, label="twin").kind != "finished":
-            say("the comparison was stopped; the run itself is complete")
+        if run_here(twin, recipe, twin_store, label="twin").kind != "finished":
+            echo("the comparison was stopped; the run itself is complete")
             return
     result = compare_runs(store, twin_store)
     Diary(store, 0).write(

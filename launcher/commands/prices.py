@@ -1,4 +1,4 @@
-"""`notus-launch prices`: what nodes cost where, which prices look wrong, and what has changed."""
+"""`notus-launch prices`: node prices, which of them look wrong, and what has changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from checkpoints.util.command_line import console
 from launcher.catalog.gpu_nodes import Gpus
 from launcher.catalog.offers import Catalog, Offer, by_kind, find_catalog, load_offers, shipped_catalog
 from launcher.cli_options import PricesAction
-from launcher.console import counted, say
+from launcher.console import counted, echo
 from launcher.errors import NothingFits
 from launcher.report.plan_tables import offers_table
 from launcher.report.tables import plain_table
@@ -28,7 +28,7 @@ COUNT = 8
 
 
 class Change(BaseModel):
-    """The cheapest trusted price of a kind of node, before and now; None = not sold."""
+    """The cheapest trusted price of a kind of node, before and now; None = not offered."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,12 +40,12 @@ class Change(BaseModel):
 
     @property
     def share(self) -> float | None:
-        """Of the old price: 0.1 = a tenth dearer."""
+        """Relative change: 0.1 = 10 % more expensive."""
         return self.now / self.before - 1 if self.before and self.now else None
 
 
 def prices(action: PricesAction, request: LaunchRequest, output: str) -> int:
-    """Show, refresh or compare."""
+    """Show, refresh or compare prices."""
     if action == "show":
         _show_offers(find_catalog(), request, output)
     elif action == "diff":
@@ -53,7 +53,7 @@ def prices(action: PricesAction, request: LaunchRequest, output: str) -> int:
         _show_changes(changes, f"{shipped_catalog().source} -> {find_catalog().source}", output)
     else:
         old = _offers(find_catalog(), request)
-        outcome = skys.refresh(request.clouds or tuple(CLOUDS), say)
+        outcome = skys.refresh(request.clouds or tuple(CLOUDS), echo)
         fetched = any(state == skys.FETCHED for state in outcome.values())
         now = _offers(find_catalog(), request) if fetched else old
         _show_changes(compare(old, now), "before -> after the refresh" if fetched else None, output, outcome)
@@ -62,7 +62,7 @@ def prices(action: PricesAction, request: LaunchRequest, output: str) -> int:
 
 
 def compare(before: Sequence[Offer], now: Sequence[Offer]) -> list[Change]:
-    """Kind by kind; those that are the same are left out."""
+    """The changes by kind, without kinds whose price is unchanged."""
 
     def cheapest(offers: Sequence[Offer]) -> Mapping[tuple[str, str, bool], float]:
         firsts = (group[0] for group in by_kind(offers))
@@ -77,27 +77,27 @@ def compare(before: Sequence[Offer], now: Sequence[Offer]) -> list[Change]:
 
 
 def _sold(catalog: Catalog, request: LaunchRequest) -> list[Offer]:
-    """What is to be shown; raises `NothingFits` or `UserError` where that is nothing."""
+    """The offers to show; raises `NothingFits` or `UserError` if there are none."""
     wanted = request.gpus or tuple(Gpus(name, COUNT) for name in GPU_TYPES)
     offers = load_offers(catalog, wanted, request.clouds or tuple(CLOUDS))
-    found = [offer for offer in offers if request.market == "auto" or offer.spot == (request.market == "spot")]
-    if not found:
+    matching = [offer for offer in offers if request.market == "auto" or offer.spot == (request.market == "spot")]
+    if not matching:
         other = "--on-demand" if request.market == "spot" else "--spot"
         raise NothingFits(f"no {request.market} offer among {len(offers)} ({catalog.source})", f"try {other}")
-    return found
+    return matching
 
 
 def _offers(catalog: Catalog, request: LaunchRequest) -> list[Offer]:
-    """One side of a comparison: it may be empty, or not be readable before it is fetched."""
+    """One side of a comparison, which may be empty, or unreadable before it is fetched."""
     try:
         return _sold(catalog, request)
     except (NothingFits, UserError) as error:
-        say(error.message)
+        echo(error.message)
         return []
 
 
 def _show_offers(catalog: Catalog, request: LaunchRequest, output: str) -> None:
-    """With how old the lists are."""
+    """Show offers, with the age of the lists."""
     offers = _sold(catalog, request)
     clouds, now = request.clouds or tuple(CLOUDS), datetime.now(UTC)
     _show(offers, catalog.described(clouds, now), catalog.warnings(clouds, now), output)
@@ -105,8 +105,8 @@ def _show_offers(catalog: Catalog, request: LaunchRequest, output: str) -> None:
 
 def _show(offers: Sequence[Offer], source: str, warnings: Sequence[str], output: str) -> None:
     if output == "json":
-        told = {"source": source, "warnings": warnings, "offers": [offer.model_dump(mode="json") for offer in offers]}
-        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+        data = {"source": source, "warnings": warnings, "offers": [offer.model_dump(mode="json") for offer in offers]}
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
         return
     screen = console()
     screen.print(offers_table(offers, SHOWN))
@@ -127,10 +127,10 @@ def _doubts(offers: Sequence[Offer]) -> str:
 def _show_changes(
     changes: Sequence[Change], title: str | None, output: str, outcome: Mapping[str, str] | None = None
 ) -> None:
-    """The table of what differs; without a title nothing was compared."""
+    """Show the table of changes; without a title nothing was compared."""
     if output == "json":
-        told = {"changes": [change.model_dump() for change in changes], "refreshed": outcome}
-        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+        data = {"changes": [change.model_dump() for change in changes], "refreshed": outcome}
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
         return
     screen = console()
     for cloud, state in (outcome or {}).items():
@@ -138,7 +138,7 @@ def _show_changes(
     if title is None:
         return
     if not changes:
-        screen.print(f"no cheapest price differs ({title})", soft_wrap=True, highlight=False)
+        screen.print(f"no cheapest price has changed ({title})", soft_wrap=True, highlight=False)
         return
     screen.print(f"{title}\n", soft_wrap=True, highlight=False)
     table = plain_table()

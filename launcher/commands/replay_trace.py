@@ -1,7 +1,7 @@
-"""`notus-launch simulate`: the policy on a recorded trace, tick by tick, and what it did.
+"""`notus-launch simulate`: replay the policy over a recorded trace, tick by tick, and show what it did.
 
-The model is the spot referee's: an on-demand machine can always be had and is never taken away, a spot machine goes
-with its zone's availability, a new machine costs a restart without progress, and work that was done is never lost.
+The model is the spot referee's: on-demand machines are always available and never preempted, a spot machine is lost
+when its zone becomes unavailable, a new machine costs a restart without progress, and finished work is never lost.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from launcher.replay.trace import Trace, read_traces
 
 
 def simulate(paths: list[Path], job: Job, output: str, plot: Path | None = None) -> int:
-    """Print (and draw, to a PNG or SVG) what the policy does. 0 when the deadline is met, else 3."""
+    """Print (and plot, to a PNG or SVG) what the policy does. Returns 0 if the deadline is met, else 3."""
     if plot is not None:
         check_picture(plot)
     trace = read_traces(paths)
     played = play(trace, job)
     if plot is not None:
         draw_replay(plot, trace, job, played)
-        sys.stderr.write(f"notus-launch: drawn to {plot}\n")
+        sys.stderr.write(f"notus-launch: plotted to {plot}\n")
     if output == "json":
         sys.stdout.write(json.dumps({"job": asdict(job), "zones": trace.zones, **asdict(played)}, indent=2) + "\n")
     else:
@@ -49,7 +49,7 @@ def _draw(console: Console, trace: Trace, job: Job, played: Played) -> None:
             trace.up[min(begin + _tick_at(job, trace, column, width), len(trace.up) - 1)][zone]
             for column in range(width)
         ]
-        table.add_row(f"{name[:18]} has it", "".join("░" if state else " " for state in up))
+        table.add_row(f"{name[:18]} is up", "".join("░" if state else " " for state in up))
     for where in (*trace.zones, "on demand", "waiting"):
         inside = [s for s in played.stretches if s.where == where]
         hours = [column * job.deadline_h / width for column in range(width)]
@@ -58,7 +58,7 @@ def _draw(console: Console, trace: Trace, job: Job, played: Played) -> None:
             table.add_row(f"{where[:20]}", line)
     table.add_row("", f"0 h{f'{job.deadline_h:g} h'.rjust(width - 3)}")
     console.print(table)
-    end = "not done at the deadline" if played.finish_h is None else f"done after {played.finish_h:.1f} h"
+    end = "not finished at the deadline" if played.finish_h is None else f"finished after {played.finish_h:.1f} h"
     console.print(
         f"{end} (deadline {job.deadline_h:g} h): {played.spot_h:.1f} h on spot, {played.on_demand_h:.1f} h on demand, "
         f"{counted(played.preemptions, 'preemption')}, {counted(played.starts, 'start')}",

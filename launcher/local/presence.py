@@ -48,7 +48,7 @@ def looked_after(store: Store) -> Iterator[None]:
             store.delete(LAUNCHER_KEY)
 
 
-def nobody_here(store: Store, head: Head | None, *, silent: bool) -> bool:
+def no_process_here(store: Store, head: Head | None, *, silent: bool) -> bool:
     """Is it certain that nobody looks after a run that isn't over: no launcher, and no attempt that still saves?
 
     `silent`: its heartbeat stands still. False as well where this machine can't know.

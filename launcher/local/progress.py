@@ -47,7 +47,7 @@ class Lines:
 
     def attempt_started(self, number: int) -> None:
         self._attempt = number
-        self._say("started")
+        self._echo("started")
 
     def progress(self, progress: TrainingProgress) -> None:
         at, phase = self._last
@@ -59,18 +59,18 @@ class Lines:
             self._last = (now, progress.phase)
             steps = f", step {progress.step}/{progress.total_steps}" if progress.total_steps else ""
             lasts = "" if changed or progress.total_steps else f", for {now - self._began:.0f} s"
-            self._say(f"{in_words(progress)}{steps}{lasts}")
+            self._echo(f"{in_words(progress)}{steps}{lasts}")
 
     def preempted(self, step: int) -> None:
-        self._say(f"killed at step {step}")
+        self._echo(f"killed at step {step}")
 
     def attempt_ended(self, outcome: Outcome) -> None:
-        self._say(f"{outcome.kind} at step {outcome.step}" + (f": {outcome.message}" if outcome.message else ""))
+        self._echo(f"{outcome.kind} at step {outcome.step}" + (f": {outcome.message}" if outcome.message else ""))
 
     def stopping(self) -> None:
-        self._say("saving and stopping; once more to stop at once")
+        self._echo("saving and stopping; once more to stop at once")
 
-    def _say(self, text: str) -> None:
+    def _echo(self, text: str) -> None:
         sys.stderr.write(f"  {self._label}, attempt {self._attempt}: {text}\n")
         sys.stderr.flush()
 

@@ -1,1 +1,1 @@
-"""From a request and offers to plans with a cost and a finishing time. Pure."""
+"""Turn a request and offers into plans with a cost and a finishing time. Pure."""

@@ -1,4 +1,4 @@
-"""Cost and finishing time of a plan, as distributions: simulated runs of the policy, summed up. Pure."""
+"""Cost and finishing time of a plan, as distributions over simulated runs of the policy. Pure."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from trainer.config.recipe import Saves
 START_H = 0.25
 """From the launch to the first step on a fresh VM: boot, set-up with flash-attn's wheel, model download. Assumed."""
 UPLOAD_BYTES_PER_S = 2e9
-"""Of a node to a bucket. Assumed: NICs of such nodes do 12 GB/s, and clouds cap what goes to their APIs."""
+"""Upload rate of a node to a bucket. Assumed: NICs of such nodes do 12 GB/s, and clouds cap traffic to their APIs."""
 STALL_S = 0.7
-"""For which training stands still at a save of a 56 GB state on 8 GPUs, without overlap. From the storage facts."""
+"""How long training pauses to save a 56 GB state on 8 GPUs, without overlap. From the storage facts."""
 DEFAULT_STATE_BYTES = 60e9
-"""Where the model isn't known."""
+"""Used if the model isn't known."""
 RUNS = 1200
 
 
 class Estimate(BaseModel):
-    """What a plan comes to."""
+    """The estimated outcome of a plan."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,7 +39,7 @@ class Estimate(BaseModel):
     finish_p95_h: float
     expected_preemptions: float
     expected_starts: float
-    """Of machines: after preemptions and moves, too. All but the first restore a checkpoint."""
+    """Machine starts, including those after preemptions and moves. All but the first restore a checkpoint."""
     deadline_probability: float | None
     """None without a deadline."""
     budget_probability: float | None
@@ -54,7 +54,7 @@ class Estimate(BaseModel):
 
 @dataclass(frozen=True)
 class SavePlan:
-    """What saving costs, by a recipe's rhythm and the size of its state."""
+    """What saving costs, from a recipe's save interval and the size of its state."""
 
     interval_h: float
     slowdown: float
@@ -65,8 +65,8 @@ class SavePlan:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """Where the machines and the bucket are."""
+class Locations:
+    """Locations of the machines and the bucket."""
 
     bucket: StoragePrices
     spot_cloud: str = ""
@@ -74,9 +74,9 @@ class Surroundings:
 
 
 def save_plan(saves: Saves, state_bytes: float | None, mean_to_preemption_h: float) -> SavePlan:
-    """The rhythm of the saves: the recipe's minutes, else the interval that `auto` would take.
+    """Plan the saves: at the recipe's interval in minutes, else at the interval that `auto` would choose.
 
-    A rhythm in steps can't be turned into minutes before the run has a speed; it is taken as `auto` too.
+    An interval in steps can't be converted to minutes before the run has a speed, so it counts as `auto` too.
     """
     size = DEFAULT_STATE_BYTES if state_bytes is None else state_bytes
     upload_s = size / UPLOAD_BYTES_PER_S
@@ -90,33 +90,33 @@ def save_plan(saves: Saves, state_bytes: float | None, mean_to_preemption_h: flo
 def estimate(
     scenario: Scenario,
     saving: SavePlan,
-    around: Surroundings,
+    locations: Locations,
     *,
     budget_usd: float | None = None,
     machine_h_before: float = 0.0,
     runs: int = RUNS,
 ) -> Estimate | None:
-    """Sum up simulated runs of a plan; None where more than one run in twenty would never end.
+    """Estimate a plan from simulated runs; None if more than one run in twenty would never end.
 
-    `budget_usd` has to pay the store for the `machine_h_before` of an earlier launch too, at this plan's rate.
+    `budget_usd` must also pay for storage during the `machine_h_before` of earlier launches, at this plan's rate.
     """
     done = simulate(scenario, runs)
     if np.mean(np.isfinite(done.finish_h)) < 0.95:
         return None
-    return summed_up(done, saving, around, scenario.deadline_h, budget_usd, machine_h_before)
+    return summarize(done, saving, locations, scenario.deadline_h, budget_usd, machine_h_before)
 
 
-def summed_up(
+def summarize(
     done: Runs,
     saving: SavePlan,
-    around: Surroundings,
+    locations: Locations,
     deadline_h: float | None,
     budget_usd: float | None,
     machine_h_before: float = 0.0,
 ) -> Estimate:
-    """The figures of simulated runs."""
+    """Summarize simulated runs."""
     finite = np.isfinite(done.finish_h)
-    storage, egress = _fees(done, saving, around)
+    storage, egress = _fees(done, saving, locations)
     total = done.cost + storage + egress
     cost = np.where(finite, total, np.max(total[finite]))
     finish = np.where(finite, done.finish_h, np.max(done.finish_h[finite]))
@@ -142,14 +142,14 @@ def summed_up(
     )
 
 
-def _fees(done: Runs, saving: SavePlan, around: Surroundings) -> Fees:
+def _fees(done: Runs, saving: SavePlan, locations: Locations) -> Fees:
     """Storage and egress of each run. Every start but the first restores a checkpoint."""
     on_demand = done.on_demand_starts - done.first_on_demand
-    restores = {around.spot_cloud: done.starts - 1 - on_demand}
-    restores[around.on_demand_cloud] = restores.get(around.on_demand_cloud, np.zeros_like(on_demand)) + on_demand
+    restores = {locations.spot_cloud: done.starts - 1 - on_demand}
+    restores[locations.on_demand_cloud] = restores.get(locations.on_demand_cloud, np.zeros_like(on_demand)) + on_demand
     paid_h = done.spot_h + done.on_demand_h
     return fees(
-        around.bucket,
+        locations.bucket,
         hours=paid_h + done.waited_h,
         restores=restores,
         state_bytes=saving.state_bytes,

@@ -1,4 +1,4 @@
-"""From offers to the kinds of node that a recipe can run on: whether it fits, and how fast it is there. Pure."""
+"""The kinds of node that a recipe can run on: whether it fits, and how fast it is there. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launcher.catalog.gpu_nodes import Gpus, parse_gpus
 from launcher.catalog.gpu_speeds import PCIE, TIMED, relative_speed
 from launcher.catalog.offers import Offer, by_kind
 from launcher.errors import RequestError
-from launcher.planning.plan import Rung
+from launcher.planning.plan import Candidate
 from launcher.request import LaunchRequest
 from trainer.config.clouds import CLOUDS
 from trainer.config.gpu_types import GPU_TYPES, VISIBLE, unusable
@@ -19,15 +19,15 @@ from trainer.config.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Kind:
-    """All trusted offers of a cloud, GPU kind and market, and what the recipe is like on them."""
+class NodeKind:
+    """All trusted offers of a cloud, GPU kind and market, with the recipe's speed and fit on them."""
 
     offers: Sequence[Offer]
     speed: float
-    """Against the GPUs whose hours of work are known."""
+    """Relative to the GPUs whose hours of work are known."""
     memory: str
     host_gib: int | None = None
-    """To ask for: its cloud has smaller nodes of this kind, too."""
+    """Host memory to request, because the cloud also has smaller nodes of this kind."""
 
     @property
     def first(self) -> Offer:
@@ -39,8 +39,8 @@ class Kind:
         return f"{CLOUDS[self.first.cloud].label} {market} {self.first.gpus}"
 
     @property
-    def rung(self) -> Rung:
-        return Rung(cloud=self.first.cloud, gpus=self.first.gpus, spot=self.first.spot, host_gib=self.host_gib)
+    def candidate(self) -> Candidate:
+        return Candidate(cloud=self.first.cloud, gpus=self.first.gpus, spot=self.first.spot, host_gib=self.host_gib)
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Base:
 
     gpus: Gpus
     pcie: bool
-    """They are the hours of cards on PCIe."""
+    """The hours are those of cards on PCIe."""
 
     def speed_of(self, offer: Offer) -> float:
-        """Against it. The offer's kind has to be of known speed."""
+        """Speed relative to these GPUs. The speed of the offer's kind must be known."""
         speed = relative_speed(parse_gpus(offer.gpus), self.gpus, pcie=offer.pcie)
-        assert speed is not None, "those of unknown speed are no kind"
+        assert speed is not None, "offers of unknown speed have no kind"
         return speed / PCIE if self.pcie else speed
 
 
@@ -63,17 +63,17 @@ class Supply:
     """The offers of a request, and what can be planned on them."""
 
     offers: Sequence[Offer]
-    """All, with whether the recipe fits."""
-    kinds: Sequence[Kind]
+    """All offers, with whether the recipe fits."""
+    kinds: Sequence[NodeKind]
     base: Base
     unknown_speed: Sequence[str]
-    """GPUs that the recipe fits, and nobody knows for how many hours."""
+    """GPUs that the recipe fits, but whose speed is not known."""
 
 
 def wanted_gpus(request: LaunchRequest, recipe: Recipe) -> tuple[Gpus, ...]:
     """The nodes to look for: the requested ones, else each kind with NVLink and a known speed.
 
-    Without a request, a node has as many GPUs as the recipe was made for.
+    If none is requested, a node has as many GPUs as the recipe was made for.
     """
     if request.gpus:
         return tuple(dict.fromkeys(request.gpus))
@@ -84,7 +84,7 @@ def wanted_gpus(request: LaunchRequest, recipe: Recipe) -> tuple[Gpus, ...]:
 def supply_for(request: LaunchRequest, recipe: Recipe, offers: Sequence[Offer]) -> Supply:
     """The offers by kind, without those that the recipe does not fit or whose speed is not known.
 
-    Raises `RequestError` where all GPUs that were asked for are of unknown speed, and no --hours says it.
+    Raises `RequestError` if the speed of all requested GPUs is unknown and --hours doesn't give their time.
     """
     base = _base(request, recipe, offers)
     nodes = {name: parse_gpus(name) for name in dict.fromkeys(offer.gpus for offer in offers)}
@@ -105,14 +105,14 @@ def _made_for(recipe: Recipe) -> Gpus:
 
 
 def _base(request: LaunchRequest, recipe: Recipe, offers: Sequence[Offer]) -> Base:
-    """Whose hours they are: with --hours those of the one node that was asked for, else of the recipe's."""
+    """The GPUs that the hours refer to: with --hours the only requested node, else the recipe's."""
     if request.hours is None or len(set(request.gpus)) != 1 or not offers:
         return Base(_made_for(recipe), pcie=False)
     return Base(parse_gpus(offers[0].gpus), pcie=all(offer.pcie for offer in offers))
 
 
 def _fit(recipe: Recipe, gpus: Gpus) -> Fit:
-    """By its cards; the host's memory differs from offer to offer (`Fit.on_host`)."""
+    """Fit by GPU memory; the host's memory differs between offers (`Fit.on_host`)."""
     made_for = _made_for(recipe)
     if recipe.hardware.gpus and gpus.count < made_for.count:
         return Fit(False, None, f"the recipe's batch is made for {made_for.count} GPUs")
@@ -125,30 +125,30 @@ def _fit(recipe: Recipe, gpus: Gpus) -> Fit:
 def _refuse_unknown_speed(unknown: Sequence[str], fitting: Mapping[str, Gpus]) -> None:
     if fitting and len(unknown) == len(fitting):
         raise RequestError(
-            f"how fast {' or '.join(unknown)} trains is not known here (known: "
-            f"{', '.join(TIMED)}), so neither are the hours of work",
-            f"give them for one kind of node: --gpus {unknown[0]} --hours H",
+            f"the speed of {' or '.join(unknown)} is not known (known: "
+            f"{', '.join(TIMED)}), so the hours of work can't be estimated",
+            f"give the hours for one kind of node: --gpus {unknown[0]} --hours H",
         )
 
 
 def _node_of(offer: Offer) -> tuple[str, float | None]:
-    """What decides whether a recipe fits: the GPUs, and the host's memory."""
+    """What determines whether a recipe fits: the GPUs and the host's memory."""
     return offer.gpus, offer.host_gib
 
 
-def _judged(offer: Offer, found: Fit) -> Offer:
-    misfit = "" if found.fits else found.reason
-    if (offer.fits, offer.misfit) == (found.fits, misfit):
+def _judged(offer: Offer, its_fit: Fit) -> Offer:
+    misfit = "" if its_fit.fits else its_fit.reason
+    if (offer.fits, offer.misfit) == (its_fit.fits, misfit):
         return offer  # a copy of ten thousand offers takes a tenth of a second
-    return offer.model_copy(update={"fits": found.fits, "misfit": misfit})
+    return offer.model_copy(update={"fits": its_fit.fits, "misfit": misfit})
 
 
-def _kind(group: Sequence[Offer], base: Base, found: Fit, judged: Sequence[Offer]) -> Kind:
-    """Of offers of one cloud, GPU kind and market; `found` is how the recipe fits the first of them."""
+def _kind(group: Sequence[Offer], base: Base, its_fit: Fit, judged: Sequence[Offer]) -> NodeKind:
+    """The kind of a group of offers; `its_fit` is how the recipe fits the first of them."""
     first = group[0]
     market = (first.cloud, first.gpus, first.spot)
     small = any(not offer.fits for offer in judged if (offer.cloud, offer.gpus, offer.spot) == market)
-    if not small or found.host_gib is None or first.host_gib is None:
-        # Nor where the catalog doesn't say: SkyPilot would not find that node any more if the task asked for some.
-        return Kind(group, base.speed_of(first), found.reason)
-    return Kind(group, base.speed_of(first), found.reason, math.ceil(found.host_gib))
+    if not small or its_fit.host_gib is None or first.host_gib is None:
+        # Don't request memory that the catalog doesn't list: SkyPilot would no longer find that node.
+        return NodeKind(group, base.speed_of(first), its_fit.reason)
+    return NodeKind(group, base.speed_of(first), its_fit.reason, math.ceil(its_fit.host_gib))

@@ -1,4 +1,4 @@
-"""Plans, the recommended one, and the ladder of places to try: what a dry run shows and a launch starts. Pure."""
+"""Plans, the recommended one, and its ladder of candidates: what a dry run shows and a launch starts. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from launcher.policy.spot.preemption_rates import Basis
 from launcher.request import LaunchRequest
 
 CONFIDENCE = 0.95
-"""With which a plan has to keep the deadline and the budget."""
-MAX_ON_DEMAND_RUNGS = 2
+"""Probability with which a plan must meet the deadline and the budget."""
+MAX_ON_DEMAND_CANDIDATES = 2
 
 
-class Rung(BaseModel):
-    """A kind of place to try: SkyPilot goes through all its zones."""
+class Candidate(BaseModel):
+    """A kind of place to try: SkyPilot tries all its zones."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,78 +28,78 @@ class Rung(BaseModel):
     gpus: str
     spot: bool
     host_gib: int | None = None
-    """The least memory of the host, where the cloud also has nodes of this kind that are too small."""
+    """Minimum host memory, if the cloud also has nodes of this kind that are too small."""
     region: str | None = None
-    """Where only some places of the cloud are meant, see named_places.py."""
+    """Set if only some places of the cloud are meant, see named_places.py."""
     zone: str | None = None
 
 
 class ZonePlan(BaseModel):
-    """A zone of a spot market that a plan asks."""
+    """A zone of a spot market that a plan uses."""
 
     model_config = ConfigDict(frozen=True)
 
     zone: str
-    """Or its region, where a cloud has no zones."""
+    """Or the region, if the cloud has no zones."""
     price_usd_per_hour: float
     mean_life_h: float
-    """Of a machine there."""
+    """Mean life of a machine there."""
     basis: Basis
-    """Of that life."""
+    """Basis of `mean_life_h`."""
     own_spells: int
     """Machines that the user's runs had there."""
 
 
 class Plan(Estimate):
-    """One way to run, and what it comes to."""
+    """One way to run, and its estimated outcome."""
 
     name: str
-    ladder: tuple[Rung, ...]
+    ladder: tuple[Candidate, ...]
     work_h: float
-    """On its first machine."""
+    """Hours of work on its first machine."""
     price_usd_per_hour: float
     on_demand_usd_per_hour: float | None
-    """Of the machine behind a spot market; None where there is none."""
+    """Price of the on-demand machine behind a spot market; None if there is none."""
     restore_usd: float
-    """For a checkpoint's way to a machine outside of the bucket's cloud."""
+    """Cost of moving a checkpoint to a machine outside of the bucket's cloud."""
     keep_usd_per_h: float = 0.0
-    """For keeping its checkpoints in a pause."""
+    """Storage costs while the run has no machine."""
     upload_h: float = 0.0
-    """Of a checkpoint, as assumed."""
+    """Upload time of a checkpoint, assumed."""
     save_every_h: float = 0.0
-    """Between two saves, where the recipe says it in time."""
+    """Time between two saves, if the recipe gives it as a time."""
     bucket_cloud: str | None
-    """Whose machines restore for nothing."""
+    """The cloud whose machines restore free of charge."""
     hazard: str | None
-    """Where the rate of preemption comes from; None on demand."""
+    """Source of the preemption rate; None on demand."""
     zones: tuple[ZonePlan, ...] = ()
-    """Of a spot market, in the order in which they are asked."""
+    """Zones of a spot market, in the order in which they are tried."""
     memory: str
     """How the recipe fits into its GPUs."""
     within_limits: bool
     share_left: float = 1.0
-    """Of the run's work: what this plan is about. Less than 1 for a run that goes on."""
+    """Share of the run's work that this plan covers. Less than 1 for a resumed run."""
     spent_usd: float = 0.0
-    """By the run before, its store and pauses included; in the budget, and not in this plan's cost."""
+    """Spent by the run before, including storage and pauses. Counts against the budget, but not in this plan's cost."""
 
     @property
     def store_usd_per_h(self) -> float:
-        """For keeping checkpoints, and requests, while the run has a machine."""
+        """Storage and request costs while the run has a machine."""
         return self.storage_usd / self.expected_finish_h
 
     @property
     def whole_work_h(self) -> float:
-        """Of the run from its beginning, on this plan's first machine."""
+        """Work of the whole run, on this plan's first machine."""
         return self.work_h / self.share_left
 
     @property
     def total_p95_usd(self) -> float:
-        """What the whole run stays below: this is what a budget is about."""
+        """95th percentile of the whole run's cost, which a budget is compared with."""
         return self.spent_usd + self.cost_p95_usd
 
 
 class SlackCost(BaseModel):
-    """What a deadline costs: the recommended spot market with on demand behind it."""
+    """The cost of a deadline, for the recommended spot market with on demand behind it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -111,7 +111,7 @@ class SlackCost(BaseModel):
 
 
 class DryRun(BaseModel):
-    """What `--dry-run` shows and prints as JSON."""
+    """The output of `--dry-run`, also as JSON."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -122,17 +122,17 @@ class DryRun(BaseModel):
     recommended: str | None
     reason: str
     warnings: tuple[str, ...] = ()
-    """About the prices that everything else rests on."""
+    """Warnings about the prices that all plans are based on."""
     advice: tuple[str, ...] = ()
     assumptions: tuple[str, ...]
     share_left: float = 1.0
-    """Of the run's work; `work_h` is what is left."""
+    """Share of the run's work that is left; `work_h` is what is left."""
     spent_usd: float = 0.0
-    """By the run before."""
+    """Spent by the run before."""
 
     @property
     def whole_work_h(self) -> float:
-        """Of the run from its beginning."""
+        """Work of the whole run."""
         return self.work_h / self.share_left
 
     @property
@@ -146,15 +146,15 @@ class DryRun(BaseModel):
         return next((plan for plan in self.plans if plan.name == self.recommended), None)
 
 
-def ladder(plan: Plan, plans: Sequence[Plan], *, mixed: bool = False) -> tuple[Rung, ...]:
-    """The places that a launch asks: the plan's own, which its estimate is about, and a last resort.
+def ladder(plan: Plan, plans: Sequence[Plan], *, mixed: bool = False) -> tuple[Candidate, ...]:
+    """The candidates that a launch tries: the plan's own, which its estimate covers, and a last resort.
 
-    No other spot market, cheap as it may be: nobody has estimated the two together. The last resort is another
-    on-demand kind, no cheaper than the plan's own, so that it is asked only where that one is sold out, which no
-    estimate knows.
+    Other spot markets are not included, however cheap, because the combination was not estimated. The last resort is
+    another on-demand kind, not cheaper than the plan's own, so that it is tried only if that one is sold out, which no
+    estimate includes.
 
-    On one kind of GPU, because another one rounds otherwise and the run would not be bit-exact any more; `mixed` = the
-    user named several. `plans` come cheapest first.
+    All are on one kind of GPU, because another kind rounds differently and the run would no longer be bit-exact, unless
+    `mixed`: the user named several. `plans` come cheapest first.
     """
     behind = plan.ladder[-1]
     if behind.spot:
@@ -168,11 +168,11 @@ def ladder(plan: Plan, plans: Sequence[Plan], *, mixed: bool = False) -> tuple[R
         and other.price_usd_per_hour >= price
         and (mixed or other.ladder[0].gpus == behind.gpus)
     ]
-    return (*plan.ladder, *others[: MAX_ON_DEMAND_RUNGS - 1])
+    return (*plan.ladder, *others[: MAX_ON_DEMAND_CANDIDATES - 1])
 
 
 def require_plan(result: DryRun, request: LaunchRequest) -> Plan:
-    """The recommended plan; raises `NothingFits` where nothing keeps the limits."""
+    """The recommended plan; raises `NothingFits` if no plan is within the limits."""
     if result.best is not None:
         return result.best
     if not result.plans and not any(offer.fits for offer in result.offers):
@@ -184,24 +184,24 @@ def require_plan(result: DryRun, request: LaunchRequest) -> Plan:
 
 
 def _to_trust(offers: Sequence[Offer], request: LaunchRequest) -> str:
-    """What to do where offers fit and none is used: --trust-prices, if it would take one of them."""
+    """What to do if offers fit but none is used: --trust-prices, if it would allow one of them."""
     asked = {"auto": (True, False), "spot": (True,), "on-demand": (False,)}[request.market]
     fitting = [offer for offer in offers if offer.fits and offer.spot in asked]
     if any(not offer.usable() and offer.usable(trust_prices=True) for offer in fitting) and not request.trust_prices:
-        return "widen --cloud or --gpus; `--dry-run` shows flagged prices too, and --trust-prices takes those above 0"
+        return "widen --cloud or --gpus; `--dry-run` also shows flagged prices; --trust-prices allows those above 0"
     if fitting and not any(offer.usable(trust_prices=True) for offer in fitting):
-        return f"a price of 0 or less is never taken: fix the price list (`{REFRESH}`), or widen --cloud or --gpus"
+        return f"a price of 0 or less is never used: fix the price list (`{REFRESH}`), or widen --cloud or --gpus"
     return "widen --cloud or --gpus"
 
 
 def limits_named(request: LaunchRequest) -> str:
-    """`the deadline and the budget`, or the one that was given; '' without."""
+    """`the deadline and the budget`, or the one that was given; '' if neither was."""
     named = {"the deadline": request.deadline_h, "the budget": request.budget_usd}
     return " and ".join(name for name, value in named.items() if value is not None)
 
 
 def nearest(plans: Sequence[Plan], request: LaunchRequest) -> Plan:
-    """The plan that comes nearest to the limits: by the worse of its two chances, then by the smaller excess."""
+    """The plan nearest to the limits: by the worse of its two probabilities, then by the smaller excess."""
 
     def excess(plan: Plan) -> float:
         dear = plan.total_p95_usd / request.budget_usd if request.budget_usd else 0.0
@@ -215,7 +215,7 @@ def nearest(plans: Sequence[Plan], request: LaunchRequest) -> Plan:
 
 
 def unkept(plans: Sequence[Plan], request: LaunchRequest) -> tuple[str, str]:
-    """Why no plan is within the limits, by the nearest one; and the limits that would do."""
+    """Why no plan is within the limits, shown for the nearest one, and limits that would work."""
     limits, odds = [], []
     plan = nearest(plans, request)
     if request.deadline_h is not None:
@@ -232,25 +232,25 @@ def unkept(plans: Sequence[Plan], request: LaunchRequest) -> tuple[str, str]:
             f"95 % within ${plan.cost_p95_usd:,.2f})"
         )
     return (
-        f"no plan keeps {' and '.join(limits)} in {CONFIDENCE:.0%} of runs; the nearest, {plan.name}, keeps "
+        f"no plan meets {' and '.join(limits)} in {CONFIDENCE:.0%} of runs; the nearest, {plan.name}, meets "
         f"{' and '.join(odds)}",
         f"give {' or '.join(_enough(plans, plan, request))}; `--dry-run` compares the plans",
     )
 
 
 def _enough(plans: Sequence[Plan], near: Plan, request: LaunchRequest) -> list[str]:
-    """Options that some plan would keep. Not the least ones: another deadline changes the figures of all plans."""
+    """Limits that some plan would meet. Not the tightest ones: another deadline changes the figures of all plans."""
     in_time = [plan for plan in plans if _chance(plan.deadline_probability) >= CONFIDENCE]
     affordable = [plan for plan in plans if _chance(plan.budget_probability) >= CONFIDENCE]
-    found = []
+    options = []
     if request.budget_usd is not None and in_time:
-        found.append(_budget(min(plan.total_p95_usd for plan in in_time)))
+        options.append(_budget(min(plan.total_p95_usd for plan in in_time)))
     if request.deadline_h is not None and affordable:
-        found.append(_deadline(min(plan.finish_p95_h for plan in affordable)))
-    # Both: of a plan whose cost doesn't change with the deadline, where there is one.
+        options.append(_deadline(min(plan.finish_p95_h for plan in affordable)))
+    # Both limits: those of a plan whose cost doesn't change with the deadline, if there is one.
     on_demand = [plan for plan in plans if not plan.ladder[0].spot]
     sure = min(on_demand, key=lambda plan: plan.cost_p95_usd, default=near)
-    return found or [f"{_deadline(sure.finish_p95_h)} and {_budget(sure.total_p95_usd)}"]
+    return options or [f"{_deadline(sure.finish_p95_h)} and {_budget(sure.total_p95_usd)}"]
 
 
 def _budget(usd: float) -> str:
@@ -262,5 +262,5 @@ def _deadline(hours: float) -> str:
 
 
 def _chance(probability: float | None) -> float:
-    """1 where there is no limit."""
+    """The probability; 1 if there is no limit."""
     return 1.0 if probability is None else probability

@@ -1,4 +1,4 @@
-"""From a request and offers to plans: what each way to run comes to, and which one is recommended. Pure."""
+"""Turn a request and offers into plans: the estimate of each way to run, and the recommended one. Pure."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from launcher.planning.estimate import (
     DEFAULT_STATE_BYTES,
     START_H,
     Estimate,
+    Locations,
     SavePlan,
-    Surroundings,
     estimate,
     save_plan,
 )
-from launcher.planning.node_types import Kind, supply_for
-from launcher.planning.plan import CONFIDENCE, DryRun, Plan, Rung, SlackCost, ZonePlan
-from launcher.planning.plan_notes import Compared, Patient, advice, assumptions, reason
+from launcher.planning.node_types import NodeKind, supply_for
+from launcher.planning.plan import CONFIDENCE, Candidate, DryRun, Plan, SlackCost, ZonePlan
+from launcher.planning.plan_notes import Comparison, DeadlineTrial, advice, assumptions, reason
 from launcher.planning.scenario import OnDemand, Scenario, Spot
 from launcher.planning.storage_costs import bucket_for, keep_usd_per_h, restore_usd
-from launcher.planning.work_left import NOT_BEGUN, SoFar
+from launcher.planning.work_left import NOT_STARTED, RunProgress
 from launcher.policy.slack_value import Problem, Restores, solve
 from launcher.policy.spot.market import MOST_ZONES, mean_spell_h
 from launcher.policy.spot.preemption_rates import ON_DEMAND_H, Hazard, Learned, assumed
@@ -32,13 +32,13 @@ from trainer.config.memory_estimate import state_bytes
 from trainer.config.recipe import Recipe
 
 OTHER_ZONES = MOST_ZONES - 1
-"""Of a spot market: their mean price is what the next machine costs while the cheapest zone has none."""
+"""Zones of a spot market whose mean price is that of the next machine while the cheapest zone has none."""
 TABLE_STEPS = 120
-"""To the deadline: the estimate's own tables of the policy are coarser than those of a run."""
+"""Steps to the deadline: the policy tables of an estimate are coarser than those of a run."""
 MOST_START_STEPS = 200
-"""Of a table, that a start takes: for the last second of a run one as fine as its work would have a million."""
-PATIENCE, PATIENT_PLANS = 2.0, 2
-"""A deadline of so many times the work is tried for so many plans."""
+"""Most table steps per start: for the last second of a run, a table as fine as its work would have a million."""
+TRIAL_DEADLINE, TRIAL_PLANS = 2.0, 2
+"""Without a deadline, one of `TRIAL_DEADLINE` times the work is also tried, for the `TRIAL_PLANS` cheapest plans."""
 
 
 class Planner:
@@ -51,24 +51,24 @@ class Planner:
         offers: Sequence[Offer],
         source: str,
         learned: Mapping[tuple[str, str], Learned] | None = None,
-        done: SoFar = NOT_BEGUN,
+        done: RunProgress = NOT_STARTED,
     ) -> None:
         """Prepare the plans of a request.
 
-        `learned`: what the user's own runs have met, by cloud and GPUs; the other markets are assumed. `done`: what a
+        `learned`: statistics of the user's own runs, by cloud and GPUs; the other markets are assumed. `done`: what a
         resumed run has done already; the plans cover the rest.
 
-        Raises `RequestError` where the speed of all requested GPUs is unknown and --hours doesn't give their time.
+        Raises `RequestError` if the speed of all requested GPUs is unknown and --hours doesn't give their time.
         """
         self.request, self.recipe, self.source, self.learned = request, recipe, source, learned or {}
         self.done = done
         self.work_h = (request.hours or recipe.hardware.hours) * done.share_left
         self.bucket: StoragePrices = bucket_for(request.bucket)
         self.supply = supply_for(request, recipe, offers)
-        self._asked: dict[Rung, Sequence[Offer]] = {}
+        self._asked: dict[Candidate, Sequence[Offer]] = {}
 
     def compare(self) -> DryRun:
-        """All plans and the choice. Decides nothing that a machine could change: no clock, no network."""
+        """All plans and the recommendation. Uses neither clock nor network."""
         plans = [plan for kind in self.supply.kinds if self._wanted(kind) and (plan := self._plan(kind))]
         plans.sort(key=lambda plan: plan.expected_cost_usd)
         best = next((plan for plan in plans if plan.within_limits), None)
@@ -87,40 +87,40 @@ class Planner:
         )
 
     def hazard_of(self, plan: Plan) -> Hazard | None:
-        """Of its spot market."""
+        """The hazard of a plan's spot market."""
         return self._hazard(self._kind_of(plan)) if plan.ladder[0].spot else None
 
     def slack_costs(self, plan: Plan) -> list[SlackCost]:
-        """What the plan's market costs by deadline, from 1.1 to 4 times the work; nothing without a choice."""
+        """Costs of the plan's market by deadline, from 1.1 to 4 times the work; empty without a choice."""
         if not plan.ladder[0].spot or len(plan.ladder) < 2:
             return []
-        found = []
+        costs = []
         for share in (1.1, 1.25, 1.5, 2, 3, 4):
             deadline_h = round(plan.work_h * share + START_H, 1)
-            told = self._with_deadline(plan, deadline_h)
-            if told is not None:
-                found.append(
+            estimate = self._with_deadline(plan, deadline_h)
+            if estimate is not None:
+                costs.append(
                     SlackCost(
                         deadline_h=deadline_h,
-                        expected_cost_usd=told.expected_cost_usd,
-                        cost_p95_usd=told.cost_p95_usd,
-                        expected_finish_h=told.expected_finish_h,
-                        on_demand_share=told.on_demand_h / (told.spot_h + told.on_demand_h),
+                        expected_cost_usd=estimate.expected_cost_usd,
+                        cost_p95_usd=estimate.cost_p95_usd,
+                        expected_finish_h=estimate.expected_finish_h,
+                        on_demand_share=estimate.on_demand_h / (estimate.spot_h + estimate.on_demand_h),
                     )
                 )
-        return found
+        return costs
 
-    def _kind_of(self, plan: Plan) -> Kind:
-        return next(kind for kind in self.supply.kinds if kind.rung == plan.ladder[0])
+    def _kind_of(self, plan: Plan) -> NodeKind:
+        return next(kind for kind in self.supply.kinds if kind.candidate == plan.ladder[0])
 
     def _with_deadline(self, plan: Plan, deadline_h: float) -> Estimate | None:
         return self._estimate(self._kind_of(plan), self.request.model_copy(update={"deadline_h": deadline_h}))
 
-    # --- what is said of them -----------------------------------------------------------------------
+    # --- the comparison -----------------------------------------------------------------------------
 
-    def _compared(self, plans: Sequence[Plan], best: Plan | None) -> Compared:
+    def _compared(self, plans: Sequence[Plan], best: Plan | None) -> Comparison:
         spot = [kind for kind in self.supply.kinds if kind.first.spot and self._wanted(kind)]
-        return Compared(
+        return Comparison(
             request=self.request,
             recipe=self.recipe,
             work_h=self.work_h,
@@ -133,42 +133,42 @@ class Planner:
             unknown_speed=self.supply.unknown_speed,
             plans=plans,
             best=best,
-            patient=self._patient(plans) if best is not None and self.request.deadline_h is None else (),
+            trials=self._deadline_trials(plans) if best is not None and self.request.deadline_h is None else (),
         )
 
-    def _patient(self, plans: Sequence[Plan]) -> list[Patient]:
-        """The spot markets that are cheapest without a deadline, with one of twice the work."""
-        spot = [plan for plan in plans if plan.ladder[0].spot and len(plan.ladder) > 1][:PATIENT_PLANS]
-        tried = [(plan, hours := PATIENCE * plan.work_h, self._with_deadline(plan, hours)) for plan in spot]
-        return [Patient(plan, hours, told.expected_cost_usd) for plan, hours, told in tried if told is not None]
+    def _deadline_trials(self, plans: Sequence[Plan]) -> list[DeadlineTrial]:
+        """The spot markets that are cheapest without a deadline, with a deadline of twice the work."""
+        spot = [plan for plan in plans if plan.ladder[0].spot and len(plan.ladder) > 1][:TRIAL_PLANS]
+        tried = [(plan, hours := TRIAL_DEADLINE * plan.work_h, self._with_deadline(plan, hours)) for plan in spot]
+        return [DeadlineTrial(plan, hours, one.expected_cost_usd) for plan, hours, one in tried if one is not None]
 
-    def _booked(self, plans: Sequence[Plan], best: Plan | None) -> SoFar:
-        """With what the strategy will book of the time before, by the plan that is recommended or comes first."""
+    def _booked(self, plans: Sequence[Plan], best: Plan | None) -> RunProgress:
+        """Past work with what the strategy will book for it, from the recommended plan or else the first one."""
         shown = best or next(iter(plans), None)
         return self.done if shown is None else self.done._replace(spent_usd=shown.spent_usd)
 
     # --- one plan -----------------------------------------------------------------------------------
 
-    def _wanted(self, kind: Kind) -> bool:
+    def _wanted(self, kind: NodeKind) -> bool:
         return self.request.market == "auto" or kind.first.spot == (self.request.market == "spot")
 
-    def _plan(self, kind: Kind) -> Plan | None:
-        """None where a machine is taken away faster than it gets on, or spot is no cheaper than on demand."""
+    def _plan(self, kind: NodeKind) -> Plan | None:
+        """The plan; None if machines are preempted before they make progress, or spot isn't cheaper than on demand."""
         if not self._zones(kind):
             return None
-        told = self._estimate(kind, self.request)
-        if told is None:
+        estimate = self._estimate(kind, self.request)
+        if estimate is None:
             return None
         saving = self._saving(kind)
         keeping = self._keeping(saving)
-        storing = told.storage_usd / told.expected_finish_h
-        in_time = told.deadline_probability is None or told.deadline_probability >= CONFIDENCE
-        affordable = told.budget_probability is None or told.budget_probability >= CONFIDENCE
+        storing = estimate.storage_usd / estimate.expected_finish_h
+        in_time = estimate.deadline_probability is None or estimate.deadline_probability >= CONFIDENCE
+        affordable = estimate.budget_probability is None or estimate.budget_probability >= CONFIDENCE
         behind = self._behind(kind) if kind.first.spot else None
         return Plan(
-            **told.model_dump(),
+            **estimate.model_dump(),
             name=kind.name,
-            ladder=(kind.rung, behind.rung) if behind else (kind.rung,),
+            ladder=(kind.candidate, behind.candidate) if behind else (kind.candidate,),
             work_h=self.work_h / kind.speed,
             price_usd_per_hour=kind.first.price_usd_per_hour,
             on_demand_usd_per_hour=behind.first.price_usd_per_hour if behind else None,
@@ -188,10 +188,10 @@ class Planner:
     def _keeping(self, saving: SavePlan) -> float:
         return keep_usd_per_h(self.bucket, saving.state_bytes, saving.kept)
 
-    def _estimate(self, kind: Kind, request: LaunchRequest) -> Estimate | None:
-        """An on-demand kind stands behind itself."""
+    def _estimate(self, kind: NodeKind, request: LaunchRequest) -> Estimate | None:
+        """Estimate a kind. An on-demand kind is its own fallback."""
         behind = self._behind(kind) if kind.first.spot else kind
-        around = Surroundings(self.bucket, kind.first.cloud, behind.first.cloud if behind else "")
+        locations = Locations(self.bucket, kind.first.cloud, behind.first.cloud if behind else "")
         saving = self._saving(kind)
         left_usd = None
         if request.budget_usd is not None:
@@ -200,12 +200,12 @@ class Planner:
         return estimate(
             self._scenario(kind, behind, saving, request),
             saving,
-            around,
+            locations,
             budget_usd=left_usd,
             machine_h_before=self.done.machine_h,
         )
 
-    def _scenario(self, kind: Kind, behind: Kind | None, saving: SavePlan, request: LaunchRequest) -> Scenario:
+    def _scenario(self, kind: NodeKind, behind: NodeKind | None, saving: SavePlan, request: LaunchRequest) -> Scenario:
         work_h = self.work_h / kind.speed
         scenario = Scenario(
             work_h, START_H, deadline_h=request.deadline_h,
@@ -231,12 +231,12 @@ class Planner:
             work_h, work_h + slack_h, START_H, ratio, step_h, hazard.chain,
             restores=Restores(*(self._restore_usd(one) / behind.first.price_usd_per_hour for one in (kind, behind))),
         )  # fmt: skip
-        return replace(scenario, outlook=solve(problem))
+        return replace(scenario, table=solve(problem))
 
-    def _behind(self, kind: Kind) -> Kind | None:
-        """The on-demand kind that stands behind a spot market: the cheapest of the same GPUs, else of faster ones.
+    def _behind(self, kind: NodeKind) -> NodeKind | None:
+        """The on-demand fallback of a spot market: the cheapest kind with the same GPUs, else with faster ones.
 
-        Of the same, because another kind of GPU rounds otherwise: the run would go on, but not bit for bit.
+        The same GPUs are preferred because another kind rounds differently: the run would resume, but not bit for bit.
         """
         if self.request.market == "spot":
             return None
@@ -244,21 +244,21 @@ class Planner:
         same = [other for other in usable if other.first.gpus == kind.first.gpus]
         return min(same or usable, key=lambda other: other.first.price_usd_per_hour / other.speed, default=None)
 
-    def _saving(self, kind: Kind) -> SavePlan:
+    def _saving(self, kind: NodeKind) -> SavePlan:
         mean_h = mean_spell_h(self._hazard(kind).world.machine_ends) if kind.first.spot else ON_DEMAND_H
         return save_plan(self.recipe.saves, state_bytes(self.recipe), mean_h)
 
-    def _zones(self, kind: Kind) -> Sequence[Offer]:
+    def _zones(self, kind: NodeKind) -> Sequence[Offer]:
         """The zones in which the policy requests machines, in its order.
 
         Spot zones are ordered by the price of an hour of work, and only those are kept where it is lower than on the
         on-demand machine behind them.
         """
-        if kind.rung not in self._asked:
-            self._asked[kind.rung] = self._worth_asking(kind) if kind.first.spot else kind.offers
-        return self._asked[kind.rung]
+        if kind.candidate not in self._asked:
+            self._asked[kind.candidate] = self._worth_asking(kind) if kind.first.spot else kind.offers
+        return self._asked[kind.candidate]
 
-    def _worth_asking(self, kind: Kind) -> Sequence[Offer]:
+    def _worth_asking(self, kind: NodeKind) -> Sequence[Offer]:
         behind, hazard, restore = self._behind(kind), self._hazard_in(kind, kind.offers), self._restore_usd(kind)
         limit_usd = behind.first.price_usd_per_hour if behind else math.inf
 
@@ -268,25 +268,25 @@ class Planner:
 
         return sorted((offer for offer in kind.offers if work_usd(offer) < limit_usd), key=work_usd)
 
-    def _zone_plans(self, kind: Kind) -> tuple[ZonePlan, ...]:
+    def _zone_plans(self, kind: NodeKind) -> tuple[ZonePlan, ...]:
         hazard = self._hazard(kind)
 
-        def told(offer: Offer) -> ZonePlan:
+        def zone_plan(offer: Offer) -> ZonePlan:
             mean_h, basis, spells = hazard.life_in(offer.area)
             price = offer.price_usd_per_hour
             return ZonePlan(
                 zone=offer.area, price_usd_per_hour=price, mean_life_h=mean_h, basis=basis, own_spells=spells
             )
 
-        return tuple(map(told, self._zones(kind)))
+        return tuple(map(zone_plan, self._zones(kind)))
 
-    def _restore_usd(self, kind: Kind) -> float:
+    def _restore_usd(self, kind: NodeKind) -> float:
         return restore_usd(self.bucket, kind.first.cloud, state_bytes(self.recipe) or DEFAULT_STATE_BYTES)
 
-    def _hazard(self, kind: Kind) -> Hazard:
+    def _hazard(self, kind: NodeKind) -> Hazard:
         return self._hazard_in(kind, self._zones(kind))
 
-    def _hazard_in(self, kind: Kind, zones: Sequence[Offer]) -> Hazard:
+    def _hazard_in(self, kind: NodeKind, zones: Sequence[Offer]) -> Hazard:
         learned = self.learned.get((kind.first.cloud, kind.first.gpus))
         if learned is not None and self.request.hazard_h is None:
             return learned.hazard([offer.area for offer in zones])

@@ -1,6 +1,6 @@
-"""What the user's own runs have met, kept in a small file at home: the dry run reads it without asking a bucket.
+"""Spot market statistics of the user's own runs, in a small file at home that a dry run reads without any bucket.
 
-One entry a run, replaced each time that the run is looked at, so nothing is counted twice.
+It has one entry per run, which is replaced each time the run is read, so nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -20,80 +20,82 @@ from launcher.catalog.zone_names import by_name, region_of
 from launcher.console import counted
 from launcher.paths import experience_path
 from launcher.policy.spot.market import MOST_ZONES, Rates, mean_spell_h
-from launcher.policy.spot.preemption_rates import Hazard, ZoneLife, in_words
-from launcher.policy.spot.statistics import Counts, Kind, MarketCounts, counts_of, total, tuned_chain, world_of
-from launcher.policy.spot.zone_pooling import MarketMet
+from launcher.policy.spot.preemption_rates import Hazard, ZoneLife, describe
+from launcher.policy.spot.statistics import Counts, MarketCounts, MarketKey, counts_of, total, tuned_chain, world_of
+from launcher.policy.spot.zone_pooling import MarketEnds
 from trainer.runtime.attempt_dir import replace_file
 
 MIN_MACHINE_HOURS = 1.0
-"""On spot, before a table counts as measured."""
+"""Hours on spot before a market's statistics are used."""
 
 
-class _Met(BaseModel):
+class _ZoneCounts(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     cloud: str
     gpus: str
     zone: str = ""
-    """Empty: stock-outs, which are the whole market's; in older files all that was met."""
+    """Empty: stock-outs, which belong to the whole market; in older files, all counts."""
     counts: Counts
 
 
-class _Book(BaseModel):
+class _HistoryFile(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    runs: dict[str, tuple[_Met, ...]] = {}
+    runs: dict[str, tuple[_ZoneCounts, ...]] = {}
 
 
-def remember(run_url: str, events: Sequence[Event], now: datetime) -> None:
-    """Note what a run has met. A file that can't be written is no reason to fail: it only makes plans better."""
-    met = tuple(line for kind, counts in counts_of(events, now).items() for line in _lines(kind, counts))
-    if not met:
+def record_run(run_url: str, events: Sequence[Event], now: datetime) -> None:
+    """Record a run's statistics. A file that can't be written is not an error: it only improves plans."""
+    spell_ends = tuple(line for kind, counts in counts_of(events, now).items() for line in _lines(kind, counts))
+    if not spell_ends:
         return
     book = _read()
     with contextlib.suppress(OSError):
-        _write(_Book(runs={**book.runs, run_url: met}))
+        _write(_HistoryFile(runs={**book.runs, run_url: spell_ends}))
 
 
 @dataclass(frozen=True)
-class Experience:
-    """With one market."""
+class MarketHistory:
+    """Statistics of the user's runs in one market."""
 
-    kind: Kind
+    kind: MarketKey
     counts: MarketCounts
     runs: int
-    """That saw it."""
+    """Number of runs in this market."""
     regions: Mapping[str, str] = field(default_factory=dict)
-    """Of zones that the price list names otherwise than machines do: what was met there is known by region only."""
+    """Regions of zones that the price list and the machines name differently: their counts are known only by region."""
 
     def hazard(self, zones: Sequence[str]) -> Hazard:
-        """What it makes of the shipped table for these zones, in the order in which they are asked."""
+        """The shipped table updated for these zones, in the order in which they are tried."""
         count, counts = len(zones), self._as_listed()
-        met = counts.met(count)
-        churns = [met.churn_in(self._recorded_as(zone)) for zone in zones]
+        spell_ends = counts.spell_ends(count)
+        churns = [spell_ends.churn_in(self._recorded_as(zone)) for zone in zones]
         whole = world_of(churns, count)
         lives = {
-            zone: ZoneLife(mean_spell_h(_machine_ends([met.churn_in(zone)])), "own spells", own.machines)
+            zone: ZoneLife(mean_spell_h(_machine_ends([spell_ends.churn_in(zone)])), "own spells", own.machines)
             for zone, own in counts.zones.items()
         }
-        known_as = {zone: self._recorded_as(zone) for zone in dict.fromkeys(zones)}
+        recorded_as = {zone: self._recorded_as(zone) for zone in dict.fromkeys(zones)}
         return Hazard(
             world=replace(whole, machine_ends=_machine_ends(churns[:1])),
-            chain=tuned_chain((counts.met().churn_in(known_as[zone]) for zone in zones), count),
-            source="; ".join([self._source(in_words(whole, count)), *_in_words(lives, list(known_as.values()))]),
+            chain=tuned_chain((counts.spell_ends().churn_in(recorded_as[zone]) for zone in zones), count),
+            source="; ".join(
+                [self._source(describe(whole, count)), *_describe_lives(lives, list(recorded_as.values()))]
+            ),
             basis="market",
             ends_elsewhere=_machine_ends(churns[1:MOST_ZONES]) if count > 1 else None,
-            life_h=mean_spell_h(_machine_ends([met.churn])),
+            life_h=mean_spell_h(_machine_ends([spell_ends.churn])),
             zones=lives
             | {
                 zone: lives[record]._replace(basis="region")
-                for zone, record in known_as.items()
+                for zone, record in recorded_as.items()
                 if record != zone and record in lives
             },
         )
 
     def _as_listed(self) -> MarketCounts:
-        """The counts, those of named zones by region where the price list has no names."""
+        """The counts by zone, or by region for zones that the price list has no names for."""
         if not self.regions:
             return self.counts
         regions = set(self.regions.values())
@@ -105,70 +107,72 @@ class Experience:
         return MarketCounts(whole=self.counts.whole, zones=zones)
 
     def _recorded_as(self, zone: str) -> str:
-        """Under which name the spells of a listed zone are found."""
+        """The name under which the spells of a listed zone are recorded."""
         return zone if zone in self.counts.zones else self.regions.get(zone, zone)
 
     def _source(self, words: str) -> str:
         cloud, gpus = self.kind
         return (
-            f"spot {gpus} in {cloud}: the shipped table updated by {self.runs} runs of yours, "
+            f"spot {gpus} in {cloud}: the shipped table updated by {self.runs} of your runs, "
             f"{self.counts.preemptions} preemptions in {self.counts.machine_hours:.0f} machine hours: {words}"
         )
 
     @property
-    def met(self) -> MarketMet:
-        """What the policy of the next run starts from."""
-        return self.counts.met()
+    def spell_ends(self) -> MarketEnds:
+        """The starting point of the next run's policy."""
+        return self.counts.spell_ends()
 
 
 def learned(
     without: str = "", *, names: Mapping[str, str] = MappingProxyType({}), offers: Sequence[Offer] = ()
-) -> dict[Kind, Experience]:
-    """What the user's runs have met, by cloud and GPUs.
+) -> dict[MarketKey, MarketHistory]:
+    """Statistics of the user's runs, by cloud and GPUs.
 
     Args:
-        without: a run's URL: it has its own diary.
-        names: of AWS's zones, by id.
-        offers: what is planned on. Their zones of AWS may have ids, where diaries have names.
+        without: URL of a run to leave out because it has its own diary.
+        names: names of AWS zones, by id.
+        offers: the offers to plan with. Their AWS zones may be ids, while diaries have names.
     """
     runs = [_by_market(run, names) for url, run in _read().runs.items() if url != without]
     return {
-        kind: Experience(kind, counts, sum(kind in run for run in runs), _regions(kind, offers))
+        kind: MarketHistory(kind, counts, sum(kind in run for run in runs), _regions(kind, offers))
         for kind, counts in total(runs).items()
         if counts.machine_hours >= MIN_MACHINE_HOURS
     }
 
 
-def _in_words(lives: Mapping[str, ZoneLife], zones: Sequence[str]) -> list[str]:
-    """Zones that were tried, of those that are asked."""
-    told = [
+def _describe_lives(lives: Mapping[str, ZoneLife], zones: Sequence[str]) -> list[str]:
+    """Mean life in those zones that were tried before."""
+    lives_by_zone = [
         f"{zone} {lives[zone].mean_h:.1f} h (from {counted(lives[zone].own_spells, 'own spell')})"
         for zone in dict.fromkeys(zones)
         if zone in lives
     ]
-    return ["machines live on average in " + ", ".join(told)] if told else []
+    return ["mean life of a machine: " + ", ".join(lives_by_zone)] if lives_by_zone else []
 
 
 def _machine_ends(churns: Sequence[float]) -> Rates:
-    """In zones of these churns."""
+    """End rates of machines in zones of these churns."""
     return world_of(churns, 1).machine_ends
 
 
-def _lines(kind: Kind, counts: MarketCounts) -> list[_Met]:
-    """A market as the file has it."""
+def _lines(kind: MarketKey, counts: MarketCounts) -> list[_ZoneCounts]:
+    """A market as recorded in the file."""
     cloud, gpus = kind
-    told = {"": counts.whole, **counts.zones}
-    return [_Met(cloud=cloud, gpus=gpus, zone=zone, counts=own) for zone, own in told.items() if own != Counts()]
+    by_zone = {"": counts.whole, **counts.zones}
+    return [
+        _ZoneCounts(cloud=cloud, gpus=gpus, zone=zone, counts=own) for zone, own in by_zone.items() if own != Counts()
+    ]
 
 
-def _regions(kind: Kind, offers: Sequence[Offer]) -> dict[str, str]:
+def _regions(kind: MarketKey, offers: Sequence[Offer]) -> dict[str, str]:
     """Region by zone, for the zones of a market that are listed by id."""
     listed = (offer for offer in offers if offer.spot and (offer.cloud, offer.gpus) == kind and offer.cloud == AWS)
     return {offer.area: offer.region for offer in listed if offer.zone and region_of(offer.zone) is None}
 
 
-def _by_market(lines: Sequence[_Met], names: Mapping[str, str]) -> dict[Kind, MarketCounts]:
-    """Back from the file, AWS's zones by name where that is known."""
+def _by_market(lines: Sequence[_ZoneCounts], names: Mapping[str, str]) -> dict[MarketKey, MarketCounts]:
+    """Counts by market from the lines of the file, with AWS zones by name if it is known."""
     return total(
         {(line.cloud, line.gpus): MarketCounts(zones={by_name(line.zone, names): line.counts})}
         if line.zone
@@ -177,14 +181,14 @@ def _by_market(lines: Sequence[_Met], names: Mapping[str, str]) -> dict[Kind, Ma
     )
 
 
-def _read() -> _Book:
+def _read() -> _HistoryFile:
     try:
-        return _Book.model_validate_json(experience_path().read_bytes())
+        return _HistoryFile.model_validate_json(experience_path().read_bytes())
     except (OSError, ValidationError):
-        return _Book()
+        return _HistoryFile()
 
 
-def _write(book: _Book) -> None:
+def _write(book: _HistoryFile) -> None:
     path = experience_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, book.model_dump_json(indent=1).encode())

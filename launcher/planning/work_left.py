@@ -1,4 +1,4 @@
-"""How far a run is, for a plan of the rest: the share of its work that is left, and the money that it has spent."""
+"""Progress of a run, for planning the rest: the share of its work that is left, and the money spent."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ LEAST_SHARE = 0.001
 """A run whose steps are all done still needs a machine, for its export."""
 
 
-class SoFar(NamedTuple):
-    """Of a run; the default is one that hasn't begun."""
+class RunProgress(NamedTuple):
+    """Work and money of a run so far; the default is a run that hasn't begun."""
 
     share_left: float = 1.0
-    """Of all its steps, those that no committed checkpoint has."""
+    """Share of its steps that are not in a committed checkpoint."""
     spent_usd: float = 0.0
-    """On machines and restores."""
+    """Spent on machines and restores."""
     machine_h: float = 0.0
-    """That it had machines."""
+    """Hours with a machine."""
     pause_h: float = 0.0
-    """Since its first machine, without one: its checkpoints are kept meanwhile."""
+    """Hours without a machine since the first one. Its checkpoints are kept meanwhile."""
 
     def paid_usd(self, *, store_usd_per_h: float, keep_usd_per_h: float) -> float:
-        """What counts against the budget: the figure that the strategy will book (`launcher.policy.observe.paid_usd`).
+        """What counts against the budget, as the strategy will book it (`launcher.policy.observe.paid_usd`).
 
-        The diary knows no rates: those are the ones of the launch that is planned, for the time before it too.
+        The diary has no rates, so those of the planned launch also apply to the time before it.
         """
         return self.spent_usd + self.machine_h * store_usd_per_h + self.pause_h * keep_usd_per_h
 
 
-NOT_BEGUN = SoFar()
+NOT_STARTED = RunProgress()
 
 
-def so_far(store: Store, now: datetime) -> SoFar:
-    """From its diary."""
-    from checkpoints.run_log.event_log import read_events  # the dry run of a new run reads no bucket, and has a second
+def run_progress(store: Store, now: datetime) -> RunProgress:
+    """Read a run's progress from its diary."""
+    from checkpoints.run_log.event_log import read_events  # slow import: the dry run of a new run doesn't need it
     from launcher.policy.run_history import hours_of, machines, spent_usd
 
     events = read_events(store)
     spells = machines(events)
     if not spells:
-        return SoFar(share_left(events))
+        return RunProgress(share_left(events))
     machine_h = sum(spell.hours(now) for spell in spells)
     pause_h = max(0.0, hours_of(now - spells[0].since) - machine_h)
-    return SoFar(share_left(events), spent_usd(spells, now), machine_h, pause_h)
+    return RunProgress(share_left(events), spent_usd(spells, now), machine_h, pause_h)
 
 
 def share_left(events: Sequence[Event]) -> float:
-    """1 for a run that has trained nothing yet."""
+    """Share of the work that is left; 1 for a run that has not trained yet."""
     from checkpoints.run_log.event_kinds import Training
     from checkpoints.run_log.event_log import of_kind
     from launcher.policy.run_history import committed_step

@@ -1,1 +1,1 @@
-"""Where to run next: a pure decision over what is known. The SkyPilot strategy acts on it, the referee replays it."""
+"""Where to run next: a pure decision over an observation. The SkyPilot strategy executes it, the referee replays it."""

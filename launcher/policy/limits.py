@@ -1,4 +1,4 @@
-"""What the user asked for, and how it travels: the launcher writes the task's environment, the strategy reads it."""
+"""The user's limits, passed in the task's environment: the launcher writes it, the strategy reads it."""
 
 from __future__ import annotations
 
@@ -22,45 +22,45 @@ from launcher.bounds import (
 )
 from launcher.policy.model import Place
 from launcher.policy.settings import Settings
-from launcher.policy.spot.market import Met
-from launcher.policy.spot.zone_pooling import MarketMet
+from launcher.policy.spot.market import SpellEnds
+from launcher.policy.spot.zone_pooling import MarketEnds
 from trainer.config.recipe import load_recipe
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may take."""
+    """The limits of a run, and the estimates that the policy starts from."""
 
     hours: float
-    """Of work in the whole run, assumed until it is measured."""
+    """Work in the whole run, assumed until it is measured."""
     restart_h: float = 0.25
     deadline: datetime | None = None
     budget_usd: float | None = None
     hazard_h: float | None = None
-    """Mean hours between preemptions of a spot machine, where the user said so; else the shipped table."""
+    """Mean hours between preemptions of a spot machine, if given by the user; else the shipped table is used."""
     restore_usd: float = 0.0
-    """For a checkpoint's way to a machine outside of `bucket_cloud`."""
+    """Cost of moving a checkpoint to a machine outside of `bucket_cloud`."""
     bucket_cloud: str = ""
     store_usd_per_h: float = 0.0
-    """For keeping checkpoints, and requests, while the run has a machine."""
+    """Storage and request costs while the run has a machine."""
     keep_usd_per_h: float = 0.0
-    """For keeping checkpoints in a pause."""
+    """Storage costs while the run has no machine."""
     save_h: float | None = None
-    """For the upload of a checkpoint, by the plan; until one is measured."""
+    """Planned upload time of a checkpoint, used until one is measured."""
     save_every_h: float = 0.0
-    """Between two saves, by the plan; 0 = not known."""
+    """Planned time between two saves; 0 = not known."""
     trust_prices: bool = False
-    """The user also takes prices that look wrong (`--trust-prices`)."""
+    """The user accepts prices that look wrong (`--trust-prices`)."""
     settings: Settings = field(default_factory=Settings)
-    met: Mapping[tuple[str, str], MarketMet] = field(default_factory=dict)
-    """What earlier runs have met of spot markets, by cloud and GPUs: the policy starts from it."""
+    spell_ends: Mapping[tuple[str, str], MarketEnds] = field(default_factory=dict)
+    """Spell ends that earlier runs saw in spot markets, by cloud and GPUs: the policy's starting point."""
 
     def priced(self, place: Place) -> Place:
-        """With what a restore costs there."""
+        """The place, with the cost of a restore there."""
         return replace(place, restore_usd=0.0 if place.cloud == self.bucket_cloud else self.restore_usd)
 
     def environment(self) -> dict[str, str]:
-        """For the task; '' = none. The settings stay at their defaults unless somebody adds them there by hand."""
+        """Environment variables for the task; '' = none. Settings keep their defaults unless added there by hand."""
         store = {
             "NOTUS_RESTORE_USD": f"{self.restore_usd:.2f}" if self.restore_usd else "",
             "NOTUS_BUCKET_CLOUD": self.bucket_cloud if self.restore_usd else "",
@@ -68,7 +68,7 @@ class Limits:
             "NOTUS_KEEP_USD_H": f"{self.keep_usd_per_h:.3g}" if self.keep_usd_per_h else "",
             "NOTUS_SAVE_MIN": f"{self.save_h * 60:.3g}" if self.save_h else "",
             "NOTUS_SAVE_EVERY_MIN": f"{self.save_every_h * 60:.3g}" if self.save_every_h else "",
-            "NOTUS_MET": _met_text(self.met),
+            "NOTUS_MET": _spell_ends_text(self.spell_ends),
             "NOTUS_TRUST_PRICES": "1" if self.trust_prices else "",
         }
         return {
@@ -81,9 +81,9 @@ class Limits:
 
 
 def limits_of(environment: Mapping[str, str], now: datetime | None = None) -> Limits:
-    """Deadline, budget and the policy's settings, as the task's environment has them; '' = none. Raises `UserError`.
+    """Parse the deadline, budget and policy settings of a task's environment; '' = none. Raises `UserError`.
 
-    With `now`, also for a deadline more than a year from it, whose year is a slip.
+    With `now`, a deadline more than a year from it is also an error, because its year must be a typo.
     """
     defaults = Settings()
 
@@ -107,7 +107,7 @@ def limits_of(environment: Mapping[str, str], now: datetime | None = None) -> Li
         save_h=hours("NOTUS_SAVE_MIN", 0.0) or None,
         save_every_h=hours("NOTUS_SAVE_EVERY_MIN", 0.0),
         trust_prices=environment.get("NOTUS_TRUST_PRICES", "") == "1",
-        met=_met_of(environment.get("NOTUS_MET", "")),
+        spell_ends=_spell_ends_of(environment.get("NOTUS_MET", "")),
         settings=Settings(
             return_h=hours("NOTUS_RETURN_MIN", defaults.return_h),
             check_h=hours("NOTUS_CHECK_MIN", defaults.check_h, at_least=MIN_CHECK_MINUTES),
@@ -115,32 +115,32 @@ def limits_of(environment: Mapping[str, str], now: datetime | None = None) -> Li
     )
 
 
-def _met_text(met: Mapping[tuple[str, str], MarketMet]) -> str:
-    """Write out the spells that ended and those that the tables expected.
+def _spell_ends_text(spell_ends: Mapping[tuple[str, str], MarketEnds]) -> str:
+    """Format the spells that ended and those that the tables expected.
 
-    There is one entry for a market as a whole and one for each of its zones, whose name is quoted because some have
-    spaces: `gcp/A100:8=5/4.1 gcp/A100:8/us-central1-a=7/5.4 ...`
+    There is one entry for each market as a whole and one for each of its zones. Zone names are quoted because some
+    have spaces: `gcp/A100:8=5/4.1 gcp/A100:8/us-central1-a=7/5.4 ...`
     """
     parts = []
-    for (cloud, gpus), found in sorted(met.items()):
-        told = {f"{cloud}/{gpus}": found.whole}
-        told |= {f"{cloud}/{gpus}/{quote(zone, safe='')}": own for zone, own in sorted(found.zones.items())}
-        parts += [f"{name}={own.ends:g}/{own.expected:.4g}" for name, own in told.items() if any(own)]
+    for (cloud, gpus), market in sorted(spell_ends.items()):
+        entries = {f"{cloud}/{gpus}": market.whole}
+        entries |= {f"{cloud}/{gpus}/{quote(zone, safe='')}": own for zone, own in sorted(market.zones.items())}
+        parts += [f"{name}={own.ends:g}/{own.expected:.4g}" for name, own in entries.items() if any(own)]
     return " ".join(parts)
 
 
-def _met_of(text: str) -> dict[tuple[str, str], MarketMet]:
-    """Raises `UserError`."""
-    found: dict[tuple[str, str], MarketMet] = {}
+def _spell_ends_of(text: str) -> dict[tuple[str, str], MarketEnds]:
+    """Parse what `_spell_ends_text` has written. Raises `UserError`."""
+    markets: dict[tuple[str, str], MarketEnds] = {}
     try:
         for where, counts in (part.split("=") for part in text.split()):
             cloud, gpus, *zone = where.split("/")
-            met = Met(*(_count(one) for one in counts.split("/")))
-            one = MarketMet(zones={unquote(zone[0]): met}) if zone else MarketMet(met)
-            found[cloud, gpus] = found.get((cloud, gpus), MarketMet()).plus(one)
+            spell_ends = SpellEnds(*(_count(one) for one in counts.split("/")))
+            one = MarketEnds(zones={unquote(zone[0]): spell_ends}) if zone else MarketEnds(spell_ends)
+            markets[cloud, gpus] = markets.get((cloud, gpus), MarketEnds()).plus(one)
     except (ValueError, TypeError) as error:
-        raise UserError(f"NOTUS_MET can't be read: {error}", "leave it empty: it only makes prices better") from error
-    return found
+        raise UserError(f"NOTUS_MET can't be read: {error}", "leave it empty: it only improves prices") from error
+    return markets
 
 
 def _count(text: str) -> float:
@@ -151,7 +151,7 @@ def _count(text: str) -> float:
 
 
 def _moment(text: str, now: datetime | None) -> datetime | None:
-    """An ISO time; without a zone it is UTC, because the controller's is nobody's. '' = None. Raises `UserError`."""
+    """Parse an ISO time, in UTC if it has no zone; '' = None. Raises `UserError`."""
     if not text:
         return None
     try:

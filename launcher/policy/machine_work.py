@@ -1,17 +1,17 @@
-"""What each machine of a run brought: its start, its committed work, and effort without progress. Pure.
+"""What each machine of a run achieved: its start, its committed work, and effort without progress. Pure.
 
-Two rules stand beside every price, because none is right where a market or a set-up behaves as no table says:
+These rules apply whatever the prices, because a market or a set-up may behave unlike any table:
 
-- Machines in a row that bring no new committed step set their kind of place aside: a spot kind after four, on demand
-  after three, a single zone after two if its kind has others. A spot kind may be tried again after half an hour, twice
-  as long after each further one, up to four hours.
-- One that committed less than a twentieth of its hours is worth counts as bringing none, too: a step for each machine
-  is no progress.
-- After twelve such machines in a row, or the price of four hours on demand, or if on demand is set aside too, the run
-  ends.
+- Several machines in a row without a new committed step set their kind of place aside: a spot kind after four, on
+  demand after three, a single zone after two if its kind has others. A spot kind may be tried again after half an hour,
+  doubled for each further machine, up to four hours.
+- A machine whose committed steps are worth less than a twentieth of its hours counts as having committed none: one step
+  per machine is not progress.
+- The run ends after twelve such machines in a row, or once they have cost as much as four hours on demand, or if on
+  demand is set aside too.
 
-One spot machine in three dies before it has committed anything where the tables are right, so four in a row are bad
-luck in one case of eighty.
+If the tables are right, one spot machine in three dies before it has committed anything, so four in a row are bad luck
+in one case out of eighty.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from launcher.policy.model import Effort, Paid, Place
 from launcher.policy.run_history import MachineSpell, hours_of, hours_per_step, machines, on_machine
 
 SPOT_IN_A_ROW, ON_DEMAND_IN_A_ROW, ZONE_IN_A_ROW = 4, 3, 2
-"""Machines without a new committed step, until their kind (or zone) is set aside."""
+"""Machines in a row without a new committed step after which their kind (or zone) is set aside."""
 FIRST_REST_H, MOST_REST_H = 0.5, 4.0
-"""Of a spot kind that was set aside; doubled for each further machine that brings nothing, up to four hours."""
+"""How long a spot kind is set aside; doubled for each further machine without progress, up to four hours."""
 MOST_IN_A_ROW = 12
 MOST_HOURS = 4.0
-"""On demand, in dollars, without a new committed step."""
+"""Dollars allowed without a new committed step, as hours at the on-demand price."""
 LEAST_SHARE = 0.05
-"""Of a machine's hours that its committed steps are worth, to count as progress."""
+"""Share of a machine's hours that its committed steps must be worth to count as progress."""
 NEWEST_STARTS = 3
-"""Starts that the slowest is taken of: what is slow once may be slow again."""
+"""Number of newest starts whose slowest counts: a slow start may happen again."""
 START_STEP = 1.15
-"""Measured starts are rounded up in such steps, so that the policy's tables are shared."""
+"""Measured starts are rounded up to powers of this factor, so that the policy's tables are shared."""
 NO_STARTS = frozenset({"no_progress", "never_ran"})
-"""Ends of machines whose hours say nothing of how long a start takes: it hung, or its cloud never had it ready."""
+"""Ends of machines whose hours do not show how long a start takes: it hung, or the cloud never had it ready."""
 
 
 class MachineWork(NamedTuple):
-    """A machine, and what came of it."""
+    """A machine, and what it achieved."""
 
     spell: MachineSpell
     trained: bool
     new_steps: int
-    """Committed on it, beyond what was committed before."""
+    """Steps committed on it, beyond those committed before."""
     start_h: float | None
-    """From its request to its first new step."""
+    """Hours from its request to its first new step."""
 
 
 def machine_works(events: Sequence[Event]) -> list[MachineWork]:
@@ -69,7 +69,7 @@ def machine_works(events: Sequence[Event]) -> list[MachineWork]:
 
 
 def _start_h(spell: MachineSpell, first_step: datetime | None) -> float | None:
-    """As the strategy saw it; else by the machine's own clock, if that can be."""
+    """The start as the strategy measured it; else by the machine's own clock, if that is plausible."""
     if spell.start_h is not None or first_step is None:
         return spell.start_h
     hours = hours_of(first_step - spell.since)
@@ -79,8 +79,8 @@ def _start_h(spell: MachineSpell, first_step: datetime | None) -> float | None:
 def restart_h(works: Sequence[MachineWork], assumed_h: float, now: datetime) -> float:
     """Hours from the request of a machine to its first new step: measured, else assumed.
 
-    Slower than assumed is believed at once, and for as long as one of the newest starts was so slow; faster little by
-    little. A machine that has not trained after some time says that a start takes at least that long.
+    A slower start than assumed is believed at once, for as long as it is among the newest starts; a faster one only
+    gradually. A machine that has not trained yet shows that a start takes at least as long as its age.
     """
     starts = [work.start_h for work in works if work.start_h is not None]
     slowest = max(starts[-NEWEST_STARTS:], default=0.0)
@@ -96,46 +96,46 @@ def restart_h(works: Sequence[MachineWork], assumed_h: float, now: datetime) -> 
 
 
 def paid_at(works: Sequence[MachineWork], hours_each: float, now: datetime) -> Callable[[Place], Paid]:
-    """Of each place, its ended machines' hours, and those of the work that they committed."""
-    found: dict[Place, Paid] = {}
+    """Hours of the machines that have ended at a place, and of the work that they committed."""
+    paid: dict[Place, Paid] = {}
     for work in works:
         if work.spell.until is not None:
-            hours, worked_h = found.get(work.spell.place, Paid())
-            found[work.spell.place] = Paid(hours + work.spell.hours(now), worked_h + work.new_steps * hours_each)
-    return lambda place: found.get(place, Paid())
+            hours, worked_h = paid.get(work.spell.place, Paid())
+            paid[work.spell.place] = Paid(hours + work.spell.hours(now), worked_h + work.new_steps * hours_each)
+    return lambda place: paid.get(place, Paid())
 
 
 def step_hours(events: Sequence[Event], assumed_h: float) -> float:
-    """Hours of one step: measured, else the assumed hours' share; 0 before the run knows its steps."""
+    """Hours per step: measured, else its share of the assumed hours; 0 until the number of steps is known."""
     total = max((training.total_steps for _, training in of_kind(events, Training)), default=0)
     return hours_per_step(events, assumed_h / total) if total else 0.0
 
 
 class Streaks:
-    """Machines of the newest launch that brought no new committed step: in a row, by kind, and by zone.
+    """Machines of the newest launch without a new committed step: in a row, by kind, and by zone.
 
-    A new launch is the user's wish to try again, so only its own machines are passed here.
+    With a new launch the user asks to try again, so only its own machines are passed here.
     """
 
     def __init__(
         self, works: Sequence[MachineWork], places: Sequence[Place], now: datetime, hours_each: float = 0.0
     ) -> None:
-        """`hours_each`: of a step; 0 = not known yet."""
+        """`hours_each`: hours per step; 0 = not known yet."""
         self._ended = [work for work in works if work.spell.until is not None]
         self._places, self._now, self._hours_each = places, now, hours_each
 
     def effort(self) -> Effort:
-        """Since the last new committed step, and why no further machine may be paid for it."""
+        """Effort since the last new committed step, and why no further machine may be paid for, if so."""
         row = self._trailing(self._ended)
         usd = math.fsum(work.spell.usd(self._now) for work in row)
         effort = Effort(len(row), usd, stuck=sum(work.spell.ended == "no_progress" for work in row))
-        told = f"{len(row)} machines in a row, for ${usd:.2f}, brought no new committed step"
+        reason = f"{len(row)} machines in a row committed no new step, for ${usd:.2f}"
         effort = effort._replace(most_usd=self._most_usd())
         if len(row) >= MOST_IN_A_ROW or (len(row) > 1 and usd >= effort.most_usd):
-            return effort._replace(exhausted=told)
+            return effort._replace(exhausted=reason)
         on_demand = [place for place in self._places if not place.spot]
         if on_demand and all(math.isinf(self.rest_h(place)) for place in on_demand):
-            return effort._replace(exhausted=f"{told}, on demand neither")
+            return effort._replace(exhausted=f"{reason}, including on demand")
         return effort
 
     def _most_usd(self) -> float:
@@ -144,7 +144,7 @@ class Streaks:
         return MOST_HOURS * (min(on_demand) if on_demand else max(prices, default=math.inf))
 
     def rest_h(self, place: Place) -> float:
-        """For how long a place is set aside from now on."""
+        """Hours for which a place is still set aside."""
         kind = [work for work in self._ended if _kind(work.spell.place) == _kind(place)]
         if not place.spot:
             since_commit = [work for work in self._trailing(self._ended) if _kind(work.spell.place) == _kind(place)]
@@ -155,7 +155,7 @@ class Streaks:
         return rest_h
 
     def _trailing(self, works: Sequence[MachineWork]) -> list[MachineWork]:
-        """Those since the last one that brought progress."""
+        """The machines since the last one with progress."""
         row: list[MachineWork] = []
         for work in reversed(works):
             if self._is_progress(work):

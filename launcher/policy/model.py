@@ -1,4 +1,4 @@
-"""What a policy sees and what it may say. Times are hours, money is US dollars."""
+"""A policy's observation and its possible actions. Times are hours, money is US dollars."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from launcher.policy.spot.market import PRIOR_UP, SpotMarket, mean_spell_h
 
 USUAL_HAZARD_PER_H = 1 / mean_spell_h(PRIOR_UP)
 CLOSING_H = 6 / 60
-"""Until it is measured: a look, and five minutes for a save and the teardown."""
+"""Until it is measured: a check, and five minutes for a save and the teardown."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A market that a machine can be asked for: one zone (or region, where a cloud has no zones), spot or on demand."""
+    """Where a machine can be requested: one zone (or region, if a cloud has no zones), spot or on demand."""
 
     cloud: str
     region: str
@@ -24,10 +24,10 @@ class Place:
     gpus: str
     spot: bool
     price_usd_per_hour: float = field(compare=False)
-    """Of the whole node. Not part of the identity: a price that moves doesn't make another place."""
+    """Price of the whole node. Not part of the identity: a price change doesn't make another place."""
 
     restore_usd: float = field(default=0.0, compare=False)
-    """For the way of a checkpoint out of its bucket's cloud to a machine here."""
+    """Cost of moving a checkpoint out of its bucket's cloud to a machine here."""
 
     @property
     def where(self) -> str:
@@ -35,7 +35,7 @@ class Place:
 
     @property
     def area(self) -> str:
-        """What a spot machine is counted by: its zone, or its region where a cloud has no zones."""
+        """The unit of spot statistics: the zone, or the region if a cloud has no zones."""
         return self.zone or self.region
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class Place:
 
 
 class Paid(NamedTuple):
-    """What machines cost in hours, and what they brought in hours of committed work."""
+    """Machine hours paid, and hours of committed work obtained for them."""
 
     hours: float = 0.0
     worked_h: float = 0.0
@@ -53,26 +53,26 @@ NOTHING_PAID = Paid()
 
 
 @dataclass(frozen=True)
-class Known:
+class PlaceState:
     """A place, and what this run has seen there."""
 
     place: Place
     preempted_h_ago: float | None = None
     refused_h_ago: float | None = None
-    """Since the last time that it had no capacity or no quota."""
+    """Hours since it last had no capacity or no quota."""
     out_h: float | None = None
-    """Since the first refusal of a row that no machine has ended; None = it has not refused since the last machine."""
+    """Hours since its first refusal after the run's last machine; None = no refusal since then."""
     rest_h: float = 0.0
-    """Set aside for that long: its last machines brought no new committed step (machine_work.py). Infinite = until
-    another place has brought one."""
+    """Hours for which it is set aside: its last machines committed no new step (machine_work.py). Infinite = until
+    another place has committed one."""
     paid: Paid = NOTHING_PAID
     """The machines of this run here that have ended."""
     up_h: float | None = None
-    """For how long it has had machines, where somebody can see that."""
+    """Hours for which it has had machines, if that can be observed."""
     churn: float = 1.0
-    """Preemptions here for each one in the market on average, at an equal age of the spell."""
+    """Preemptions here relative to the market's average, at equal age of the spell."""
     hazard_per_h: float | None = None
-    """Of a spot machine here, on average; None = as in the observation."""
+    """Average hazard of a spot machine here; None = as in the observation."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +81,23 @@ class Running:
 
     place: Place
     age_h: float
-    """Since it was asked for."""
+    """Hours since it was requested."""
     restart_left_h: float = 0.0
-    """Of its start: until it does new work."""
+    """Hours until it does new work."""
     trained: bool = True
-    """Has it done a step? Until then a move would only waste its start."""
+    """Has it done a step? Until then, a move would only waste its start."""
     start_h: float = 0.0
-    """From its request to its first step, as far as that is known."""
+    """Hours from its request to its first step, as far as that is known."""
     stuck_h: float = 0.0
-    """Since the last sign of progress: a new step, or another phase of its start."""
+    """Hours since the last sign of progress: a new step, or a new phase of its start."""
     uncommitted_h: float = 0.0
-    """Since the last committed step, or its start."""
+    """Hours since the last committed step, or since its start."""
     reserve: bool = False
-    """When it was asked for, the budget could pay the way to the end on demand besides."""
+    """When it was requested, the budget could also have paid for finishing on demand."""
 
     @property
     def worked_h(self) -> float:
-        """Since its first step."""
+        """Hours since its first step."""
         return self.age_h - self.start_h if self.trained else 0.0
 
 
@@ -107,11 +107,11 @@ class Effort(NamedTuple):
     machines: int = 0
     usd: float = 0.0
     stuck: int = 0
-    """Of them, those that were given up because they made no progress."""
+    """How many of them were given up because they made no progress."""
     most_usd: float = math.inf
-    """What they may cost."""
+    """The most they may cost together."""
     exhausted: str = ""
-    """Why no further machine may be paid for this; empty = it may."""
+    """Why no further machine may be paid for; empty = one may."""
 
 
 NO_EFFORT = Effort()
@@ -121,57 +121,56 @@ NO_EFFORT = Effort()
 class Observation:
     """Everything that a decision may depend on."""
 
-    places: tuple[Known, ...]
+    places: tuple[PlaceState, ...]
     work_left_h: float
     restart_h: float
-    """From the end of one machine to the first new step on the next one."""
+    """Hours from the end of one machine to the first new step on the next one."""
     running: Running | None = None
     deadline_h: float | None = None
-    """Until the last step has to be done, so that its save is there at the deadline; negative when that has passed."""
+    """Hours until the last step must be done, so that its save is complete at the deadline; negative if too late."""
     budget_left_usd: float | None = None
     restores: bool = True
     """Does the next machine have a checkpoint to restore?"""
     store_usd_per_h: float = 0.0
-    """For keeping checkpoints, and requests."""
+    """Storage and request costs."""
     refusals_in_a_row: int = 0
-    """Rounds in which no place that was asked had a machine, since the last machine."""
-    moves_in_vain: int = 0
-    """Times that the run left an on-demand machine for spot and found none, or a dear spot machine and found none on
-    demand, since a machine last came some other way."""
+    """Search rounds without success since the last machine."""
+    failed_moves: int = 0
+    """Unsuccessful moves in a row: the run left an on-demand machine for spot, or an expensive spot machine for on
+    demand, and found none."""
     unsaved_h: float = 0.0
-    """Work that the running machine has done since its last commit: what a preemption now would lose. Not part of
+    """Work that the running machine has done since its last commit, which a preemption now would lose. Not part of
     `work_left_h`."""
     measured: bool = True
-    """Is the work left measured by this run's own speed, and not taken from the plan?"""
+    """Is the remaining work based on this run's own measured speed, rather than on the plan?"""
     whole_h: float = 0.0
-    """Work of the whole run, as far as it is known."""
+    """Work in the whole run, as far as it is known."""
     closing_h: float = CLOSING_H
-    """From the decision to give a machine back until it is gone: a look, a save and the teardown."""
+    """Hours from the decision to release a machine until it is gone: a check, a save and the teardown."""
     save_h: float = 0.0
-    """A save takes, as far as that is known: the last one, too."""
+    """Duration of a save, including the last one, as far as that is known."""
     save_every_h: float = 0.0
-    """Between two saves, as far as that is known."""
+    """Time between two saves, as far as that is known."""
     effort: Effort = NO_EFFORT
     hazard_per_h: float = USUAL_HAZARD_PER_H
-    """Of a spot machine, on average: what its restarts are counted by where prices are compared, and a place has no
-    hazard of its own."""
+    """Average hazard of a spot machine, used to price restarts at a place without a hazard of its own."""
     market: SpotMarket | None = None
-    """Spot as a whole, where it can be seen. Without it the policy tries and asks what is refused."""
+    """State of the spot market as a whole, if it can be observed. Without it the policy finds out by trying."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Ask these places for a machine, in this order."""
+    """Request a machine at these places, in this order."""
 
     places: tuple[Place, ...]
     cause: LaunchCause
     reason: str
-    """For people, as in the other actions: what is done about an action depends on its cause only."""
+    """For people, as in the other actions: what is done about an action depends only on its cause."""
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Ask again after so many hours."""
+    """Try again after `hours`."""
 
     hours: float
     cause: WaitCause
@@ -185,17 +184,17 @@ class Stay:
 
 @dataclass(frozen=True)
 class Move:
-    """Have the trainer save, give the machine back, and decide anew."""
+    """Have the trainer save, release the machine, and decide again."""
 
     cause: MoveCause
     reason: str
     urgent: bool = False
-    """Also from a trainer that doesn't obey: the deadline or the budget wants it, or the machine makes no progress."""
+    """Release the machine even if the trainer doesn't respond: a limit requires it, or there is no progress."""
 
 
 @dataclass(frozen=True)
 class GiveUp:
-    """End the run, its state saved: going on would break a limit."""
+    """End the run, with its state saved, because continuing would break a limit."""
 
     limit: Limit
     reason: str

@@ -1,4 +1,4 @@
-"""From the run's diary to what the policy sees now: places, the work left, the spot market as this run has met it."""
+"""Build the policy's observation from the run's diary: places, the work left, the spot market as this run saw it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from checkpoints.run_log.event_order import of_newest_launch
 from checkpoints.run_log.run_record import Heartbeat
 from launcher.policy.limits import Limits
 from launcher.policy.machine_work import MachineWork, Streaks, machine_works, paid_at, restart_h, step_hours
-from launcher.policy.model import Known, Observation, Place, Running
+from launcher.policy.model import Observation, Place, PlaceState, Running
 from launcher.policy.run_history import (
     MachineSpell,
     beat_on_machine,
@@ -28,23 +28,23 @@ from launcher.policy.run_history import (
 from launcher.policy.spot.market import MOST_CHURN, UNSEEN_AGE_H, Chain, SpotMarket, mean_spell_h, world
 from launcher.policy.spot.preemption_rates import ON_DEMAND_H, assumed
 from launcher.policy.spot.statistics import MarketCounts, counts_of, kind_of, tuned_chain, world_of
-from launcher.policy.spot.zone_pooling import MarketMet
+from launcher.policy.spot.zone_pooling import MarketEnds
 
 NEWEST_SAVES = 5
 SAVE_H = 3 / 60
-"""Where neither the plan nor a save tells."""
+"""Duration of a save if neither the plan nor an earlier save provides one."""
 LEAST_SAVE_H, SLOWER = 0.5 / 60, 1.5
-"""What is kept in reserve for a save: half as much again, and half a minute."""
+"""Time reserved for a save: 1.5 times its usual duration, and half a minute."""
 TEARDOWN_H = 1 / 60
 
 
 class Signs(NamedTuple):
-    """Of life on the machine that is up, by the strategy's own clock."""
+    """Signs of life from the current machine, by the strategy's own clock."""
 
     stuck_h: float = 0.0
-    """Since a new step, or another phase of its start."""
+    """Hours since a new step, or a new phase of its start."""
     uncommitted_h: float = 0.0
-    """Since the last new committed step, or the first step."""
+    """Hours since the last new committed step, or the first step."""
 
 
 def observe(
@@ -55,7 +55,7 @@ def observe(
     now: datetime,
     signs: Signs | None = None,
 ) -> Observation:
-    """What the policy may know at `now`. `signs`: of life on the machine that is up, as the caller has seen them."""
+    """What the policy can observe at `now`. `signs`: signs of life from the current machine, as the caller saw them."""
     works = machine_works(events)
     spells = [work.spell for work in works]
     current = machine_now(spells)
@@ -67,7 +67,7 @@ def observe(
     spot = [place for place in places if place.spot]
     learned = _churns(events, spot, limits, now, zones=len(spot))
     return Observation(
-        places=_all_known(events, works, places, limits, streaks, learned, now),
+        places=_place_states(events, works, places, limits, streaks, learned, now),
         work_left_h=work.left_h,
         restart_h=restart,
         running=_running(works[-1], restart, signs, now) if current else None,
@@ -76,7 +76,7 @@ def observe(
         restores=bool(spells),
         store_usd_per_h=limits.store_usd_per_h,
         refusals_in_a_row=_refusals(events),
-        moves_in_vain=_moves_in_vain(spells),
+        failed_moves=_failed_moves(spells),
         unsaved_h=work.unsaved_h,
         measured=work.measured,
         whole_h=work.whole_h,
@@ -90,7 +90,7 @@ def observe(
 
 
 def paid_usd(spells: Sequence[MachineSpell], limits: Limits, now: datetime) -> float:
-    """What counts against the budget: machines, restores, and the store, which keeps checkpoints in a pause too."""
+    """What counts against the budget: machines, restores, and storage, also while there is no machine."""
     if not spells:
         return 0.0
     machine_h = sum(spell.hours(now) for spell in spells)
@@ -106,19 +106,19 @@ def _of_this_launch(works: Sequence[MachineWork], events: Sequence[Event]) -> li
 
 
 def _save_h(events: Sequence[Event], limits: Limits) -> float:
-    """As slow as the newest ones; before the first, by the plan."""
+    """Duration of a save: the slowest of the newest ones; before the first, the plan's."""
     newest = [saved.upload_s + saved.commit_s for _, saved in of_kind(events, Saved)][-NEWEST_SAVES:]
     planned_h = SAVE_H if limits.save_h is None else limits.save_h
     return max(newest) / 3600 if newest else planned_h
 
 
 def _closing_h(save_h: float, limits: Limits, *, trained: bool) -> float:
-    """A look, a save, and the teardown; a set-up has nothing to save."""
+    """A check, a save and the teardown; during set-up there is nothing to save."""
     last_h = LEAST_SAVE_H + SLOWER * save_h if trained else 0.0
     return limits.settings.check_h + last_h + TEARDOWN_H
 
 
-def _all_known(
+def _place_states(
     events: Sequence[Event],
     works: Sequence[MachineWork],
     places: Sequence[Place],
@@ -126,11 +126,11 @@ def _all_known(
     streaks: Streaks,
     learned: Mapping[Place, float],
     now: datetime,
-) -> tuple[Known, ...]:
+) -> tuple[PlaceState, ...]:
     refused, out = _refused_at(events), _out_since(events)
     paid = paid_at(works, step_hours(events, limits.hours), now)
     return tuple(
-        Known(
+        PlaceState(
             place,
             preempted_h_ago=_ago(_taken_at(works, place), now),
             refused_h_ago=_ago([refused.get(place)], now),
@@ -148,7 +148,7 @@ def _taken_at(works: Sequence[MachineWork], place: Place) -> list[datetime | Non
 
 
 def _hazard_at(churn: float, limits: Limits) -> float:
-    """Preemptions per hour of a machine there.
+    """Preemptions per machine hour there.
 
     The measured churn has no upper bound: a zone may be rougher than any table.
     """
@@ -161,7 +161,7 @@ def _hazard_at(churn: float, limits: Limits) -> float:
 def hours_to_preemption(
     events: Sequence[Event], places: Sequence[Place], limits: Limits, now: datetime, first: Place
 ) -> float:
-    """Mean life of a machine in `first`, as far as it is known: what the trainer's save interval is chosen by."""
+    """Mean life of a machine in `first`, as far as it is known: the trainer's save interval depends on it."""
     if not first.spot:
         return ON_DEMAND_H
     spot = [place for place in places if place.spot]
@@ -169,7 +169,7 @@ def hours_to_preemption(
 
 
 def _life_h(learned: Mapping[Place, float], spot: Sequence[Place], limits: Limits) -> float:
-    """Of a machine in one of these zones, on average."""
+    """Mean life of a machine in these zones."""
     if limits.hazard_h is not None:
         return limits.hazard_h
     return mean_spell_h(world_of((learned[place] for place in spot), 1).machine_ends)
@@ -190,7 +190,7 @@ def _running(current: MachineWork, restart: float, signs: Signs | None, now: dat
 
 
 def _out_since(events: Sequence[Event]) -> dict[Place, datetime]:
-    """When each place first refused in a row that no machine has ended."""
+    """When each place first refused since the run's last machine."""
     since: dict[Place, datetime] = {}
     for event in events:
         match event.payload:
@@ -203,12 +203,12 @@ def _out_since(events: Sequence[Event]) -> dict[Place, datetime]:
 
 
 def _refused_at(events: Sequence[Event]) -> dict[Place, datetime]:
-    """When each place last had nothing."""
+    """When each place last refused."""
     return {place_of(place): event.time for event, refusal in of_kind(events, NoCapacity) for place in refusal.places}
 
 
 def _market(events: Sequence[Event], places: Sequence[Place], limits: Limits, now: datetime) -> SpotMarket | None:
-    """Spot as this run has met it: down since the first refusal in a row, else worth a try. None without a choice."""
+    """The spot market as this run saw it: down since its refusals, else worth a try. None without a choice."""
     spot = [place for place in places if place.spot]
     if not spot or len(spot) == len(places):
         return None
@@ -220,7 +220,7 @@ def _market(events: Sequence[Event], places: Sequence[Place], limits: Limits, no
 
 
 def _chain(events: Sequence[Event], spot: Sequence[Place], limits: Limits, now: datetime) -> Chain:
-    """What the policy computes with; --hazard is taken as it is."""
+    """The chain that the policy computes with; `--hazard` is used unchanged."""
     if limits.hazard_h is not None:
         return assumed(len(spot), limits.hazard_h).chain
     return tuned_chain(_churns(events, spot, limits, now, zones=1).values(), len(spot))
@@ -229,17 +229,17 @@ def _chain(events: Sequence[Event], spot: Sequence[Place], limits: Limits, now: 
 def _churns(
     events: Sequence[Event], spot: Sequence[Place], limits: Limits, now: datetime, *, zones: int
 ) -> dict[Place, float]:
-    """Of each zone, by what this run and earlier ones have met there and in its market, as one of so many zones."""
+    """Each zone's churn, from what this run and earlier ones saw there and in its market, as one of `zones` zones."""
     here = counts_of(events, now)
-    met = {
-        kind: here.get(kind, MarketCounts()).met(zones).plus(limits.met.get(kind, MarketMet()))
+    spell_ends = {
+        kind: here.get(kind, MarketCounts()).spell_ends(zones).plus(limits.spell_ends.get(kind, MarketEnds()))
         for kind in {kind_of(place) for place in spot}
     }
-    return {place: met[kind_of(place)].churn_in(place.area) for place in spot}
+    return {place: spell_ends[kind_of(place)].churn_in(place.area) for place in spot}
 
 
 def _refusals(events: Sequence[Event]) -> int:
-    """Rounds in which nobody that was asked had a machine, since the last one."""
+    """Search rounds without a machine since the last machine."""
     count = 0
     for event in events:
         match event.payload:
@@ -250,7 +250,7 @@ def _refusals(events: Sequence[Event]) -> int:
     return count
 
 
-def _moves_in_vain(spells: Sequence[MachineSpell]) -> int:
+def _failed_moves(spells: Sequence[MachineSpell]) -> int:
     count = 0
     for before, after in pairwise(spells):
         if before.ended == "moved" and after.place.price_usd_per_hour >= before.place.price_usd_per_hour:
@@ -261,5 +261,5 @@ def _moves_in_vain(spells: Sequence[MachineSpell]) -> int:
 
 
 def _ago(times: Sequence[datetime | None], now: datetime) -> float | None:
-    known = [time for time in times if time is not None]
-    return hours_of(now - max(known)) if known else None
+    past = [time for time in times if time is not None]
+    return hours_of(now - max(past)) if past else None

@@ -1,4 +1,4 @@
-"""What the run's diary says: machines, money, work left. Nothing is kept that a restart of a process could lose.
+"""Machines, money and work left, read from the run's diary: no state that a process restart could lose.
 
 The strategy writes `machine_up`, `machine_gone`, `no_capacity` and `decided` (attempt 0); the trainer writes the rest.
 """
@@ -27,12 +27,12 @@ from checkpoints.run_log.run_record import Heartbeat
 from launcher.policy.model import Place
 
 MIN_MEASURED_STEPS = 5
-"""Of one attempt, before its speed counts: the first steps compile and warm up."""
+"""Steps of one attempt before its speed counts: the first ones compile and warm up."""
 TRUSTED_H = 1 / 6
-"""Of training that an attempt's speed is measured over, before it replaces the assumed one altogether."""
+"""Training time after which an attempt's measured speed fully replaces the assumed one."""
 
 CLOCKS_DIFFER_S = 60.0
-"""At most, by assumption: all of them ask a time server."""
+"""Largest clock difference between machines, assumed: all of them use a time server."""
 
 
 class MachineSpell(NamedTuple):
@@ -43,33 +43,33 @@ class MachineSpell(NamedTuple):
     until: datetime | None
     ended: Ended | None
     job_status: str = ""
-    """SkyPilot's final status of the job that it was closed with."""
+    """SkyPilot's final status of its job."""
     after_attempt: int | None = None
     """Attempts on it have higher numbers; None in a diary of an earlier version."""
     reserve: bool = False
-    """The budget could pay the way to the end on demand besides, when it was asked for."""
+    """When it was requested, the budget could also have paid for finishing on demand."""
     prices: tuple[tuple[datetime, float], ...] = ()
-    """Dollars per hour from a moment on, where its price has changed since."""
+    """Dollars per hour from a moment on, if its price has changed since."""
     start_h: float | None = None
-    """From its request to the first new step on it, as the strategy saw it."""
+    """Hours from its request to the first new step on it, as the strategy saw it."""
     given_up: datetime | None = None
     """When the first attempt to release it failed."""
 
     @property
     def usd_per_hour(self) -> float:
-        """By the newest price list."""
+        """Its price in the newest price list."""
         return self.prices[-1][1] if self.prices else self.place.price_usd_per_hour
 
     def hours(self, now: datetime) -> float:
-        """Billed until its end, or until `now`."""
+        """Hours billed until its end, or until `now`."""
         return hours_of((self.until or now) - self.since)
 
     def used_h(self, now: datetime) -> float:
-        """Until its release was first attempted, if that failed; else as billed."""
+        """Hours until its release was first attempted, if that failed; else as billed."""
         return hours_of(min(self.given_up or now, self.until or now) - self.since)
 
     def usd(self, now: datetime) -> float:
-        """Until its end, or until `now`."""
+        """Dollars billed until its end, or until `now`."""
         return billed_usd(self.since, self.until or now, self.place.price_usd_per_hour, self.prices)
 
 
@@ -79,11 +79,11 @@ def place_data(place: Place) -> PlaceRecord:
 
 
 _VALUES = attrgetter(*Place.__dataclass_fields__)
-"""A long night's diary has ten thousand refusals, and each look at it asks for the place of each."""
+"""Faster than by name: a diary may have ten thousand refusals, and each read converts the place of each."""
 
 
 def place_of(record: PlaceRecord) -> Place:
-    """The place that an event names."""
+    """The place recorded in an event."""
     return Place(*_VALUES(record))
 
 
@@ -93,30 +93,30 @@ def machines(events: Sequence[Event]) -> list[MachineSpell]:
 
 
 def machine_now(spells: Sequence[MachineSpell]) -> MachineSpell | None:
-    """The one that the run has, if it has one."""
+    """The run's current machine, if it has one."""
     return spells[-1] if spells and spells[-1].until is None else None
 
 
 def began_since(events: Sequence[Event], moment: datetime) -> bool:
-    """Has the run got a machine or begun an attempt since then? Machines' clocks differ, and this one's too."""
+    """Has the run got a machine or begun an attempt since then? Allows for clocks that differ."""
     later = moment + timedelta(seconds=CLOCKS_DIFFER_S)
     return any(isinstance(event.payload, MachineUp | AttemptStarted) and event.time > later for event in events)
 
 
 def spent_usd(spells: Sequence[MachineSpell], now: datetime) -> float:
-    """What all machines have cost until now; each but the first restored a checkpoint, as far as is known."""
+    """What all machines have cost until now, assuming that each but the first restored a checkpoint."""
     return sum(spell.usd(now) for spell in spells) + sum(spell.place.restore_usd for spell in spells[1:])
 
 
 def newest_attempt(events: Sequence[Event]) -> int:
-    """The highest number of an attempt that the diary knows; 0 = none has begun."""
+    """The highest attempt number in the diary; 0 = none has begun."""
     return max((event.attempt for event in events), default=0)
 
 
 def on_machine(events: Sequence[Event], spells: Sequence[MachineSpell], number: int) -> list[Event]:
     """The events of the attempts on the machine with this number in `spells`.
 
-    By the attempts' numbers, because the machine's clock is not the strategy's; by time in a diary of an earlier
+    Selected by attempt number, because the machine's clock is not the strategy's; by time in a diary of an earlier
     version.
     """
     spell = spells[number]
@@ -137,7 +137,7 @@ def on_machine(events: Sequence[Event], spells: Sequence[MachineSpell], number: 
 def beat_on_machine(
     heartbeat: Heartbeat | None, events: Sequence[Event], spells: Sequence[MachineSpell]
 ) -> Heartbeat | None:
-    """The heartbeat, if it is of an attempt on the machine that is up: a zombie's steps are not done steps."""
+    """The heartbeat, if it comes from an attempt on the current machine: a zombie's steps don't count."""
     if heartbeat is None or machine_now(spells) is None:
         return None
     after = spells[-1].after_attempt
@@ -150,7 +150,7 @@ def beat_on_machine(
 def why_gone(its_events: Sequence[Event], *, ran: bool = True) -> GoneCause:
     """Why a machine is gone, from the events of its attempts: `preempted`, `moved`, `stopped` (a signal) or `crashed`.
 
-    Without a last word of the attempt it was taken away. `ran`: False if the job is known to have ended without one.
+    Without a final event of an attempt it was preempted. `ran`: False if the job is known to have ended without one.
     """
     ended = [attempt for _, attempt in of_kind(its_events, AttemptEnded)]
     if not ended:
@@ -161,23 +161,23 @@ def why_gone(its_events: Sequence[Event], *, ran: bool = True) -> GoneCause:
 
 
 class Work(NamedTuple):
-    """What is left of the training."""
+    """The training that is left."""
 
     left_h: float
-    """After the last step that is done: committed, or by the heartbeat of the machine that is up."""
+    """Hours after the last step done: committed, or by the current machine's heartbeat."""
     unsaved_h: float
-    """Done since the last commit on the machine that is up: a preemption loses it. Not in `left_h`."""
+    """Hours done since the last commit on the current machine: a preemption loses them. Not in `left_h`."""
     measured: bool
-    """By this run's own speed, and not by the assumed hours."""
+    """Based on this run's own speed, not on the assumed hours."""
     whole_h: float
-    """Of the whole run."""
+    """Hours of the whole run."""
 
 
 def work_of(events: Sequence[Event], heartbeat: Heartbeat | None, hours: float) -> Work:
-    """The work left: at the run's own speed where it is known, else as its share of the assumed hours.
+    """The work left, at the run's own speed if it is known, else as a share of the assumed hours.
 
-    `heartbeat` is that of an attempt on the machine that is up; None without a machine: steps that were not committed
-    went with it.
+    `heartbeat` comes from an attempt on the current machine. It is None without a machine, whose uncommitted steps are
+    lost.
     """
     total = max((training.total_steps for _, training in of_kind(events, Training)), default=0)
     if heartbeat is not None:
@@ -197,20 +197,20 @@ def work_left_h(events: Sequence[Event], heartbeat: Heartbeat | None, hours: flo
 
 
 def committed_step(events: Sequence[Event]) -> int:
-    """The last step that is safe."""
+    """The last committed step."""
     return max((saved.step for _, saved in of_kind(events, Saved)), default=0)
 
 
 class Speed(NamedTuple):
-    """What one attempt has shown."""
+    """The speed of one attempt."""
 
     hours_per_step: float
     trained_h: float
-    """How long it was watched."""
+    """Training time that it was measured over."""
 
 
 def hours_per_step(events: Sequence[Event], assumed: float) -> float:
-    """Measured; as far as what was measured is short, the assumed figure: five steps in three minutes say little."""
+    """The measured speed, blended with the assumed one while the measurement is short."""
     speed = measured_speed(events)
     if speed is None:
         return assumed
@@ -221,8 +221,8 @@ def hours_per_step(events: Sequence[Event], assumed: float) -> float:
 def measured_speed(events: Sequence[Event]) -> Speed | None:
     """Speed of the newest attempt that trained for long enough, else of the one that trained longest.
 
-    It is measured from the attempt's first step, or its first save, to the moment of the state in its last save. An
-    upload, however long, doesn't count as training.
+    It is measured from the attempt's first step, or its first save, to the snapshot of its last save. Upload time
+    doesn't count as training.
     """
     all_saves = of_kind(events, Saved)
     longest: Speed | None = None
@@ -251,5 +251,5 @@ def hours_of(span: timedelta) -> float:
 
 
 def _snapshot_at(event: Event, saved: Saved) -> datetime:
-    """When the state was taken that a save has committed: training goes on beside the upload."""
+    """When the state of a save was taken: training continues during the upload."""
     return event.time - timedelta(seconds=saved.upload_s + saved.commit_s)

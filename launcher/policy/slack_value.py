@@ -1,12 +1,12 @@
-"""What the slack is worth: a dynamic program over time and work left that says when waiting for spot beats on demand.
+"""The value of slack: a dynamic program over time and work left that decides when waiting for spot beats on demand.
 
 State: slack (time to the deadline minus work left), time, no machine or on demand or spot, and the spot market up or
-down with the age bin of its spell (market.py). A step costs the price of the machine that runs; a new machine costs a
-restart's hours, paid and without progress, and its restore's dollars, so a preemption costs both; at the deadline there
-must be nothing left. Work keeps the slack, waiting takes a step of it, a restart takes its hours. Solved backwards in
-steps of `step_h`, on a grid of slack and work that is `finer` times as fine (restarts that are no multiple of it are
-interpolated). What is kept is thresholds: more slack speaks for the cheaper and less certain way, so one slack for each
-work left and market state holds the decision.
+down with the age bin of its spell (market.py). A step costs the price of the running machine. A new machine costs a
+restart (hours that are paid without progress) and a restore (dollars), so a preemption costs both. At the deadline no
+work may be left. Work keeps the slack, waiting uses up a step of it, a restart uses up its hours. The program is solved
+backwards in steps of `step_h`, on a grid of slack and work that is `finer` times as fine (restarts that are not a
+multiple of it are interpolated). Only thresholds are kept: more slack favours the cheaper and less certain choice, so
+one slack value for each work left and market state encodes the decision.
 
 The model is that of "Can't Be Late" (Wu et al., NSDI'24, section 3); the hazards that fall with age are ours.
 """
@@ -25,17 +25,17 @@ from launcher.policy.spot.market import AGE_EDGES_H, BINS, UNSEEN_AGE_H, Chain, 
 
 Array = NDArray[Any]
 LATE = 30.0
-"""Price of an hour that is too late, in on-demand hours: so much that nobody ever plans it."""
+"""Price of an hour past the deadline, in on-demand hours: so high that it is never planned."""
 NO_END_H = 1e6
 WIDTHS_H = np.diff(np.array((0.0, *AGE_EDGES_H, 1e9)))
 AFTER_A_LOSS = age_bin(UNSEEN_AGE_H)
-"""Age bin of the rest of the market when one of its places is lost."""
+"""Age bin of the rest of the market when a machine is lost."""
 
 
 class Restores(NamedTuple):
     """What moving a checkpoint to a new machine costs, in hours of the on-demand machine.
 
-    The first machine of a run restores nothing, and is counted as if it did.
+    The first machine of a run restores nothing, but is counted as if it did.
     """
 
     spot: float = 0.0
@@ -48,7 +48,7 @@ NO_RESTORES = Restores()
 
 @dataclass(frozen=True)
 class Problem:
-    """What a table is computed for. Prices are ratios to the on-demand price; times are hours."""
+    """The inputs of a table. Prices are ratios to the on-demand price; times are hours."""
 
     work_h: float
     deadline_h: float
@@ -57,38 +57,38 @@ class Problem:
     step_h: float
     chain: Chain
     finer: int = 1
-    """Grid points of slack and work in a step."""
+    """Grid points of slack and work per step."""
     restores: Restores = NO_RESTORES
 
 
 @dataclass(frozen=True)
-class Outlook:
+class SlackTable:
     """Thresholds on the slack, each [work left in grid points, age bin of an up spell, then of a down spell]."""
 
     grid_h: float
     buy: Array
-    """No machine: on demand at or below."""
+    """Without a machine: buy on demand at or below."""
     wait: Array
-    """No machine: wait above. Between the two a spot machine is taken, if there is one."""
+    """Without a machine: wait above. Between `buy` and `wait`, take a spot machine if there is one."""
     keep: Array
-    """On demand: stay at or below, give it back above."""
+    """On demand: stay at or below, release it above."""
     on_spot: Array
-    """Cost to the end of a machine on spot, in on-demand hours: [hours to the deadline in steps, slack in grid points
+    """Cost to finish from a spot machine, in on-demand hours: [hours to the deadline in steps, slack in grid points
     from `first_slack` on]."""
     first_slack: int
     step_h: float
 
     def at(self, threshold: Array, work_left_h: float, market: SpotMarket) -> float:
-        """A threshold, between the grid points."""
+        """A threshold, interpolated between the grid points."""
         where = min(work_left_h / self.grid_h, len(threshold) - 1.0)
         low = min(int(where), len(threshold) - 2)
         column = threshold[:, age_bin(market.age_h) + (0 if market.up else BINS)]
         return float(column[low] + (where - low) * (column[low + 1] - column[low]))
 
     def slack_cost(self, work_left_h: float, slack_h: float, lost_h: float) -> float:
-        """What a run on spot pays for so many hours less of slack, in on-demand hours; never negative.
+        """Cost of losing `lost_h` hours of slack for a run on spot, in on-demand hours; never negative.
 
-        Slack beyond the table's counts as its largest.
+        Slack beyond the table counts as the table's largest.
         """
         return max(0.0, self._cost(work_left_h, slack_h - lost_h) - self._cost(work_left_h, slack_h))
 
@@ -107,14 +107,14 @@ class Outlook:
 def step_of(deadline_h: float, tick_h: float) -> float:
     """The step of a table, in hours: a multiple of the time between decisions.
 
-    It is six minutes, or a 240th of the time to the deadline where that is shorter; a 600th where that is longer.
+    It is six minutes, or 1/240 of the time to the deadline if that is shorter, or 1/600 of it if that is longer.
     """
     wanted_h = max(deadline_h / 600, min(0.1, deadline_h / 240))
     return tick_h * max(1, math.ceil(wanted_h / tick_h - 0.5 - 1e-9))
 
 
 @lru_cache(maxsize=256)
-def solve(problem: Problem) -> Outlook:
+def solve(problem: Problem) -> SlackTable:
     """The thresholds of a problem. Takes about a second for 48 hours of work in 96, three times as fine as a step."""
     return _Solver(problem).run()
 
@@ -136,21 +136,21 @@ class _Solver:
         self.no_spot = LATE * (self.slack_h < 2 * problem.restart_h - 1e-9)[:, None]
         self._place_restart()
         self.work_rows = math.ceil(problem.work_h / self.grid_h - 1e-9) + 2
-        self.found = [np.full((self.work_rows, 2 * BINS), -1.0) for _ in range(3)]
+        self.thresholds = [np.full((self.work_rows, 2 * BINS), -1.0) for _ in range(3)]
 
-    def run(self) -> Outlook:
+    def run(self) -> SlackTable:
         late = np.maximum(0, self.zero - self.row)[:, None] * self.grid_h * (1 + LATE)
         spot, idle, on_demand = (np.repeat(late, count, axis=1) for count in (BINS, 2 * BINS, 2 * BINS))
         values = [spot[:, AFTER_A_LOSS]]
         for step in range(1, math.ceil((self.work_rows + self.rows - self.zero) / self.m)):
             spot, idle, on_demand = self._back(step, spot, idle, on_demand)
             values.append(spot[:, AFTER_A_LOSS])
-        buy, wait, keep = (self._merged(found) for found in self.found)
+        buy, wait, keep = (self._merged(threshold) for threshold in self.thresholds)
         on_spot = np.stack(values).astype(np.float32)
-        return Outlook(self.grid_h, buy, wait, keep, on_spot, self.zero, self.p.step_h)
+        return SlackTable(self.grid_h, buy, wait, keep, on_spot, self.zero, self.p.step_h)
 
     def _back(self, step: int, spot: Array, idle: Array, on_demand: Array) -> tuple[Array, Array, Array]:
-        """One step towards now; `step` of them are left to the deadline."""
+        """One step backwards in time; `step` steps are left to the deadline."""
         work_rows = step * self.m - (self.row - self.zero)
         work_h = work_rows[:, None] * self.grid_h
         done, last = work_rows <= 0, (work_h > 0) & (work_h <= self.p.step_h)
@@ -171,7 +171,7 @@ class _Solver:
         return spot, idle, on_demand
 
     def _waited(self, idle: Array) -> Array:
-        """The value after a step without a machine: a step's slack less."""
+        """The value after a step without a machine, which uses up one step of slack."""
         missing_h = np.arange(self.m, 0, -1)[:, None] * self.grid_h * LATE
         later: Array = np.concatenate([idle[:1] + missing_h, idle[: -self.m]]) + self.no_wait
         return later
@@ -183,36 +183,36 @@ class _Solver:
         self.below = np.maximum(0.0, -where)[:, None] * self.grid_h * (1 + LATE)
 
     def _started(self, running: Array, restore: float) -> Array:
-        """The value of a new machine, its restore paid."""
+        """The value of a new machine, including its restore."""
         started: Array = self._restarted(running) + restore
         return started
 
     def _restarted(self, running: Array) -> Array:
-        """As one that runs, with a restart's hours less of slack."""
+        """The value of a running machine with the slack reduced by a restart."""
         between: Array = (1 - self.share) * running[self.low] + self.share * running[self.low + 1] + self.below
         return between
 
     def _note(self, work_rows: Array, chosen: tuple[Array, Array, Array]) -> None:
-        """The largest slack at which each is still chosen. What is never turned down at the top has no end."""
+        """Record the largest slack at which each is still chosen; no limit if chosen up to the top of the grid."""
         inside = (work_rows > 0) & (work_rows < self.work_rows) & (self.row >= self.zero)
         where, slack_h = work_rows[inside], self.slack_h[inside][:, None]
         open_h = np.where(self.row[inside] >= self.rows - self.m, NO_END_H, self.slack_h[inside])[:, None]
-        for found, picked, ends_h in zip(self.found, chosen, (slack_h, open_h, slack_h), strict=True):
-            found[where] = np.maximum(found[where], np.where(picked[inside], ends_h, -1.0))
+        for threshold, picked, ends_h in zip(self.thresholds, chosen, (slack_h, open_h, slack_h), strict=True):
+            threshold[where] = np.maximum(threshold[where], np.where(picked[inside], ends_h, -1.0))
 
-    def _merged(self, found: Array) -> Array:
-        """Merge neighbouring amounts of work, because one amount meets only every `finer`-th slack.
+    def _merged(self, threshold: Array) -> Array:
+        """Merge neighbouring amounts of work, because one amount covers only every `finer`-th slack.
 
-        Together, the neighbours meet every slack. No work is treated like little work.
+        Together, the neighbours cover every slack. No work is treated like little work.
         """
-        rows = range(len(found))
-        near = [found[max(1, row - self.m // 2) : row - self.m // 2 + self.m] for row in rows[1:]]
-        merged = np.stack([part.max(axis=0) if len(part) else found[-1] for part in near])
+        rows = range(len(threshold))
+        near = [threshold[max(1, row - self.m // 2) : row - self.m // 2 + self.m] for row in rows[1:]]
+        merged = np.stack([part.max(axis=0) if len(part) else threshold[-1] for part in near])
         return np.concatenate([merged[:1], merged])
 
 
 def _aged(rates: Rates, step_h: float) -> tuple[Array, Array]:
-    """Of one step: the chance of an end in each age bin, and the moves between bins of a spell that goes on."""
+    """For one step: the chance of an end in each age bin, and the moves between bins of a spell that continues."""
     ends = 1 - np.exp(-np.array(rates) * step_h)
     older = np.minimum(1.0, step_h / WIDTHS_H)
     moves = np.diag(1 - older)
@@ -232,7 +232,7 @@ def _market_moves(chain: Chain, step_h: float) -> Array:
 
 
 def _machine_moves(chain: Chain, step_h: float) -> tuple[Array, Array]:
-    """Of a spot machine: to itself, older; and to a market without it."""
+    """Transitions of a spot machine: to itself, older; and to a market without it."""
     ends, kept = _aged(chain.machine_ends, step_h)
     lost = np.zeros((BINS, 2 * BINS))
     lost[:, AFTER_A_LOSS] = ends * chain.elsewhere

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from launcher.policy.decide import decide
-from launcher.policy.model import Known, Launch, Move, Observation, Place, Running, Stay
+from launcher.policy.model import Launch, Move, Observation, Place, PlaceState, Running, Stay
 from launcher.policy.settings import Settings
 from launcher.policy.spot.market import Prober
 from launcher.policy.spot.zone_pooling import against_market
@@ -49,8 +49,8 @@ class RefereePolicy:
     def _seen(self, obs: dict[str, Any]) -> Observation:
         mode = int(obs["mode"])
         told = zip(self.places, obs["avail"], self.prober.ages_h, self._churns(), strict=True)
-        known = [
-            Known(place, refused_h_ago=None if up else 0.0, up_h=age_h if up else None, churn=churn)
+        state = [
+            PlaceState(place, refused_h_ago=None if up else 0.0, up_h=age_h if up else None, churn=churn)
             for place, up, age_h, churn in told
         ]
         running = None
@@ -58,7 +58,7 @@ class RefereePolicy:
             place = self.on_demand if mode == ON_DEMAND else self.places[mode]
             running = Running(place, NEVER_H, float(obs["overhead_left"]))
         return Observation(
-            places=(*known, Known(self.on_demand)),
+            places=(*state, PlaceState(self.on_demand)),
             work_left_h=float(obs["need"] - obs["done"]),
             restart_h=float(obs["d"]),
             running=running,
@@ -68,7 +68,7 @@ class RefereePolicy:
 
     def _churns(self) -> tuple[float, ...]:
         """One place is its market."""
-        return against_market(self.prober.met) if len(self.prober.met) > 1 else (1.0,) * len(self.places)
+        return against_market(self.prober.spell_ends) if len(self.prober.spell_ends) > 1 else (1.0,) * len(self.places)
 
 
 def _place(zone: str, price: float) -> Place:

@@ -35,7 +35,7 @@ from checkpoints.run_log.event_order import end_of_run
 from checkpoints.run_log.run_record import Heartbeat, read_heartbeat, read_run_if_valid
 from checkpoints.storage.base import Store
 from launcher.errors import UnknownRun
-from launcher.local.presence import nobody_here
+from launcher.local.presence import no_process_here
 from launcher.policy.run_history import machine_now, machines, spent_usd
 from launcher.report.event_lines import data_line, line_of
 
@@ -134,7 +134,7 @@ def read_status(store: Store, name: str, now: datetime) -> RunStatus:
     if status.in_cloud or status.state in OVER:
         return status
     silent_s = math.inf if status.silent_s is None else status.silent_s
-    if nobody_here(store, head, silent=silent_s >= SILENCE_S):
+    if no_process_here(store, head, silent=silent_s >= SILENCE_S):
         return status.abandoned("its launcher on this machine is gone")
     if status.state == "silent" and silent_s >= ABANDONED_S:
         return status.abandoned(f"no sign of life for more than {ABANDONED_S / 60:.0f} min")

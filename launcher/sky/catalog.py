@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 FETCHED, KEPT, FAILED = "fetched", "kept: it was edited by hand", "could not be fetched; what was there stays"
 
 
-def refresh(clouds: Iterable[str], say: Callable[[str], None]) -> dict[str, str]:
+def refresh(clouds: Iterable[str], echo: Callable[[str], None]) -> dict[str, str]:
     """Fetch the price list of each cloud; returns what became of it: fetched, kept (edited by hand), or failed."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return _refresh(clouds, say)
+        return _refresh(clouds, echo)
 
 
-def _refresh(clouds: Iterable[str], say: Callable[[str], None]) -> dict[str, str]:
+def _refresh(clouds: Iterable[str], echo: Callable[[str], None]) -> dict[str, str]:
     """Do the work of `refresh`, which redirects stdout because ours may be JSON.
 
     SkyPilot's log handler writes to the stdout that it finds when it is imported, and its progress marks are for its
@@ -29,7 +29,7 @@ def _refresh(clouds: Iterable[str], say: Callable[[str], None]) -> dict[str, str
 
     outcome = {}
     for cloud in clouds:
-        say(f"prices of {cloud}")
+        echo(f"prices of {cloud}")
         name = f"{cloud}/vms.csv"
         path = Path(common.get_catalog_path(name))
         if path.exists() and common.is_catalog_modified(name):

@@ -9,17 +9,17 @@ import sys
 from pathlib import Path
 
 from checkpoints.storage.gcs import KEY as GCS_KEY
-from launcher.planning.plan import Rung
+from launcher.planning.plan import Candidate
 from launcher.sky.render import needed_secrets, task_config, to_yaml
 from trainer.config.recipe import load_recipe
 
 RECIPES = ("notus-7b-dpo", "notus-7b-dpo-lora")
 
 LADDER = (
-    Rung(cloud="gcp", gpus="A100-80GB:8", spot=True),
-    Rung(cloud="gcp", gpus="A100:8", spot=True),
-    Rung(cloud="gcp", gpus="A100:8", spot=False),
-    Rung(cloud="lambda", gpus="A100:8", spot=False),
+    Candidate(cloud="gcp", gpus="A100-80GB:8", spot=True),
+    Candidate(cloud="gcp", gpus="A100:8", spot=True),
+    Candidate(cloud="gcp", gpus="A100:8", spot=False),
+    Candidate(cloud="lambda", gpus="A100:8", spot=False),
 )
 """Spot first, the larger cards before the smaller ones; on demand where there is no spot. `notus-launch --dry-run`
 orders by price and deadline instead."""

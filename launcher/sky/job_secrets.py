@@ -6,20 +6,22 @@ from collections.abc import Mapping, Sequence
 
 from checkpoints.storage.backend import backend_of
 from launcher.errors import RequestError
-from launcher.planning.plan import Rung
+from launcher.planning.plan import Candidate
 from launcher.sky.render import clouds_of, needed_secrets
 from trainer.config.recipe import Recipe
 
 
-def collect(recipe: Recipe, bucket: str, rungs: Sequence[Rung], environment: Mapping[str, str]) -> dict[str, str]:
+def collect(
+    recipe: Recipe, bucket: str, candidates: Sequence[Candidate], environment: Mapping[str, str]
+) -> dict[str, str]:
     """Name -> value of everything that the machines need; raises `RequestError` for what is missing.
 
     HF_TOKEN is left out where there is none: public models need no token. A push to the Hub does.
     """
     found: dict[str, str] = {}
     backend = backend_of(bucket)
-    of_bucket = backend.secret_names(clouds_of(rungs)) if backend else ()
-    for name in needed_secrets(recipe, bucket, rungs):
+    of_bucket = backend.secret_names(clouds_of(candidates)) if backend else ()
+    for name in needed_secrets(recipe, bucket, candidates):
         if name in of_bucket:
             continue
         if environment.get(name):

@@ -15,7 +15,7 @@ from ruamel.yaml.resolver import implicit_resolvers
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString, SingleQuotedScalarString
 
 from checkpoints.storage.backend import backend_of
-from launcher.planning.plan import Rung
+from launcher.planning.plan import Candidate
 from launcher.policy.limits import Limits
 from launcher.sky.jobs import LAUNCH, SUBMISSION
 from trainer.config.recipe import Recipe
@@ -128,7 +128,7 @@ HUB_SETTINGS = ("HF_ENDPOINT",)
 
 def task_config(
     recipe: Recipe,
-    ladder: Sequence[Rung],
+    ladder: Sequence[Candidate],
     *,
     run: str,
     bucket: str | None,
@@ -153,7 +153,7 @@ def task_config(
         "name": run,
         "resources": {
             "disk_size": DISK_GB,
-            "ordered": [_entry(rung) for rung in ladder],
+            "ordered": [_entry(candidate) for candidate in ladder],
             # Outside of `ordered`: SkyPilot copies it onto every entry, and refuses entries that differ.
             "job_recovery": {
                 "strategy": strategy,
@@ -178,10 +178,10 @@ def task_config(
     }
 
 
-def _entry(rung: Rung) -> dict[str, Any]:
-    memory = {} if rung.host_gib is None else {"memory": f"{rung.host_gib}+"}
-    infra = "/".join(name for name in (rung.cloud, rung.region, rung.zone) if name)
-    return {"infra": infra, "accelerators": rung.gpus, "use_spot": rung.spot, **memory}
+def _entry(candidate: Candidate) -> dict[str, Any]:
+    memory = {} if candidate.host_gib is None else {"memory": f"{candidate.host_gib}+"}
+    infra = "/".join(name for name in (candidate.cloud, candidate.region, candidate.zone) if name)
+    return {"infra": infra, "accelerators": candidate.gpus, "use_spot": candidate.spot, **memory}
 
 
 def _bucket_settings(bucket: str | None, environment: Mapping[str, str] | None) -> dict[str, str]:
@@ -190,9 +190,9 @@ def _bucket_settings(bucket: str | None, environment: Mapping[str, str] | None) 
     return backend.settings(environment) if backend else {}
 
 
-def clouds_of(ladder: Sequence[Rung]) -> set[str]:
+def clouds_of(ladder: Sequence[Candidate]) -> set[str]:
     """The clouds that a task may rent in."""
-    return {rung.cloud for rung in ladder}
+    return {candidate.cloud for candidate in ladder}
 
 
 def _trackers_settings(recipe: Recipe, environment: Mapping[str, str]) -> dict[str, str]:
@@ -201,7 +201,7 @@ def _trackers_settings(recipe: Recipe, environment: Mapping[str, str]) -> dict[s
     return {name: environment[name] for name in names if environment.get(name)}
 
 
-def needed_secrets(recipe: Recipe, bucket: str | None, ladder: Sequence[Rung]) -> list[str]:
+def needed_secrets(recipe: Recipe, bucket: str | None, ladder: Sequence[Candidate]) -> list[str]:
     """Names of the secrets that the run needs on the machines of `ladder`."""
     needed = ["HF_TOKEN"]
     if "wandb" in recipe.tracking:

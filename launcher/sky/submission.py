@@ -75,7 +75,7 @@ def late_job(run: RunIdentity, clock: Clock) -> Job | None:
     return None
 
 
-def had_the_run_last(store: Store, job: Job, events: Sequence[Event]) -> bool:
+def ran_last(store: Store, job: Job, events: Sequence[Event]) -> bool:
     """Was this job, which is over, the newest that the run had? Else another computer launched it since.
 
     By the submission that the newest launch wrote down. Only for a job without one, of plain `sky jobs launch`, by the

@@ -18,7 +18,7 @@ from checkpoints.run_log.event_log import Event, read_events
 from checkpoints.run_log.run_record import open_run
 from checkpoints.storage.base import Store
 from launcher.local.backend import committed_step
-from launcher.planning.plan import Rung
+from launcher.planning.plan import Candidate
 from launcher.sky.render import SKYPILOTS_OWN, task_config, to_yaml
 from tests.e2e.clouds import Clouds
 from tests.e2e.holds import Hold
@@ -28,10 +28,10 @@ from tests.support.seaweed import S3Server
 from trainer.config.recipe import load_recipe
 from trainer.runtime.attempt_dir import Phase
 
-LAMBDA = Rung(cloud="lambda", gpus="A100:8", spot=False)
-GCP = Rung(cloud="gcp", gpus="A100:8", spot=False)
-GCP_SPOT = Rung(cloud="gcp", gpus="A100:8", spot=True)
-NEAR = Rung(cloud="gcp/us-central1", gpus="A100:8", spot=True)
+LAMBDA = Candidate(cloud="lambda", gpus="A100:8", spot=False)
+GCP = Candidate(cloud="gcp", gpus="A100:8", spot=False)
+GCP_SPOT = Candidate(cloud="gcp", gpus="A100:8", spot=True)
+NEAR = Candidate(cloud="gcp/us-central1", gpus="A100:8", spot=True)
 """Of one region: where a scenario is about a stock-out, ten more regions only take minutes."""
 QUICK = {"NOTUS_CHECK_MIN": "0.1", "NOTUS_RESTART_MIN": "0.02"}
 """A run of two minutes is looked at more often, and its machines start faster than a cloud's."""
@@ -61,11 +61,16 @@ class CloudRun:
         self.store: Store = open_run(BUCKET, name)
 
     def submit(
-        self, rungs: Sequence[Rung], strategy: str = SKYPILOTS_OWN, *, setup: str | None = None, **more_envs: str
+        self,
+        candidates: Sequence[Candidate],
+        strategy: str = SKYPILOTS_OWN,
+        *,
+        setup: str | None = None,
+        **more_envs: str,
     ) -> None:
         """As a user of plain SkyPilot does."""
         self._task = self._clouds.folder / f"{self.name}.yaml"
-        config = task_config(load_recipe("tiny-dpo"), rungs, run=self.name, bucket=BUCKET, strategy=strategy)
+        config = task_config(load_recipe("tiny-dpo"), candidates, run=self.name, bucket=BUCKET, strategy=strategy)
         config["envs"] |= more_envs
         config["setup"] = setup or config["setup"]
         self._task.write_text(to_yaml(config))

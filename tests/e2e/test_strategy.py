@@ -10,7 +10,7 @@ import pytest
 from checkpoints.run_log.stop_request import read_request
 from checkpoints.storage.base import Store
 from launcher.local.backend import committed_step
-from launcher.planning.plan import Rung
+from launcher.planning.plan import Candidate
 from launcher.sky.render import NOTUS
 from tests.e2e.clouds import Clouds
 from tests.e2e.figures import measure, places_asked
@@ -45,13 +45,13 @@ def test_notus_launch_goes_on_in_another_zone(clouds: Clouds, bucket: S3Server, 
     assert "first step done" in told
     assert "goodput" in told
     again = run.notus("--recipe", "tiny-dpo", "--name", run.name, "--cloud", "gcp", "--yes")
-    assert "is done already" in again, "launching a finished run again starts nothing"
+    assert "is already finished" in again, "launching a finished run again starts nothing"
 
 
 def test_on_demand_while_spot_is_out_then_back_to_spot(clouds: Clouds, bucket: S3Server, reference: Store) -> None:
     clouds.control("capacity", **NO_SPOT)
     run = CloudRun(clouds, bucket, "back")
-    near = Rung(cloud="gcp/us-central1", gpus="A100:8", spot=False)
+    near = Candidate(cloud="gcp/us-central1", gpus="A100:8", spot=False)
     # Of 12 hours: for the dollars of a tiny run's 72 s nobody moves, now that starts are measured.
     run.submit([NEAR, near, LAMBDA], NOTUS, NOTUS_RETURN_MIN="1", NOTUS_HOURS="12", **QUICK)
     run.freeze_in("training", step=3)
@@ -196,7 +196,7 @@ def test_stop_saves_and_the_same_name_goes_on(clouds: Clouds, bucket: S3Server, 
     with run.beside("stop", run.name) as stop:
         run.wait("the wish to stop", lambda: read_request(run.store) is not None)
         run.thaw()
-    assert "is whole" in stop.said
+    assert "is complete" in stop.said
     run.wait_for_the_end_of_its_machines()
     run.wait_for_status("FAILED", "CANCELLED")
     assert run.launch("--cloud", "lambda", "--gpus", "A100:8").wait(600) == 0, run.story()

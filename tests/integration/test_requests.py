@@ -32,7 +32,7 @@ def test_stop_and_move_from_anywhere_and_nothing_is_lost(launcher: Launcher, ref
         wait_for(lambda: notices(store) == ["stop"], "the wish to stop")
     _, err = stopping.communicate(timeout=60)
     assert stopping.returncode == 0, err
-    assert "is whole" in err
+    assert "is complete" in err
     process.communicate(timeout=60)
     assert process.returncode == 75
     assert read_request(store) is None, "fulfilled: the next launch is not stopped"

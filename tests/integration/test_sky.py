@@ -54,9 +54,9 @@ def test_skypilot_reads_what_we_mean(name: str, sky_environment: dict[str, str])
     task = json.loads(done.stdout.splitlines()[-1])
     recovery = {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 0, "recover_on_exit_codes": [75]}
     wanted = []
-    for rung in LADDER:
-        gpu, count = rung.gpus.split(":")
-        wanted.append([rung.cloud, rung.spot, {gpu: int(count)}, recovery, 512])
+    for candidate in LADDER:
+        gpu, count = candidate.gpus.split(":")
+        wanted.append([candidate.cloud, candidate.spot, {gpu: int(count)}, recovery, 512])
     assert task["ordered"]
     assert task["resources"] == wanted
     assert task["secrets"] == task["declared"]

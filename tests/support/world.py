@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, replace
 
 from launcher.policy.decide import decide
-from launcher.policy.model import Known, Launch, Move, Observation, Place, Running, Wait
+from launcher.policy.model import Launch, Move, Observation, Place, PlaceState, Running, Wait
 from launcher.policy.settings import Settings
 from launcher.policy.spot.market import UNSEEN_AGE_H, Chain, Rates, SpotMarket, age_bin, mean_spell_h
 
@@ -128,7 +128,7 @@ class World:
 
     def _seen(self) -> Observation:
         refused = None if self.refused_at is None else self.now - self.refused_at
-        known = tuple(Known(place, refused_h_ago=refused if place.spot else None) for place in self.places)
+        known = tuple(PlaceState(place, refused_h_ago=refused if place.spot else None) for place in self.places)
         market = None
         if self.place is None and self.deadline_h is not None and len(self.places) > 1:
             down = self.refusals > 0
@@ -142,6 +142,6 @@ class World:
             deadline_h=None if self.deadline_h is None else self.deadline_h - self.now,
             refusals_in_a_row=self.refusals,
             hazard_per_h=1 / mean_spell_h(self.chain.machine_ends),
-            moves_in_vain=self.in_vain,
+            failed_moves=self.in_vain,
             market=market,
         )

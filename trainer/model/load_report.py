@@ -47,9 +47,8 @@ def refuse_incomplete(name: str, model: Any, info: Any) -> None:
         )
     if info.error_msgs or info.conversion_errors:
         messages = [*info.error_msgs, *info.conversion_errors.values()]
-        raise UserError(
-            f"the weights of {name} don't fit its config.json: {' '.join(messages[0].split())}", "see the log"
-        )
+        first = " ".join(messages[0].split())
+        raise UserError(f"the weights of {name} don't fit its config.json: {first}", "see the log")
     if info.missing_keys:
         raise UserError(
             f"the weights of {name} lack {first_names(info.missing_keys, MOST_NAMES)}: {_why(model, info)}",

@@ -1,1 +1,1 @@
-"""Spot markets: rates of preemption, what runs have met, how zones differ."""
+"""Spot markets: preemption rates, statistics of past runs, differences between zones."""

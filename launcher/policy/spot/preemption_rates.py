@@ -1,7 +1,7 @@
-"""How often a spot machine is taken away, and for how long there is none: by zone, as the policy's chain of spells.
+"""Preemption rates and stock-out lengths of spot machines by zone, as the policy's chain of spells.
 
-What is shipped is a prior (policy/market.py says from which traces). It is *assumed* for every place until something
-better is known: `--hazard`, or what the user's own runs have met (experience.py).
+The shipped table is a prior (market.py lists its traces). It is *assumed* for every place until something better is
+known: `--hazard`, or what the user's own runs have seen (statistics.py).
 """
 
 from __future__ import annotations
@@ -26,103 +26,103 @@ from launcher.policy.spot.market import (
     mean_spell_h,
     world,
 )
-from launcher.policy.spot.zone_pooling import MarketMet
+from launcher.policy.spot.zone_pooling import MarketEnds
 
 PROVENANCE = "spot traces of AWS V100 and K80 zones, 2022-10 to 2023-08"
 
 
 ON_DEMAND_H = 720.0
-"""Mean life of an on-demand machine. Assumed: one that nobody takes away still breaks now and then."""
+"""Mean life of an on-demand machine. Assumed: it is not preempted, but machines break now and then."""
 
 
 Basis = Literal["assumed", "--hazard", "market", "region", "own spells"]
-"""What a zone's rate comes from: the shipped table, the user's word, spells elsewhere in its market or in its region,
-its own spells."""
+"""The source of a zone's rate: the shipped table, the user's option, spells elsewhere in its market or in its region,
+or its own spells."""
 
 
 class ZoneLife(NamedTuple):
-    """Of the spot machines of one zone."""
+    """Mean life of spot machines in one zone."""
 
     mean_h: float
     basis: Basis
     own_spells: int = 0
-    """Machines of the user's there, or in its region: what tells the zone from its market."""
+    """The user's own machines there, or in its region, which distinguish the zone from its market."""
 
 
 class Hazard(BaseModel):
-    """Of one spot market."""
+    """Preemption statistics for one spot market."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     world: Chain
-    """How it is, as far as it is known: what runs are simulated in. Its machines are those of the zone asked first."""
+    """The market as far as it is known, used to simulate runs. Its machines are those of the zone tried first."""
     chain: Chain
-    """What the policy computes with, as replays tuned it."""
+    """The chain that the policy computes with, as tuned in replays."""
     source: str
     life_h: float
-    """Mean life of a machine in a zone that nobody has tried."""
+    """Mean life of a machine in a zone that has not been tried."""
     basis: Basis = "assumed"
-    """Of that life."""
+    """Basis of `life_h`."""
     zones: Mapping[str, ZoneLife] = {}
-    """Those that were tried."""
+    """Zones that were tried."""
     ends_elsewhere: Rates | None = None
-    """Of machines in the zones after the first, where they differ."""
+    """End rates of machines in the zones after the first, if they differ."""
 
     def life_in(self, zone: str) -> ZoneLife:
-        """Of a zone."""
+        """Mean life of a machine in a zone."""
         return self.zones.get(zone, ZoneLife(self.life_h, self.basis))
 
 
 class Learned(Protocol):
-    """What the user's runs have met of a market."""
+    """What the user's runs have seen of a market."""
 
     def hazard(self, zones: Sequence[str]) -> Hazard:
-        """Of that market with these zones, in the order in which they are asked."""
+        """The hazard of that market with these zones, in the order in which they are tried."""
 
     @property
-    def met(self) -> MarketMet:
-        """What the policy starts from."""
+    def spell_ends(self) -> MarketEnds:
+        """The spell ends that the policy starts from."""
 
 
 def assumed(zones: int, mean_h: float | None = None) -> Hazard:
-    """The shipped table for a market of so many zones.
+    """The shipped table for a market of `zones` zones.
 
     Args:
-        zones: with several of them another one may have a machine when one is taken away, and a stock-out is shorter.
-        mean_h: mean hours between preemptions, the same at every age: what `--hazard` says. None = the shipped table.
+        zones: with several zones, another one may have a machine after a preemption, and stock-outs are shorter.
+        mean_h: mean hours between preemptions, the same at every age (`--hazard`). None = the shipped table.
     """
     if mean_h is None:
-        found = world(1.0, zones)
+        chain = world(1.0, zones)
         return Hazard(
-            world=found,
+            world=chain,
             chain=churned(0.0, zones),
-            source=f"assumed from {PROVENANCE}: {in_words(found, zones)}",
-            life_h=mean_spell_h(found.machine_ends),
+            source=f"assumed from {PROVENANCE}: {describe(chain, zones)}",
+            life_h=mean_spell_h(chain.machine_ends),
         )
     rates = (1 / mean_h,) * BINS
     return Hazard(
         world=Chain(rates, rates, down_ends(1.0, zones), another_zone(zones)),
         chain=Chain(rates, rates, PRIOR_DOWN, PRIOR_ELSEWHERE if zones > 1 else 0.0),
-        source=f"--hazard: a spot machine is taken away every {mean_h:g} h on average",
+        source=f"--hazard: a spot machine is preempted every {mean_h:g} h on average",
         basis="--hazard",
         life_h=mean_h,
     )
 
 
-def in_words(found: Chain, zones: int) -> str:
-    """A market for people."""
-    mean, median = mean_spell_h(found.machine_ends), median_spell_h(found.machine_ends)
+def describe(chain: Chain, zones: int) -> str:
+    """Describe a market for people."""
+    mean, median = mean_spell_h(chain.machine_ends), median_spell_h(chain.machine_ends)
     places = "one zone" if zones == 1 else f"{zones} zones" if zones < MOST_ZONES else f"{MOST_ZONES} zones or more"
-    then = f", another zone has one then in {found.elsewhere:.0%} of the cases" if zones > 1 else ""
+    then = f", another zone then has one in {chain.elsewhere:.0%} of cases" if zones > 1 else ""
     return (
-        f"spot in {places}: a machine is taken away after {mean:.1f} h "
+        f"spot in {places}: a machine is preempted after {mean:.1f} h "
         f"on average (half of them within {median:.1f} h){then}, and a stock-out ends after "
-        f"{mean_spell_h(found.down_ends):.1f} h"
+        f"{mean_spell_h(chain.down_ends):.1f} h"
     )
 
 
 def median_spell_h(rates: Rates) -> float:
-    """Half of the spells are over by then."""
+    """Median length of a spell."""
     left = math.log(2)
     for rate, (begin, end) in zip(rates, AGE_BINS_H, strict=True):
         if rate * (end - begin) >= left:

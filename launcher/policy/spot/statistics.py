@@ -1,10 +1,10 @@
-"""What runs have met of a spot market: how long machines lived, how long there were none. Updates the shipped hazard.
+"""Spot market statistics of runs: how long machines and stock-outs lasted. Updates the shipped hazard.
 
-Lives are counted by zone, stock-outs by market (zones.py says what they make of each other).
+Machine lives are counted by zone, stock-outs by market (zone_pooling.py combines them).
 
-A machine's life counts from its start, because nobody saw when its zone got room: a little too young, which is on the
-safe side. A stock-out counts from the first refusal to the next machine of the same market; one whose end nobody
-saw counts as long as it was seen, without an end (censored, as it should be for a Poisson rate).
+A machine's life counts from its start, because the time when its zone got capacity is not known. This makes it a little
+too young, which is on the safe side. A stock-out counts from the first refusal to the next machine of the same market.
+One whose end was not seen counts for as long as it was seen, without an end (censored, as a Poisson rate needs).
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from launcher.policy.spot.market import (
     BINS,
     PRIOR_UP,
     Chain,
-    Met,
     Rates,
+    SpellEnds,
     age_bin,
     churned,
     down_ends,
     tuned,
     world,
 )
-from launcher.policy.spot.zone_pooling import MarketMet, mean_churn
+from launcher.policy.spot.zone_pooling import MarketEnds, mean_churn
 
-Kind = tuple[str, str]
+MarketKey = tuple[str, str]
 """Cloud and GPUs."""
 NONE = (0.0,) * BINS
 
 
 class Counts(BaseModel):
-    """Ends, and hours in which they could have come, by age bin."""
+    """Ends of spells, and the hours at risk, by age bin."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,10 +49,10 @@ class Counts(BaseModel):
     down_ends: Rates = NONE
     down_h: Rates = NONE
     machines: int = 0
-    """Spot machines whose lives these are."""
+    """Number of spot machines counted."""
 
     def plus(self, other: Counts) -> Counts:
-        """Both together."""
+        """The sum of both."""
         return Counts(
             up_ends=_sum(self.up_ends, other.up_ends),
             up_h=_sum(self.up_h, other.up_h),
@@ -63,32 +63,32 @@ class Counts(BaseModel):
 
     @property
     def preemptions(self) -> int:
-        """Seen."""
+        """Preemptions observed."""
         return round(sum(self.up_ends))
 
     @property
     def machine_hours(self) -> float:
-        """On spot machines."""
+        """Hours on spot machines."""
         return sum(self.up_h)
 
-    def met(self, zones: int = 1) -> Met:
-        """Against the tables: stock-outs of so many zones end sooner."""
+    def spell_ends(self, zones: int = 1) -> SpellEnds:
+        """Ends against those that the tables expect; stock-outs of several zones end sooner."""
         ends = sum(self.up_ends) + sum(self.down_ends)
-        return Met(ends, _expected(PRIOR_UP, self.up_h) + _expected(down_ends(1.0, zones), self.down_h))
+        return SpellEnds(ends, _expected(PRIOR_UP, self.up_h) + _expected(down_ends(1.0, zones), self.down_h))
 
 
 class MarketCounts(BaseModel):
-    """Of one market."""
+    """Counts for one market."""
 
     model_config = ConfigDict(frozen=True)
 
     whole: Counts = Counts()
-    """Its stock-outs, and machines in no known zone."""
+    """Its stock-outs, and machines whose zone is not known."""
     zones: dict[str, Counts] = {}
-    """The machines of each zone."""
+    """Machines by zone."""
 
     def plus(self, other: MarketCounts) -> MarketCounts:
-        """Both together."""
+        """The sum of both."""
         zones = dict(self.zones)
         for name, counts in other.zones.items():
             zones[name] = zones.get(name, Counts()).plus(counts)
@@ -96,40 +96,42 @@ class MarketCounts(BaseModel):
 
     @property
     def total(self) -> Counts:
-        """All zones together."""
+        """The sum over all zones."""
         return reduce(Counts.plus, self.zones.values(), self.whole)
 
     @property
     def preemptions(self) -> int:
-        """Seen."""
+        """Preemptions observed."""
         return self.total.preemptions
 
     @property
     def machine_hours(self) -> float:
-        """On spot machines."""
+        """Hours on spot machines."""
         return self.total.machine_hours
 
-    def met(self, zones: int = 1) -> MarketMet:
+    def spell_ends(self, zones: int = 1) -> MarketEnds:
         """Against the tables of a market of so many zones; of one for the policy, whose tables know no number."""
-        return MarketMet(self.whole.met(zones), {name: counts.met() for name, counts in self.zones.items()})
+        return MarketEnds(
+            self.whole.spell_ends(zones), {name: counts.spell_ends() for name, counts in self.zones.items()}
+        )
 
 
 def tuned_chain(churns: Iterable[float], places: int) -> Chain:
-    """What the policy computes with where the zones that it may ask have these churns."""
+    """The chain that the policy computes with if the zones it may use have these churns."""
     return churned(tuned(mean_churn(churns)), places)
 
 
 def world_of(churns: Iterable[float], zones: int) -> Chain:
-    """How a market of so many zones is where these have those churns: the mean of what tables and counts say."""
+    """The behaviour of a market of `zones` zones with the mean of these churns."""
     return world(mean_churn(churns), zones)
 
 
-def counts_of(events: Sequence[Event], now: datetime) -> dict[Kind, MarketCounts]:
-    """What one run has met, by cloud and GPUs."""
-    found: dict[Kind, MarketCounts] = {}
+def counts_of(events: Sequence[Event], now: datetime) -> dict[MarketKey, MarketCounts]:
+    """Counts of one run, by cloud and GPUs."""
+    counts: dict[MarketKey, MarketCounts] = {}
 
-    def add(kind: Kind, met: MarketCounts) -> None:
-        found[kind] = found.get(kind, MarketCounts()).plus(met)
+    def add(kind: MarketKey, new: MarketCounts) -> None:
+        counts[kind] = counts.get(kind, MarketCounts()).plus(new)
 
     for spell in machines(events):
         if spell.place.spot:
@@ -138,26 +140,26 @@ def counts_of(events: Sequence[Event], now: datetime) -> dict[Kind, MarketCounts
             add(kind_of(spell.place), MarketCounts(zones={spell.place.area: life}))
     for kind, hours, ended in _stock_outs(events):
         add(kind, MarketCounts(whole=_stock_out(hours, ended=ended)))
-    return found
+    return counts
 
 
-def total(counts: Iterable[Mapping[Kind, MarketCounts]]) -> dict[Kind, MarketCounts]:
-    """Of several runs."""
-    summed: dict[Kind, MarketCounts] = {}
+def total(counts: Iterable[Mapping[MarketKey, MarketCounts]]) -> dict[MarketKey, MarketCounts]:
+    """The sum over several runs."""
+    summed: dict[MarketKey, MarketCounts] = {}
     for one in counts:
-        for kind, found in one.items():
-            summed[kind] = summed.get(kind, MarketCounts()).plus(found)
+        for kind, market in one.items():
+            summed[kind] = summed.get(kind, MarketCounts()).plus(market)
     return summed
 
 
-def _stock_outs(events: Sequence[Event]) -> list[tuple[Kind, float, bool]]:
-    """Each market's spells without a machine: kind, hours, and whether somebody saw the end.
+def _stock_outs(events: Sequence[Event]) -> list[tuple[MarketKey, float, bool]]:
+    """Each market's spells without a machine: kind, hours, and whether the end was observed.
 
-    Of the market and not of each zone: fifty zones that refuse together are one stock-out, not fifty. And none, if the
-    fifty-first of the same search had a machine.
+    They are counted by market, not by zone: fifty zones that refuse together are one stock-out, not fifty, and none at
+    all if the fifty-first zone of the same search had a machine.
     """
-    refused: dict[Kind, tuple[datetime, datetime]] = {}
-    found = []
+    refused: dict[MarketKey, tuple[datetime, datetime]] = {}
+    stock_outs = []
     for event in events:
         match event.payload:
             case NoCapacity(places=places):
@@ -168,13 +170,13 @@ def _stock_outs(events: Sequence[Event]) -> list[tuple[Kind, float, bool]]:
                 if came in refused and refused[came][0] >= since:
                     del refused[came]
                 for kind, (first, last) in refused.items():
-                    # Of the others the end was not seen: they were out at least until they last said no.
-                    found.append((kind, hours_of((event.time if kind == came else last) - first), kind == came))
+                    # The end of the others was not observed: they were out at least until their last refusal.
+                    stock_outs.append((kind, hours_of((event.time if kind == came else last) - first), kind == came))
                 refused = {}
-    return [*found, *((kind, hours_of(last - first), False) for kind, (first, last) in refused.items())]
+    return [*stock_outs, *((kind, hours_of(last - first), False) for kind, (first, last) in refused.items())]
 
 
-def kind_of(place: Place | PlaceRecord) -> Kind:
+def kind_of(place: Place | PlaceRecord) -> MarketKey:
     """The market that a place belongs to."""
     return place.cloud, place.gpus
 
@@ -190,13 +192,13 @@ def _stock_out(hours: float, *, ended: bool) -> Counts:
 
 
 def _spell(hours: float, *, ended: bool) -> tuple[Rates, Rates]:
-    """Its end, if somebody saw one, and the hours at risk."""
+    """The end by age bin, if it was observed, and the hours at risk."""
     at_risk_h = tuple(max(0.0, min(hours, high) - low) for low, high in AGE_BINS_H)
     return tuple(float(ended and number == age_bin(hours)) for number in range(BINS)), at_risk_h
 
 
 def _expected(prior: Rates, hours: Rates) -> float:
-    """Ends, by the shipped table."""
+    """Ends expected by the shipped table."""
     return sum(rate * at_risk for rate, at_risk in zip(prior, hours, strict=True))
 
 

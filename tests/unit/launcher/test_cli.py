@@ -31,25 +31,25 @@ def launch(*arguments: str, monkeypatch: pytest.MonkeyPatch, home: Path) -> int:
         (("--cloud", "lamda"), 2, "did you mean 'lambda'"),
         (("--dry-run", "--gpus", "A10O:8"), 2, "did you mean 'A100'"),
         (("--cloud", "lambda", "--spot"), 2, "Lambda has no spot machines"),
-        (("--spot", "--on-demand"), 2, "exclude each other"),
+        (("--spot", "--on-demand"), 2, "mutually exclusive"),
         (("--deadline", "soon"), 2, "not a deadline"),
         (("--dry-run", "--deadline", ""), 2, "--deadline '' is blank"),
         (("--dry-run", "--hazard", ""), 2, "--hazard '' is blank"),
-        (("--dry-run", "--bucket", "ftp://x"), 2, "'ftp://x' is none"),
-        (("--dry-run", "--bucket", "runs"), 2, "'runs' is none"),
-        (("--dry-run", "--bucket", "/tmp/runs"), 2, "'/tmp/runs' is none"),
-        (("--dry-run", "--bucket", "s3://"), 2, "'s3://' is none"),
+        (("--dry-run", "--bucket", "ftp://x"), 2, "'ftp://x' is not one"),
+        (("--dry-run", "--bucket", "runs"), 2, "'runs' is not one"),
+        (("--dry-run", "--bucket", "/tmp/runs"), 2, "'/tmp/runs' is not one"),
+        (("--dry-run", "--bucket", "s3://"), 2, "'s3://' is not one"),
         (("--dry-run", "--gpus", "H100:4"), 3, "no offer for H100:4"),
         (("prices", "--cloud", "lambda", "--spot"), 2, "Lambda has no spot machines"),
         (("--name", "../up"), 2, "is not a run name"),
         (("--cloud", "local", "--recipe", "notus-7b-dpo"), 2, "this machine has no GPU"),
         (("--cloud", "local", "--recipe", "tiny-dpo", "--bucket", "/no/such/folder"), 2, "does not exist"),
-        (("--preempt", "2"), 2, "work with --cloud local only"),
+        (("--preempt", "2"), 2, "only work with --cloud local"),
         (("-o", "xml"), 2, "'xml' is not one of 'text', 'json'"),
         (("prices", "refetch"), 2, "'refetch' is not one of 'show', 'refresh', 'diff'"),
         (("--cloud", "local", "--dry-run", "--budget", "5"), 2, "--dry-run, --budget can't be used with --cloud local"),
         (("--recipe", "/tmp/x/mine.yaml", "--cloud", "gcp"), 2, "no recipe file"),
-        (("--dry-run", "--budget", "1"), 3, "no plan keeps a budget of $1.00"),
+        (("--dry-run", "--budget", "1"), 3, "no plan meets a budget of $1.00"),
         (("status", "nothing"), 2, "there is no run 'nothing'"),
         (("logs", "nothing"), 2, "there is no run 'nothing'"),
         (("report", "nothing"), 2, "there is no run 'nothing'"),
@@ -85,7 +85,7 @@ def test_dry_run_for_people(
     text = capsys.readouterr().out
     for part in ("recommended:", "assumptions", "SkyPilot task", "cheapest 12 of"):
         assert part in text
-    assert "the task says EAGER_NEXT_REGION, which knows neither deadline nor budget" in text
+    assert "the task uses EAGER_NEXT_REGION, which ignores deadline and budget" in text
     task = YAML(typ="safe").load(text[text.index("\nname: notus-7b-dpo\n") :])
     assert task["resources"]["job_recovery"]["strategy"] == "EAGER_NEXT_REGION"
 

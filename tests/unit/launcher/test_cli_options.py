@@ -358,14 +358,14 @@ def test_an_option_before_a_subcommand_is_refused(subcommand: str, option: tuple
     code, errors = run("notus-launch", *option, subcommand, "a-run")
     assert code == 2
     assert f"before {subcommand!r} would have no effect" in errors
-    assert "write " in errors or "leave out" in errors
+    assert "write " in errors or "remove" in errors
 
 
 def test_the_refusal_tells_where_to_write_the_option() -> None:
     code, errors = run("notus-launch", "--bucket", "b", "--spot", "stop", "mine")
     assert code == 2
     assert "write --bucket after it: notus-launch stop ... --bucket ..." in errors
-    assert "leave out --spot: `notus-launch stop` has no such option" in errors
+    assert "remove --spot: `notus-launch stop` has no such option" in errors
 
 
 def test_what_a_subcommand_does_see_may_stand_before_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def launch(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (("report", "x"), 2, "there is no run 'x'"),
         (("stop", "x"), 2, "there is no run 'x'"),
         (("prices", "--cloud", "lambda"), 0, ""),
-        (("--cloud", "local", "--recipe", "tiny-dpo"), 2, "set NOTUS_HOME to a folder that can be written"),
+        (("--cloud", "local", "--recipe", "tiny-dpo"), 2, "set NOTUS_HOME to a writable folder"),
         (
             ("--cloud", "local", "--recipe", "tiny-dpo", "--bucket", "/tmp"),
             2,

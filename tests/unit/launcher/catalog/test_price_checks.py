@@ -178,7 +178,7 @@ def test_nothing_and_less_are_flagged_and_never_used(tmp_path: Path, usd: str, f
 
 @pytest.mark.parametrize(
     ("usd", "trust", "hint"),
-    [("0", False, "never taken"), ("-1", True, "never taken"), ("0.2", False, "--trust-prices takes those above 0")],
+    [("0", False, "never used"), ("-1", True, "never used"), ("0.2", False, "--trust-prices allows those above 0")],
 )
 def test_the_hint_names_only_what_helps(tmp_path: Path, usd: str, trust: bool, hint: str) -> None:
     catalog = lists(tmp_path, node(23.6).replace("23.6", usd), "nebius")

@@ -65,7 +65,7 @@ def test_an_edited_list_counts_however_old_it_is_and_says_so(tmp_path: Path) -> 
     assert catalog.described(["lambda"], NOW).endswith("for lambda (1,084 days old, edited by hand)")
     (warning,) = catalog.warnings(["lambda"], NOW)
     assert "is 1,084 days old, older than the shipped price snapshot of 2026-11" in warning
-    assert warning.endswith("delete it, then `notus-launch prices refresh`"), "a refresh alone would keep it"
+    assert warning.endswith("delete it, then run `notus-launch prices refresh`"), "a refresh alone would keep it"
     assert catalog.warnings(["nebius"], SNAPSHOT_MOMENT) == [], "of the clouds that are asked for"
 
 

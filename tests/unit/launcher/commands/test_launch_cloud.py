@@ -25,7 +25,7 @@ from checkpoints.util.clock import FakeClock
 from launcher import cli
 from launcher.commands import follow_run, inspect_runs, launch_cloud, stop_run
 from launcher.errors import RequestError, RunFailed, SkyFailed, UnclearJob
-from launcher.planning.plan import Rung
+from launcher.planning.plan import Candidate
 from launcher.policy.model import Place
 from launcher.policy.run_history import place_data
 from launcher.run_identity import RunIdentity, run_identity
@@ -40,7 +40,7 @@ from tests.support.paths import ROOT
 from trainer.config.recipe import load_recipe
 from trainer.main import new_record
 
-GCP, LAMBDA = Rung(cloud="gcp", gpus="A100:8", spot=True), Rung(cloud="lambda", gpus="A100:8", spot=False)
+GCP, LAMBDA = Candidate(cloud="gcp", gpus="A100:8", spot=True), Candidate(cloud="lambda", gpus="A100:8", spot=False)
 LAUNCH = ("--recipe", "tiny-dpo", "--cloud", "gcp", "--gpus", "A100:8", "--name", "r", "--yes", "--detach")
 
 
@@ -230,7 +230,7 @@ def test_a_connection_that_is_lost_after_the_submission_finds_the_job(
     assert launch(*LAUNCH, "--bucket", "s3://b", "-o", "json") == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["job"] == 7
-    assert "has taken the job all the same" in captured.err
+    assert "has accepted the job despite the error" in captured.err
     assert (sky.cancelled, turns(store)) == ([], [("planned", 1)])
 
 
@@ -251,11 +251,11 @@ def test_a_submission_of_which_nothing_is_known_is_not_called_stopped(
     sky.interruption = KeyboardInterrupt()
     monkeypatch.setattr(client, "find_job", away)
     assert launch(*LAUNCH, "--bucket", "s3://b") == SkyFailed.exit_code
-    assert "it is not known whether it has the job" in capsys.readouterr().err
+    assert "it is unknown if it has the job" in capsys.readouterr().err
     assert turns(store) == [("planned", 1)]
     monkeypatch.setattr(client, "find_job", sky.find_job)
     assert launch(*LAUNCH, "--bucket", "s3://b") == 0
-    assert "under way as SkyPilot's job 7" in capsys.readouterr().err
+    assert "running as SkyPilot's job 7" in capsys.readouterr().err
     assert len(sky.submitted) == 1
 
 
@@ -313,7 +313,7 @@ def test_a_job_that_comes_late_of_a_launch_that_was_killed_is_followed(
     job = Job(9, "r", "STARTING", 0, "", None, run_identity("s3://b", "r"), "abc")
     monkeypatch.setattr(client, "find_job", lambda run, job_id=None: None if len(sky.late) > 1 else job)
     assert launch(*LAUNCH, "--bucket", "s3://b") == 0
-    assert "under way as SkyPilot's job 9" in capsys.readouterr().err
+    assert "running as SkyPilot's job 9" in capsys.readouterr().err
     assert sky.submitted == []
 
 
@@ -400,7 +400,7 @@ def test_an_absolute_deadline_stays_while_the_question_is_open(
     assert launch(*words, "--bucket", "s3://b", "--deadline", deadline) == 0
     ((config, _),) = sky.submitted
     assert config["envs"]["NOTUS_DEADLINE"] == expected
-    assert ("counted from your yes" in capsys.readouterr().err) == (deadline == "48h")
+    assert ("from your confirmation" in capsys.readouterr().err) == (deadline == "48h")
 
 
 def test_a_plan_that_changed_while_the_question_was_open_is_asked_again(
@@ -424,7 +424,7 @@ def test_a_plan_that_changed_while_the_question_was_open_is_asked_again(
     arguments = ("--bucket", "s3://b", "--hours", "6", "--deadline", "2026-11-30T12:00:00+00:00")
     assert launch(*words, *arguments) == 2, "80 h later it has passed"
     said = capsys.readouterr().err
-    assert "while the question was open the plan has changed" in said
+    assert "the plan has changed in the meantime" in said
     assert "has passed" in said
     assert (len(asked), sky.submitted) == (2, [])
 
@@ -500,7 +500,7 @@ def test_a_run_that_lives_elsewhere_gets_no_second_job(
     with lives_elsewhere(store, who, every_s, skew_s):
         assert launch(*LAUNCH, "--bucket", "s3://b") == 2
         said = capsys.readouterr().err
-        assert "launched somewhere else" in said
+        assert "launched elsewhere" in said
         assert "notus-launch stop r" in said
         sky.job = Job(6, "r", "CANCELLED", 0, "", ended_at=datetime.now(UTC) - timedelta(days=3))
         assert launch(*LAUNCH, "--bucket", "s3://b") == 2, "a job of long ago is not the one that lives"
@@ -571,7 +571,7 @@ def test_without_the_plugin_it_says_what_is_missing(
     launch: Launch, sky: FakeSky, store: ObjectStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch(*LAUNCH, "--bucket", "s3://b") == 0
-    assert "no way back to spot" in capsys.readouterr().err
+    assert "never returns to spot" in capsys.readouterr().err
     assert sky.submitted[0][0]["resources"]["job_recovery"]["strategy"] == "EAGER_NEXT_REGION"
 
 
@@ -738,7 +738,7 @@ def test_a_stop_does_not_wait_for_long_for_a_run_that_is_dead(
 ) -> None:
     local_run(store, datetime.now(UTC) + timedelta(seconds=skew_s))
     assert launch("stop", "r") == 0
-    assert "no trainer answers" in capsys.readouterr().err
+    assert "no trainer responds" in capsys.readouterr().err
     assert read_request(store) is not None, "it stands, if a launcher still tries"
 
 
@@ -836,4 +836,4 @@ def test_a_dry_run_of_a_run_whose_bucket_cannot_be_read_says_so(
     monkeypatch.setattr("checkpoints.run_log.run_record.open_run", away)
     assert launch(*LAUNCH, "--bucket", "s3://b", "--dry-run", "-o", "json") == 0
     (said, *_) = [line for line in json.loads(capsys.readouterr().out)["advice"] if "can't be read" in line]
-    assert said == "planned as a new run, as s3://b can't be read: no credentials for s3://b"
+    assert said == "planned as a new run because s3://b can't be read: no credentials for s3://b"

@@ -89,7 +89,7 @@ def test_diff_is_against_the_snapshot(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert prices("diff", A100, "text") == 0
-    assert "no cheapest price differs" in capsys.readouterr().out
+    assert "no cheapest price has changed" in capsys.readouterr().out
     folder = tmp_path / ".sky/catalogs/v8/lambda"
     folder.mkdir(parents=True)
     (folder / "vms.csv").write_text(HEADER + "gpu_8x_a100,A100,8.0,124.0,1800.0,7.96,us-east-1,,\n")
@@ -163,7 +163,7 @@ def test_a_broken_price_list_does_not_keep_a_refresh_away(
     assert prices("refresh", A100.model_copy(update={"clouds": ("lambda",)}), "json") == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["changes"][0]["now"] == 31.84
-    assert "'n/a' is no number" in told.err
+    assert "'n/a' is not a number" in told.err
 
 
 def test_what_skypilot_says_stays_off_stdout(

@@ -162,7 +162,7 @@ def test_the_summary_reads_well(tmp_path: Path, capsys: pytest.CaptureFixture[st
     told = capsys.readouterr()
     assert "0 preemptions, 1 start\n" in told.out
     assert "70% less than on demand alone" in told.out
-    assert f"drawn to {tmp_path / 'p.svg'}" in told.err
+    assert f"plotted to {tmp_path / 'p.svg'}" in told.err
     even = play(NEVER, job)
     assert even.saved == "as much as"
     assert replace(even, cost=even.on_demand_cost * 1.1).saved == "10% more than"

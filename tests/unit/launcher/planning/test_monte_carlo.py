@@ -13,12 +13,12 @@ from checkpoints.save.shard_upload import CHUNK_BYTES as UPLOADED_CHUNK_BYTES
 from checkpoints.storage.list_prices import AMAZON_S3 as S3
 from checkpoints.storage.list_prices import CLOUDFLARE_R2 as R2
 from checkpoints.storage.list_prices import GOOGLE_CLOUD_STORAGE as GCS
-from launcher.planning.estimate import Surroundings, estimate, save_plan
+from launcher.planning.estimate import Locations, estimate, save_plan
 from launcher.planning.monte_carlo import Runs, simulate
 from launcher.planning.scenario import OnDemand, Scenario, SpellLengths, Spot
 from launcher.planning.storage_costs import CHUNK_BYTES, bucket_for, fees
 from launcher.policy.settings import Settings
-from launcher.policy.slack import outlook_for
+from launcher.policy.slack import slack_table_for
 from launcher.policy.slack_value import Restores
 from launcher.policy.spot.market import BINS, PRIOR_DOWN, PRIOR_UP, Chain, Rates, churned, mean_spell_h
 from launcher.policy.spot.preemption_rates import assumed, median_spell_h
@@ -37,10 +37,10 @@ def scenario(
     table = None
     if deadline_h is not None and not spot_only:
         ratio = price / ON_DEMAND.price_usd_per_hour
-        table = outlook_for(work_h, deadline_h - work_h, 0.25, ratio, chain, Settings(check_h=0.1))
+        table = slack_table_for(work_h, deadline_h - work_h, 0.25, ratio, chain, Settings(check_h=0.1))
     return Scenario(
         work_h, 0.25, Spot(price, price, chain), None if spot_only else OnDemand(ON_DEMAND.price_usd_per_hour),
-        interval_h=1 / 6, deadline_h=deadline_h, outlook=table, settings=LOOKS,
+        interval_h=1 / 6, deadline_h=deadline_h, table=table, settings=LOOKS,
     )  # fmt: skip
 
 
@@ -97,10 +97,10 @@ def test_a_table_that_knows_what_restores_cost_saves_money_and_is_never_late(dea
     chain = assumed(1).world
     told = scenario(deadline_h, chain, work_h=12.0)
     ratio, restore = SPOT.price_usd_per_hour / ON_DEMAND.price_usd_per_hour, 5 / ON_DEMAND.price_usd_per_hour
-    table = outlook_for(
+    table = slack_table_for(
         12.0, deadline_h - 12.0, 0.25, ratio, chain, Settings(check_h=0.1), Restores(restore, restore)
     )  # fmt: skip
-    unaware, aware = (simulate(one, 5000) for one in (told, replace(told, outlook=table)))
+    unaware, aware = (simulate(one, 5000) for one in (told, replace(told, table=table)))
     costs = [float(np.mean(runs.cost + 5 * (runs.starts - 1))) for runs in (unaware, aware)]
     assert costs[1] < 0.985 * costs[0]
     assert np.mean(aware.starts) < np.mean(unaware.starts)
@@ -132,7 +132,7 @@ def test_spell_lengths_follow_their_hazard() -> None:
 
 def test_a_market_met_at_random_is_in_its_equilibrium() -> None:
     """Its age has the density of the survival: for a constant hazard that is the exponential itself."""
-    age = SpellLengths((0.25,) * BINS).met_at_random(np.random.default_rng(1).random(100_000))
+    age = SpellLengths((0.25,) * BINS).age_at_random_time(np.random.default_rng(1).random(100_000))
     assert np.mean(age) == pytest.approx(4.0, rel=0.02)
 
 
@@ -169,9 +169,9 @@ def test_no_simulated_run_misses_a_deadline_that_on_demand_can_meet(
 
     chain = Chain(scaled(PRIOR_UP), scaled(PRIOR_UP), scaled(PRIOR_DOWN), 0.2)
     deadline_h = work_h + start_h + slack_h
-    table = outlook_for(work_h, deadline_h - work_h, start_h, 0.5, chain, Settings(check_h=deadline_h / 100))
+    table = slack_table_for(work_h, deadline_h - work_h, start_h, 0.5, chain, Settings(check_h=deadline_h / 100))
     told = Scenario(
-        work_h, start_h, Spot(1.0, 1.2, chain), OnDemand(2.0), interval_h=0.0, deadline_h=deadline_h, outlook=table
+        work_h, start_h, Spot(1.0, 1.2, chain), OnDemand(2.0), interval_h=0.0, deadline_h=deadline_h, table=table
     )
     runs = simulate(told, 200)
     assert np.all(runs.finish_h <= deadline_h + 1e-3)
@@ -186,7 +186,7 @@ def test_the_same_seed_gives_the_same_runs() -> None:
 def test_a_market_that_never_lets_a_run_through_has_no_estimate() -> None:
     hopeless = Chain((60.0,) * BINS, (60.0,) * BINS, PRIOR_DOWN)
     plan = save_plan(Saves(), 1e9, 1 / 60)
-    assert estimate(Scenario(6.0, 0.25, Spot(1.0, 1.0, hopeless)), plan, Surroundings(R2), runs=20) is None
+    assert estimate(Scenario(6.0, 0.25, Spot(1.0, 1.0, hopeless)), plan, Locations(R2), runs=20) is None
 
 
 # --- saves and fees ---------------------------------------------------------------------------------
@@ -206,12 +206,12 @@ def test_the_first_start_restores_nothing_whatever_machine_it_is() -> None:
     """With a bucket in the spot machines' cloud: only on-demand starts after the first one pay for the way out."""
     told = Scenario(6.0, 0.25, Spot(8.0, 8.0, CHAIN), OnDemand(16.0))
     runs, saving = simulate(told, 1200), save_plan(Saves(), 50e9, 3.0)
-    found = estimate(told, saving, Surroundings(S3, "aws", "lambda"))
+    found = estimate(told, saving, Locations(S3, "aws", "lambda"))
     assert found is not None
     assert 0 < np.mean(runs.first_on_demand) < 1
     restores = np.mean(runs.on_demand_starts - runs.first_on_demand)
     assert found.egress_usd == pytest.approx(50 * 0.09 * restores)
-    spot_abroad = estimate(told, saving, Surroundings(S3, "gcp", "aws"))
+    spot_abroad = estimate(told, saving, Locations(S3, "gcp", "aws"))
     assert spot_abroad is not None
     assert spot_abroad.egress_usd + found.egress_usd == pytest.approx(50 * 0.09 * np.mean(runs.starts - 1))
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from launcher.catalog.offers import Catalog, Offer, load_offers
-from launcher.commands.dry_run import rungs_of
+from launcher.commands.dry_run import candidates_of
 from launcher.planning.named_places import named_places
-from launcher.planning.plan import Rung
+from launcher.planning.plan import Candidate
 from launcher.planning.planner import Planner
 from launcher.request import LaunchRequest
 from launcher.sky.render import task_config
 from tests.support.plans import A100, A100_80, RECIPE
 
-GCP = Rung(cloud="gcp", gpus="A100:8", spot=True)
+GCP = Candidate(cloud="gcp", gpus="A100:8", spot=True)
 AWS = GCP.model_copy(update={"cloud": "aws"})
 
 
@@ -29,15 +29,15 @@ def aws(zone: str, region: str, usd: float = 10.0, *flags: str) -> Offer:
     return offer(zone, usd, *flags, cloud="aws", region=region)
 
 
-def named(*offers: Offer, rung: Rung = GCP, **how: bool) -> list[str]:
-    found = named_places([rung], offers, **how)
-    assert all(one.model_copy(update={"region": None, "zone": None}) == rung for one in found)
+def named(*offers: Offer, candidate: Candidate = GCP, **how: bool) -> list[str]:
+    found = named_places([candidate], offers, **how)
+    assert all(one.model_copy(update={"region": None, "zone": None}) == candidate for one in found)
     return ["/".join(name for name in (one.region, one.zone) if name) or one.cloud for one in found]
 
 
 def test_a_cloud_without_a_flagged_zone_is_named_as_a_whole() -> None:
     assert named(offer("us-a"), offer("us-b"), offer("eu-a")) == ["gcp"]
-    assert named(rung=GCP) == ["gcp"], "of which no offer is known"
+    assert named(candidate=GCP) == ["gcp"], "of which no offer is known"
 
 
 def test_else_the_trusted_regions_and_zones_are_named_cheapest_first() -> None:
@@ -80,12 +80,16 @@ def test_zones_of_aws_are_named_by_name_only() -> None:
         aws("use1-az2", "us-east-1", 9.0),
         aws("use2-az1", "us-east-2"),
     )
-    assert named(*by_id, rung=AWS) == ["us-east-2"]
-    assert named(*by_id[:2], rung=AWS) == ["us-east-1/use1-az2"], "there is nothing else, and it opens no flagged zone"
+    assert named(*by_id, candidate=AWS) == ["us-east-2"]
+    assert named(*by_id[:2], candidate=AWS) == ["us-east-1/use1-az2"], (
+        "there is nothing else, and it opens no flagged zone"
+    )
     far = aws("usw2-az1", "us-west-2", 1.0, "wrong")
-    assert named(*by_id, far, rung=AWS, strategy_checks=True) == ["us-east-1", "us-east-2"], "NOTUS checks each zone"
+    assert named(*by_id, far, candidate=AWS, strategy_checks=True) == ["us-east-1", "us-east-2"], (
+        "NOTUS checks each zone"
+    )
     by_name = (aws("us-east-1a", "us-east-1", 1.0, "wrong"), aws("us-east-1b", "us-east-1", 9.0))
-    assert named(*by_name, rung=AWS) == ["us-east-1/us-east-1b"]
+    assert named(*by_name, candidate=AWS) == ["us-east-1/us-east-1b"]
 
 
 @pytest.mark.parametrize("strategy", ["SkyPilot's own", "NOTUS"])
@@ -98,10 +102,12 @@ def test_the_task_of_a_launch_opens_no_zone_whose_price_looks_wrong(
     request = LaunchRequest(recipe="x", gpus=(A100_80,), clouds=("gcp",), market="on-demand")
     result = Planner(request, RECIPE, load_offers(snapshot, [A100_80], ["gcp"]), "test").compare()
     assert result.best is not None
-    entries = task_config(RECIPE, rungs_of(request, result.best, result), run="r", bucket=None)["resources"]["ordered"]
+    entries = task_config(RECIPE, candidates_of(request, result.best, result), run="r", bucket=None)["resources"][
+        "ordered"
+    ]
     assert [entry["infra"] for entry in entries] == ["gcp/us-east4", "gcp/us-east5", "gcp/asia-southeast1"]
     trusting = request.model_copy(update={"trust_prices": True})
-    assert [rung.region for rung in rungs_of(trusting, result.best, result)] == [None]
+    assert [candidate.region for candidate in candidates_of(trusting, result.best, result)] == [None]
 
 
 def test_a_task_without_a_flagged_zone_is_what_it_was(snapshot: Catalog) -> None:
@@ -109,6 +115,6 @@ def test_a_task_without_a_flagged_zone_is_what_it_was(snapshot: Catalog) -> None
     result = Planner(request, RECIPE, load_offers(snapshot, [A100], request.clouds), "test").compare()
     assert result.best is not None
     infra = [entry["infra"] for entry in task_config(
-        RECIPE, rungs_of(request, result.best, result), run="r", bucket=None
+        RECIPE, candidates_of(request, result.best, result), run="r", bucket=None
     )["resources"]["ordered"]]  # fmt: skip
     assert infra == ["gcp", "lambda", "gcp"]

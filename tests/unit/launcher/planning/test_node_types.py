@@ -39,7 +39,7 @@ def test_hours_on_a_node_that_is_sold_with_pcie_only_are_hours_on_that() -> None
 
 def test_a_kind_of_unknown_speed_needs_hours() -> None:
     l4 = [node("GB999:8", host_gib=900.0)]
-    with pytest.raises(RequestError, match="how fast GB999:8 trains is not known") as caught:
+    with pytest.raises(RequestError, match="the speed of GB999:8 is not known") as caught:
         Planner(LaunchRequest(recipe="x", gpus=(Gpus("GB999", 8),)), RECIPE, l4, "test")
     assert "--gpus GB999:8 --hours H" in caught.value.hint
     told = LaunchRequest(recipe="x", gpus=(Gpus("gb999", 8),), hours=7.0)
@@ -49,7 +49,7 @@ def test_a_kind_of_unknown_speed_needs_hours() -> None:
     both = LaunchRequest(recipe="x", gpus=(A100, Gpus("GB999", 8)))
     result = Planner(both, RECIPE, [*l4, node("A100:8", cloud="lambda")], "test").compare()
     assert [p.name for p in result.plans] == ["Lambda on demand A100:8"]
-    assert "no hours on GB999:8 are known: give --gpus GB999:8 --hours H" in result.assumptions
+    assert "the hours on GB999:8 are not known: give --gpus GB999:8 --hours H" in result.assumptions
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from launcher.catalog.offers import Catalog, Offer, cheapest_by_kind, find_catal
 from launcher.commands.dry_run import limits_of_plan
 from launcher.errors import NothingFits
 from launcher.planning.explanation import explain
-from launcher.planning.plan import MAX_ON_DEMAND_RUNGS, DryRun, Plan, ladder, require_plan
+from launcher.planning.plan import MAX_ON_DEMAND_CANDIDATES, DryRun, Plan, ladder, require_plan
 from launcher.planning.planner import Planner
-from launcher.planning.user_history import Experience
-from launcher.planning.work_left import SoFar
+from launcher.planning.user_history import MarketHistory
+from launcher.planning.work_left import RunProgress
 from launcher.policy.limits import limits_of
-from launcher.policy.slack_value import Outlook, Problem, solve
+from launcher.policy.slack_value import Problem, SlackTable, solve
 from launcher.policy.spot.preemption_rates import assumed
 from launcher.policy.spot.statistics import Counts, MarketCounts
 from launcher.report.plan_tables import show_dry_run
@@ -84,7 +84,7 @@ def test_spot_is_recommended_where_time_allows(snapshot: Catalog) -> None:
     best = require_plan(result, request)
     assert best.deadline_probability == 1.0
     assert best.cost_p5_usd < best.expected_cost_usd < best.cost_p95_usd
-    assert [rung.cloud for rung in best.ladder] == ["gcp", "lambda"], (
+    assert [candidate.cloud for candidate in best.ladder] == ["gcp", "lambda"], (
         "the cheapest on demand of the same GPUs behind it"
     )
 
@@ -97,8 +97,8 @@ def test_a_near_deadline_takes_on_demand(snapshot: Catalog) -> None:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"deadline_h": 2.0}, r"no plan keeps a deadline of 2.0 h in 95% of runs; .* 0% of runs \(done in 4.8 h"),
-        ({"budget_usd": 20.0}, r"no plan keeps a budget of \$20.00 in 95% .* 0% of runs \(\$\d+\.\d\d on average"),
+        ({"deadline_h": 2.0}, r"no plan meets a deadline of 2.0 h in 95% of runs; .* 0% of runs \(done in 4.8 h"),
+        ({"budget_usd": 20.0}, r"no plan meets a budget of \$20.00 in 95% .* 0% of runs \(\$\d+\.\d\d on average"),
         ({"deadline_h": 12.3, "budget_usd": 180.0, **A100_ONLY}, "a deadline of 12.3 h and a budget"),
     ],
 )
@@ -128,7 +128,7 @@ def test_hours_market_and_hazard_change_the_plan(snapshot: Catalog) -> None:
     _, usual = plan(snapshot, **A100_ONLY)
     assert short.plans[0].expected_cost_usd < usual.plans[0].expected_cost_usd
     _, only = plan(snapshot, market="on-demand")
-    assert all(not rung.spot for p in only.plans for rung in p.ladder)
+    assert all(not candidate.spot for p in only.plans for candidate in p.ladder)
     _, spot = plan(snapshot, market="spot")
     assert all(len(p.ladder) == 1 and p.on_demand_h == 0 for p in spot.plans)
     _, calm = plan(snapshot, hazard_h=100.0, **A100_ONLY)
@@ -166,7 +166,7 @@ def test_egress_makes_a_plan_move_less_and_travels_to_the_run(snapshot: Catalog)
     assert here.expected_starts > there.expected_starts > 1 + there.expected_preemptions
     assert there.restore_usd == pytest.approx(58.3 * 0.09, abs=0.2)
     told = explain(there, None, None, ()).rules[-1]
-    assert told.startswith(f"that makes {there.expected_starts:.1f} starts of a machine")
+    assert told.startswith(f"expect {there.expected_starts:.1f} machine starts")
     assert f"${there.egress_usd:,.2f} of egress" in told
     limits = limits_of_plan(far_request, there, datetime.now(UTC))
     assert (limits.restore_usd, limits.bucket_cloud) == (there.restore_usd, "aws")
@@ -189,13 +189,15 @@ def test_a_launch_asks_what_was_estimated_and_a_last_resort(snapshot: Catalog) -
     _, result = plan(snapshot, clouds=("gcp", "lambda", "aws"))
     assert sum(p.ladder[0].spot for p in result.plans) > 2
     for chosen in result.plans:
-        rungs = ladder(chosen, result.plans)
-        assert rungs[: len(chosen.ladder)] == chosen.ladder
-        assert not any(rung.spot for rung in rungs[len(chosen.ladder) :]), "no other spot market: nobody estimated it"
-        assert sum(not rung.spot for rung in rungs) <= MAX_ON_DEMAND_RUNGS
-        assert len(set(rungs)) == len(rungs)
-        assert len({rung.gpus for rung in rungs}) == 1, "another kind of GPU is not bit-exact"
-        prices = [p.price_usd_per_hour for rung in rungs for p in result.plans if p.ladder == (rung,)]
+        candidates = ladder(chosen, result.plans)
+        assert candidates[: len(chosen.ladder)] == chosen.ladder
+        assert not any(candidate.spot for candidate in candidates[len(chosen.ladder) :]), (
+            "no other spot market: nobody estimated it"
+        )
+        assert sum(not candidate.spot for candidate in candidates) <= MAX_ON_DEMAND_CANDIDATES
+        assert len(set(candidates)) == len(candidates)
+        assert len({candidate.gpus for candidate in candidates}) == 1, "another kind of GPU is not bit-exact"
+        prices = [p.price_usd_per_hour for candidate in candidates for p in result.plans if p.ladder == (candidate,)]
         assert prices == sorted(prices), "on demand, the policy asks the cheapest first"
     best = result.best
     assert best is not None
@@ -208,12 +210,12 @@ def test_a_launch_asks_what_was_estimated_and_a_last_resort(snapshot: Catalog) -
 def test_a_learned_hazard_comes_before_the_assumed_one(snapshot: Catalog) -> None:
     request = LaunchRequest(recipe="x", deadline_h=24.0, **A100_ONLY)  # type: ignore[arg-type]
     offers = load_offers(snapshot, [A100], request.clouds)
-    calm = Experience(("gcp", "A100:8"), MarketCounts(whole=Counts(up_h=(20.0,) * 5 + (900.0,))), runs=9)
+    calm = MarketHistory(("gcp", "A100:8"), MarketCounts(whole=Counts(up_h=(20.0,) * 5 + (900.0,))), runs=9)
     known = Planner(request, RECIPE, offers, "test", {("gcp", "A100:8"): calm}).compare()
     unknown = Planner(request, RECIPE, offers, "test").compare()
     assert known.best is not None
     assert unknown.best is not None
-    assert "updated by 9 runs of yours" in str(known.best.hazard)
+    assert "updated by 9 of your runs" in str(known.best.hazard)
     assert known.best.expected_preemptions < unknown.best.expected_preemptions
 
 
@@ -231,19 +233,19 @@ def test_the_zones_of_a_plan_are_asked_by_what_is_known_of_each(snapshot: Catalo
         "calm": Counts(up_h=(5.0, 9.0, 20.0, 50.0, 100.0, 300.0), machines=25),
     }
 
-    def spot_plan(learned: dict[tuple[str, str], Experience], **request: float) -> Plan:
+    def spot_plan(learned: dict[tuple[str, str], MarketHistory], **request: float) -> Plan:
         wanted = LaunchRequest(recipe="x", **request)  # type: ignore[arg-type]
         return next(p for p in Planner(wanted, RECIPE, offers, "test", learned).compare().plans if p.ladder[0].spot)
 
     kind = ("gcp", "A100:8")
-    known = spot_plan({kind: Experience(kind, MarketCounts(zones=zones), 3)})
+    known = spot_plan({kind: MarketHistory(kind, MarketCounts(zones=zones), 3)})
     assert [(zone.zone, zone.basis, zone.own_spells) for zone in known.zones] == [
         ("calm", "own spells", 25), ("unknown", "market", 0), ("rough", "own spells", 30),
     ]  # fmt: skip
     assert known.zones[0].mean_life_h > known.zones[1].mean_life_h > known.zones[2].mean_life_h
     assert "calm 20.9 h (from 25 own spells), rough" in str(known.hazard)
     rule = explain(known, None, None, ()).rules[-2]
-    assert rule.startswith("an hour of work is cheapest in calm ($8.00/h, a machine lives 20.9 h: from 25 own spells)")
+    assert rule.startswith("an hour of work is cheapest in calm ($8.00/h, a machine lives 20.9 h, from 25 own spells)")
     assert ", then unknown ($8.00/h" in rule
     assumed = spot_plan({})
     assert {zone.basis for zone in assumed.zones} == {"assumed"}
@@ -315,7 +317,7 @@ def test_the_tables_of_the_policy_count_what_restores_cost(
         monkeypatch.delenv(name, raising=False)
     asked: list[Problem] = []
 
-    def noted(problem: Problem) -> Outlook:
+    def noted(problem: Problem) -> SlackTable:
         asked.append(problem)
         return solve(problem)
 
@@ -371,13 +373,13 @@ def test_the_last_second_of_a_run_needs_no_table_of_a_million_steps(
 ) -> None:
     asked: list[Problem] = []
 
-    def noted(problem: Problem) -> Outlook:
+    def noted(problem: Problem) -> SlackTable:
         asked.append(problem)
         return solve(problem)
 
     monkeypatch.setattr("launcher.planning.planner.solve", noted)
     request = LaunchRequest(recipe="x", hours=0.02, clouds=("gcp", "lambda"), gpus=(A100,))
     offers = load_offers(snapshot, [A100], request.clouds)
-    assert Planner(request, RECIPE, offers, "test", done=SoFar(share_left=0.001)).compare().plans
+    assert Planner(request, RECIPE, offers, "test", done=RunProgress(share_left=0.001)).compare().plans
     assert asked
     assert max(problem.restart_h / problem.step_h for problem in asked) <= 200

@@ -23,7 +23,7 @@ from launcher.errors import NothingFits
 from launcher.planning.plan import DryRun, nearest, require_plan
 from launcher.planning.planner import Planner
 from launcher.planning.storage_costs import bucket_for
-from launcher.planning.work_left import NOT_BEGUN, so_far
+from launcher.planning.work_left import NOT_STARTED, run_progress
 from launcher.policy.model import Place
 from launcher.policy.observe import paid_usd
 from launcher.policy.run_history import machines, place_data
@@ -38,7 +38,7 @@ def test_a_budget_that_the_mean_would_keep_says_with_what_chance(snapshot: Catal
         require_plan(result, request)
     best = nearest(result.plans, request)
     assert best.expected_cost_usd < 160 < best.cost_p95_usd
-    assert f"the nearest, {best.name}, keeps the deadline in 100% of runs" in caught.value.message
+    assert f"the nearest, {best.name}, meets the deadline in 100% of runs" in caught.value.message
     assert f"the budget in {best.budget_probability:.0%} of runs" in caught.value.message
     assert f"95 % within ${best.cost_p95_usd:,.2f}" in caught.value.message
     assert result.reason == caught.value.message
@@ -123,7 +123,7 @@ def test_what_a_run_has_spent_is_what_the_strategy_will_book(snapshot: Catalog) 
     """Else a launch near the budget is planned, and its job ends at the first look."""
     now = datetime(2026, 11, 28, tzinfo=UTC)
     store = paused_run(now)
-    done = so_far(store, now)
+    done = run_progress(store, now)
     assert (done.spent_usd, done.machine_h, done.pause_h) == pytest.approx((400.0, 40.0, 3000.0))
 
     def planned(budget_usd: float | None) -> tuple[LaunchRequest, DryRun]:
@@ -150,5 +150,5 @@ def test_what_a_run_has_spent_is_what_the_strategy_will_book(snapshot: Catalog) 
 def test_a_run_without_machines_has_spent_nothing() -> None:
     now = datetime(2026, 11, 28, tzinfo=UTC)
     store = ObjectStore.memory()
-    assert so_far(store, now) == NOT_BEGUN
-    assert NOT_BEGUN.paid_usd(store_usd_per_h=1.0, keep_usd_per_h=1.0) == 0
+    assert run_progress(store, now) == NOT_STARTED
+    assert NOT_STARTED.paid_usd(store_usd_per_h=1.0, keep_usd_per_h=1.0) == 0

@@ -14,7 +14,7 @@ from checkpoints.run_log.event_log import Event
 from launcher.policy.back_off import FIRST_WAIT_H, LONGEST_WAIT_H
 from launcher.policy.decide import decide
 from launcher.policy.limits import Limits
-from launcher.policy.model import GiveUp, Known, Launch, Move, Observation, Place, Running, Stay, Wait
+from launcher.policy.model import GiveUp, Launch, Move, Observation, Place, PlaceState, Running, Stay, Wait
 from launcher.policy.observe import observe
 from launcher.policy.run_history import place_data
 from launcher.policy.spot.market import Chain, SpotMarket, churned
@@ -23,8 +23,8 @@ from tests.support.places import ALL, LAMBDA, ON_DEMAND, A, B, C, place
 START = datetime(2026, 11, 24, 20, tzinfo=UTC)
 
 
-def seen(*places: Known | Place, **more: Any) -> Observation:
-    known = tuple(one if isinstance(one, Known) else Known(one) for one in places or ALL)
+def seen(*places: PlaceState | Place, **more: Any) -> Observation:
+    known = tuple(one if isinstance(one, PlaceState) else PlaceState(one) for one in places or ALL)
     return Observation(known, **{"work_left_h": 8.0, "restart_h": 0.25, **more})
 
 
@@ -44,7 +44,7 @@ def test_the_dollars_of_restores_count_in_what_the_slack_is_worth() -> None:
 
     def waits(restore_usd: float) -> list[bool]:
         spot, on_demand = (replace(place, restore_usd=restore_usd) for place in (B, LAMBDA))
-        known = (Known(spot, refused_h_ago=0.001), Known(on_demand))
+        known = (PlaceState(spot, refused_h_ago=0.001), PlaceState(on_demand))
         slacks = [number / 10 for number in range(5, 40)]
         told = [Observation(known, 12.0, 0.25, deadline_h=12.0 + slack, market=market) for slack in slacks]
         return [isinstance(decide(one), Wait) for one in told]
@@ -55,23 +55,23 @@ def test_the_dollars_of_restores_count_in_what_the_slack_is_worth() -> None:
 
 
 def test_a_place_that_was_just_taken_away_comes_after_the_untried_ones() -> None:
-    assert order(seen(Known(A, preempted_h_ago=0.1), B, LAMBDA)) == (B, A, LAMBDA)
-    assert order(seen(Known(A, preempted_h_ago=2.0), B, LAMBDA)) == (A, B, LAMBDA)
-    assert order(seen(Known(A, refused_h_ago=0.05), B, LAMBDA)) == (B, A, LAMBDA)
+    assert order(seen(PlaceState(A, preempted_h_ago=0.1), B, LAMBDA)) == (B, A, LAMBDA)
+    assert order(seen(PlaceState(A, preempted_h_ago=2.0), B, LAMBDA)) == (A, B, LAMBDA)
+    assert order(seen(PlaceState(A, refused_h_ago=0.05), B, LAMBDA)) == (B, A, LAMBDA)
 
 
 def test_waits_grow_where_nobody_has_a_machine_and_end() -> None:
     waits = []
     for count in range(1, 8):
         action = decide(
-            seen(Known(A, refused_h_ago=0.001), Known(LAMBDA, refused_h_ago=0.001), refusals_in_a_row=count)
+            seen(PlaceState(A, refused_h_ago=0.001), PlaceState(LAMBDA, refused_h_ago=0.001), refusals_in_a_row=count)
         )
         assert isinstance(action, Wait)
         waits.append(action.hours)
     assert waits[0] == FIRST_WAIT_H
     assert waits == sorted(waits)
     assert waits[-1] == LONGEST_WAIT_H
-    assert order(seen(Known(A, refused_h_ago=FIRST_WAIT_H), refusals_in_a_row=3)) == (A,)
+    assert order(seen(PlaceState(A, refused_h_ago=FIRST_WAIT_H), refusals_in_a_row=3)) == (A,)
 
 
 def test_near_the_deadline_on_demand_goes_first() -> None:
@@ -94,7 +94,7 @@ def spot_is_out(hours: float) -> dict[str, Any]:
 
 def test_slack_waits_for_spot_and_little_of_it_buys_on_demand() -> None:
     """8 h of work. Without a deadline nobody waits; with a day there is time to, with half an hour there is not."""
-    refused = [Known(known, refused_h_ago=0.001) for known in (A, B, C)]
+    refused = [PlaceState(known, refused_h_ago=0.001) for known in (A, B, C)]
     assert order(seen(*refused, LAMBDA))[-1] == LAMBDA
     waits = [
         decide(seen(*refused, LAMBDA, deadline_h=24.0, refusals_in_a_row=count, **spot_is_out(0.1)))
@@ -105,14 +105,16 @@ def test_slack_waits_for_spot_and_little_of_it_buys_on_demand() -> None:
 
 
 def test_a_spot_market_that_answers_again_is_asked_for_spot_alone() -> None:
-    answered = seen(Known(A, refused_h_ago=0.5), B, LAMBDA, deadline_h=24.0, market=SpotMarket(Chain(), True, 1.0))
+    answered = seen(PlaceState(A, refused_h_ago=0.5), B, LAMBDA, deadline_h=24.0, market=SpotMarket(Chain(), True, 1.0))
     assert order(answered) == (A, B)
-    just_taken = seen(Known(A, preempted_h_ago=0.1), B, LAMBDA, deadline_h=24.0, market=SpotMarket(Chain(), True, 1.0))
+    just_taken = seen(
+        PlaceState(A, preempted_h_ago=0.1), B, LAMBDA, deadline_h=24.0, market=SpotMarket(Chain(), True, 1.0)
+    )
     assert order(just_taken) == (B, A)
 
 
 def test_with_the_market_out_and_on_demand_sold_out_too_it_waits() -> None:
-    nothing = [Known(known, refused_h_ago=0.001) for known in (A, LAMBDA)]
+    nothing = [PlaceState(known, refused_h_ago=0.001) for known in (A, LAMBDA)]
     assert isinstance(decide(seen(*nothing, deadline_h=8.6, **spot_is_out(0.1))), Wait)
 
 
@@ -141,7 +143,7 @@ def test_a_deadline_that_is_lost_binds_nobody() -> None:
 
 
 def test_a_spot_machine_is_not_thrown_away_for_one_that_is_sold_out() -> None:
-    sold_out = Known(LAMBDA, refused_h_ago=0.1)
+    sold_out = PlaceState(LAMBDA, refused_h_ago=0.1)
     assert isinstance(decide(seen(A, sold_out, running=Running(A, 1.0), deadline_h=8.45)), Stay)
     assert isinstance(decide(seen(A, sold_out, ON_DEMAND, running=Running(A, 1.0), deadline_h=8.45)), Move)
 
@@ -164,8 +166,8 @@ def test_a_machine_is_given_back_before_the_budget_is_gone() -> None:
 def test_back_to_spot_after_a_while_where_it_pays() -> None:
     assert isinstance(decide(seen(running=Running(LAMBDA, 0.1))), Stay)
     assert isinstance(decide(seen(running=Running(LAMBDA, 0.6))), Move)
-    assert isinstance(decide(seen(running=Running(LAMBDA, 0.6), moves_in_vain=1)), Stay)
-    assert isinstance(decide(seen(running=Running(LAMBDA, 1.1), moves_in_vain=1)), Move)
+    assert isinstance(decide(seen(running=Running(LAMBDA, 0.6), failed_moves=1)), Stay)
+    assert isinstance(decide(seen(running=Running(LAMBDA, 1.1), failed_moves=1)), Move)
     assert isinstance(decide(seen(running=Running(LAMBDA, 0.6), work_left_h=0.5)), Stay), "too little is left"
     assert isinstance(decide(seen(running=Running(LAMBDA, 0.6), deadline_h=8.5)), Stay), "the deadline is too near"
     assert isinstance(decide(seen(LAMBDA, ON_DEMAND, running=Running(LAMBDA, 9.0))), Stay), "no spot was asked for"
@@ -233,7 +235,7 @@ def test_spot_that_is_dearer_than_on_demand_is_not_asked(more: dict[str, Any]) -
 
 
 def test_dear_spot_is_asked_where_on_demand_is_sold_out_or_cannot_be_paid() -> None:
-    assert order(seen(DEAR, Known(LAMBDA, refused_h_ago=0.05))) == (DEAR, LAMBDA)
+    assert order(seen(DEAR, PlaceState(LAMBDA, refused_h_ago=0.05))) == (DEAR, LAMBDA)
     assert order(seen(A, ON_DEMAND, budget_left_usd=90.0)) == (A,)
     assert order(seen(DEAR)) == (DEAR,)
 
@@ -241,13 +243,13 @@ def test_dear_spot_is_asked_where_on_demand_is_sold_out_or_cannot_be_paid() -> N
 def test_dear_spot_is_left_for_on_demand_after_a_while() -> None:
     assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.4))), Stay)
     assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.6))), Move)
-    assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.6), moves_in_vain=1)), Stay)
+    assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.6), failed_moves=1)), Stay)
     assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.6, trained=False))), Stay)
     assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.6), work_left_h=0.5)), Stay)
     assert isinstance(decide(seen(DEAR, LAMBDA, running=Running(DEAR, 0.6), deadline_h=8.1)), Stay), (
         "made here, not there"
     )
-    sold_out = Known(LAMBDA, refused_h_ago=0.2)
+    sold_out = PlaceState(LAMBDA, refused_h_ago=0.2)
     assert isinstance(decide(seen(DEAR, sold_out, running=Running(DEAR, 0.6))), Stay)
 
 
@@ -257,7 +259,7 @@ def test_nobody_leaves_on_demand_for_spot_that_its_restarts_make_dearer() -> Non
 
 
 priced_places = st.builds(
-    Known,
+    PlaceState,
     st.builds(
         Place,
         cloud=st.just("gcp"),
@@ -281,7 +283,7 @@ priced_places = st.builds(
     st.floats(0, 3),
 )
 def test_no_launch_names_spot_first_that_is_dearer_than_on_demand(
-    places: list[Known],
+    places: list[PlaceState],
     work: float,
     deadline: float | None,
     budget: float | None,
@@ -303,7 +305,7 @@ def test_no_launch_names_spot_first_that_is_dearer_than_on_demand(
 
 
 known_places = st.builds(
-    Known,
+    PlaceState,
     st.sampled_from(ALL),
     st.none() | st.floats(0, 10),
     st.none() | st.floats(0, 10),
@@ -319,7 +321,7 @@ known_places = st.builds(
     st.integers(0, 20),
 )
 def test_what_a_decision_never_does(
-    places: list[Known], at: Place | None, work: float, deadline: float | None, budget: float | None, count: int
+    places: list[PlaceState], at: Place | None, work: float, deadline: float | None, budget: float | None, count: int
 ) -> None:
     running = None if at is None else Running(at, 1.0)
     observation = Observation(tuple(places), work, 0.25, running, deadline, budget, count, count)
@@ -342,7 +344,7 @@ DEAR_ON_DEMAND = Place("aws", "us-east-1", "us-east-1a", "A100:8", False, 40.0)
 
 
 def on_dear(**more: Any) -> Observation:
-    known = more.pop("known", (Known(DEAR_ON_DEMAND), Known(LAMBDA)))
+    known = more.pop("known", (PlaceState(DEAR_ON_DEMAND), PlaceState(LAMBDA)))
     return seen(*known, running=Running(DEAR_ON_DEMAND, 2.0), **more)
 
 
@@ -356,11 +358,11 @@ def test_a_dear_machine_on_demand_is_left_for_a_cheaper_one() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {"known": (Known(DEAR_ON_DEMAND), Known(LAMBDA, refused_h_ago=0.2))},
-        {"known": (Known(DEAR_ON_DEMAND), Known(LAMBDA, rest_h=1.0))},
-        {"known": (Known(DEAR_ON_DEMAND), Known(replace(LAMBDA, price_usd_per_hour=39.5)))},
+        {"known": (PlaceState(DEAR_ON_DEMAND), PlaceState(LAMBDA, refused_h_ago=0.2))},
+        {"known": (PlaceState(DEAR_ON_DEMAND), PlaceState(LAMBDA, rest_h=1.0))},
+        {"known": (PlaceState(DEAR_ON_DEMAND), PlaceState(replace(LAMBDA, price_usd_per_hour=39.5)))},
         {"work_left_h": 0.4},
-        {"moves_in_vain": 3},
+        {"failed_moves": 3},
         {"deadline_h": 8.3},
         {"budget_left_usd": 1000.0, "measured": False},
     ],

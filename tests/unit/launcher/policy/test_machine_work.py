@@ -13,7 +13,19 @@ from checkpoints.run_log.event_log import Event
 from launcher.policy.decide import STUCK_H, UNCOMMITTED_H, decide
 from launcher.policy.limits import Limits
 from launcher.policy.machine_work import FIRST_REST_H, MOST_IN_A_ROW, machine_works, restart_h
-from launcher.policy.model import Effort, GiveUp, Known, Launch, Move, Observation, Paid, Place, Running, Stay, Wait
+from launcher.policy.model import (
+    Effort,
+    GiveUp,
+    Launch,
+    Move,
+    Observation,
+    Paid,
+    Place,
+    PlaceState,
+    Running,
+    Stay,
+    Wait,
+)
 from launcher.policy.observe import observe
 from launcher.policy.run_history import place_data
 from launcher.policy.settings import Settings
@@ -59,7 +71,7 @@ def at(hour: float) -> datetime:
     return START + timedelta(hours=hour)
 
 
-def known(seen: Observation, place: Place) -> Known:
+def known(seen: Observation, place: Place) -> PlaceState:
     return next(one for one in seen.places if one.place == place)
 
 
@@ -152,7 +164,7 @@ def test_a_new_launch_tries_again() -> None:
 
 
 def running(**more: Any) -> Observation:
-    return Observation((Known(A), Known(LAMBDA)), 8.0, 0.25, replace(Running(A, 2.0), **more))
+    return Observation((PlaceState(A), PlaceState(LAMBDA)), 8.0, 0.25, replace(Running(A, 2.0), **more))
 
 
 def test_a_machine_without_progress_is_moved_set_up_included() -> None:
@@ -175,13 +187,13 @@ def test_a_week_without_a_machine_is_the_end() -> None:
     week = Settings().most_wait_h
 
     def out(hours: float) -> Observation:
-        return Observation((Known(A, refused_h_ago=0.0, out_h=hours),), 8.0, 0.25, refusals_in_a_row=2000)
+        return Observation((PlaceState(A, refused_h_ago=0.0, out_h=hours),), 8.0, 0.25, refusals_in_a_row=2000)
 
     assert decide(out(week)).limit == "places"  # type: ignore[union-attr]
     waiting = decide(out(week - 1))
     assert isinstance(waiting, Wait)
     assert waiting.hours == pytest.approx(5 / 60), "however many rounds there were"
-    not_asked = replace(out(week), places=(*out(week).places, Known(LAMBDA)))
+    not_asked = replace(out(week), places=(*out(week).places, PlaceState(LAMBDA)))
     assert isinstance(decide(not_asked), Launch), "on demand was not asked yet"
 
 
@@ -194,10 +206,10 @@ def test_an_hour_of_work_costs_what_its_useful_share_says() -> None:
 
 def test_what_this_run_has_met_of_a_place_is_part_of_its_price() -> None:
     seen, settings = Observation((), 8.0, 0.25, hazard_per_h=0.1), Settings()
-    fresh = spot_usd(seen, Known(A), settings)
-    met = spot_usd(seen, Known(A, paid=Paid(hours=6.0, worked_h=0.0)), settings)
-    assert met > 3.5 * fresh, "six hours for nothing"
-    useful = spot_usd(seen, Known(A, paid=Paid(hours=6.0, worked_h=5.9)), settings)
+    fresh = spot_usd(seen, PlaceState(A), settings)
+    spell_ends = spot_usd(seen, PlaceState(A, paid=Paid(hours=6.0, worked_h=0.0)), settings)
+    assert spell_ends > 3.5 * fresh, "six hours for nothing"
+    useful = spot_usd(seen, PlaceState(A, paid=Paid(hours=6.0, worked_h=5.9)), settings)
     assert useful == pytest.approx(fresh), "good luck makes nothing cheaper than the model says"
 
 

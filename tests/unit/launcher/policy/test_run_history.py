@@ -137,16 +137,16 @@ def test_rounds_without_a_machine_and_moves_in_vain_are_counted() -> None:
     for minute in (60, 120):
         diary.gone(LAMBDA, minute, "moved")
         diary.up(LAMBDA, minute + 1)
-    assert diary.observe(130).moves_in_vain == 2
+    assert diary.observe(130).failed_moves == 2
     diary.gone(LAMBDA, 180, "moved")
     diary.up(A, 181)
-    assert diary.observe(190).moves_in_vain == 0
+    assert diary.observe(190).failed_moves == 0
     diary.gone(A, 240, "moved")
     diary.up(B, 241)
-    assert diary.observe(250).moves_in_vain == 1, "it left dear spot, and on demand was sold out"
+    assert diary.observe(250).failed_moves == 1, "it left dear spot, and on demand was sold out"
     diary.gone(B, 300, "preempted")
     diary.up(A, 301)
-    assert diary.observe(310).moves_in_vain == 0
+    assert diary.observe(310).failed_moves == 0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.policy.model import Known, Observation, Place
+from launcher.policy.model import Observation, Place, PlaceState
 from launcher.policy.moves import chance_up
 from launcher.policy.slack_value import (
     AFTER_A_LOSS,
@@ -299,7 +299,7 @@ def test_of_two_zones_of_one_age_the_calmer_one_is_taken() -> None:
     seen = {"t": 0.0, "done": 0.0, "need": 4.0, "deadline": 8.0, "d": 0.1, "tick": 0.1, "mode": IDLE}
     assert policy.decide(seen | {"overhead_left": 0.0, "avail": [1, 1], "price": [0.35, 0.35]}) == 1
     assert len(set(policy.prober.ages_h)) == 1
-    rough, calm = policy.prober.met
+    rough, calm = policy.prober.spell_ends
     assert rough.ends > 5 * calm.ends
 
 
@@ -335,9 +335,9 @@ def test_slack_costs_more_the_less_of_it_there_is() -> None:
 def test_a_place_that_refused_long_ago_may_have_a_machine_again() -> None:
     place = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
     seen = Observation((), 8.0, 0.25)
-    chances = [chance_up(seen, Known(place, refused_h_ago=hours)) for hours in (0.0, 0.5, 3.0, 1e3)]
+    chances = [chance_up(seen, PlaceState(place, refused_h_ago=hours)) for hours in (0.0, 0.5, 3.0, 1e3)]
     assert chances == sorted(chances)
     assert chances[0] == 0.0
     assert chances[-1] == pytest.approx(USUAL_UP)
-    assert chance_up(seen, Known(place)) == USUAL_UP, "never asked"
+    assert chance_up(seen, PlaceState(place)) == USUAL_UP, "never asked"
     assert survival(PRIOR_DOWN, 0.2) == pytest.approx(math.exp(-0.2 * PRIOR_DOWN[0]))

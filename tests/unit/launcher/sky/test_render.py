@@ -21,11 +21,11 @@ from checkpoints.storage.list_prices import AMAZON_S3 as S3
 from checkpoints.storage.list_prices import CLOUDFLARE_R2 as R2
 from checkpoints.storage.s3 import BACKEND
 from checkpoints.storage.s3_location import s3_location
-from launcher.planning.plan import Rung
+from launcher.planning.plan import Candidate
 from launcher.planning.storage_costs import bucket_for
 from launcher.policy.limits import Limits, limits_of
-from launcher.policy.spot.market import Met
-from launcher.policy.spot.zone_pooling import MarketMet
+from launcher.policy.spot.market import SpellEnds
+from launcher.policy.spot.zone_pooling import MarketEnds
 from launcher.run_identity import RunIdentity, identity_here
 from launcher.sky.example_tasks import shipped_tasks
 from launcher.sky.render import needed_secrets, setup_script, task_config, to_yaml
@@ -33,7 +33,7 @@ from tests.support.paths import ROOT
 from trainer.config.recipe import load_recipe
 
 RECIPE = load_recipe("notus-7b-dpo")
-LADDER = (Rung(cloud="gcp", gpus="A100:8", spot=True), Rung(cloud="lambda", gpus="A100:8", spot=False))
+LADDER = (Candidate(cloud="gcp", gpus="A100:8", spot=True), Candidate(cloud="lambda", gpus="A100:8", spot=False))
 
 
 def test_the_shipped_tasks_are_what_the_recipes_render_to() -> None:
@@ -67,9 +67,12 @@ def test_the_yaml_says_what_the_plan_says() -> None:
 
 def test_the_limits_travel_as_the_strategy_reads_them() -> None:
     deadline = datetime(2026, 11, 25, 8, tzinfo=timezone(timedelta(hours=1)))
-    zones = {"us-central1-a": Met(5, 4.25), "Quebec, CA/1": Met(0, 2)}
-    met = {("gcp", "A100:8"): MarketMet(Met(12, 9.5), zones), ("aws", "A100-80GB:8"): MarketMet(Met(0, 3))}
-    limits = Limits(hours=3.5, deadline=deadline, budget_usd=250, hazard_h=2.5, met=met)
+    zones = {"us-central1-a": SpellEnds(5, 4.25), "Quebec, CA/1": SpellEnds(0, 2)}
+    spell_ends = {
+        ("gcp", "A100:8"): MarketEnds(SpellEnds(12, 9.5), zones),
+        ("aws", "A100-80GB:8"): MarketEnds(SpellEnds(0, 3)),
+    }
+    limits = Limits(hours=3.5, deadline=deadline, budget_usd=250, hazard_h=2.5, spell_ends=spell_ends)
     limits = replace(limits, restore_usd=5.22, bucket_cloud="aws", store_usd_per_h=0.18)
     envs = task_config(RECIPE, LADDER, run="my-run", bucket="gs://b", strategy="NOTUS", limits=limits)["envs"]
     assert envs["NOTUS_HOURS"] == "3.5"

@@ -61,7 +61,7 @@ def refused(hours: float, *places: Place) -> Event:
 
 
 def chain(counts: MarketCounts, zones: tuple[str, ...] = ("us-a",)) -> Chain:
-    return tuned_chain((counts.met().churn_in(zone) for zone in zones), len(zones))
+    return tuned_chain((counts.spell_ends().churn_in(zone) for zone in zones), len(zones))
 
 
 def test_lives_of_spot_machines_are_exposure_and_preemptions_ends() -> None:
@@ -123,18 +123,18 @@ def test_a_run_is_remembered_once_however_often_it_is_looked_at(
 ) -> None:
     monkeypatch.setenv("NOTUS_HOME", str(tmp_path))
     assert user_history.learned() == {}
-    user_history.remember("s3://b/one", life(A, 0, 3)[:1], at(1))
+    user_history.record_run("s3://b/one", life(A, 0, 3)[:1], at(1))
     for _ in range(2):
-        user_history.remember("s3://b/one", life(A, 0, 3), at(3))
-    user_history.remember("s3://b/two", life(A, 0, 2, "moved"), at(3))
-    user_history.remember("file:///local", [event("planned", 0)], at(3))
-    user_history.remember("s3://b/three", life(replace(A, cloud="aws"), 0, 9), at(10))
+        user_history.record_run("s3://b/one", life(A, 0, 3), at(3))
+    user_history.record_run("s3://b/two", life(A, 0, 2, "moved"), at(3))
+    user_history.record_run("file:///local", [event("planned", 0)], at(3))
+    user_history.record_run("s3://b/three", life(replace(A, cloud="aws"), 0, 9), at(10))
     known = user_history.learned()
     source = known["gcp", "A100:8"].hazard(["us-a"]).source
-    assert "updated by 2 runs of yours, 1 preemptions in 5 machine hours: spot in one zone" in source
+    assert "updated by 2 of your runs, 1 preemptions in 5 machine hours: spot in one zone" in source
     assert source.endswith(" h (from 2 own spells)")
     aws = known["aws", "A100:8"]
-    assert "updated by 1 runs of yours" in aws.hazard(["us-a", "us-b"]).source, "the runs that saw that market"
+    assert "updated by 1 of your runs" in aws.hazard(["us-a", "us-b"]).source, "the runs that saw that market"
     assert aws.hazard(["us-a"]).world.elsewhere == 0 < aws.hazard(["us-a", "us-b"]).world.elsewhere
     assert user_history.learned(without="s3://b/one")["gcp", "A100:8"].runs == 1
     user_history.experience_path().write_text("not json")
@@ -150,7 +150,7 @@ def test_a_file_of_before_there_were_zones_counts_for_the_market(
     user_history.experience_path().write_text(old)
     known = user_history.learned()["gcp", "A100:8"]
     assert known.counts.preemptions == 9
-    assert known.met.churn_in("us-a") == known.met.churn_in("us-b") > 1.5
+    assert known.spell_ends.churn_in("us-a") == known.spell_ends.churn_in("us-b") > 1.5
 
 
 def test_what_a_zone_was_like_shows_in_its_own_life(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_what_a_zone_was_like_shows_in_its_own_life(monkeypatch: pytest.MonkeyPa
     events = [
         x for n in range(12) for x in (*life(A, 30 * n, 30 * n + 0.3), *life(B, 30 * n + 1, 30 * n + 20, "moved"))
     ]
-    user_history.remember("s3://b/one", events, at(400))
+    user_history.record_run("s3://b/one", events, at(400))
     known = user_history.learned()["gcp", "A100:8"]
     told = known.hazard(["us-b", "us-a", "us-c"])
     rough, calm, unseen = (told.life_in(zone) for zone in ("us-a", "us-b", "us-c"))
@@ -177,14 +177,14 @@ def test_what_a_zone_was_like_shows_in_its_own_life(monkeypatch: pytest.MonkeyPa
 
 def test_too_little_is_not_called_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NOTUS_HOME", str(tmp_path))
-    user_history.remember("s3://b/one", life(A, 0, 0.5), at(3))
+    user_history.record_run("s3://b/one", life(A, 0, 0.5), at(3))
     assert user_history.learned() == {}
 
 
 def test_a_home_that_cannot_be_written_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NOTUS_HOME", str(tmp_path / "file"))
-    user_history.remember("s3://b/one", life(A, 0, 3), at(3))
+    user_history.record_run("s3://b/one", life(A, 0, 3), at(3))
     assert user_history.learned() == {}
 
 
@@ -197,18 +197,20 @@ def test_the_policy_of_a_run_learns_from_the_run_itself() -> None:
 
     rough = [x for n in range(20) for x in life(A, n, n + 0.1)]
     assert ends(rough)[0] > 1.5 * ends([])[0]
-    met = user_history.Experience(("gcp", "A100:8"), counts_of(rough, at(24))["gcp", "A100:8"], 1).met
-    assert ends([], met={("gcp", "A100:8"): met})[0] > 1.5 * ends([])[0], "and from the runs before it"
-    assert ends([], met={("aws", "A100:8"): met}) == ends([]), "in the same market"
+    spell_ends = user_history.MarketHistory(("gcp", "A100:8"), counts_of(rough, at(24))["gcp", "A100:8"], 1).spell_ends
+    assert ends([], spell_ends={("gcp", "A100:8"): spell_ends})[0] > 1.5 * ends([])[0], "and from the runs before it"
+    assert ends([], spell_ends={("aws", "A100:8"): spell_ends}) == ends([]), "in the same market"
     assert ends(rough, hazard_h=4.0) == (0.25,) * BINS, "--hazard is taken as it is"
 
 
 def test_the_policy_of_a_run_asks_the_calm_zone_before_the_rough_one() -> None:
     rough = [x for n in range(20) for x in useful_life(A, n, 0.4)]
-    before = {("gcp", "A100:8"): counts_of(rough, at(24))["gcp", "A100:8"].met()}
-    for events, met in ((rough, {}), ([], before)):
+    before = {("gcp", "A100:8"): counts_of(rough, at(24))["gcp", "A100:8"].spell_ends()}
+    for events, spell_ends in ((rough, {}), ([], before)):
         for deadline in (None, at(72)):
-            seen = observe(events, None, (A, B, ON_DEMAND), Limits(hours=8, deadline=deadline, met=met), at(24))
+            seen = observe(
+                events, None, (A, B, ON_DEMAND), Limits(hours=8, deadline=deadline, spell_ends=spell_ends), at(24)
+            )
             hazards = [known.hazard_per_h for known in seen.places]
             assert hazards[0] > seen.hazard_per_h > hazards[1] > 0  # type: ignore[operator]
             assert hazards[2] is None, "on demand"
@@ -247,7 +249,7 @@ def met_in_aws(monkeypatch: pytest.MonkeyPatch, home: Path, *zones: str) -> None
     monkeypatch.setenv("NOTUS_HOME", str(home))
     places = [Place("aws", "us-east-1", zone, "A100:8", True, 9.0) for zone in zones]
     lives = [life(place, 2 * n, 2 * n + 1.5) for place in places for n in range(10)]
-    user_history.remember("s3://b/one", [event for one in lives for event in one], at(20))
+    user_history.record_run("s3://b/one", [event for one in lives for event in one], at(20))
 
 
 def test_what_was_met_in_a_zone_of_aws_reaches_the_plan_by_name(
@@ -276,7 +278,7 @@ def test_without_names_it_is_known_by_region(monkeypatch: pytest.MonkeyPatch, tm
     assert lives[0].mean_h > lives[2].mean_h, "calmer than is usual"
     assert "us-east-1 " in hazard.source
     assert "(from 20 own spells)" in hazard.source
-    assert set(known.met.zones) == {"us-east-1a", "us-east-1b"}, "the controller knows them by name"
+    assert set(known.spell_ends.zones) == {"us-east-1a", "us-east-1b"}, "the controller knows them by name"
 
 
 def test_a_diary_with_ids_is_read_by_name_once_the_names_are_known(
@@ -284,7 +286,7 @@ def test_a_diary_with_ids_is_read_by_name_once_the_names_are_known(
 ) -> None:
     met_in_aws(monkeypatch, tmp_path, "use1-az1")
     known = user_history.learned(names={"use1-az1": "us-east-1c"})["aws", "A100:8"]
-    assert set(known.met.zones) == {"us-east-1c"}
+    assert set(known.spell_ends.zones) == {"us-east-1c"}
     assert known.hazard(["us-east-1c"]).life_in("us-east-1c").own_spells == 10
     same = user_history.learned(offers=[aws_offer("us-east-1", "use1-az1")])["aws", "A100:8"]
     assert same.hazard(["use1-az1"]).life_in("use1-az1").basis == "own spells", "both by id"

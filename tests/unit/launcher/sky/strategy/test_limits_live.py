@@ -14,7 +14,7 @@ from checkpoints.run_log.launches import take_launch_number
 from checkpoints.run_log.stop_request import read_request
 from checkpoints.util.clock import FakeClock
 from launcher.policy.decide import decide
-from launcher.policy.model import Known, Launch, Move, Observation, Place, Running, Stay
+from launcher.policy.model import Launch, Move, Observation, Place, PlaceState, Running, Stay
 from launcher.policy.run_history import machine_now, machines, spent_usd
 from launcher.policy.settings import Settings
 from launcher.sky.strategy.run_controller import Conductor, LimitReached
@@ -126,7 +126,7 @@ def test_a_laptop_that_slept_takes_no_machine_for_stuck() -> None:
 
 
 def late(hours: float, **more: Any) -> Observation:
-    known = (Known(A), Known(replace(ON_DEMAND, price_usd_per_hour=30.0)))
+    known = (PlaceState(A), PlaceState(replace(ON_DEMAND, price_usd_per_hour=30.0)))
     running = Running(ON_DEMAND, 2.0)
     return Observation(known, 8.0, 0.25, running, deadline_h=8.0 - hours, whole_h=12.0, **more)
 
@@ -147,7 +147,7 @@ def test_a_budget_keeps_the_way_to_the_end_on_demand() -> None:
     on_demand = place("us-z", 16.0, spot=False)
 
     def first(budget: float) -> Place:
-        action = decide(Observation((Known(A), Known(on_demand)), 8.0, 0.25, budget_left_usd=budget))
+        action = decide(Observation((PlaceState(A), PlaceState(on_demand)), 8.0, 0.25, budget_left_usd=budget))
         assert isinstance(action, Launch)
         return action.places[0]
 
@@ -157,7 +157,7 @@ def test_a_budget_keeps_the_way_to_the_end_on_demand() -> None:
 
     def running(budget: float, *, reserve: bool) -> Observation:
         there = Running(A, 2.0, reserve=reserve)
-        return Observation((Known(A), Known(on_demand)), 8.0, 0.25, there, budget_left_usd=budget)
+        return Observation((PlaceState(A), PlaceState(on_demand)), 8.0, 0.25, there, budget_left_usd=budget)
 
     action = decide(running(135.5, reserve=True))
     assert isinstance(action, Move)
@@ -242,7 +242,7 @@ def test_a_dear_spot_zone_is_not_taken_where_the_slack_is_worth_more() -> None:
     def asked(slack_h: float) -> tuple[Place, ...]:
         from launcher.policy.spot.market import SpotMarket, churned
 
-        known = (Known(cheap, refused_h_ago=0.02, out_h=0.02), Known(dear), Known(on_demand))
+        known = (PlaceState(cheap, refused_h_ago=0.02, out_h=0.02), PlaceState(dear), PlaceState(on_demand))
         market = SpotMarket(churned(0.0, 2), up=True, age_h=1.0)
         action = decide(Observation(known, 12.0, 0.25, deadline_h=12.0 + slack_h, market=market, refusals_in_a_row=5))
         return action.places if isinstance(action, Launch) else ()
@@ -256,7 +256,7 @@ def test_a_dear_spot_machine_is_left_for_a_cheaper_zone() -> None:
     on_demand = place("us-o", 88.0, spot=False)
 
     def told(**more: Any) -> Any:
-        known = (Known(cheap, refused_h_ago=3.0), Known(dear), Known(on_demand))
+        known = (PlaceState(cheap, refused_h_ago=3.0), PlaceState(dear), PlaceState(on_demand))
         return decide(Observation(known, 12.0, 0.25, Running(dear, 1.0), **more), Settings())
 
     move = told()
@@ -264,6 +264,6 @@ def test_a_dear_spot_machine_is_left_for_a_cheaper_zone() -> None:
     assert move.cause == "cheaper"
     assert isinstance(told(deadline_h=24.0), Move), "half a day of slack bears a try"
     assert isinstance(told(deadline_h=12.6), Stay), "without slack nothing moves"
-    assert isinstance(decide(Observation((Known(A), Known(B)), 12.0, 0.25, Running(B, 1.0))), Stay), (
+    assert isinstance(decide(Observation((PlaceState(A), PlaceState(B)), 12.0, 0.25, Running(B, 1.0))), Stay), (
         "$1 is not worth it"
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from launcher.policy.model import Known, Observation, Place
+from launcher.policy.model import Observation, Place, PlaceState
 from launcher.sky.strategy.cloud_api import Lost, Refused, Told, Up
 from launcher.sky.strategy.patience import LEAST_REQUEST_S, request_s
 from tests.support.live_world import Always, Faults, Ledger, LiveWorld, Machine, Trainer, alone
@@ -18,7 +18,7 @@ ON_DEMAND = Place("lambda", "us-east-1", None, "A100:8", False, 16.0)
 
 
 def seen(**more: object) -> Observation:
-    return Observation((Known(SPOT), Known(ON_DEMAND)), 2.0, 0.25, **more)  # type: ignore[arg-type]
+    return Observation((PlaceState(SPOT), PlaceState(ON_DEMAND)), 2.0, 0.25, **more)  # type: ignore[arg-type]
 
 
 def test_without_limits_nobody_is_hurried() -> None:
