@@ -31,7 +31,7 @@ from typing import Any
 from checkpoints.commit.head import LEASE_S, PATIENCE_S, Lease, Writer, read_head
 from checkpoints.commit.retention import Retention
 from checkpoints.errors import Fenced, NotusError, UserError
-from checkpoints.records.verified_reads import believed
+from checkpoints.records.verified_reads import reread_slowly
 from checkpoints.restore.shard_restore import newest_good, restore_shard
 from checkpoints.run_log.run_record import open_run
 from checkpoints.save.saver import Saver
@@ -109,7 +109,7 @@ class Checkpointer:
         local = self._memory.left_by(self._predecessor, 0)
         shard, damaged = newest_good(
             self._lease.head.commits,
-            lambda commit: believed(self._store, lambda store: restore_shard(store, commit, 0, local=local)),
+            lambda commit: reread_slowly(self._store, lambda store: restore_shard(store, commit, 0, local=local)),
         )
         self._memory.remove_dead()
         for commit, fault in damaged:

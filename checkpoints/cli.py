@@ -23,7 +23,7 @@ from checkpoints.commit.retention import Commit, best_of
 from checkpoints.commit.run_verification import Finding, check_rest
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing, RunHeld, UserError
 from checkpoints.records.manifest import Manifest
-from checkpoints.records.verified_reads import believed
+from checkpoints.records.verified_reads import reread_slowly
 from checkpoints.restore.download import pull
 from checkpoints.restore.shard_restore import restore_shard, verify
 from checkpoints.snapshot.shared_memory import SharedBuffer
@@ -287,7 +287,7 @@ def _verify_all(store: Store, commits: Sequence[Commit]) -> dict[Commit, str]:
     for commit in commits:
         with _bar(f"step {commit.step}", commit.size_bytes) as advance:
             try:
-                believed(store, lambda store: verify(store, commit, advance))  # noqa: B023  # called at once
+                reread_slowly(store, lambda store: verify(store, commit, advance))  # noqa: B023  # called at once
                 results[commit] = ""
             except CorruptCheckpoint as error:
                 results[commit] = REPLACED if _superseded(store, commit) else error.message

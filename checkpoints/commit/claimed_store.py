@@ -38,8 +38,8 @@ class ClaimedStore:
     def url(self) -> str:
         return self._store.url
 
-    def afresh(self) -> ClaimedStore:
-        return ClaimedStore(_call(self._store.afresh))
+    def reconnected(self) -> ClaimedStore:
+        return ClaimedStore(_call(self._store.reconnected))
 
     def get(self, key: str) -> Stored:
         found = _call(lambda: self._store.get(key))

@@ -25,7 +25,7 @@ from checkpoints.commit.head_recovery import Remains, find_remains
 from checkpoints.commit.retention import Commit, Retention, Score
 from checkpoints.errors import AlreadyExists, Conflict, Fenced, ObjectMissing, RunHeld, StoreError, UserError
 from checkpoints.records.manifest import Key, Manifest, Record, manifest_key, parse, sha256
-from checkpoints.records.verified_reads import confirmed
+from checkpoints.records.verified_reads import reread
 from checkpoints.records.write_once import put_once
 from checkpoints.storage.base import Store
 from checkpoints.util.clock import Clock, SystemClock
@@ -269,7 +269,7 @@ def _read(store: Store) -> tuple[Head | None, str]:
             return None, ""
         return parse(Head, stored.data, f"{store.url}/{HEAD_KEY}"), stored.token
 
-    return confirmed(read)
+    return reread(read)
 
 
 def pin(store: Store, step: int, *, pinned: bool = True) -> None:

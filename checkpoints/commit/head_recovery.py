@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing
 from checkpoints.records.manifest import Manifest, manifest_key, parse, sha256
-from checkpoints.records.verified_reads import believed
+from checkpoints.records.verified_reads import reread_slowly
 from checkpoints.run_log.event_log import read_events
 from checkpoints.storage.base import Store
 from checkpoints.util.parallel import parallel_map
@@ -76,7 +76,7 @@ def _read(store: Store, key: str) -> Found | Bad | None:
         return found
 
     try:
-        return believed(store, read)
+        return reread_slowly(store, read)
     except ObjectMissing:
         return None
     except CorruptCheckpoint as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from checkpoints.commit.retention import Commit
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing
 from checkpoints.records.manifest import Manifest, ShardIndex, ShardRef, parse, sha256
-from checkpoints.records.verified_reads import confirmed
+from checkpoints.records.verified_reads import reread
 from checkpoints.storage.base import Store
 
 
@@ -59,4 +59,4 @@ def _read(store: Store, key: str, digest: str) -> bytes:
             raise CorruptCheckpoint(f"{store.url}/{key} differs from its sha256")
         return data
 
-    return confirmed(read)
+    return reread(read)

@@ -16,7 +16,7 @@ from checkpoints.commit.folder_manifest import FINAL, MODEL, check_files, list_k
 from checkpoints.commit.head import HEAD_KEY, Head
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing
 from checkpoints.records.manifest import checked
-from checkpoints.records.verified_reads import confirmed
+from checkpoints.records.verified_reads import reread
 from checkpoints.run_log.event_kinds import AttemptStarted, Exported
 from checkpoints.run_log.event_log import Event, of_kind, read_events
 from checkpoints.run_log.launches import missing_launches
@@ -129,7 +129,7 @@ def _folder(store: Store, folder: str, entries: Mapping[str, Entry], hashes: _Fo
 def _records(store: Store, entries: list[Entry]) -> list[Finding]:
     def check(entry: Entry) -> Finding:
         try:
-            confirmed(lambda: checked(store.get(entry.key).data, f"{store.url}/{entry.key}"))
+            reread(lambda: checked(store.get(entry.key).data, f"{store.url}/{entry.key}"))
             return Finding(entry.key, entry.size_bytes)
         except CorruptCheckpoint as error:
             return Finding(entry.key, entry.size_bytes, fault=error.message)

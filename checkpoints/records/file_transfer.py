@@ -9,7 +9,7 @@ from typing import Protocol
 import xxhash
 
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.records.verified_reads import confirmed
+from checkpoints.records.verified_reads import reread
 from checkpoints.storage.base import Buffer, Store
 
 PIECE_BYTES = 64 << 20
@@ -40,12 +40,12 @@ def fetch_file(
         with path.open("wb") as file:
             _read(store, key, expected, hasher(), file.write)
 
-    confirmed(fetch)
+    reread(fetch)
 
 
 def check_object(store: Store, key: str, expected: str) -> None:
     """Read an object without keeping it. Raises `CorruptCheckpoint` if its xxh3-128 isn't `expected`."""
-    confirmed(lambda: _read(store, key, expected, xxhash.xxh3_128(), lambda piece: None))
+    reread(lambda: _read(store, key, expected, xxhash.xxh3_128(), lambda piece: None))
 
 
 def _read(store: Store, key: str, expected: str, digest: Hasher, take: Callable[[memoryview], object]) -> None:

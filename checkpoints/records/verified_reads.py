@@ -1,8 +1,8 @@
 """Re-read before reporting corruption: a bad read may be transient.
 
-A few immediate reads tell a broken response from a broken object, which is enough for what is only read. If a
-checkpoint would be discarded, the reads are spread over several seconds and use new connections (`believed`): a proxy
-or cache that returns wrong bytes may return them for a while.
+A few immediate reads tell a broken response from a broken object (`reread`), which is enough for what is only read. If
+a checkpoint would be discarded, the reads are spread over several seconds and use new connections (`reread_slowly`): a
+proxy or cache that returns wrong bytes may return them for a while.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAUSES_S = (1.0, 4.0)
 """Pauses before each further read of a checkpoint that seems damaged."""
 
 
-def confirmed(read: Callable[[], T]) -> T:
+def reread(read: Callable[[], T]) -> T:
     """`read()`, retried a few times while it raises `CorruptCheckpoint`."""
     for _ in range(READ_ATTEMPTS - 1):
         try:
@@ -35,7 +35,7 @@ def confirmed(read: Callable[[], T]) -> T:
     return read()
 
 
-def believed(store: Store, read: Callable[[Store], T], clock: Clock | None = None) -> T:
+def reread_slowly(store: Store, read: Callable[[Store], T], clock: Clock | None = None) -> T:
     """`read(store)`, retried while it raises `CorruptCheckpoint`, after seconds and with new connections each time."""
     clock = clock or SystemClock()
     for pause_s in PAUSES_S:
@@ -44,13 +44,13 @@ def believed(store: Store, read: Callable[[Store], T], clock: Clock | None = Non
         except CorruptCheckpoint as error:
             logger.warning("%s; reading it again in %.0f s", error.message, pause_s)
         clock.sleep(pause_s)
-        store = store.afresh()
+        store = store.reconnected()
     return read(store)
 
 
 def read_record(store: Store, key: str, record: type[R]) -> R:
     """Read and parse one record; raises `ObjectMissing` or `CorruptCheckpoint`."""
-    return confirmed(lambda: parse(record, store.get(key).data, f"{store.url}/{key}"))
+    return reread(lambda: parse(record, store.get(key).data, f"{store.url}/{key}"))
 
 
 def read_if_there(store: Store, key: str, record: type[R]) -> R | None:

@@ -13,7 +13,7 @@ from checkpoints.commit.load import load_index, load_manifest
 from checkpoints.commit.retention import Commit
 from checkpoints.errors import AlreadyExists, CorruptCheckpoint, ObjectMissing, UserError
 from checkpoints.records.manifest import Chunk, checked, sha256
-from checkpoints.records.verified_reads import confirmed
+from checkpoints.records.verified_reads import reread
 from checkpoints.records.write_once import put_once
 from checkpoints.restore.shard_restore import fetch_chunk
 from checkpoints.run_log.run_record import PINS_KEY, RUN_KEY
@@ -45,7 +45,7 @@ def pull(
 
         def fetch(chunk: Chunk) -> None:
             if not _is_good(target, chunk):
-                target.put(chunk.key, confirmed(lambda: _verified(store, chunk)))
+                target.put(chunk.key, reread(lambda: _verified(store, chunk)))
             progress(chunk.size_bytes)
 
         parallel_map(fetch, index.chunks, CONCURRENCY)
@@ -77,7 +77,7 @@ def _copy_record(store: Store, target: FolderStore, key: str) -> None:
         checked(data, f"{store.url}/{key}")
         return data
 
-    _put(target, key, confirmed(read))
+    _put(target, key, reread(read))
 
 
 def _copy(store: Store, target: FolderStore, key: str, digest: str) -> None:
@@ -89,7 +89,7 @@ def _copy(store: Store, target: FolderStore, key: str, digest: str) -> None:
             raise CorruptCheckpoint(f"{store.url}/{key} differs from its sha256")
         return data
 
-    _put(target, key, confirmed(read))
+    _put(target, key, reread(read))
 
 
 def _put(target: FolderStore, key: str, data: bytes) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from checkpoints.commit.load import load_manifest, load_rank
 from checkpoints.commit.retention import Commit
 from checkpoints.records.manifest import Chunk, Manifest, ShardIndex, TensorRecord
-from checkpoints.records.verified_reads import confirmed
+from checkpoints.records.verified_reads import reread
 from checkpoints.restore.shard_restore import CONCURRENCY, Restored, decode_trees, fetch_chunk, restore_from
 from checkpoints.snapshot.snapshot import padded
 from checkpoints.snapshot.state_tree import tensor_from
@@ -295,7 +295,7 @@ def _fetch(store: Store, index: ShardIndex, copies: list[Copy], target: memoryvi
     def spread(job: tuple[Chunk, list[Copy]]) -> None:
         chunk, inside = job
         data = memoryview(bytearray(chunk.size_bytes))
-        confirmed(lambda: fetch_chunk(store, chunk, data))
+        reread(lambda: fetch_chunk(store, chunk, data))
         for copy in inside:
             target[copy.target : copy.target + copy.size_bytes] = data[copy.source : copy.source + copy.size_bytes]
 

@@ -15,7 +15,7 @@ from checkpoints.commit.load import load_index, load_manifest, load_rank
 from checkpoints.commit.retention import Commit
 from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, NoMemory, ObjectMissing
 from checkpoints.records.manifest import Chunk, Manifest, ShardIndex
-from checkpoints.records.verified_reads import confirmed
+from checkpoints.records.verified_reads import reread
 from checkpoints.snapshot.shared_memory import open_shared
 from checkpoints.snapshot.snapshot import Buffer, HostBuffer
 from checkpoints.snapshot.state_tree import LeafReader, decode, tensor_from
@@ -179,7 +179,7 @@ def verify_presence(store: Store, commit: Commit) -> Manifest:
 def _fetch(store: Store, index: ShardIndex, target: memoryview) -> None:
     """Read all chunks into `target`, in parallel, checking each."""
     jobs = [job for _, job in _jobs(index, target)]
-    parallel_map(lambda job: confirmed(lambda: fetch_chunk(store, *job)), jobs, CONCURRENCY)
+    parallel_map(lambda job: reread(lambda: fetch_chunk(store, *job)), jobs, CONCURRENCY)
 
 
 def _jobs(index: ShardIndex, target: memoryview) -> Iterator[tuple[int, tuple[Chunk, memoryview]]]:

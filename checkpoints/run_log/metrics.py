@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing
 from checkpoints.records.manifest import CHECK, checksum
-from checkpoints.records.verified_reads import confirmed
+from checkpoints.records.verified_reads import reread
 from checkpoints.storage.base import Entry, Store
 from checkpoints.util.parallel import parallel_map
 
@@ -58,7 +58,7 @@ def read_metrics(store: Store, rank: int | None = None) -> list[StepMetrics]:
 
 def _read_lines(store: Store, key: str) -> list[dict[str, Any]]:
     try:
-        return confirmed(lambda: _parse_lines(store, key))
+        return reread(lambda: _parse_lines(store, key))
     except CorruptCheckpoint as error:
         logger.warning("%s", error.message)
         return []
@@ -80,7 +80,7 @@ def damaged_metrics(store: Store, entries: Iterable[Entry]) -> dict[str, str]:
 
     def check(entry: Entry) -> str:
         try:
-            confirmed(lambda: _parse_lines(store, entry.key))
+            reread(lambda: _parse_lines(store, entry.key))
         except (CorruptCheckpoint, ObjectMissing) as error:
             return error.message
         return ""

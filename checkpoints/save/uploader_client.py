@@ -18,7 +18,7 @@ from checkpoints.util.interpreter import environment, module
 _clients: weakref.WeakSet[UploaderClient] = weakref.WeakSet()
 
 
-def _let_go() -> None:
+def _close_pipes() -> None:
     """Close the pipes to the uploaders in a forked child, such as a data loader's worker.
 
     As long as the child holds a copy of a pipe, an uploader whose rank is dead would wait for more.
@@ -27,7 +27,7 @@ def _let_go() -> None:
         client.close_pipe()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_close_pipes)
 
 
 class UploaderClient:

@@ -52,7 +52,7 @@ class Store(Protocol):
     def url(self) -> str:
         """Where this store is, without secrets, as the user would write it."""
 
-    def afresh(self) -> Store:
+    def reconnected(self) -> Store:
         """Return the same store with new connections."""
 
     def get(self, key: str) -> Stored:

@@ -63,7 +63,7 @@ class FolderStore:
         with self._errors(key), (self._root / key).open("rb") as file:
             return memoryview(os.pread(file.fileno(), length, start))
 
-    def afresh(self) -> FolderStore:
+    def reconnected(self) -> FolderStore:
         return self  # there are no connections
 
     def read_into(self, key: str, target: memoryview, seen: Seen = ignore) -> int:

@@ -101,7 +101,7 @@ class ObjectStore:
     def url(self) -> str:
         return self._url
 
-    def afresh(self) -> ObjectStore:
+    def reconnected(self) -> ObjectStore:
         return self if self._again is None else self._again()
 
     @_retried

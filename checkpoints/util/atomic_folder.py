@@ -48,7 +48,7 @@ def whole_folder(folder: Path, made: Mapping[str, Any]) -> Iterator[Path]:
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        owner_locks.let_go(partial)
+        owner_locks.release(partial)
 
 
 def _empty(folder: Path) -> None:

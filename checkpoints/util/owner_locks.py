@@ -20,17 +20,17 @@ MOST_RACES = 100
 _held: dict[Path, int] = {}
 
 
-def _let_all_go() -> None:
+def _release_all() -> None:
     """Runs in a forked child, such as a data loader's worker: it shares the locks, and may outlive their owner."""
     while _held:
         os.close(_held.popitem()[1])
 
 
-os.register_at_fork(after_in_child=_let_all_go)
+os.register_at_fork(after_in_child=_release_all)
 
 
 def hold(folder: Path, *, alone: bool = False) -> None:
-    """Create this folder and mark its owner as alive, until `let_go` or the end of this process.
+    """Create this folder and mark its owner as alive, until `release` or the end of this process.
 
     Several processes may own it, unless `alone`. Raises `BlockingIOError` if another one owns it and `alone` is set.
     """
@@ -46,14 +46,14 @@ def hold(folder: Path, *, alone: bool = False) -> None:
             os.close(descriptor)
             raise
         if os.fstat(descriptor).st_nlink:
-            let_go(folder)
+            release(folder)
             _held[folder] = descriptor
             return
         os.close(descriptor)
     raise StoreError(f"{folder} is removed as often as it is created")
 
 
-def let_go(folder: Path) -> None:
+def release(folder: Path) -> None:
     """Release the folder's lock; does nothing if this process doesn't hold it."""
     descriptor = _held.pop(folder, None)
     if descriptor is not None:

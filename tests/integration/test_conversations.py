@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.trainer.data.test_trl_formats import ROWS, assistant, user
 from trainer.config.recipe import Dpo, Recipe, load_recipe
-from trainer.data.dataset import prepare, tokenise_row
+from trainer.data.dataset import prepare, tokenize_row
 from trainer.data.trl_formats import read_row
 from trainer.errors import DataError
 
@@ -101,7 +101,7 @@ def test_token_ids_are_those_of_trl(tokenizer: Any, template: str, name: str) ->
     table = datasets.Dataset.from_list([raw]).with_transform(remove_none_values)  # as TRL advises, for Arrow's nulls
     table = table if "null" in json.dumps(raw) else datasets.Dataset.from_list([raw])
     theirs = DPOTrainer._prepare_dataset(SimpleNamespace(_tokenizer=tokenizer), table, tokenizer, settings, "train")[0]
-    ours = tokenise_row(read_row(raw), tokenizer, Dpo(max_length=4096, max_prompt_length=2048))
+    ours = tokenize_row(read_row(raw), tokenizer, Dpo(max_length=4096, max_prompt_length=2048))
     for ids in ("prompt_ids", "chosen_ids", "rejected_ids"):
         assert ours[ids] == theirs[ids], ids
 

@@ -222,7 +222,7 @@ def test_one_rank_dies(launcher: Launcher, reference: Store) -> None:
         rank.send_signal(signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert "rank 1 died without a word" in err
+    assert "rank 1 died without reporting an error" in err
     log = launcher.run("logs", "crash", "--attempt", "2").out
     assert "restored from this machine's memory" in log
     assert_bit_exact(open_run(launcher.bucket, "crash"), reference)

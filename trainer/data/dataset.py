@@ -74,26 +74,26 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tally: Tally | N
     if dataset.rows:
         rows = rows.select(range(min(dataset.rows, len(rows))))
     fingerprint = fingerprint_rows(map(json.loads, rows["row"]))
-    tokenised, unusable = _tokenise(rows, recipe, tokenizer, tally)
-    pairs = Pairs(tokenised, None, fingerprint, len(rows), unusable)
+    tokenized, unusable = _tokenize(rows, recipe, tokenizer, tally)
+    pairs = Pairs(tokenized, None, fingerprint, len(rows), unusable)
     if not dataset.eval_rows:
         return pairs
-    if dataset.eval_rows >= len(tokenised):
+    if dataset.eval_rows >= len(tokenized):
         raise DataError(
-            f"dataset.eval_rows is {dataset.eval_rows}, but {dataset.name} has only {len(tokenised)} usable rows",
+            f"dataset.eval_rows is {dataset.eval_rows}, but {dataset.name} has only {len(tokenized)} usable rows",
             "hold out fewer rows",
         )
-    split = tokenised.train_test_split(test_size=dataset.eval_rows, seed=dataset.seed)
+    split = tokenized.train_test_split(test_size=dataset.eval_rows, seed=dataset.seed)
     return pairs._replace(train=split["train"], evaluation=split["test"])
 
 
-def _tokenise(
+def _tokenize(
     rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tally: Tally | None
 ) -> tuple[datasets.Dataset, tuple[LeftOutRows, ...]]:
     """Token ids of each usable row, and which rows are unusable; logs how many were cut."""
     name = recipe.dataset.name
-    tokenised = rows.map(
-        _tokenise_raw,
+    tokenized = rows.map(
+        _tokenize_raw,
         fn_kwargs={
             "tokenizer": tokenizer,
             "dpo": recipe.dpo,
@@ -103,32 +103,32 @@ def _tokenise(
         },
         remove_columns=rows.column_names,
         num_proc=recipe.dataset.workers if len(rows) > PARALLEL_FROM_ROWS else None,
-        desc="tokenising",
+        desc="tokenizing",
     )
-    unusable = left_out(zip(rows["where"], tokenised["reason"], strict=True))
+    unusable = left_out(zip(rows["where"], tokenized["reason"], strict=True))
     for found in unusable:
         where = first_places(found)
         logger.warning("%s: left out %d of %d rows: %s (%s)", name, found.rows, len(rows), found.reason, where)
     if sum(found.rows for found in unusable) == len(rows):
         worst = unusable[0]
-        hint = next(row["hint"] for row in tokenised if row["reason"] == worst.reason)
+        hint = next(row["hint"] for row in tokenized if row["reason"] == worst.reason)
         where = first_places(worst)
         raise DataError(f"none of the {len(rows)} rows of {name} can be trained: {worst.reason} ({where})", hint)
     if unusable:
-        tokenised = tokenised.filter(lambda reason: not reason, input_columns="reason", desc="checking rows")
-    cuts = Cut(*(sum(tokenised[field]) for field in Cut._fields))
-    _warn_of_cuts(cuts, len(tokenised), recipe)
-    if cuts.same_answers == len(tokenised):
+        tokenized = tokenized.filter(lambda reason: not reason, input_columns="reason", desc="checking rows")
+    cuts = Cut(*(sum(tokenized[field]) for field in Cut._fields))
+    _warn_of_cuts(cuts, len(tokenized), recipe)
+    if cuts.same_answers == len(tokenized):
         raise DataError(
             f"no pair of {name} has two answers that differ within their first tokens",
             f"raise dpo.max_length (now {recipe.dpo.max_length})",
         )
     if cuts.same_answers:
-        tokenised = tokenised.filter(lambda same: not same, input_columns="same_answers", desc="checking cuts")
+        tokenized = tokenized.filter(lambda same: not same, input_columns="same_answers", desc="checking cuts")
         reason = "after the cut both answers are the same (dpo.max_length)"
         same = LeftOutRows(reason=reason, rows=cuts.same_answers)
         unusable = (*unusable, same)
-    return tokenised.remove_columns([*Cut._fields, "reason", "hint"]), unusable
+    return tokenized.remove_columns([*Cut._fields, "reason", "hint"]), unusable
 
 
 def _warn_of_cuts(cuts: Cut, rows: int, recipe: Recipe) -> None:
@@ -148,20 +148,20 @@ def _warn_of_cuts(cuts: Cut, rows: int, recipe: Recipe) -> None:
             logger.warning("%s: %d of %d %s", name, count, rows, what)
 
 
-def _tokenise_raw(raw: Mapping[str, Any], tally: Tally | None, **settings: Any) -> dict[str, Any]:
-    """A row of the table as `tokenise_row` returns it, with the reason why it is unusable, or ''."""
+def _tokenize_raw(raw: Mapping[str, Any], tally: Tally | None, **settings: Any) -> dict[str, Any]:
+    """A row of the table as `tokenize_row` returns it, with the reason why it is unusable, or ''."""
     if tally is not None:
         tally.add()
     try:
         if raw["broken"]:
             raise UnusableRow(raw["broken"])
-        return {**tokenise_row(read_row(json.loads(raw["row"])), **settings), "reason": "", "hint": ""}
+        return {**tokenize_row(read_row(json.loads(raw["row"])), **settings), "reason": "", "hint": ""}
     except UnusableRow as error:
         nothing = {**PairIds([], [], [])._asdict(), **Cut(0, 0, 0, 0)._asdict()}
         return {**nothing, "reason": str(error), "hint": error.hint}
 
 
-def tokenise_row(
+def tokenize_row(
     row: Row,
     tokenizer: PreTrainedTokenizerBase,
     dpo: Dpo,

@@ -153,20 +153,20 @@ def parquet_columns(path: Path) -> list[str]:
         raise DataError(f"can't read {path} as parquet: {error}") from error
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise DataError(f"{path} has two columns called {twice[0]!r}", "rename or drop one of them")
-    noted_types(path, schema.metadata or {})
+    recorded_types(path, schema.metadata or {})
     return list(schema.names)
 
 
-def noted_types(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+def recorded_types(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     """The column types that `datasets` has recorded in a parquet file, by name; empty if it hasn't.
 
     Raises `DataError` if that metadata is damaged.
     """
-    note = metadata.get(b"huggingface")
-    if note is None:
+    entry = metadata.get(b"huggingface")
+    if entry is None:
         return {}
     try:
-        features = json.loads(note).get("info", {}).get("features") or {}
+        features = json.loads(entry).get("info", {}).get("features") or {}
         if not isinstance(features, dict):
             raise TypeError(f"features are a {type(features).__name__}")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:

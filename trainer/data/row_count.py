@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from checkpoints.run_log.event_kinds import LeftOutRows
 from trainer.config.recipe import Source
-from trainer.data.preference_pairs import find_columns, local_path, noted_types, parquet_columns
+from trainer.data.preference_pairs import find_columns, local_path, parquet_columns, recorded_types
 from trainer.data.raw_rows import left_out, no_rows, no_text, rows_of_jsonl, why_broken
 from trainer.data.trl_formats import Row, Turn, UnusableRow, read_row, without_nulls
 from trainer.errors import DataError
@@ -157,8 +157,8 @@ def _rows_of_parquet(path: Path, source: Source) -> Iterator[tuple[str, dict[str
         columns = find_columns(names, source)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"can't read {path} as parquet: {error}") from error
-    noted = noted_types(path, file.schema_arrow.metadata or {})
-    if not all(_as_it_is(noted.get(name)) for name in columns.values()):
+    recorded = recorded_types(path, file.schema_arrow.metadata or {})
+    if not all(_as_it_is(recorded.get(name)) for name in columns.values()):
         return None
     return _parquet_rows(file, path, columns)
 
@@ -177,10 +177,10 @@ def _parquet_rows(file: Any, path: Path, columns: dict[str, str]) -> Iterator[tu
         raise DataError(f"{path} can't be read behind row {number}: {error}", "rewrite the file") from error
 
 
-def _as_it_is(noted: Any) -> bool:
+def _as_it_is(recorded: Any) -> bool:
     """Are a column's values the same as in the file, by the type that `datasets` recorded?"""
-    if isinstance(noted, list):
-        return all(map(_as_it_is, noted))
-    if isinstance(noted, dict):
-        return noted.get("_type", "Value") in PLAIN_TYPES and all(map(_as_it_is, noted.values()))
+    if isinstance(recorded, list):
+        return all(map(_as_it_is, recorded))
+    if isinstance(recorded, dict):
+        return recorded.get("_type", "Value") in PLAIN_TYPES and all(map(_as_it_is, recorded.values()))
     return True

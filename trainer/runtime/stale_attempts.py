@@ -22,7 +22,7 @@ UNLOCKED_KEPT_S = 86400.0
 
 def release(folder: Path, *, keep_texts: bool = False) -> None:
     """Remove the folder of an attempt that is over, optionally keeping its text files."""
-    owner_locks.let_go(folder)
+    owner_locks.release(folder)
     _remove(folder, keep_texts=keep_texts)
 
 

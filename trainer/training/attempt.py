@@ -1,4 +1,4 @@
-"""The training itself, on every rank: build, restore, train, save, export. Reads top to bottom as the story."""
+"""An attempt on every rank, from top to bottom: build, restore, train, save, export."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from trainer.training.inputs import Inputs, prepare_inputs, settle_arguments
 
 
 def run_attempt(context: AttemptContext, prefetch: Prefetch, shared_prefetch: Prefetch) -> Outcome:
-    """Do the attempt and return how it ended.
+    """Run the attempt and return how it ended.
 
-    `prefetch` is of this rank's shard, `shared_prefetch` of the one with the weights. Raises `NotusError`.
+    `prefetch` has this rank's shard, `shared_prefetch` the one with the weights. Raises `NotusError`.
     """
     arguments, setup = settle_arguments(context)
     saver = start_saver(context.claim, context.recipe.saves, setup.device)

@@ -1,4 +1,4 @@
-"""Builds the trainer and everything that works with it. Nothing here changes afterwards."""
+"""Builds the trainer and everything that it works with. Nothing here changes afterwards."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Components:
     hooks: AttemptHooks
     decision: SaveDecision
     as_loaded: dict[str, Any]
-    """Settings of the base model's configuration that differ while it is trained."""
+    """Settings of the base model's configuration that differ during training."""
 
 
 def build(
@@ -113,7 +113,7 @@ def _build_trainer(
 def _reference_cache(
     context: AttemptContext, inputs: Inputs, setup: DeviceSetup, rows: Any, batch: int
 ) -> ReferenceCache:
-    """The run's own: its key names all that decides the values, but not how many processes compute them."""
+    """The run's cache. Its key covers everything that determines the values, but not the number of processes."""
     context.announce("reference log-probs")
     identity = {
         "model": context.recipe.model.model_dump(mode="json"),
@@ -139,7 +139,7 @@ def _settle_model(context: AttemptContext, inputs: Inputs, trainer: NotusDPOTrai
         check_tied(folder, model.config.to_dict(), read_headers(folder))
     repair_generation_config(model, name)
     as_loaded: dict[str, Any] = dict(settle_dropouts(model, recipe.lora))
-    if inputs.use_cache is not None:  # the Trainer switches it off, and a model that is used has it
+    if inputs.use_cache is not None:  # the Trainer disables it, but the exported model needs it
         as_loaded["use_cache"] = inputs.use_cache
     if recipe.lora is not None:
         from trainer.model.lora import name_base

@@ -1,4 +1,4 @@
-"""What an attempt trains with, settled and checked before the model is loaded: device, base model, token ids, identity.
+"""Settles and checks what an attempt trains with before the model is loaded: device, base model, token ids, identity.
 
 Collective: every rank calls these functions, in the same order.
 """
@@ -38,19 +38,19 @@ from trainer.training.context import AttemptContext
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What decides the result of an attempt."""
+    """What determines the result of an attempt."""
 
     model_name: str
     """The base model's name on the Hub, or its folder."""
     use_cache: bool | None
-    """As the base model's configuration has it; None if it has none."""
+    """The value in the base model's configuration; None if it has none."""
     tokenizer: Any
     pairs: Pairs
     fingerprint: dict[str, Any]
 
 
 def settle_arguments(context: AttemptContext) -> tuple[DPOConfig, DeviceSetup]:
-    """Return TRL's settings, and what is computed on. Creating the settings starts the process group."""
+    """Return TRL's settings, and the device. Creating the settings starts the process group."""
     # First, because setting up the device creates DeepSpeed's process group, which needs a compiler.
     if not context.ops.install() and compiles_operators(context.recipe):
         context.announce("compiling", lambda: compiled_in(Path(os.environ[BUILD_FOLDER])))
@@ -109,7 +109,7 @@ def _base_model(context: AttemptContext) -> str:
 
 
 def _tokenizer_and_config(context: AttemptContext, model_name: str) -> tuple[Any, Any]:
-    """Those of the base model; whatever doesn't fit the recipe is refused before the weights are loaded."""
+    """The base model's tokenizer and config; a misfit with the recipe is refused before the weights are loaded."""
     recipe = context.recipe
     name = recipe.model.name
     with translated_errors("the tokenizer of", name, "model.name"):
@@ -125,7 +125,7 @@ def _tokenizer_and_config(context: AttemptContext, model_name: str) -> tuple[Any
 
 
 def _prepare_pairs(context: AttemptContext, tokenizer: Any) -> Pairs:
-    """From the bucket, or made by rank 0 for all: they are on one machine."""
+    """The pairs, from the bucket or made by rank 0 for all ranks, which are on one machine."""
     tokens = context.tokens
     key, is_new = "", False
     if dist.get_rank() == 0:
@@ -154,7 +154,7 @@ def _identify_base(context: AttemptContext, model_name: str) -> Base:
 
 
 def _check_pins(context: AttemptContext, identity: dict[str, Any]) -> None:
-    """Is this still the run that its first attempt began?"""
+    """Check that this is still the run that its first attempt began."""
     error: NotusError | None = None
     if dist.get_rank() == 0:
         try:

@@ -316,8 +316,8 @@ BAD_DATA = Outcome(kind="user_error", message="no rows", hint="add some")
         ({0: DONE, 1: DONE}, "finished", ""),
         ({0: CRASH, 1: BAD_DATA}, "user_error", "no rows"),
         ({0: DONE, 1: CRASH}, "failed", "rank 1: RuntimeError: connection closed by peer"),
-        ({0: CRASH}, "failed", "rank 1 died without a word (torchrun ended with 1); rank 0: RuntimeError"),
-        ({}, "failed", "rank 0, 1 died without a word"),
+        ({0: CRASH}, "failed", "rank 1 died without reporting an error (torchrun exited with 1); rank 0: RuntimeError"),
+        ({}, "failed", "rank 0, 1 died without reporting an error"),
         ({1: Outcome(kind="fenced", message="taken over")}, "fenced", "taken over"),
     ],
 )
