@@ -7,7 +7,8 @@ tool call, the row is unusable (TRL would train on the rest).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
@@ -44,7 +45,7 @@ def render_row(row: Row, tokenizer: PreTrainedTokenizerBase, system: str | None 
         _render(tokenizer, prompt + rejected, **more),
     )
     for turns, text in ((prompt + chosen, rendered.chosen), (prompt + rejected, rendered.rejected)):
-        for what in _dropped(turns, row.tools or [], text):
+        for what in _dropped(tokenizer, turns, text, more):
             raise UnusableRow(f"the model's chat template drops {what}", "use a model whose template renders them")
     return rendered
 
@@ -94,15 +95,54 @@ def _render(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], **more: Any) 
         ) from error
 
 
-def _dropped(turns: list[Turn], tools: list[Any], text: str) -> Iterator[str]:
+def _dropped(
+    tokenizer: PreTrainedTokenizerBase, turns: list[Turn], text: str, more: Mapping[str, Any]
+) -> Iterator[str]:
     """The parts of a conversation that are missing in its text. A template may drop the assistant's thoughts."""
-    for turn in turns:
-        if turn["role"] != "assistant" and turn.get("content", "").strip() not in text:
-            yield f"turns of role {turn['role']}"
-        if not all(name in text for name in _function_names(turn.get("tool_calls") or [])):
-            yield "tool calls"
-    if not all(name in text for name in _function_names(tools)):
+    if not all(name in text for name in _function_names(more.get("tools") or [])):
         yield "the tools"
+    if all(_is_plainly_there(turn, text) for turn in turns):
+        return
+    marked, marks = _marked(turns)
+    try:
+        shown = _render(tokenizer, marked, **more)
+    except UnusableRow:  # the template looks into what was marked, so it doesn't drop it
+        return
+    for mark, what in marks.items():
+        if mark not in shown:
+            yield what
+
+
+def _is_plainly_there(turn: Turn, text: str) -> bool:
+    """Is a turn in the text as it is? Templates escape some, and the same function may be called twice."""
+    if turn.get("tool_calls"):
+        return False
+    return turn["role"] == "assistant" or turn.get("content", "").strip() in text
+
+
+def _marked(turns: list[Turn]) -> tuple[list[Turn], dict[str, str]]:
+    """The turns with a mark in the place of each part that must not get lost, and what each mark stands for.
+
+    The assistant's text counts only beside a call: elsewhere a template may cut its thoughts.
+    """
+    marks: dict[str, str] = {}
+
+    def mark(what: str) -> str:
+        marks[made := f"notusmark{len(marks):06d}x"] = what
+        return made
+
+    marked = []
+    for turn in turns:
+        changed = copy.deepcopy(turn)
+        calls = changed.get("tool_calls") or []
+        if turn.get("content", "").strip() and (turn["role"] != "assistant" or calls):
+            changed["content"] = mark(
+                "the assistant's text beside a tool call" if calls else f"turns of role {turn['role']}"
+            )
+        for call in calls:
+            call.get("function", call)["name"] = mark("tool calls")
+        marked.append(changed)
+    return marked, marks
 
 
 def _function_names(described: list[Any]) -> list[str]:

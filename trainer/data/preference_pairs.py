@@ -105,7 +105,7 @@ def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError) as error:  # also for a number of 5,000 digits, or 1,000 brackets
             problem = getattr(error, "msg", error)
             raise DataError(f"{path}:{number}: not JSON: {problem}", "write one JSON object per line") from error
@@ -115,6 +115,15 @@ def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
     if not count:
         raise DataError(f"{path} has no rows", "write one JSON object per line")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that is there twice Python would silently keep the last value."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has the key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return made
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -27,7 +27,9 @@ def rows_of_jsonl(path: Path, source: Source) -> Iterator[tuple[str, dict[str, A
     for number, row in numbered_jsonl(path):
         columns = columns or find_columns(list(row), source)
         later = {name: name for name in (*PARTS, *FOR_TEMPLATE) if name in row}  # the first row may lack them
-        yield f"{path.name}:{number}", {ours: row.get(theirs) for ours, theirs in {**later, **columns}.items()}
+        named = {**later, **columns}.items()
+        # A key that a row lacks is left out: an implicit prompt is one, an empty prompt isn't.
+        yield f"{path.name}:{number}", {ours: row[theirs] for ours, theirs in named if theirs in row}
 
 
 def no_rows(source: Source) -> DataError:

@@ -80,8 +80,10 @@ def _from_texts(prompt: str | list[Turn], chosen: str, rejected: str) -> Row:
         return Row(prompt, _as_answer(chosen), _as_answer(rejected))
     if not prompt:
         prompt, chosen, rejected = _split(chosen, rejected)
-        if not (prompt.strip() and chosen.strip() and rejected.strip()):
+        if not prompt.strip():
             raise UnusableRow("there is no prompt, and the answers have no beginning in common")
+        if not (chosen.strip() and rejected.strip()):
+            raise UnusableRow("there is no prompt, and after what the answers have in common one of them is empty")
         return Row(prompt, chosen, rejected, plain=True)
     return Row(prompt, chosen, rejected)
 
@@ -90,7 +92,7 @@ def _from_turns(prompt: str | list[Turn], chosen: list[Turn], rejected: list[Tur
     if prompt and _begins(chosen, prompt) and _begins(rejected, prompt):  # the answers repeat it
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     elif not prompt or (isinstance(prompt, str) and chosen[0]["role"] != "assistant"):
-        length = _common(chosen, rejected)
+        length = _implicit(chosen, rejected)
         prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
     if not prompt:
         raise UnusableRow("there is no prompt, and the answers have no turns in common")
@@ -135,15 +137,20 @@ def _as_answer(answer: str | list[Turn]) -> list[Turn]:
 
 def _split(chosen: str, rejected: str) -> tuple[str, str, str]:
     """Split at the first difference, or before the space that precedes it, as TRL's `extract_prompt` does."""
-    length = _common(chosen, rejected)
-    if length and chosen[length - 1] == " ":
+    length = _implicit(chosen, rejected)
+    if length and chosen[length - 1] == " " and chosen[length : length + 1] != rejected[length : length + 1]:
         length -= 1
     return chosen[:length], chosen[length:], rejected[length:]
 
 
-def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many leading elements are the same."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _implicit(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """The length of an implicit prompt: up to the first difference.
+
+    If one answer begins with the whole of the other, the last common element stays with the answers, as in TRL's
+    `extract_prompt`.
+    """
+    shorter = min(len(one), len(other))
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), max(0, shorter - 1))
 
 
 # --- values -----------------------------------------------------------------------------------------

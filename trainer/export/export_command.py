@@ -134,13 +134,15 @@ def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, fold
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from trainer.model.base_files import POSITIONS
     from trainer.model.builtin_models import make_base_model
+    from trainer.model.generation_config import loadable_generation_config, repair_generation_config
 
     model = recipe["model"]
     name = make_base_model(model["name"], work)
     revision = base_revision(base_of_run, model.get("revision"))
     check_base(base_of_run, identify_base(name, revision))
-    with translated_errors("the base model", name, "model.name"):
+    with translated_errors("the base model", name, "model.name"), loadable_generation_config(name):
         stored = AutoConfig.from_pretrained(name, revision=revision).dtype
         base = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32)
     if model["dtype"] != "auto":
@@ -148,7 +150,8 @@ def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, fold
     both = PeftModel.from_pretrained(base, adapter)
     both.eval()
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, base.config.vocab_size, (1, PROBE_TOKENS), generator=generator)
+    length = min([PROBE_TOKENS, *(most for key in POSITIONS if (most := getattr(base.config, key, 0)))])
+    ids = torch.randint(0, base.config.vocab_size, (1, length), generator=generator)
     with torch.no_grad():
         with both.disable_adapter():
             untrained = both(input_ids=ids).logits
@@ -167,6 +170,7 @@ def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, fold
         stored = torch.float32
     else:
         logger.info("rounded to %s the merged model keeps %.0f %% of what was trained", stored, 100 * min(kept, 1.0))
+    repair_generation_config(merged, name)
     merged.to(stored).save_pretrained(folder, max_shard_size=SHARD)
     AutoTokenizer.from_pretrained(adapter).save_pretrained(folder)
 

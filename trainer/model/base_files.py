@@ -7,7 +7,10 @@ fix.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +23,19 @@ from trainer.config.recipe import BUILTIN, Recipe
 from trainer.model.tied_embeddings import check_tied
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
+JSON_FILES = (CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+"""A `generation_config.json` isn't among them: it is repaired."""
+DTYPE_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "U8", "BOOL"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
+"""The dtypes of safetensors 0.6, and the bits of an element."""
+PICKLE = b"\x80"
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
 POSITIONS = ("max_position_embeddings", "n_positions")
 """Keys of a `config.json` for a model's longest sequence. Models without them have no such limit (ALiBi)."""
@@ -44,18 +60,41 @@ def check_local_base(recipe: Recipe) -> None:
 
 def check_files(folder: Path) -> None:
     """Check that a model's files are complete, by their headers and sizes. Raises `UserError` naming the file."""
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        with path.open("rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise UserError(
-                    f"{path} is a Git LFS pointer and not the file itself",
-                    "run git lfs pull in its folder",
-                )
-        if path.suffix == ".safetensors":
-            read_header(path)
-        elif path.suffix == ".bin" and path.name.startswith("pytorch_model") and not _is_whole_pickle(path):
-            raise UserError(f"{path} is truncated, or not a file of torch.save", AGAIN)
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            _check_file(path)
+        elif path.suffix in (".safetensors", ".json"):
+            what = "a folder" if path.is_dir() else f"a link to {os.path.realpath(path)}, which doesn't exist"
+            raise UserError(f"{path} is {what}", AGAIN)
+    if (folder / ADAPTER).exists():
+        raise UserError(
+            f"{folder} has adapters beside the weights ({ADAPTER}), and a base model is one set of weights",
+            "merge them first (peft's merge_and_unload), or remove that file and the adapters' weights",
+        )
     _check_shards(folder)
+
+
+def _check_file(path: Path) -> None:
+    """Check one file by its header, its size, or its syntax. Raises `UserError`."""
+    with _readable(path), path.open("rb") as file:
+        pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    if pointer:
+        raise UserError(f"{path} is a Git LFS pointer and not the file itself", "run git lfs pull in its folder")
+    if path.suffix == ".safetensors":
+        read_header(path)
+    elif path.suffix == ".bin" and path.name.startswith("pytorch_model") and not _is_whole_pickle(path):
+        raise UserError(f"{path} is truncated, or not a file of torch.save", AGAIN)
+    elif path.name in JSON_FILES:
+        _read_json(path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises `UserError` if the file can't be read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}", AGAIN) from error
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -63,21 +102,38 @@ def read_header(path: Path) -> dict[str, Any]:
 
     Raises `UserError` for a file that is truncated or not a safetensors file.
     """
-    size = path.stat().st_size
+    with _readable(path):
+        size = path.stat().st_size
     try:
-        with path.open("rb") as file:
+        with _readable(path), path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > size:
                 raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
             header = json.loads(file.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        end = 8 + length + _end_of_data(tensors)
     except (ValueError, struct.error, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise UserError(f"{path} is not a complete safetensors file: {error}", AGAIN) from error
     if size != end:
         what = "truncated" if size < end else "longer than its tensors"
         raise UserError(f"{path} is {what}: it has {size:,} bytes, but its header gives {end:,}", AGAIN)
     return tensors
+
+
+def _end_of_data(tensors: Mapping[str, Any]) -> int:
+    """Where the last tensor ends, counted from the first. Raises `ValueError` if they don't follow each other."""
+    end = 0
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, after = entry["data_offsets"]
+        bits = DTYPE_BITS.get(entry["dtype"])
+        if bits is None:
+            raise ValueError(f"{name} has the unknown dtype {entry['dtype']}")
+        if begin != end:
+            raise ValueError(f"{name} begins at byte {begin:,}, and the tensor before it ends at {end:,}")
+        if (after - begin) * 8 != bits * math.prod(entry["shape"]):
+            raise ValueError(f"{name} has {after - begin:,} bytes, which is not its dtype times its shape")
+        end = after
+    return end
 
 
 def read_headers(folder: Path) -> dict[Path, dict[str, Any]]:
@@ -88,7 +144,8 @@ def read_headers(folder: Path) -> dict[Path, dict[str, Any]]:
 def _is_whole_pickle(path: Path) -> bool:
     """torch.save writes a zip file, whose list of contents is at its end; before 2020 a pickle without one."""
     with path.open("rb") as file:
-        return not file.read(4).startswith(b"PK") or zipfile.is_zipfile(path)
+        first = file.read(4)
+    return zipfile.is_zipfile(path) if first.startswith(b"PK") else first.startswith(PICKLE)
 
 
 def _check_shards(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import GenerationConfig
@@ -30,10 +32,36 @@ def repair_generation_config(model: Any, name: str) -> None:
     model.generation_config = repaired
 
 
+@contextlib.contextmanager
+def loadable_generation_config(name: str) -> Iterator[None]:
+    """Inside this context, a `generation_config.json` that can't even be loaded counts as missing.
+
+    transformers then derives the settings from config.json. It validates some values when it reads them, and a file
+    with several return sequences, for example, would keep a model from being loaded that is only trained.
+    """
+    own = GenerationConfig.__dict__["from_pretrained"]
+
+    def tolerant(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return own.__get__(None, cls)(*args, **kwargs)
+        except OSError:
+            raise
+        except Exception as error:
+            logger.warning("generation_config.json of %s can't be read, using config.json instead: %s", name, error)
+            raise OSError(str(error)) from error
+
+    GenerationConfig.from_pretrained = classmethod(tolerant)
+    try:
+        yield
+    finally:
+        GenerationConfig.from_pretrained = own
+
+
 def _can_end(settings: GenerationConfig, config: Any) -> bool:
     """Can the model generate each token that ends an answer?"""
     rows, ends = embedding_rows(config.to_dict()), settings.eos_token_id
-    return rows is None or all(end < rows for end in (ends if isinstance(ends, list) else [ends or 0]))
+    every = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    return all(isinstance(end, int) and (rows is None or end < rows) for end in every)
 
 
 def _can_be_written(settings: GenerationConfig) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import Any
 
 from transformers import modeling_utils
@@ -17,7 +18,8 @@ from checkpoints.errors import UserError
 from trainer.model.base_files import first_names
 
 MOST_NAMES = 4
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+BUFFERS = (r"rotary_emb\.inv_freq$", r"\.(attn|attention|self_attn)\.(masked_)?bias$", r"num_batches_tracked$")
+"""Tables that older versions of transformers stored with the weights, and now compute."""
 
 
 @contextlib.contextmanager
@@ -54,10 +56,12 @@ def refuse_incomplete(name: str, model: Any, info: Any) -> None:
             f"the weights of {name} lack {first_names(info.missing_keys, MOST_NAMES)}: {_why(model, info)}",
             "save the model again with save_pretrained, with a matching config.json",
         )
-    if cut := _of_cut_layers(model, info.unexpected_keys):
+    if dropped := _without_a_place(model, info.unexpected_keys):
         raise UserError(
-            f"the weights of {name} have more than its config.json: {first_names(cut, MOST_NAMES)} would be left out",
-            "correct the number of layers in config.json (num_hidden_layers)",
+            f"the weights of {name} have more than its config.json: {first_names(dropped, MOST_NAMES)} would be left "
+            "out",
+            "use config.json and weights of the same model (num_hidden_layers, attention_bias, quantization_config); "
+            "adapters have to be merged into the weights first",
         )
 
 
@@ -72,15 +76,24 @@ def _why(model: Any, info: Any) -> str:
     return "they would be random numbers"
 
 
-def _of_cut_layers(model: Any, unexpected: Iterable[str]) -> list[str]:
-    """Unexpected tensors whose names differ from the model's only in a layer's number."""
-    ignored = "|".join(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
-    patterns = {_NUMBER.sub("*", key) for key in model.state_dict()}
+def _without_a_place(model: Any, unexpected: Iterable[str]) -> list[str]:
+    """Unexpected tensors of modules that the model has: more layers, biases, scales of quantized weights, adapters.
+
+    Others belong to modules of their own, such as a value head or a vision tower, and don't change what the rest
+    computes.
+    """
+    ignored = "|".join((*BUFFERS, *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())))
+    modules = {key for key, module in model.named_modules() if "." in key or not any(module.children())}
+    modules.discard("")
     return [
         key
         for key in unexpected
-        if "." in key and _NUMBER.sub("*", key) in patterns and not (ignored and re.search(ignored, key))
+        if not re.search(ignored, key) and any(parent in modules for parent in accumulate(key.split(".")[:-1], _join))
     ]
+
+
+def _join(parent: str, child: str) -> str:
+    return f"{parent}.{child}"
 
 
 def _more(count: int) -> str:

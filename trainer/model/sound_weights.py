@@ -5,6 +5,7 @@ What a broken download or a failed run leaves behind has all names and shapes, s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,18 +19,25 @@ ADAPTERS = "lora_"
 """Part of the names of weights that aren't loaded: adapters start as zeros."""
 
 
+ZERO_CENTRED = ("gemma", "recurrent_gemma", "t5gemma", "vaultgemma", "qwen3_next", "qwen3_5")
+"""Kinds of models whose norms multiply by 1 + weight, so that zeros are a beginning and not a hole."""
+_SCALE = re.compile(r"norm[^.]*\.weight$|ln_[^.]*\.weight$")
+"""Scales of norms: zeros would make everything after them zero."""
+
+
 def check_weights(model: torch.nn.Module, name: str) -> None:
-    """Raises `UserError` if `model`, loaded from `name`, has NaN or infinite weights, or an all-zero matrix.
+    """Raises `UserError` if `model`, loaded from `name`, has NaN or infinite weights, or an all-zero matrix or norm.
 
     Reads every weight once. Collective: under ZeRO-3 each rank checks its share.
     """
     broken: set[str] = set()
     empty: set[str] = set()
+    ones = not str(getattr(getattr(model, "config", None), "model_type", "")).startswith(ZERO_CENTRED)
     for key, is_matrix, values in _weights(model):
         low, high = (float(bound) for bound in torch.aminmax(values)) if values.numel() else (0.0, 0.0)
         if not abs(high - low) < float("inf"):  # NaN, too
             broken.add(key)
-        elif is_matrix and low == high == 0:
+        elif low == high == 0 and (is_matrix or (ones and _SCALE.search(key))):
             empty.add(key)
     by_rank = gather((broken, empty))
     if found := set.union(*(mine for mine, _ in by_rank)):

@@ -22,7 +22,7 @@ from trainer.metrics.throughput import Meter, speedometer
 from trainer.model.base_files import read_headers
 from trainer.model.base_identity import folder_of
 from trainer.model.dropout import settle_dropouts
-from trainer.model.generation_config import repair_generation_config
+from trainer.model.generation_config import loadable_generation_config, repair_generation_config
 from trainer.model.load_report import complete_weights
 from trainer.model.sound_weights import check_weights
 from trainer.model.tied_embeddings import check_tied
@@ -98,7 +98,7 @@ def _build_trainer(
 
         peft_config = peft_settings(context.recipe.lora)
     name = context.recipe.model.name
-    with translated_errors("the model", name, "model.name"), complete_weights(name):
+    with translated_errors("the model", name, "model.name"), complete_weights(name), loadable_generation_config(name):
         return NotusDPOTrainer(
             model=inputs.model_name,
             args=arguments,
