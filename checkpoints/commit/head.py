@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from checkpoints.commit.head_recovery import Remains, find_remains
 from checkpoints.commit.retention import Commit, Retention, Score
@@ -66,14 +66,14 @@ class SetAside(Record):
     size_bytes: int = Field(default=0, ge=0, description="0 = not known")
     fault: str
     found_by: int = Field(ge=1, description="the attempt that found the damage")
-    found_at: datetime
+    found_at: AwareDatetime
 
 
 class Tombstone(Record):
     """A checkpoint that was removed from `commits`; its objects are deleted later (`garbage_collection.expired`)."""
 
     commit: Commit
-    until: datetime = Field(description="by the writer's clock: for people, and for older versions")
+    until: AwareDatetime = Field(description="by the writer's clock: for people, and for older versions")
 
 
 class Head(Record):
@@ -83,7 +83,7 @@ class Head(Record):
     epoch: int = Field(ge=1, description="fencing token: grows by one with each claim; also the attempt's number")
     writer: Writer
     nonce: str = Field(description="new with each write: distinguishes our own success from another writer's")
-    lease_until: datetime = Field(
+    lease_until: AwareDatetime = Field(
         description="by the writer's clock: for people, and for older versions; 1970 = released"
     )
     commits: tuple[Commit, ...] = Field(default=(), description="newest first")

@@ -19,9 +19,9 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from checkpoints.commit.head import read_head
 from checkpoints.commit.retention import Commit
@@ -45,7 +45,7 @@ class Reader(Record):
 
     version: int = 1
     manifests: tuple[Key, ...]
-    until: datetime = Field(description="by the reader's clock: new with each renewal, and for people")
+    until: AwareDatetime = Field(description="by the reader's clock: new with each renewal, and for people")
     host: str
     pid: int
 

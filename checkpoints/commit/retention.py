@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from checkpoints.records.manifest import Key, Record, Sha256
 
@@ -25,7 +24,7 @@ class Commit(Record):
     manifest: Key
     sha256: Sha256
     size_bytes: int = Field(ge=0)
-    committed_at: datetime
+    committed_at: AwareDatetime
     pinned: bool = Field(default=False, description="a user wants to keep it")
     score: Score | None = Field(default=None, description="from its evaluation")
 

@@ -106,7 +106,8 @@ def _final_files(store: Store, events: Iterable[Event]) -> _FolderHashes:
     except CorruptCheckpoint as error:
         return _FolderHashes(exported[-1].files if exported else None, fault=error.message)
     if listed is not None:
-        return _FolderHashes(listed.files)
+        changed = bool(exported) and exported[-1].files != listed.files
+        return _FolderHashes(listed.files, fault="differs from the diary's record of the export" if changed else "")
     if exported:
         return _FolderHashes(exported[-1].files)
     return _FolderHashes(None, unread="not checked: an interrupted export; the run's next attempt rewrites it")
@@ -152,6 +153,8 @@ def _missing(entries: Mapping[str, Entry], head: Head, events: list[Event]) -> l
         found.append(Finding(RUN_KEY, fault="is missing: the run is no longer found in its bucket"))
     if PINS_KEY not in entries and RUN_KEY in entries and list_key(MODEL) in entries:
         found.append(Finding(PINS_KEY, fault="is missing: its next attempt compares itself with the newest checkpoint"))
+    if list_key(FINAL) not in entries and of_kind(events, Exported):
+        found.append(Finding(list_key(FINAL), unread=f"is missing: {FINAL}/ is checked by the hashes in the diary"))
     started = of_kind(events, AttemptStarted)
     if head.commits and started:  # a custom training loop writes no diary and no metrics
         processes = {event.attempt: payload.processes for event, payload in started}

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 import xxhash
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from checkpoints.errors import CorruptCheckpoint, InvalidName
 from checkpoints.util.keys import check_key
@@ -95,7 +94,7 @@ class Manifest(Record):
     step: int = Field(ge=0, description="optimizer steps done")
     epoch: int = Field(ge=1, description="fencing token of the writer: the attempt that saved it")
     world_size: int = Field(ge=1)
-    created_at: datetime
+    created_at: AwareDatetime
     reason: str = Field(description="why it was saved: interval, epoch, stop, final")
     fingerprint: dict[str, Any] = Field(description="what has to be equal for an exact resume")
     shards: tuple[ShardRef, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +22,8 @@ from checkpoints.storage.filesystem import FolderStore
 from checkpoints.util.parallel import parallel_map
 
 CONCURRENCY = 4
+
+logger = logging.getLogger(__name__)
 
 
 def pull(
@@ -65,8 +67,12 @@ def pull(
 def _copy_records(store: Store, target: FolderStore) -> None:
     """Copy the records of the run's identity, if any: a run without the trainer has neither."""
     for key in (RUN_KEY, PINS_KEY):
-        with contextlib.suppress(ObjectMissing):
+        try:
             _copy_record(store, target, key)
+        except ObjectMissing:
+            pass
+        except CorruptCheckpoint as error:  # the checkpoint is complete without it
+            logger.warning("%s: left out", error.message)
 
 
 def _copy_record(store: Store, target: FolderStore, key: str) -> None:

@@ -18,7 +18,7 @@ from checkpoints.records.manifest import Chunk, Manifest, ShardIndex
 from checkpoints.records.verified_reads import reread
 from checkpoints.snapshot.shared_memory import open_shared
 from checkpoints.snapshot.snapshot import Buffer, HostBuffer
-from checkpoints.snapshot.state_tree import LeafReader, decode, tensor_from
+from checkpoints.snapshot.state_tree import LeafReader, check_leaf, decode, tensor_from
 from checkpoints.storage.base import Store
 from checkpoints.util.parallel import parallel_map
 
@@ -66,6 +66,19 @@ def decoded(index: ShardIndex, data: memoryview) -> dict[str, Any]:
         return tensor_from(record.kind, record.dtype, record.shape, part)
 
     return decode_trees(index, read)
+
+
+def check_trees(index: ShardIndex) -> None:
+    """Check that a restore could build every tree and tensor of an index, without torch and without their bytes.
+
+    Raises `CorruptCheckpoint`.
+    """
+
+    def check(number: int) -> None:
+        record = index.tensors[number]
+        check_leaf(record.kind, record.dtype, record.shape, record.size_bytes)
+
+    decode_trees(index, check, plain=True)
 
 
 def decode_trees(index: ShardIndex, read: LeafReader, *, plain: bool = False) -> dict[str, Any]:
@@ -154,7 +167,7 @@ def verify(store: Store, commit: Commit, progress: Callable[[int], None] = lambd
         data = buffer.reserve(index.size_bytes)
         _fetch(store, index, data)
         _check_tensors(index, data)
-        decode_trees(index, index.tensors.__getitem__, plain=True)  # what does not decode cannot be restored
+        check_trees(index)
         progress(ref.size_bytes)
     return manifest
 

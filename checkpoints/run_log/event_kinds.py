@@ -394,7 +394,7 @@ class Notice(AtStep):
 
     source: str
     """A cloud (`gcp`, `aws`), `file`, a request (`stop`, `move`), `user`, or a signal's name."""
-    deadline: Annotated[datetime, _AS_TEXT] | None = None
+    deadline: Moment | None = None
     """When the machine will be gone, as its source put it."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from pydantic import Field, ValidationInfo, field_validator, model_serializer
+from pydantic import AwareDatetime, Field, ValidationInfo, field_validator, model_serializer
 
 from checkpoints.errors import CorruptCheckpoint, NotusError
 from checkpoints.records.manifest import Record
@@ -39,7 +39,7 @@ class Event(Record):
     """One thing that happened. In the bucket the payload is called `data`, see `event_kinds`."""
 
     version: Literal[1] = 1
-    time: datetime
+    time: AwareDatetime
     id: str
     kind: str
     attempt: int = Field(ge=0, description="0 = the launcher, before the first attempt")

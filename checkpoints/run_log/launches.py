@@ -13,10 +13,9 @@ import re
 import socket
 import uuid
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from checkpoints.errors import AlreadyExists, StoreError
 from checkpoints.records.manifest import Record
@@ -39,7 +38,7 @@ class Launch(Record):
     id: str = Field(description="of this record: two concurrent launchers never write the same bytes")
     submission: str = Field(description="id that travels with the job (NOTUS_SUBMISSION); '' = plain `sky jobs launch`")
     job: str = Field(default="", description="SkyPilot's job, if it came without a number and took this one itself")
-    time: datetime
+    time: AwareDatetime
     host: str = Field(description="where it was launched from, see `this_host`")
 
 

@@ -20,6 +20,8 @@ from checkpoints.util.parallel import parallel_map
 logger = logging.getLogger(__name__)
 
 CONCURRENCY = 16
+MOST_RANKS = 4096
+"""Checked for missing metrics; an attempt with more of them is damaged, or hostile."""
 METRICS = re.compile(r"metrics/a(\d+)-r(\d+)-s(\d+)-(\d+)\.jsonl")
 """Attempt, rank, first and last step."""
 
@@ -68,11 +70,22 @@ def _parse_lines(store: Store, key: str) -> list[dict[str, Any]]:
     try:
         *lines, last = [json.loads(line) for line in store.get(key).data.splitlines()]
         good = last[CHECK] == checksum(lines)
-    except (ValueError, KeyError, TypeError) as error:
+        whole = all(_is_line(line) for line in lines)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptCheckpoint(f"{store.url}/{key} is not a file of metrics") from error
     if not good:
         raise CorruptCheckpoint(f"{store.url}/{key} differs from its checksum")
+    if not whole:
+        raise CorruptCheckpoint(f"{store.url}/{key} has a line that is not a step's metrics")
     return lines
+
+
+def _is_line(line: Any) -> bool:
+    """Has a line what every reader takes for granted?"""
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return False
+    numbers = (line.get("seconds", 0.0), line.get("stalled_s", 0.0))
+    return all(isinstance(number, int | float) for number in numbers) and isinstance(line.get("losses_hex", []), list)
 
 
 def damaged_metrics(store: Store, entries: Iterable[Entry]) -> dict[str, str]:
@@ -98,7 +111,7 @@ def missing_metrics(keys: Iterable[str], processes: Mapping[int, int], step: int
     """
     matches = [tuple(map(int, match.groups())) for key in keys if (match := METRICS.fullmatch(key))]
     missing = []
-    for rank in range(max(1, *processes.values())):
+    for rank in range(min(MOST_RANKS, max(1, *processes.values()))):
         has = {n for _, of, first, last in matches if of == rank for n in range(first, last + 1)}
         due = {
             n

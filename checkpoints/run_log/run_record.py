@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
-from checkpoints.errors import CorruptCheckpoint, UserError
+from checkpoints.errors import CorruptCheckpoint, ObjectMissing, UserError
 from checkpoints.records.manifest import Record
 from checkpoints.records.verified_reads import read_if_there
 from checkpoints.records.write_once import put_once
@@ -35,7 +35,7 @@ class RunRecord(Record):
 
     version: Literal[1] = 1
     name: str
-    created_at: datetime
+    created_at: AwareDatetime
     recipe_name: str
     recipe: dict[str, Any] = Field(description="the whole recipe, as it was validated")
     identity: dict[str, Any] = Field(description="the part of it that determines the numbers")
@@ -46,7 +46,7 @@ class Heartbeat(Record):
     """heartbeat.json: overwritten every few seconds while an attempt is alive."""
 
     attempt: int
-    time: datetime
+    time: AwareDatetime
     phase: str = Field(description="starting, training, saving, exporting, ...")
     step: int = 0
     total_steps: int = 0
@@ -60,7 +60,7 @@ class ControllerBeat(Record):
     """controller.json: overwritten each time the controller checks the run, so that the machine sees it is alive."""
 
     version: Literal[1] = 1
-    time: datetime = Field(description="by the controller's clock; a machine only checks whether it changes")
+    time: AwareDatetime = Field(description="by the controller's clock; a machine only checks whether it changes")
     launch: int = Field(default=0, ge=0, description="how many machines the run has requested")
     price_usd_per_hour: float = Field(default=0.0, ge=0, description="of the machine that is up; 0 = not known")
 
@@ -129,11 +129,16 @@ def list_runs(bucket_url: str) -> list[str]:
 
 
 def is_run(store: Store) -> bool:
-    """Is there a valid run.json, or a damaged one beside events? Other tools may use that file name too."""
+    """Is there a valid run.json, or events beside a damaged one or beside pins? Other tools use that file name too."""
     try:
-        return read_run(store) is not None
+        if read_run(store) is not None:
+            return True
+        store.get(PINS_KEY)  # run.json is missing
+    except ObjectMissing:
+        return False
     except CorruptCheckpoint:
-        return any(store.list("events"))
+        pass
+    return any(store.list("events"))
 
 
 def read_run_if_valid(store: Store) -> RunRecord | None:

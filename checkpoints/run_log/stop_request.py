@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BeforeValidator, ConfigDict, Field
 
 from checkpoints.records.manifest import Record
 from checkpoints.records.verified_reads import read_if_there
@@ -29,7 +28,7 @@ class Request(Record):
 
     version: Literal[1] = 1
     id: str
-    time: datetime
+    time: AwareDatetime
     action: Annotated[
         RequestedAction | Literal["other"], BeforeValidator(words(RequestedAction, otherwise="other"))
     ] = Field(description="stop: save and end the run, whichever attempt reads it. move: save and resume elsewhere")

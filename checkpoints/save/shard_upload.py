@@ -12,8 +12,8 @@ from awscrt.checksums import crc32c
 from checkpoints.errors import CorruptCheckpoint, UserError
 from checkpoints.records.manifest import Chunk, ShardIndex, ShardRef, TensorRecord, parse, sha256
 from checkpoints.records.write_once import put_once
+from checkpoints.restore.shard_restore import check_trees
 from checkpoints.snapshot.snapshot import Snapshot
-from checkpoints.snapshot.state_tree import decode
 from checkpoints.storage.base import Store
 
 CHUNK_BYTES = 64 << 20
@@ -72,10 +72,8 @@ def upload_shard(
 def _check_readable(data: bytes, where: str) -> None:
     """Check that a restore can read what will be committed. Raises `UserError`."""
     try:
-        index = parse(ShardIndex, data, where)
-        for tree in index.trees.values():
-            decode(tree, lambda number: index.tensors[number], plain=True)
-    except (CorruptCheckpoint, ValueError, LookupError, TypeError) as error:
+        check_trees(parse(ShardIndex, data, where))
+    except CorruptCheckpoint as error:
         raise UserError(f"the state can't be read back as it was written: {error}", "save plain data") from error
 
 

@@ -91,7 +91,7 @@ class Plan(NamedTuple):
     def of(cls, trees: dict[str, Any]) -> Plan:
         """Encode `trees` and lay out their tensors. Raises `TypeError` for what can't be stored."""
         leaves: list[Leaf] = []
-        encoded = {name: encode(tree, name, leaves) for name, tree in trees.items()}
+        encoded = {_checked_name(name): encode(tree, name, leaves) for name, tree in trees.items()}
         specs, position = [], 0
         for leaf in leaves:
             specs.append(TensorSpec(leaf.name, leaf.kind, leaf.dtype, leaf.shape, position, leaf.size_bytes))
@@ -142,11 +142,19 @@ def _at_once(leaf: Leaf) -> Leaf:
     return leaf._replace(source=source.clone() if at_once else source)
 
 
+def _checked_name(name: Any) -> str:
+    if type(name) is not str or not name.isprintable():
+        raise TypeError(f"{name!r} can't name a part of a checkpoint: use a printable text")
+    return name
+
+
 def _sample(leaf: Leaf) -> tuple[tuple[int, bytes], ...]:
     """Samples of the start, the middle and the end of a large tensor in host memory."""
     if isinstance(leaf.source, Digest) or leaf.kind == "numpy" or leaf.size_bytes <= AT_ONCE_BYTES:
         return ()
     if leaf.source.device.type != "cpu" or not leaf.source.is_contiguous():
+        return ()
+    if leaf.source.is_conj() or leaf.source.is_neg():  # its memory isn't its value
         return ()
     flat = leaf.source.view(-1).view(sys.modules["torch"].uint8)
     places = (0, leaf.size_bytes // 2, leaf.size_bytes - PIECE_BYTES)

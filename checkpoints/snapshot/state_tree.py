@@ -145,7 +145,7 @@ def _readable(text: str, name: str) -> str:
 
 
 def _encode_numpy(value: Any, name: str, leaves: list[Leaf]) -> Any:
-    if value.dtype.hasobject or value.dtype.names is not None:
+    if value.dtype.hasobject or value.dtype.names is not None or not value.dtype.itemsize:
         raise TypeError(f"{name}: an array of {value.dtype} can't go into a checkpoint")
     if isinstance(value, np.generic):
         return {"$scalar": [value.dtype.str, base64.b64encode(value.tobytes()).decode()]}
@@ -225,10 +225,43 @@ def _decode_tagged(tag: str, content: Any, read: LeafReader, torch: Any) -> Any:
         case "$bytes":
             return base64.b64decode(content)
         case "$size":
-            return torch.Size(content) if torch is not None else tuple(content)
+            sizes = tuple(_whole(item) for item in content)
+            return torch.Size(sizes) if torch is not None else sizes
         case "$dtype":
+            _torch_bits(content)
             return _torch_dtype(torch, content) if torch is not None else content
     raise ValueError(f"unknown tag {tag} in a checkpoint tree: written by a newer version?")
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a size")
+    return value
+
+
+def check_leaf(kind: str, dtype: str, shape: tuple[int, ...], size_bytes: int) -> None:
+    """Raises `ValueError` if no tensor can be built of `size_bytes` bytes as described. Needs no torch."""
+    bits = _torch_bits(dtype) if kind == "torch" else 8 * _numpy_dtype(dtype).itemsize
+    needed = bits * math.prod(_whole(size) for size in shape)
+    if needed != 8 * size_bytes:
+        raise ValueError(f"{shape} of {dtype} are {needed // 8} bytes, not {size_bytes}")
+
+
+_TORCH_BITS = {
+    **dict.fromkeys(("complex128",), 128),
+    **dict.fromkeys(("float64", "double", "int64", "long", "uint64", "complex64"), 64),
+    **dict.fromkeys(("float32", "float", "int32", "int", "uint32", "complex32"), 32),
+    **dict.fromkeys(("float16", "half", "bfloat16", "int16", "short", "uint16"), 16),
+    **dict.fromkeys(("int8", "uint8", "bool", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz"), 8),
+    **dict.fromkeys(("float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2"), 8),
+}
+"""Bits of an element, by torch's name of its dtype."""
+
+
+def _torch_bits(name: Any) -> int:
+    if not isinstance(name, str) or name not in _TORCH_BITS:
+        raise ValueError(f"{name!r} is not a dtype of torch")
+    return _TORCH_BITS[name]
 
 
 def _append(leaves: list[Leaf], name: str, kind: str, dtype: str, source: Any) -> Any:
@@ -274,6 +307,6 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
         found = np.dtype(name)
     except TypeError as error:
         raise ValueError(f"{name!r} is not a dtype of numpy") from error
-    if found.hasobject or found.names is not None:
+    if found.hasobject or found.names is not None or not found.itemsize:
         raise ValueError(f"{name!r} is not a plain dtype")
     return found

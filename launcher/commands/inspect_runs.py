@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.run_log.log_mirror import read_journal
@@ -88,7 +91,11 @@ def show_report(
 def _report(bucket: str | None, name: str) -> Report:
     store = existing_run(bucket, name)
     record = read_run_if_valid(store)
-    return read_report(store, name, Recipe.model_validate(record.recipe) if record else None)
+    recipe = None
+    if record is not None:
+        with contextlib.suppress(ValidationError):  # damaged, or of another version; the report is complete without it
+            recipe = Recipe.model_validate(record.recipe)
+    return read_report(store, name, recipe)
 
 
 def show_doctor(*, fix: bool, output: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from checkpoints.errors import AlreadyExists, CorruptCheckpoint
 from checkpoints.records.manifest import Record
 from checkpoints.records.verified_reads import read_if_there
-from checkpoints.run_log.run_record import PINS_KEY, RunRecord, read_run
+from checkpoints.run_log.run_record import PINS_KEY, RUN_KEY, RunRecord, read_run
 from checkpoints.storage.base import Store
 from trainer.config.fingerprint import check_fingerprint
 
@@ -38,19 +38,33 @@ def read_pins(store: Store) -> dict[str, Any] | None:
 
 
 def run_record(store: Store) -> RunRecord | None:
-    """run.json, or None if there is none. A damaged one is rebuilt from the pins, not to lose a finished model.
+    """run.json, or None if there is no run. A damaged or lost one is rebuilt from the pins: its model is finished.
 
-    Raises `CorruptCheckpoint` if there are no pins either.
+    Raises `CorruptCheckpoint` if it is damaged, and there are no pins either.
     """
+    fault: CorruptCheckpoint | None = None
     try:
-        return read_run(store)
-    except CorruptCheckpoint:
-        if (pinned := read_pins(store)) is None:
-            raise
-        name, recipe = store.url.rsplit("/", 1)[-1], pinned["recipe"]
-        logger.warning("run.json is damaged: taken from %s instead", PINS_KEY)
-        now = datetime.now(UTC)
-        return RunRecord(name=name, created_at=now, recipe_name="", recipe=recipe, identity=recipe, versions={})
+        record = read_run(store)
+    except CorruptCheckpoint as error:
+        record, fault = None, error
+    if record is not None and not _is_recipe(record.recipe):
+        record, fault = None, CorruptCheckpoint(f"{store.url}/{RUN_KEY} holds no recipe")
+    if record is not None:
+        return record
+    if (pinned := read_pins(store)) is None:
+        if fault is not None:
+            raise fault
+        return None
+    name, recipe = store.url.rsplit("/", 1)[-1], pinned["recipe"]
+    logger.warning("run.json is %s: taken from %s instead", "damaged" if fault else "missing", PINS_KEY)
+    now = datetime.now(UTC)
+    return RunRecord(name=name, created_at=now, recipe_name="", recipe=recipe, identity=recipe, versions={})
+
+
+def _is_recipe(recipe: Any) -> bool:
+    """Has it the parts that an export reads? Older versions wrote keys that this one no longer knows."""
+    parts = [recipe.get(part) for part in ("model", "dataset", "training")] if isinstance(recipe, dict) else [None]
+    return all(isinstance(part, dict) for part in parts)
 
 
 def check_pins(store: Store, mine: dict[str, Any], *, begun: bool) -> None:
