@@ -291,7 +291,7 @@ def test_parquet_with_bytes_that_are_no_text_is_named(tokenizer: Any, tmp_path: 
     latin = pa.array([b"No\xe9"], pa.binary()).view(pa.string())
     table = pa.table({"prompt": ["q"], "chosen": latin, "rejected": ["b"]})
     parquet.write_table(table, tmp_path / "latin.parquet")
-    with pytest.raises(DataError, match=r"latin\.parquet is not UTF-8"):
+    with pytest.raises(DataError, match=r"latin\.parquet contains text that is not valid UTF-8"):
         prepare(recipe_for(tmp_path / "latin.parquet"), tokenizer)
 
 
