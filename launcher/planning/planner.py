@@ -19,7 +19,7 @@ from launcher.planning.estimate import (
 )
 from launcher.planning.node_types import NodeKind, supply_for
 from launcher.planning.plan import CONFIDENCE, Candidate, DryRun, Plan, SlackCost, ZonePlan
-from launcher.planning.plan_notes import Comparison, DeadlineTrial, advice, assumptions, reason
+from launcher.planning.plan_notes import DeadlineTrial, PlanComparison, advice, assumptions, reason
 from launcher.planning.scenario import OnDemand, Scenario, Spot
 from launcher.planning.storage_costs import bucket_for, keep_usd_per_h, restore_usd
 from launcher.planning.work_left import NOT_STARTED, RunProgress
@@ -118,9 +118,9 @@ class Planner:
 
     # --- the comparison -----------------------------------------------------------------------------
 
-    def _compared(self, plans: Sequence[Plan], best: Plan | None) -> Comparison:
+    def _compared(self, plans: Sequence[Plan], best: Plan | None) -> PlanComparison:
         spot = [kind for kind in self.supply.kinds if kind.first.spot and self._wanted(kind)]
-        return Comparison(
+        return PlanComparison(
             request=self.request,
             recipe=self.recipe,
             work_h=self.work_h,

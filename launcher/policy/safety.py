@@ -69,7 +69,7 @@ def is_tight(seen: Observation, needed_h: float) -> bool:
 
 
 def is_safe_place(seen: Observation, state: PlaceState) -> bool:
-    """On demand, payable, not set aside and not just sold out: else a move would only lose a good spot machine."""
+    """Is it on demand, payable, not set aside and not just sold out? If not, a move would only lose a spot machine."""
     just_refused = state.refused_h_ago is not None and state.refused_h_ago <= seen.restart_h
     return not state.place.spot and not just_refused and state.rest_h <= 0 and payable(seen, state.place)
 

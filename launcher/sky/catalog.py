@@ -1,4 +1,4 @@
-"""Refresh SkyPilot's price lists through SkyPilot, which knows their sources and which ones the user has edited."""
+"""Refresh SkyPilot's price lists through SkyPilot, which has their sources and detects edited ones."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class RunController:
         self._beat_is_current = False
         self._begun = False
         self._searching = False
-        """Is a search for a machine active? SkyPilot knows the machine before we do."""
+        """Is a search for a machine active? SkyPilot has the machine before we see it."""
         self._pending: PendingRequest | None = None
         self._untrained: datetime | None = None
         """Request time of the newest machine that we saw before its first step."""
@@ -329,11 +329,11 @@ class RunController:
             await self._diary.note(MachineUp(place=record, since=since, after_attempt=max(begun, default=0)))
         return True
 
-    async def _write_beat(self, asked: int, spell: MachineSpell) -> None:
+    async def _write_beat(self, launches: int, spell: MachineSpell) -> None:
         """Write the controller's heartbeat and the price: without it, the machine enforces the limits itself."""
         price, now = spell.usd_per_hour, self._clock.now()
         try:
-            await asyncio.to_thread(write_controller_beat, self._store, now, asked, price)
+            await asyncio.to_thread(write_controller_beat, self._store, now, launches, price)
         except NotusError as error:
             logger.warning("notus: the controller's heartbeat could not be written: %s", error.message)
 
