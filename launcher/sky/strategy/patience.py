@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from launcher.policy.model import GiveUp, Move, Observation, Place
 from launcher.policy.observe import TEARDOWN_H
-from launcher.policy.safety import money, on_demand_makes_it, reserve_usd
+from launcher.policy.safety import money, on_demand_in_time, reserve_usd
 
 UNRESPONSIVE_S = 900.0
 """A trainer that has not stopped for its user, or moved for a deadline, after this long never will."""
@@ -47,7 +47,7 @@ def request_s(seen: Observation, places: Sequence[Place]) -> float:
         if seen.budget_left_usd is not None:
             usd_per_h = place.price_usd_per_hour + seen.store_usd_per_h
             limits_h.append(_payable_usd(seen, place) / usd_per_h - TEARDOWN_H if usd_per_h > 0 else math.inf)
-        if place.spot and seen.deadline_h is not None and on_demand_makes_it(seen):
+        if place.spot and seen.deadline_h is not None and on_demand_in_time(seen):
             limits_h.append(seen.deadline_h - seen.work_left_h - seen.restart_h - TEARDOWN_H)
     return max(LEAST_REQUEST_S, min(limits_h) * 3600)
 

@@ -50,7 +50,7 @@ from launcher.policy.run_history import (
     place_data,
     why_gone,
 )
-from launcher.policy.safety import bears_a_start, must_be_safe, still_binds
+from launcher.policy.safety import can_afford_start, must_be_safe, still_binds
 from launcher.sky.strategy.cloud_api import CloudApi, LaunchParams, LimitReached, Lost, Refused, Up
 from launcher.sky.strategy.give_back import release_machine, release_until_gone
 from launcher.sky.strategy.life_signs import LifeSigns
@@ -160,7 +160,7 @@ class RunController:
                 place=place_data(self._limits.priced(answer.place)),
                 since=answer.since,
                 after_attempt=newest_attempt(events),
-                reserve=seen.budget_left_usd is not None and bears_a_start(seen, answer.place, seen.places),
+                reserve=seen.budget_left_usd is not None and can_afford_start(seen, answer.place, seen.places),
             )
             await self._diary.note(up)
             if isinstance(answer, Up):
