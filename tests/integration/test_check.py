@@ -159,7 +159,7 @@ def test_a_push_that_will_fail_and_a_key_that_is_refused(hub: HubServer, tmp_pat
     found = check(hub, tmp_path, *more, HF_TOKEN="hf_reader", WANDB_API_KEY="other")
     assert found[PUSH]["state"] == "warning", "its model stays in the bucket"
     assert "HF_TOKEN may only read" in found[PUSH]["detail"]
-    assert (found["Weights & Biases"]["state"], "refuses" in found["Weights & Biases"]["detail"]) == ("wrong", True)
+    assert (found["Weights & Biases"]["state"], "rejects" in found["Weights & Biases"]["detail"]) == ("wrong", True)
     found = check(hub, tmp_path, *more, HF_TOKEN="hf_ada", WANDB_API_KEY="wandbkey")
     assert [found[what]["state"] for what in (PUSH, "Weights & Biases")] == ["ok", "ok"]
     assert "hf_" not in json.dumps(found)
