@@ -22,7 +22,7 @@ _NAME = re.compile(r"([a-z]{2,}(?:-[a-z]+)+-\d+)(?:-[a-z]+-\d+)?[a-z]")
 def zone_names(users: Path) -> dict[str, str]:
     """Id -> name, from SkyPilot's catalog folder; empty if SkyPilot has not queried AWS yet.
 
-    With several accounts the newest file is used, as SkyPilot does if it knows no account.
+    With several accounts the newest file is used, as SkyPilot does if no account is set.
     """
     written = sorted((users / CLOUD).glob("az_mappings-*.csv"), key=lambda path: path.stat().st_mtime)
     if not written:

@@ -1,1 +1,1 @@
-"""`notus-launch check`, and the same before every launch: what a paid machine would only find out later."""
+"""`notus-launch check`, also run before every launch: find problems before paying for a machine."""

@@ -1,4 +1,4 @@
-"""`notus-launch check RECIPE`: everything about a recipe that can be known before a machine is paid for."""
+"""`notus-launch check RECIPE`: check everything about a recipe that can be checked before paying for a machine."""
 
 from __future__ import annotations
 
@@ -32,65 +32,69 @@ ERRORS = ("wrong", "missing")
 
 
 class Where(NamedTuple):
-    """What will train."""
+    """Where the recipe will train."""
 
     gpus: Gpus | None = None
     """None = the recipe's own node."""
     processes: int | None = None
-    """None = one for each GPU, else the recipe's `cpu_processes`."""
+    """None = one per GPU, else the recipe's `cpu_processes`."""
     local: bool | None = None
-    """This machine, which also has a login of the Hub's on its disk. None = not known."""
+    """On this machine, which may also have a Hub login on its disk. None = not known."""
 
 
 class Checked(NamedTuple):
-    """What was found, in the order of a recipe."""
+    """The results of a check, in the order of a recipe."""
 
     findings: tuple[Finding, ...]
     counts: tuple[RowCount, ...]
     size: Size | None
-    """None where the number of rows isn't known here."""
+    """None if the number of rows isn't known here."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """What would end the run on the first machine."""
+        """Findings that would end the run on the first machine."""
         return tuple(finding for finding in self.findings if finding.state in ERRORS)
 
 
-def check_recipe(recipe: Recipe, where: Where, told: Told = lambda name, rows: None) -> Checked:
-    """Read the data to its end and ask the Hub and W&B; takes seconds, and never longer than their limit for those."""
-    found: list[Finding] = []
+def check_recipe(recipe: Recipe, where: Where, on_progress: Told = lambda name, rows: None) -> Checked:
+    """Read all data and query the Hub and W&B; takes seconds, with a timeout on the queries."""
+    findings: list[Finding] = []
     counts: list[RowCount] = []
-    with _noted(found, MODEL):
+    with _collect_errors(findings, MODEL):
         check_local_base(recipe)
-    with _noted(found, DATA):
+    with _collect_errors(findings, DATA):
         check_local(recipe.dataset)
-    if not any(finding.what == DATA for finding in found):  # a file whose first row is refused is read no further
+    if not any(finding.what == DATA for finding in findings):  # a file with an invalid first row is not read further
         for source in recipe.dataset.sources:
-            with _noted(found, DATA):
-                if (count := count_rows(source, told)) is not None:
+            with _collect_errors(findings, DATA):
+                if (count := count_rows(source, on_progress)) is not None:
                     counts.append(count)
-                    found += about_rows(count, alone=not recipe.dataset.also)
+                    findings += about_rows(count, alone=not recipe.dataset.also)
                 elif not hub.is_there(source):
-                    found.append(Finding(DATA, "note", f"{source.name}: its rows are read on the machine"))
-    found += _left_behind(recipe, where)
-    known = not any(finding.what == DATA and finding.state in ERRORS for finding in found)
-    asked = [*hub.questions(recipe, local=bool(where.local), data=known), *tracking.questions(recipe)]
-    heard = answers(asked)
-    found += [answer.finding for answer in heard]
+                    findings.append(Finding(DATA, "note", f"{source.name}: its rows are read on the machine"))
+    findings += _local_folders(recipe, where)
+    valid = not any(finding.what == DATA and finding.state in ERRORS for finding in findings)
+    questions = [*hub.questions(recipe, local=bool(where.local), data=valid), *tracking.questions(recipe)]
+    replies = answers(questions)
+    findings += [answer.finding for answer in replies]
     size = (
         None
-        if any(finding.state in ERRORS for finding in found)
-        else _size(recipe, counts, [answer for question, answer in zip(asked, heard, strict=True) if question.of_data])
+        if any(finding.state in ERRORS for finding in findings)
+        else _size(
+            recipe,
+            counts,
+            [answer for question, answer in zip(questions, replies, strict=True) if question.of_data],
+        )
     )
     if size is not None:
-        with _noted(found, DATA):
-            found += about_held_out(recipe, size)
-            found += _what_follows(recipe, size, counts, where)
-    return Checked(tuple(found), tuple(counts), size)
+        with _collect_errors(findings, DATA):
+            findings += about_held_out(recipe, size)
+            findings += _derived_findings(recipe, size, counts, where)
+    return Checked(tuple(findings), tuple(counts), size)
 
 
-def _left_behind(recipe: Recipe, where: Where) -> Iterator[Finding]:
-    """Folders of this machine, which no VM has: of what a recipe names only its data files are sent."""
+def _local_folders(recipe: Recipe, where: Where) -> Iterator[Finding]:
+    """Findings for folders on this machine, which a VM doesn't have: only a recipe's data files are sent."""
     if where.local:
         return
     named = [(MODEL, recipe.model.name, "model.name")]
@@ -100,31 +104,31 @@ def _left_behind(recipe: Recipe, where: Where) -> Iterator[Finding]:
             yield Finding(
                 what,
                 "warning" if where.local is None else "wrong",
-                f"{name} is a folder of this machine, and a rented one doesn't have it",
-                f"hf upload OWNER/NAME {name}, and give {key} that name; or train here: --cloud local",
+                f"{name} is a folder on this machine, which a rented machine doesn't have",
+                f"run hf upload OWNER/NAME {name} and set {key} to that name, or train here: --cloud local",
             )
 
 
 @contextlib.contextmanager
-def _noted(found: list[Finding], what: str) -> Iterator[None]:
-    """An error is a finding: all of them are shown at once."""
+def _collect_errors(findings: list[Finding], what: str) -> Iterator[None]:
+    """Turn an error into a finding, so that all of them are shown at once."""
     try:
         yield
     except NotusError as error:
-        found.append(Finding(what, "wrong", error.message, error.hint))
+        findings.append(Finding(what, "wrong", error.message, error.hint))
 
 
-def _size(recipe: Recipe, counts: Sequence[RowCount], told: Sequence[Answer]) -> Size | None:
-    whole = len(counts) + len(told) == len(recipe.dataset.sources)  # a folder, or a file that pyarrow can't read
-    return size_of(recipe.dataset, counts, told) if whole else None
+def _size(recipe: Recipe, counts: Sequence[RowCount], on_hub: Sequence[Answer]) -> Size | None:
+    whole = len(counts) + len(on_hub) == len(recipe.dataset.sources)  # else a folder, or unreadable by pyarrow
+    return size_of(recipe.dataset, counts, on_hub) if whole else None
 
 
-def _what_follows(recipe: Recipe, size: Size, counts: Sequence[RowCount], where: Where) -> Iterator[Finding]:
+def _derived_findings(recipe: Recipe, size: Size, counts: Sequence[RowCount], where: Where) -> Iterator[Finding]:
     gpus = where.gpus or (parse_gpus(recipe.hardware.gpus) if recipe.hardware.gpus else None)
     processes = where.processes or (gpus.count if gpus else recipe.hardware.cpu_processes)
     yield about_steps(recipe, size, processes)
     sample = [texts for count in counts for texts in count.sample]
-    if not sample or recipe.model.name.startswith(BUILTIN):  # whose tokens are bytes, or in no tokenizer.json
+    if not sample or recipe.model.name.startswith(BUILTIN):  # built-in models have no tokenizer.json
         return
     lengths = lengths_of(sample, local_tokenizer(recipe))
     yield about_lengths(recipe, lengths)
@@ -134,11 +138,11 @@ def _what_follows(recipe: Recipe, size: Size, counts: Sequence[RowCount], where:
 
 
 def show_check(recipe_name: str, nodes: Sequence[Gpus], output: str) -> int:
-    """The command: 0, or 2 where something is wrong. Raises `NotusError` for `nodes` that no cloud sells."""
+    """Run the command; returns 0, or 2 if something is wrong. Raises `NotusError` if no cloud offers `nodes`."""
     recipe = load_recipe(recipe_name)
     where = Where(gpus=parse_gpus(load_offers(find_catalog(), nodes)[0].gpus), local=False) if nodes else Where()
-    with progress() as told:
-        checked = check_recipe(recipe, where, told)
+    with progress() as on_progress:
+        checked = check_recipe(recipe, where, on_progress)
     if output == "json":
         sys.stdout.write(json.dumps(as_json(recipe, checked), indent=2) + "\n")
     else:
@@ -149,7 +153,7 @@ def show_check(recipe_name: str, nodes: Sequence[Gpus], output: str) -> int:
 
 
 def as_json(recipe: Recipe, checked: Checked) -> dict[str, Any]:
-    """For `--output json`."""
+    """The results for `--output json`."""
     size = checked.size
     return {
         "recipe": recipe.name,
@@ -172,12 +176,12 @@ def as_json(recipe: Recipe, checked: Checked) -> dict[str, Any]:
 
 
 def check_before_launch(recipe: Recipe, where: Where) -> None:
-    """The same before a launch, which says what isn't as it should be, and what comes of the data.
+    """Check before a launch, printing problems and the results for the data.
 
-    Raises `RequestError`, after all errors are told.
+    Raises `RequestError` after printing all errors.
     """
-    with progress() as told:
-        checked = check_recipe(recipe, where, told)
+    with progress() as on_progress:
+        checked = check_recipe(recipe, where, on_progress)
     for finding in checked.findings:
         if finding.state in ("warning", "unknown"):
             fix = f" ({finding.fix})" if finding.fix else ""
@@ -194,7 +198,7 @@ def check_before_launch(recipe: Recipe, where: Where) -> None:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Told]:
-    """A line of rich's while a long file is read; nothing where stderr is no terminal."""
+    """Show progress while a long file is read, if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield lambda name, rows: None
         return

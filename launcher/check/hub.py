@@ -1,6 +1,6 @@
-"""What the Hugging Face Hub says of a recipe's model, data and push, with the token that the machines will have.
+"""Check a recipe's model, data and push on the Hugging Face Hub, with the token that the machines will have.
 
-That is HF_TOKEN of the environment: a login that lies on this machine's disk doesn't travel, and counts for local runs.
+That is HF_TOKEN in the environment: a login on this machine's disk is not sent, so it only counts for local runs.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ MODEL, DATA, PUSH = "model on the Hub", "data on the Hub", "push to the Hub"
 REQUEST_S = 10.0
 Kind = Literal["model", "dataset"]
 Token = str | bool | None
-"""As the Hub's client takes it."""
+"""A token as the Hub's client accepts it."""
 WORDS: Mapping[Kind, tuple[str, str]] = {"model": ("model", "model.name"), "dataset": ("data set", "dataset.name")}
-"""What it is called, and the recipe's key."""
+"""Its name in messages, and the recipe's key."""
 WRITE = "repo.write"
 """The permission of a fine-grained token that a push needs."""
 
 
 def questions(recipe: Recipe, *, local: bool, data: bool = True) -> list[Question]:
-    """None where everything lies on this machine. Not `data`: its names are no names on the Hub."""
-    asked, token = [], credential(local=local)
+    """Queries about what is not on this machine. If not `data`, its names are not Hub names."""
+    queries, token = [], credential(local=local)
     if not recipe.model.name.startswith(BUILTIN) and not Path(recipe.model.name).is_dir():
-        asked.append(Question(MODEL, partial(about_model, recipe, token)))
+        queries.append(Question(MODEL, partial(about_model, recipe, token)))
     for source in recipe.dataset.sources:
         if data and is_there(source):
-            asked.append(Question(DATA, partial(about_data, source, token), of_data=True))
+            queries.append(Question(DATA, partial(about_data, source, token), of_data=True))
     if recipe.hub is not None and isinstance(token, str):
-        asked.append(Question(PUSH, partial(about_push, recipe.hub, token)))
-    return asked
+        queries.append(Question(PUSH, partial(about_push, recipe.hub, token)))
+    return queries
 
 
 def is_there(source: Source) -> bool:
-    """Is it named as a set on the Hub? A file or a folder isn't."""
+    """Is it a data set on the Hub, not a file or a folder?"""
     return local_path(source) is None and not Path(source.name).is_dir()
 
 
 def credential(*, local: bool) -> Token:
-    """The token that a launch hands to the machines, else False; None = what the Hub's client finds on this machine."""
+    """The token that a launch passes to the machines, else False; None = the login on this machine."""
     return os.environ.get("HF_TOKEN", "").strip() or (None if local else False)
 
 
 def about_model(recipe: Recipe, token: Token) -> Answer:
-    """Is it there, may this token read it, and does its config.json fit the recipe?"""
+    """Check that the model exists, that this token may read it, and that its config.json fits the recipe."""
     from huggingface_hub import HfApi, hf_hub_download
 
     name, revision = recipe.model.name, recipe.model.revision
@@ -68,31 +68,31 @@ def about_model(recipe: Recipe, token: Token) -> Answer:
 
 
 def about_data(source: Source, token: Token) -> Answer:
-    """Is it there, may this token read it, and has it the columns and the split, as far as its card tells?"""
+    """Check that the data set exists, that this token may read it, and its columns and split as far as on its card."""
     from huggingface_hub import HfApi
 
     with _refusals("dataset", source.name, source.revision, token):
-        found = HfApi().dataset_info(source.name, revision=source.revision, timeout=REQUEST_S, token=token)
+        info = HfApi().dataset_info(source.name, revision=source.revision, timeout=REQUEST_S, token=token)
         HfApi().auth_check(source.name, repo_type="dataset", token=token)
-    card = _on_card(getattr(found.card_data, "dataset_info", None), source)
+    card = _on_card(getattr(info.card_data, "dataset_info", None), source)
     names = [str(feature["name"]) for feature in card.get("features") or () if "name" in feature]
     if names:
         find_columns(names, source)
     splits = {str(split.get("name")): split.get("num_examples") for split in card.get("splits") or ()}
     plain = source.split in splits
-    if splits and not plain and source.split.isidentifier():  # and no slice or sum of splits
+    if splits and not plain and source.split.isidentifier():  # not a slice or sum of splits
         raise RequestError(
             f"{source.name} has no split {source.split!r}; it has {', '.join(splits)}", "correct dataset.split"
         )
     rows = splits[source.split] if plain else None
-    counted = f"has {rows:,} rows, by its card" if rows else "its card doesn't tell how many rows it has"
+    counted = f"has {rows:,} rows according to its card" if rows else "its card doesn't state the number of rows"
     used = None if rows is None else source.share_of(rows)
     return Answer(Finding(DATA, "ok", f"{source.name} can be read; {counted}. Its rows are read on the machine"), used)
 
 
-def _on_card(told: Any, source: Source) -> Mapping[str, Any]:
-    """What a set's card says of the wanted configuration; nothing where it doesn't."""
-    entries = [entry for entry in (told if isinstance(told, list) else [told]) if isinstance(entry, Mapping)]
+def _on_card(info: Any, source: Source) -> Mapping[str, Any]:
+    """The card's entry for the wanted configuration; empty if it has none."""
+    entries = [entry for entry in (info if isinstance(info, list) else [info]) if isinstance(entry, Mapping)]
     names = [str(entry.get("config_name", "default")) for entry in entries]
     if source.config is None and len(entries) == 1:
         return entries[0]
@@ -102,7 +102,7 @@ def _on_card(told: Any, source: Source) -> Mapping[str, Any]:
 
 
 def about_push(hub: Hub, token: str) -> Answer:
-    """May this token write there? A run whose push fails has its model in the bucket, so nothing here is an error."""
+    """Check write access. Failures are not errors, because a run whose push fails still has its model in the bucket."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -111,7 +111,7 @@ def about_push(hub: Hub, token: str) -> Answer:
     except HfHubHTTPError as error:
         if error.response.status_code != 401:
             raise
-        return Answer(_no_push(hub, "HF_TOKEN is no valid token"))
+        return Answer(_no_push(hub, "HF_TOKEN is not a valid token"))
     if why := why_no_push(me, hub.repo):
         return Answer(_no_push(hub, why))
     return Answer(Finding(PUSH, "ok", f"{me.get('name')} may push to {hub.repo}"))
@@ -122,12 +122,12 @@ def _no_push(hub: Hub, why: str) -> Finding:
         PUSH,
         "warning",
         f"the model will stay in the bucket and not be pushed to {hub.repo}: {why}",
-        "use a token that may write there, or push it later: notus-train export RUN --push OWNER/NAME",
+        "use a token with write access, or push it later: notus-train export RUN --push OWNER/NAME",
     )
 
 
 def why_no_push(me: Mapping[str, Any], repo: str) -> str:
-    """From the Hub's answer to `whoami`; '' where it may, or where the answer doesn't tell."""
+    """Why a push is not allowed, from the Hub's answer to `whoami`; '' if it is, or not known."""
     owner = repo.partition("/")[0]
     granted = (me.get("auth") or {}).get("accessToken") or {}
     role = granted.get("role")
@@ -140,9 +140,9 @@ def why_no_push(me: Mapping[str, Any], repo: str) -> str:
         return ""
     organisations = {str(one.get("name")): one.get("roleInOrg") for one in me.get("orgs") or ()}
     if owner != me.get("name") and owner not in organisations:
-        return f"{me.get('name')} is not {owner}, and no member of it"
+        return f"{me.get('name')} is not {owner} or a member of it"
     if organisations.get(owner) == "read":
-        return f"{me.get('name')} may only read what is {owner}'s"
+        return f"{me.get('name')} has only read access to {owner}"
     return ""
 
 
@@ -153,13 +153,13 @@ def _writes(scope: Mapping[str, Any], owner: str, repo: str) -> bool:
 
 @contextlib.contextmanager
 def _refusals(kind: Kind, name: str, revision: str | None, token: Token) -> Iterator[None]:
-    """The Hub's "no" as a `RequestError`. A Hub that isn't there raises as its client does."""
+    """Convert the Hub's refusals to `RequestError`. Other errors of its client are not caught."""
     from huggingface_hub import errors
 
     what, key = WORDS[kind]
     who = "the account of HF_TOKEN" if token else "no account (HF_TOKEN is not set)"
     missing = RequestError(
-        f"there is no {what} {name!r} on the Hub, or it is private and {who} may not read it",
+        f"there is no {what} {name!r} on the Hub, or it is private and {who} can't read it",
         f"correct {key}, or set HF_TOKEN",
     )
     try:
@@ -167,7 +167,7 @@ def _refusals(kind: Kind, name: str, revision: str | None, token: Token) -> Iter
     except errors.GatedRepoError as error:
         raise RequestError(
             f"the {what} {name} is gated, and {who} has no access",
-            "ask for access on its page on the Hub, and set HF_TOKEN to a token of that account",
+            "request access on its Hub page, and set HF_TOKEN to a token of that account",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise RequestError(f"the {what} {name} has no revision {revision!r}", f"correct {key[:-4]}revision") from error
@@ -177,13 +177,11 @@ def _refusals(kind: Kind, name: str, revision: str | None, token: Token) -> Iter
         raise RequestError(f"the {what} {name} was disabled on the Hub", f"choose another one in {key}") from error
     except errors.EntryNotFoundError as error:
         raise RequestError(
-            f"the {what} {name} has no {CONFIG}", f"correct {key}: it is no model of transformers"
+            f"the {what} {name} has no {CONFIG}", f"correct {key}: it is not a transformers model"
         ) from error
     except errors.HfHubHTTPError as error:
         if error.response.status_code != 401:
             raise
-        if not token:  # to whoever has none the Hub doesn't tell what is missing from what is private
+        if not token:  # without a token, the Hub doesn't distinguish missing from private
             raise missing from error
-        raise RequestError(
-            "the Hub says that HF_TOKEN is no valid token", "set it to a valid one, or unset it"
-        ) from error
+        raise RequestError("the Hub rejects HF_TOKEN as invalid", "set it to a valid token, or unset it") from error

@@ -1,4 +1,4 @@
-"""About how many tokens a set's rows have, by the model's own tokenizer where it is at hand."""
+"""Estimate the tokens per row of a data set, with the model's own tokenizer if available."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from trainer.data.row_count import Texts
 LENGTHS = "lengths"
 FILE = "tokenizer.json"
 FEW, MANY = 0.005, 0.1
-"""Shares of the rows."""
+"""Shares of the rows that truncation affects."""
 
 
 class Lengths(NamedTuple):
-    """Of a sample of rows: tokens of the prompt and its longer answer, without what a chat template adds."""
+    """Tokens of the prompt and its longer answer for a sample of rows, without the chat template."""
 
     tokens: Sequence[float]
     measured: bool
-    """By the model's tokenizer, and not from the characters."""
+    """Counted with the model's tokenizer, not estimated from characters."""
 
     def mean(self, most: int) -> float:
-        """After a cut to `most`."""
+        """Mean length after truncation to `most`."""
         return float(np.mean(np.minimum(self.tokens, most)))
 
 
 def lengths_of(sample: Sequence[Texts], tokenizer: Any | None) -> Lengths:
-    """`tokenizer`: of the `tokenizers` package, or None."""
+    """Lengths of a sample. `tokenizer`: from the `tokenizers` package, or None."""
     if tokenizer is None:
         return Lengths([texts.longest / CHARACTERS_PER_TOKEN for texts in sample], measured=False)
     flat = [text for texts in sample for text in texts]
@@ -42,10 +42,10 @@ def lengths_of(sample: Sequence[Texts], tokenizer: Any | None) -> Lengths:
 
 
 def local_tokenizer(recipe: Recipe) -> Any | None:
-    """Return the tokenizer of a base model in a local folder, by the `tokenizers` package.
+    """Return the tokenizer of a base model in a local folder, from the `tokenizers` package.
 
-    None for other models, and where the package or the file is missing or can't be read: the trainer reports more on
-    that.
+    None for other models, and if the package or the file is missing or can't be read, which the trainer reports in
+    detail.
     """
     path = Path(recipe.model.name) / FILE
     if not path.is_file():
@@ -61,18 +61,18 @@ def local_tokenizer(recipe: Recipe) -> Any | None:
 
 
 def about_lengths(recipe: Recipe, lengths: Lengths) -> Finding:
-    """How many rows the cut will touch."""
+    """How many rows will be truncated."""
     most = recipe.dpo.max_length
     share = float(np.mean(np.asarray(lengths.tokens) > most))
-    how = "by the model's tokenizer" if lengths.measured else f"at {CHARACTERS_PER_TOKEN:.0f} characters a token"
+    how = "by the model's tokenizer" if lengths.measured else f"at {CHARACTERS_PER_TOKEN:.0f} characters per token"
     typical = np.percentile(lengths.tokens, [50, 95])
-    told = (
-        f"about {typical[0]:,.0f} tokens a row, 95 % up to {typical[1]:,.0f} ({how}, of {len(lengths.tokens):,} rows, "
+    summary = (
+        f"about {typical[0]:,.0f} tokens per row, 95 % up to {typical[1]:,.0f} ({how}, {len(lengths.tokens):,} rows, "
         "without the chat template)"
     )
     if share < FEW:
-        return Finding(LENGTHS, "ok", f"{told}; dpo.max_length {most:,} cuts next to none")
-    cut = f"{told}; dpo.max_length {most:,} cuts about {share:.0%} of them"
+        return Finding(LENGTHS, "ok", f"{summary}; dpo.max_length {most:,} truncates almost none")
+    cut = f"{summary}; dpo.max_length {most:,} truncates about {share:.0%} of them"
     if share <= MANY:
         return Finding(LENGTHS, "ok", cut)
-    return Finding(LENGTHS, "warning", cut, "raise dpo.max_length, if the GPUs' memory allows it")
+    return Finding(LENGTHS, "warning", cut, "raise dpo.max_length if the GPUs' memory allows it")

@@ -1,4 +1,4 @@
-"""Does Weights & Biases take the key that the machines will have?"""
+"""Check that Weights & Biases accepts the key that the machines will have."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUERY = "query Viewer { viewer { username } }"
 
 
 def questions(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> list[Question]:
-    """None where the recipe doesn't track there, or offline."""
+    """The query; none if the recipe doesn't track there, or only offline."""
     if "wandb" not in recipe.tracking or environment.get("WANDB_MODE") in ("offline", "disabled"):
         return []
     key = environment.get("WANDB_API_KEY", "").strip()
@@ -31,14 +31,14 @@ def questions(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> li
 
 
 def about_key(key: str, server: str) -> Answer:
-    """Raises `RequestError` for a key that the server refuses."""
+    """Check the key. Raises `RequestError` if the server rejects it."""
     import httpx
 
     answer = httpx.post(f"{server.rstrip('/')}/graphql", auth=("api", key), json={"query": QUERY}, timeout=REQUEST_S)
     viewer = ((answer.json().get("data") or {}).get("viewer") or {}) if answer.status_code == 200 else {}
     if answer.status_code in (401, 403) or (answer.status_code == 200 and not viewer):
         raise RequestError(
-            f"{server} refuses WANDB_API_KEY", "set it to a key of your account, or take wandb out of `tracking`"
+            f"{server} rejects WANDB_API_KEY", "set it to a key of your account, or remove wandb from `tracking`"
         )
     answer.raise_for_status()
-    return Answer(Finding(WANDB, "ok", f"it takes the key of {viewer.get('username')}"))
+    return Answer(Finding(WANDB, "ok", f"accepts the key of {viewer.get('username')}"))

@@ -41,12 +41,12 @@ from launcher.request import LaunchRequest, check_cloud_bucket, check_cloud_run_
 from launcher.run_identity import RunIdentity, identity_here
 from launcher.sky import client
 from launcher.sky.client import Job
-from launcher.sky.job_secrets import collect
+from launcher.sky.job_secrets import collect_secrets
 from launcher.sky.render import NOTUS, task_config
 from launcher.sky.setup import credentials
 from launcher.sky.setup.controller import ASLEEP, KEEP_AWAKE, find_controller, sleeps_with_this_machine
 from launcher.sky.submission import late_job, ran_last, settle
-from launcher.sky.workdir import gather
+from launcher.sky.workdir import prepare_workdir
 from trainer.config.recipe import Recipe, load_recipe
 from trainer.data.preference_pairs import check_local
 from trainer.main import new_record
@@ -95,10 +95,10 @@ def launch_cloud(request: LaunchRequest, options: CloudOptions, output: str) -> 
     for warning in price_warnings(request):
         echo(f"warning: {warning}")
     choice = _plan(request, recipe, store)
-    secrets = collect(recipe, bucket, choice.candidates, os.environ)
+    secrets = collect_secrets(recipe, bucket, choice.candidates, os.environ)
     if is_new and (code := _handle_existing_run(store, run, recipe, options, output)) is not None:
         return code
-    if text := credentials.remark(user_home(), os.environ):
+    if text := credentials.copied_files_note(user_home(), os.environ):
         echo(text)
     choice = _confirmed_choice(choice, request, recipe, store, options)
     register_run(store, new_record(name, recipe))
@@ -251,7 +251,7 @@ def _submit(
     """
     name = str(request.name)
     withdraw(store)  # an old stop request is not meant for this launch
-    sent = gather(request.recipe, home() / "sent" / name)
+    sent = prepare_workdir(request.recipe, home() / "sent" / name)
     strategy = strategy_here()
     submission = uuid.uuid4().hex
     launch = take_launch_number(store, submission)

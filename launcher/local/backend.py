@@ -1,7 +1,7 @@
-"""The embedded backend: the same attempts as on a VM, on this machine.
+"""The embedded backend: runs the same attempts as on a VM, on this machine.
 
-It supervises one attempt after the other, preempts them on request (`--preempt`), restarts after a preemption or a
-crash, gives up on a user's error, and leaves no process behind.
+It supervises one attempt after another, preempts them on request (`--preempt`), restarts after a preemption or a crash,
+gives up on a user error, and leaves no process behind.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from checkpoints.storage.base import Store
 from checkpoints.util import owner_locks
 from checkpoints.util.interpreter import environment, module
 from launcher.errors import RunFailed
-from launcher.local.presence import dead_holder, looked_after
+from launcher.local.presence import dead_holder, record_launcher
 from trainer.runtime import stale_attempts
 from trainer.runtime.attempt_dir import Outcome, Progress, Scratch
 from trainer.runtime.process_tree import adopt_orphans, die_with_parent, kill_descendants
@@ -45,7 +45,7 @@ MAX_FRUITLESS_FAILURES = MAX_FAILED_STARTS
 
 
 class LocalRun(BaseModel):
-    """What the backend needs to know."""
+    """The backend's parameters for a run."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,11 +55,11 @@ class LocalRun(BaseModel):
     processes: int = Field(ge=1)
     preemptions: int = 0
     seed: int = 0
-    """Of the steps at which it preempts."""
+    """Seed for the steps at which it preempts."""
 
 
 class Watcher(Protocol):
-    """Is told what happens, to show it."""
+    """Receives progress, to show it."""
 
     def attempt_started(self, number: int) -> None: ...
 
@@ -75,14 +75,14 @@ class Watcher(Protocol):
 def preemption_points(count: int, seed: int) -> list[float]:
     """Where to preempt, as shares of the run: one random point in each of `count` equal parts.
 
-    Several preemptions thus never fall into the same second.
+    So several preemptions never happen in the same second.
     """
     generator = random.Random(seed)  # noqa: S311  # which step is killed is no secret
     return [(index + generator.uniform(0.1, 0.9)) / count for index in range(count)]
 
 
 class LocalBackend:
-    """Runs one run to its end."""
+    """Executes one run to its end."""
 
     def __init__(self, run: LocalRun, store: Store, scratch_root: Path, watcher: Watcher) -> None:
         self._run = run
@@ -97,20 +97,20 @@ class LocalBackend:
         """Supervise attempts until the run is finished, stopped or given up; returns how the last one ended.
 
         Raises:
-            RunHeld: another launcher or machine has it, and lives: it has changed HEAD while we looked.
-            UserError: the trainer refused the input.
+            RunHeld: another launcher or machine holds it and is alive: it changed HEAD while we watched.
+            UserError: the trainer rejected the input.
             RunFailed: crashes without progress.
         """
         head = read_head(self._store)
-        # Before anything is started; the attempt's own claim is what protects.
+        # Checked before anything is started; the actual protection is the attempt's own claim.
         gone = dead_holder(head) or silent_holder(self._store)
         stale_attempts.sweep(self._scratch_root.parent, "*/attempt-*")
-        with self._signals(), self._no_orphans(), looked_after(self._store):
+        with self._signals(), self._no_orphans(), record_launcher(self._store):
             while True:
                 with self._folder() as scratch:
                     outcome = self._attempt(scratch, gone)
                     claimed = scratch.read_head()
-                    # One that died right after its claim has left no word but in HEAD.
+                    # An attempt that died right after its claim has only changed HEAD.
                     gone = claimed.writer.id if claimed else self._dead_holder() or gone
                     if outcome is not None and self._is_final(outcome):
                         return outcome
@@ -119,7 +119,7 @@ class LocalBackend:
 
     @contextlib.contextmanager
     def _folder(self) -> Iterator[Scratch]:
-        """Of an attempt. It holds nothing that the bucket lacks; of a failed one the log stays."""
+        """The folder of an attempt. Everything in it is also in the bucket; a failed attempt's log is kept."""
         folder = self._scratch_root / f"attempt-{time.time_ns()}"
         owner_locks.hold(folder)
         failed = True
@@ -175,7 +175,7 @@ class LocalBackend:
         return True
 
     def _record_preemption(self, scratch: Scratch, attempt: int, step: int) -> None:
-        """The dead can't write: send what is left of the log, and note what happened."""
+        """Send the rest of a killed attempt's log, and record the preemption."""
         self._watcher.preempted(step)
         Journal(self._store, f"logs/a{attempt:04d}", scratch.log).sync(whole=True)
         Diary(self._store, attempt).write(Preempted(step=step, by="--preempt"))
@@ -196,13 +196,13 @@ class LocalBackend:
     # --- after an attempt -------------------------------------------------------------------------
 
     def _is_final(self, outcome: Outcome) -> bool:
-        """Does the run end here? Raises what the user has to fix."""
+        """Does the run end here? Raises errors that the user must fix."""
         if outcome.kind in ("finished", "stopped"):
             return True
         if outcome.kind == "fenced":
             raise RunFailed(outcome.message, outcome.hint)
         if outcome.kind == "user_error":
-            if self._claimed():  # else the run is somebody else's: its diary is none of our business
+            if self._claimed():  # else another process has the run, and we must not write to its diary
                 self._diary().try_write(Failed(message=outcome.message))
             raise UserError(outcome.message, outcome.hint)
         if self._stop_signals:
@@ -211,7 +211,7 @@ class LocalBackend:
         return False
 
     def _judged(self, scratch: Scratch, result: Outcome | None) -> Outcome:
-        """How the attempt ended. Failures that it could not note and count itself are noted and counted here."""
+        """How the attempt ended. Failures that it could not record and count itself are recorded and counted here."""
         claimed = scratch.read_head()
         killed = Outcome(
             kind="failed", step=scratch.read_progress().step, message="the attempt was killed from outside"
@@ -227,7 +227,7 @@ class LocalBackend:
                 diary.write(AttemptEnded(outcome=outcome.kind, step=outcome.step, message=outcome.message))
                 if gave_up := gives_up(read_events(self._store)):
                     diary.write(Failed(message=gave_up_because(outcome.message), exit_code=RunFailed.exit_code))
-        except NotusError as error:  # without the diary nobody knows how often it was tried
+        except NotusError as error:  # without the diary the number of tries is not known
             return outcome.model_copy(update={"gave_up": True, "message": f"{outcome.message}; {error.message}"})
         return outcome.model_copy(update={"gave_up": gave_up})
 
@@ -246,7 +246,7 @@ class LocalBackend:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM: once = save and stop, twice = stop now."""
+        """Handle Ctrl-C and SIGTERM: once = save and stop, twice = stop now."""
 
         def on_signal(signum: int, frame: FrameType | None) -> None:
             self._stop_signals += 1
@@ -266,11 +266,11 @@ class LocalBackend:
             yield
         finally:
             kill_descendants()
-            RunMemory(self._store.url).remove_dead()  # attempts that were killed or failed have left theirs
+            RunMemory(self._store.url).remove_dead()  # left by attempts that were killed or failed
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL the attempt with everything below it, all at once, as a machine that is taken away."""
+    """SIGKILL the attempt and all its descendants at once, like the loss of a machine."""
     with contextlib.suppress(psutil.NoSuchProcess):
         below = psutil.Process(process.pid).children(recursive=True)
         for victim in (process.pid, *(child.pid for child in below)):
@@ -280,7 +280,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def committed_step(store: Store) -> int:
-    """The step that the next attempt resumes from; -1 before there is one, or where HEAD can't be read."""
+    """The step that the next attempt resumes from; -1 if there is none yet, or if HEAD can't be read."""
     try:
         head = read_head(store)
     except NotusError:

@@ -1,6 +1,6 @@
-"""Is the launcher of a local run still there? It leaves its name in the run's folder while it looks after the run.
+"""Detect whether a local run's launcher is still alive. It keeps a record in the run's folder while it is.
 
-Only the machine that it ran on can tell: for any other, time decides.
+Only the machine that it ran on can check that; on other machines a timeout decides.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ LAUNCHER_KEY = "launcher.json"
 
 
 class LauncherRecord(Record):
-    """launcher.json: written when a launcher takes a local run, deleted when it leaves it."""
+    """launcher.json: written when a launcher starts on a local run, deleted when it ends."""
 
     host: str
     pid: int
     pid_scope: str
     started: float
-    """When the process began, in seconds since the epoch: another one may have its number by now."""
+    """Start of the process, in seconds since the epoch: its pid may have been reused."""
 
 
 @contextlib.contextmanager
-def looked_after(store: Store) -> Iterator[None]:
-    """While this process looks after the run. A bucket that doesn't take the record is no reason not to."""
+def record_launcher(store: Store) -> Iterator[None]:
+    """Keep this process's record in the bucket. A failure to write it is ignored."""
     process = psutil.Process()
     record = LauncherRecord(
         host=socket.gethostname(), pid=process.pid, pid_scope=pid_scope(), started=process.create_time()
@@ -49,22 +49,22 @@ def looked_after(store: Store) -> Iterator[None]:
 
 
 def no_process_here(store: Store, head: Head | None, *, silent: bool) -> bool:
-    """Is it certain that nobody looks after a run that isn't over: no launcher, and no attempt that still saves?
+    """Is it certain that an unfinished run has neither a launcher nor an attempt that still saves?
 
-    `silent`: its heartbeat stands still. False as well where this machine can't know.
+    `silent`: its heartbeat doesn't change. False if this machine can't know.
     """
     try:
         launcher = read_if_there(store, LAUNCHER_KEY, LauncherRecord)
     except CorruptCheckpoint:
         launcher = None
     attempt_is_gone = head is None or silent or bool(dead_holder(head))
-    if launcher is None:  # `notus-train` by hand, or an older launcher: then only its attempt can be known to be dead
+    if launcher is None:  # `notus-train` by hand, or an older launcher: only the attempt can be checked
         return bool(dead_holder(head))
     return is_gone(launcher) and attempt_is_gone
 
 
 def is_gone(launcher: LauncherRecord) -> bool:
-    """Was it a process of this machine that no longer lives?"""
+    """Was it a process on this machine that is no longer alive?"""
     if not launcher.pid_scope or launcher.pid_scope != pid_scope():
         return False
     try:
@@ -76,9 +76,9 @@ def is_gone(launcher: LauncherRecord) -> bool:
 
 
 def dead_holder(head: Head | None) -> str:
-    """The id of HEAD's writer if it was a process of this machine that no longer lives; else ''.
+    """The id of HEAD's writer if it was a process on this machine that is no longer alive; else ''.
 
-    Only a process of this boot and pid namespace can be judged; for any other holder the lease decides.
+    Only a process of this boot and pid namespace can be checked; for any other holder the lease decides.
     """
     if head is None or not head.writer.pid_scope or head.writer.pid_scope != pid_scope():
         return ""

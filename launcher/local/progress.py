@@ -1,4 +1,4 @@
-"""Showing a running attempt: a progress bar on a terminal, a line now and then elsewhere. Always on stderr."""
+"""Show a running attempt: a progress bar on a terminal, otherwise occasional lines. Always on stderr."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINE_EVERY_S = 10.0
 
 @contextlib.contextmanager
 def watcher(label: str) -> Iterator[Watcher]:
-    """The watcher that suits stderr."""
+    """The watcher for the kind of stderr."""
     if not sys.stderr.isatty():
         yield Lines(label)
         return
@@ -36,14 +36,14 @@ def watcher(label: str) -> Iterator[Watcher]:
 
 
 class Lines:
-    """Plain lines."""
+    """Progress as plain lines."""
 
     def __init__(self, label: str) -> None:
         self._label = label
         self._attempt = 0
         self._last = (0.0, "")
         self._began = 0.0
-        """The phase."""
+        """Start of the phase."""
 
     def attempt_started(self, number: int) -> None:
         self._attempt = number
@@ -68,7 +68,7 @@ class Lines:
         self._echo(f"{outcome.kind} at step {outcome.step}" + (f": {outcome.message}" if outcome.message else ""))
 
     def stopping(self) -> None:
-        self._echo("saving and stopping; once more to stop at once")
+        self._echo("saving and stopping; repeat to stop at once")
 
     def _echo(self, text: str) -> None:
         sys.stderr.write(f"  {self._label}, attempt {self._attempt}: {text}\n")
@@ -76,7 +76,7 @@ class Lines:
 
 
 class Bar:
-    """A progress bar, with the attempts' fates printed above it."""
+    """A progress bar, with the attempts' outcomes printed above it."""
 
     def __init__(self, progress: Progress, label: str) -> None:
         self._progress = progress

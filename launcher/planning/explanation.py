@@ -28,7 +28,7 @@ SHOWN_ZONES = 4
 
 
 class Row(BaseModel):
-    """For an amount of work left: the slack at or below which an on-demand machine is bought."""
+    """The slack at or below which an on-demand machine is bought, for an amount of work left."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -78,7 +78,7 @@ class _RunArrays:
     """Work done on this machine."""
     refused_at_h: Floats
     """First refusal by spot since the last machine; NaN = not tried yet."""
-    ask_at_h: Floats
+    retry_at_h: Floats
     """When spot is tried next."""
     on_demand_since_h: Floats
     failed_returns: Floats
@@ -206,7 +206,7 @@ class _Simulation:
         rest = np.where(self.runs.up[ids], self._life(elsewhere, age, chance), self.down_spells.rest(age, chance))
         self.runs.flip_at_h[ids] = self.runs.now_h[ids] + rest
         back = ids[~up & (mode == IDLE)]
-        self.runs.ask_at_h[back] = self.runs.now_h[back] + LONGEST_WAIT_H * self.random.random(len(back))
+        self.runs.retry_at_h[back] = self.runs.now_h[back] + LONGEST_WAIT_H * self.random.random(len(back))
         self._lose(ids[up & (mode == SPOT)])
 
     def _lose(self, ids: Array) -> None:
@@ -222,7 +222,7 @@ class _Simulation:
 
     def _free(self, ids: Array) -> None:
         self.runs.mode[ids], self.runs.boot_h[ids], self.runs.fresh_h[ids] = IDLE, 0.0, 0.0
-        self.runs.refused_at_h[ids], self.runs.ask_at_h[ids] = np.nan, self.runs.now_h[ids]
+        self.runs.refused_at_h[ids], self.runs.retry_at_h[ids] = np.nan, self.runs.now_h[ids]
 
     # --- the policy's decisions ---------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ class _Simulation:
         hours = np.full(len(ids), NEVER_H)
         waits = np.flatnonzero(mode == IDLE)
         if len(waits):
-            hours[waits] = self._until_asked(ids[waits])
+            hours[waits] = self._until_retry(ids[waits])
         if self.s.on_demand is not None:
             back = np.flatnonzero(mode == ON_DEMAND)
             if len(back):
@@ -241,10 +241,10 @@ class _Simulation:
                 hours[spot] = self._until_unsafe(ids[spot])
         return hours
 
-    def _until_asked(self, ids: Array) -> Floats:
+    def _until_retry(self, ids: Array) -> Floats:
         """Hours until spot is tried again, within the back-off, or until the table prefers on demand."""
         asks = (
-            np.where(self.runs.up[ids], np.maximum(self.runs.ask_at_h[ids], self.runs.now_h[ids]), NEVER_H)
+            np.where(self.runs.up[ids], np.maximum(self.runs.retry_at_h[ids], self.runs.now_h[ids]), NEVER_H)
             - self.runs.now_h[ids]
         )
         if not self._has_table:
@@ -281,7 +281,7 @@ class _Simulation:
         left = slack - boot - self.kept_h
         slowly = self.s.slowdown / (1 + self.s.slowdown)
         hours = boot + left / slowly if slowly else np.full(len(ids), NEVER_H)
-        return np.asarray(np.where(left < 0, np.where(self._makes_it(slack), 0.0, NEVER_H), hours))
+        return np.asarray(np.where(left < 0, np.where(self._in_time(slack), 0.0, NEVER_H), hours))
 
     def _choose(self, ids: Array) -> None:
         """Handle the decision that the policy was waiting for."""
@@ -305,7 +305,7 @@ class _Simulation:
         if self._has_table:
             slack = self._slack(ids)
             enough = np.maximum(self._threshold_now(ids), self.s.start_h + self.kept_h)
-            buys = self._makes_it(slack) & (slack <= enough + TINY_H)
+            buys = self._in_time(slack) & (slack <= enough + TINY_H)
             self._buy(ids[buys])
             ids = ids[~buys]
         there = self.runs.up[ids]
@@ -324,7 +324,7 @@ class _Simulation:
         if not self._has_table:
             self._buy(ids)
             return
-        late = ~self._makes_it(self._slack(ids))
+        late = ~self._in_time(self._slack(ids))
         buys = late | (first & (self._slack(ids) <= self._buy_at(ids, np.zeros(len(ids)))))
         self._buy(ids[buys])
 
@@ -332,7 +332,7 @@ class _Simulation:
         unset = ids[np.isnan(self.runs.refused_at_h[ids])]
         self.runs.refused_at_h[unset] = self.runs.now_h[unset]
         self.runs.mode[ids] = IDLE
-        self.runs.ask_at_h[ids] = np.where(
+        self.runs.retry_at_h[ids] = np.where(
             self.runs.up[ids], self.runs.now_h[ids] + LONGEST_WAIT_H, self.runs.now_h[ids]
         )
 
@@ -360,7 +360,7 @@ class _Simulation:
     def _has_table(self) -> bool:
         return self.s.table is not None
 
-    def _makes_it(self, slack: Floats) -> Array:
+    def _in_time(self, slack: Floats) -> Array:
         """Can on demand still meet the deadline? If not, the policy ignores the deadline."""
         return np.asarray(slack >= self.s.start_h - ROUNDING_H)
 
@@ -375,7 +375,7 @@ class _Simulation:
         return np.where(refused, self._buy_at(ids, age), self._lookup(ids, np.full(len(ids), age_bin(UNSEEN_AGE_H))))
 
     def _buy_at(self, ids: Array, age_h: Floats) -> Floats:
-        """The threshold of a market that has been down for that long."""
+        """The threshold of a market that has been down for `age_h`."""
         return self._lookup(ids, BINS + np.searchsorted(np.array(AGE_EDGES_H), age_h + 1e-9, side="right"))
 
     def _lookup(self, ids: Array, column: Array) -> Floats:

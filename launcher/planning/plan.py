@@ -185,8 +185,8 @@ def require_plan(result: DryRun, request: LaunchRequest) -> Plan:
 
 def _to_trust(offers: Sequence[Offer], request: LaunchRequest) -> str:
     """What to do if offers fit but none is used: --trust-prices, if it would allow one of them."""
-    asked = {"auto": (True, False), "spot": (True,), "on-demand": (False,)}[request.market]
-    fitting = [offer for offer in offers if offer.fits and offer.spot in asked]
+    markets = {"auto": (True, False), "spot": (True,), "on-demand": (False,)}[request.market]
+    fitting = [offer for offer in offers if offer.fits and offer.spot in markets]
     if any(not offer.usable() and offer.usable(trust_prices=True) for offer in fitting) and not request.trust_prices:
         return "widen --cloud or --gpus; `--dry-run` also shows flagged prices; --trust-prices allows those above 0"
     if fitting and not any(offer.usable(trust_prices=True) for offer in fitting):

@@ -37,7 +37,7 @@ class DeadlineTrial(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PlanComparison:
     """A comparison of plans: the request, the facts it is based on, and the results."""
 
     request: LaunchRequest
@@ -61,7 +61,7 @@ class Comparison:
     """What a resumed run has already done."""
 
 
-def reason(compared: Comparison) -> str:
+def reason(compared: PlanComparison) -> str:
     """Why the best plan was chosen, or why there is none."""
     best, plans = compared.best, compared.plans
     if best is None:
@@ -75,7 +75,7 @@ def reason(compared: Comparison) -> str:
     return f"cheapest in expectation ({limits}), ${saved:,.2f} below the next, {others[0].name}"
 
 
-def advice(compared: Comparison) -> list[str]:
+def advice(compared: PlanComparison) -> list[str]:
     """Changes to the request that would cost less than the best plan."""
     if compared.best is None:
         return []
@@ -86,7 +86,7 @@ def advice(compared: Comparison) -> list[str]:
     return [line for line in lines if line]
 
 
-def assumptions(compared: Comparison) -> list[str]:
+def assumptions(compared: PlanComparison) -> list[str]:
     """The prices, hours and sizes that the estimate is based on, and what could not be estimated."""
     always = "on-demand machines are available at once and are never preempted"
     start = f"{START_H * 60:.0f} min from the launch of a machine to its first step"
@@ -129,7 +129,7 @@ def _free_egress(best: Plan, plans: Sequence[Plan], bucket: StoragePrices) -> st
 # --- assumptions ------------------------------------------------------------------------------------
 
 
-def _hours(compared: Comparison) -> str:
+def _hours(compared: PlanComparison) -> str:
     kinds = {parse_gpus(gpus).name for gpus in {offer.gpus for offer in compared.offers}}
     derived = [gpu.derived for gpu in GPU_TYPES.values() if gpu.derived and gpu.name in kinds]
     return (
@@ -138,7 +138,7 @@ def _hours(compared: Comparison) -> str:
     )
 
 
-def _work(compared: Comparison) -> str:
+def _work(compared: PlanComparison) -> str:
     if compared.done == NOT_STARTED:
         return f"{compared.work_h:g} h of work"
     whole_h = compared.work_h / compared.done.share_left
@@ -148,14 +148,14 @@ def _work(compared: Comparison) -> str:
     )
 
 
-def _whose_hours(compared: Comparison) -> str:
+def _whose_hours(compared: PlanComparison) -> str:
     if compared.request.hours:
         return f"--hours, on {compared.work_gpus}"
     on = "on" if compared.recipe.hardware.gpus else "made for a CPU, treated as if on"
     return f"the recipe, {on} {compared.work_gpus}"
 
 
-def _checkpoints(compared: Comparison) -> str:
+def _checkpoints(compared: PlanComparison) -> str:
     size = state_bytes(compared.recipe)
     unknown = "" if size else "model of unknown size: "
     where = compared.bucket.label + ("" if compared.request.bucket else "; assumed, as no --bucket is given")
@@ -181,7 +181,7 @@ def _memory(recipe: Recipe, best: Plan | None) -> list[str]:
     return lines
 
 
-def _left_out(compared: Comparison) -> list[str]:
+def _left_out(compared: PlanComparison) -> list[str]:
     """What could not be planned: it does not fit, is not offered, or its hours are not known."""
     there = {offer.gpus for offer in compared.offers}
     unsold = [f"no cloud offers {gpus}" for gpus in map(str, compared.request.gpus) if gpus not in there]

@@ -19,7 +19,7 @@ from launcher.planning.estimate import (
 )
 from launcher.planning.node_types import NodeKind, supply_for
 from launcher.planning.plan import CONFIDENCE, Candidate, DryRun, Plan, SlackCost, ZonePlan
-from launcher.planning.plan_notes import Comparison, DeadlineTrial, advice, assumptions, reason
+from launcher.planning.plan_notes import DeadlineTrial, PlanComparison, advice, assumptions, reason
 from launcher.planning.scenario import OnDemand, Scenario, Spot
 from launcher.planning.storage_costs import bucket_for, keep_usd_per_h, restore_usd
 from launcher.planning.work_left import NOT_STARTED, RunProgress
@@ -65,7 +65,7 @@ class Planner:
         self.work_h = (request.hours or recipe.hardware.hours) * done.share_left
         self.bucket: StoragePrices = bucket_for(request.bucket)
         self.supply = supply_for(request, recipe, offers)
-        self._asked: dict[Candidate, Sequence[Offer]] = {}
+        self._zones_by_kind: dict[Candidate, Sequence[Offer]] = {}
 
     def compare(self) -> DryRun:
         """All plans and the recommendation. Uses neither clock nor network."""
@@ -118,13 +118,13 @@ class Planner:
 
     # --- the comparison -----------------------------------------------------------------------------
 
-    def _compared(self, plans: Sequence[Plan], best: Plan | None) -> Comparison:
+    def _compared(self, plans: Sequence[Plan], best: Plan | None) -> PlanComparison:
         spot = [kind for kind in self.supply.kinds if kind.first.spot and self._wanted(kind)]
-        return Comparison(
+        return PlanComparison(
             request=self.request,
             recipe=self.recipe,
             work_h=self.work_h,
-            done=self._booked(plans, best),
+            done=self._with_booked_cost(plans, best),
             work_gpus=self.supply.base.gpus,
             bucket=self.bucket,
             price_source=self.source,
@@ -142,7 +142,7 @@ class Planner:
         tried = [(plan, hours := TRIAL_DEADLINE * plan.work_h, self._with_deadline(plan, hours)) for plan in spot]
         return [DeadlineTrial(plan, hours, one.expected_cost_usd) for plan, hours, one in tried if one is not None]
 
-    def _booked(self, plans: Sequence[Plan], best: Plan | None) -> RunProgress:
+    def _with_booked_cost(self, plans: Sequence[Plan], best: Plan | None) -> RunProgress:
         """Past work with what the strategy will book for it, from the recommended plan or else the first one."""
         shown = best or next(iter(plans), None)
         return self.done if shown is None else self.done._replace(spent_usd=shown.spent_usd)
@@ -251,14 +251,14 @@ class Planner:
     def _zones(self, kind: NodeKind) -> Sequence[Offer]:
         """The zones in which the policy requests machines, in its order.
 
-        Spot zones are ordered by the price of an hour of work, and only those are kept where it is lower than on the
+        Spot zones are ordered by the price of an hour of work, and only those are kept that are cheaper than the
         on-demand machine behind them.
         """
-        if kind.candidate not in self._asked:
-            self._asked[kind.candidate] = self._worth_asking(kind) if kind.first.spot else kind.offers
-        return self._asked[kind.candidate]
+        if kind.candidate not in self._zones_by_kind:
+            self._zones_by_kind[kind.candidate] = self._worth_trying(kind) if kind.first.spot else kind.offers
+        return self._zones_by_kind[kind.candidate]
 
-    def _worth_asking(self, kind: NodeKind) -> Sequence[Offer]:
+    def _worth_trying(self, kind: NodeKind) -> Sequence[Offer]:
         behind, hazard, restore = self._behind(kind), self._hazard_in(kind, kind.offers), self._restore_usd(kind)
         limit_usd = behind.first.price_usd_per_hour if behind else math.inf
 

@@ -17,13 +17,13 @@ from launcher.policy.moves import leave_on_demand, leave_spot
 from launcher.policy.safety import (
     closing_usd,
     cost_to_end,
-    ends_in_it,
+    finishes_within_budget,
     is_safe_place,
     money,
     must_be_safe,
-    on_demand_makes_it,
+    on_demand_in_time,
     payable,
-    reserve_is_going,
+    reserve_at_risk,
     still_binds,
     within_reserve,
 )
@@ -67,7 +67,7 @@ def _without_machine(seen: Observation, settings: Settings) -> Action:
         return GiveUp("places", f"none of the {len(worth)} places has had a machine for {out_h / 24:.0f} days")
     if _all_refused_just_now(worth):
         return Wait(back_off_h(seen.refusals_in_a_row), "sold_out", f"none of the {len(worth)} places has a machine")
-    if seen.market is not None and on_demand_makes_it(seen):
+    if seen.market is not None and on_demand_in_time(seen):
         return by_slack_value(seen, seen.market, worth, settings)
     hurry = must_be_safe(seen, settings) and still_binds(seen)
     order = in_order(seen, worth, settings, on_demand_first=hurry)
@@ -97,17 +97,17 @@ def _until_one_is_eligible(seen: Observation, places: Sequence[PlaceState]) -> A
 def _while_running(seen: Observation, running: Running, settings: Settings) -> Action:
     place = running.place
     closing = seen.budget_left_usd is not None and seen.budget_left_usd <= closing_usd(seen, place)
-    if closing and not ends_in_it(seen, place):
+    if closing and not finishes_within_budget(seen, place):
         return GiveUp("budget", f"only ${money(seen):.2f} of the budget is left")
     if (stuck := _stuck(seen, running)) is not None:
         return stuck
     if not place.spot:
         return leave_on_demand(seen, running, settings)
     can_be_safe = any(is_safe_place(seen, state) for state in seen.places)
-    if can_be_safe and must_be_safe(seen, settings) and on_demand_makes_it(seen):
+    if can_be_safe and must_be_safe(seen, settings) and on_demand_in_time(seen):
         reason = "the deadline is near, and a preemption would miss it: moving to on demand"
         return Move("deadline", reason, urgent=True)
-    if running.reserve and reserve_is_going(seen, place, settings):
+    if running.reserve and reserve_at_risk(seen, place, settings):
         reason = "a preemption would leave too little of the budget to finish: moving to on demand"
         return Move("budget", reason, urgent=True)
     return leave_spot(seen, running, settings)
@@ -120,8 +120,8 @@ def _stuck(seen: Observation, running: Running) -> Move | None:
     time once the dollars allowed without progress are used up.
     """
     patience_h = STUCK_H * 2 ** min(seen.effort.stuck, MOST_DOUBLINGS)
-    bears_it = seen.effort.usd + running.age_h * running.place.price_usd_per_hour < seen.effort.most_usd
-    if running.stuck_h >= (patience_h if bears_it else STUCK_H):
+    within_budget = seen.effort.usd + running.age_h * running.place.price_usd_per_hour < seen.effort.most_usd
+    if running.stuck_h >= (patience_h if within_budget else STUCK_H):
         return Move("progress", f"no progress for {running.stuck_h * 60:.0f} min", urgent=True)
     if running.trained and running.uncommitted_h >= max(UNCOMMITTED_H, SAVES_MISSED * seen.save_every_h):
         return Move("progress", f"no step committed for {running.uncommitted_h:.1f} h", urgent=True)

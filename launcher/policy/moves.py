@@ -7,7 +7,7 @@ move first gives up the current machine and may then find none; it must be worth
 from __future__ import annotations
 
 from launcher.policy.model import Action, Move, Observation, PlaceState, Running, Stay
-from launcher.policy.safety import bears_a_start, is_safe_place, is_tight, on_demand_makes_it, payable
+from launcher.policy.safety import can_afford_start, is_safe_place, is_tight, on_demand_in_time, payable
 from launcher.policy.settings import Settings
 from launcher.policy.slack import slack_of, slack_table, slack_table_against
 from launcher.policy.spot.market import USUAL_UP, SpotMarket, churned, survival
@@ -58,7 +58,7 @@ def _cheaper(seen: Observation, here: PlaceState) -> list[PlaceState]:
         and state.rest_h <= 0
         and state.place.price_usd_per_hour < here.place.price_usd_per_hour
         and payable(seen, state.place)
-        and bears_a_start(seen, state.place, seen.places)
+        and can_afford_start(seen, state.place, seen.places)
     ]
 
 
@@ -117,7 +117,7 @@ def _to_cheaper_on_demand(seen: Observation, running: Running, settings: Setting
         for state in seen.places
         if is_safe_place(seen, state) and (state.refused_h_ago is None or state.refused_h_ago >= pause_h)
     ]
-    best = cheapest([state for state in rested if bears_a_start(seen, state.place, seen.places)], spot=False)
+    best = cheapest([state for state in rested if can_afford_start(seen, state.place, seen.places)], spot=False)
     if best is None or is_tight(seen, seen.work_left_h + 2 * seen.restart_h + settings.check_h):
         return Stay()  # an unsuccessful move ends on a machine like this one
     here_usd = running.place.price_usd_per_hour
@@ -130,7 +130,7 @@ def _to_cheaper_on_demand(seen: Observation, running: Running, settings: Setting
 def _try_spot(seen: Observation, running: Running, settings: Settings) -> Action:
     on_demand_usd = running.place.price_usd_per_hour
     spot = [state for state in seen.places if state.place.spot and state.rest_h <= 0 and payable(seen, state.place)]
-    spot = [state for state in spot if bears_a_start(seen, state.place, seen.places)]
+    spot = [state for state in spot if can_afford_start(seen, state.place, seen.places)]
     spot = [state for state in spot if spot_usd(seen, state, settings) < on_demand_usd]
     if not spot or running.worked_h < settings.return_h * 2**seen.failed_moves:
         return Stay()
@@ -149,6 +149,6 @@ def _try_spot(seen: Observation, running: Running, settings: Settings) -> Action
 def _by_table(seen: Observation, market: SpotMarket, settings: Settings) -> Action:
     table = slack_table(seen, market.chain, seen.places, settings)
     slack_h = slack_of(seen)
-    if not on_demand_makes_it(seen) or slack_h <= table.at(table.keep, seen.work_left_h, market):
+    if not on_demand_in_time(seen) or slack_h <= table.at(table.keep, seen.work_left_h, market):
         return Stay()
     return Move("slack_enough", f"{slack_h:.1f} h of slack are enough to move to spot")

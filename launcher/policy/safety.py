@@ -49,7 +49,7 @@ def kept_h(restart_h: float, settings: Settings) -> float:
     return (1 + settings.margin) * restart_h + settings.margin * settings.check_h
 
 
-def on_demand_makes_it(seen: Observation) -> bool:
+def on_demand_in_time(seen: Observation) -> bool:
     """Can a new on-demand machine still meet the deadline?"""
     return seen.deadline_h is not None and seen.deadline_h >= seen.work_left_h + seen.restart_h - ROUNDING_H
 
@@ -69,7 +69,7 @@ def is_tight(seen: Observation, needed_h: float) -> bool:
 
 
 def is_safe_place(seen: Observation, state: PlaceState) -> bool:
-    """On demand, payable, not set aside and not just sold out: else a move would only lose a good spot machine."""
+    """Is it on demand, payable, not set aside and not just sold out? If not, a move would only lose a spot machine."""
     just_refused = state.refused_h_ago is not None and state.refused_h_ago <= seen.restart_h
     return not state.place.spot and not just_refused and state.rest_h <= 0 and payable(seen, state.place)
 
@@ -92,7 +92,7 @@ def money(seen: Observation) -> float:
     return max(0.0, seen.budget_left_usd or 0.0)
 
 
-def ends_in_it(seen: Observation, place: Place) -> bool:
+def finishes_within_budget(seen: Observation, place: Place) -> bool:
     """Will the run finish on this machine, including its last save, before the budget is used up?
 
     Closing the machine now would then need the same save and gain nothing.
@@ -115,7 +115,7 @@ def reserve_usd(seen: Observation, places: Sequence[PlaceState]) -> float:
     return min((cost_to_end(seen, place) for place in safe), default=math.inf) * (1 + USD_MARGIN) + lost_usd
 
 
-def bears_a_start(seen: Observation, place: Place, places: Sequence[PlaceState]) -> bool:
+def can_afford_start(seen: Observation, place: Place, places: Sequence[PlaceState]) -> bool:
     """Could the budget still pay for finishing on demand after a machine here that achieves nothing?"""
     if seen.budget_left_usd is None:
         return True
@@ -127,10 +127,10 @@ def within_reserve(seen: Observation, payables: Sequence[PlaceState]) -> list[Pl
     """The places that leave enough to finish on demand; all of them if the budget can't pay for that anyway."""
     if seen.budget_left_usd is None or reserve_usd(seen, payables) > seen.budget_left_usd:
         return list(payables)
-    return [state for state in payables if not state.place.spot or bears_a_start(seen, state.place, payables)]
+    return [state for state in payables if not state.place.spot or can_afford_start(seen, state.place, payables)]
 
 
-def reserve_is_going(seen: Observation, place: Place, settings: Settings) -> bool:
+def reserve_at_risk(seen: Observation, place: Place, settings: Settings) -> bool:
     """On spot: would a preemption at the next check leave too little to finish on demand?"""
     if seen.budget_left_usd is None or not math.isfinite(needed := reserve_usd(seen, seen.places)):
         return False

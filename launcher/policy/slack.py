@@ -30,7 +30,7 @@ def by_slack_value(seen: Observation, market: SpotMarket, worth: Sequence[PlaceS
     """Decide without a machine, and with a deadline that on demand can meet."""
     spot = [state for state in worth if state.place.spot and not _still_refused(seen, state)]
     slack_h = slack_of(seen)
-    wait_h = _until_asked_again_h(seen, worth, settings)
+    wait_h = _until_retry_h(seen, worth, settings)
     wait = Wait(wait_h, "slack_enough", f"{slack_h:.1f} h of slack are enough to wait for spot")
     if all(state.place.spot for state in worth):
         return Launch(_by_price(seen, spot, market, settings), "cheapest", "cheapest first") if spot else wait
@@ -142,7 +142,7 @@ def _still_refused(seen: Observation, state: PlaceState) -> bool:
     return state.refused_h_ago is not None and state.refused_h_ago < back_off_h(seen.refusals_in_a_row)
 
 
-def _until_asked_again_h(seen: Observation, places: Sequence[PlaceState], settings: Settings) -> float:
+def _until_retry_h(seen: Observation, places: Sequence[PlaceState], settings: Settings) -> float:
     """Time until the first spot place may be tried again; one check interval if none has refused."""
     ago = [state.refused_h_ago for state in places if state.place.spot and state.refused_h_ago is not None]
     left_h = back_off_h(seen.refusals_in_a_row) - max(ago, default=0.0)

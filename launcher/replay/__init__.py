@@ -1,1 +1,1 @@
-"""The policy, played over recorded spot traces."""
+"""Replay of the policy over recorded spot traces."""

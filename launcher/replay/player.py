@@ -1,4 +1,4 @@
-"""Plays the policy over a recorded trace, tick by tick."""
+"""Replay the policy over a recorded trace, tick by tick."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import replace
 
 from checkpoints.errors import UserError
 from launcher.replay.referee_adapter import IDLE, ON_DEMAND, RefereePolicy
-from launcher.replay.replayed import Job, Played, Stretch
+from launcher.replay.replayed import Job, ReplayResult, Span
 from launcher.replay.trace import Trace
 
 HISTORY_H = 72.0
-"""What the policy may know of the time before the start, as in the referee."""
+"""History before the start that the policy sees, as in the referee."""
 
 
-def play(trace: Trace, job: Job) -> Played:
-    """The policy from `job.start_h` on until the work is done or the deadline has passed."""
+def play(trace: Trace, job: Job) -> ReplayResult:
+    """Replay the policy from `job.start_h` until the work is done or the deadline has passed."""
     _check(trace, job)
     begin = round(job.start_h / trace.tick_h)
     prices = [job.spot_price] * len(trace.zones)
     policy = RefereePolicy()
     before = trace.up[max(0, begin - round(HISTORY_H / trace.tick_h)) : begin]
-    told = {"tick": trace.tick_h, "work": job.work_h, "deadline": job.deadline_h, "d": job.restart_h, "price": prices}
-    policy.reset(told | {"history": before})
+    info = {"tick": trace.tick_h, "work": job.work_h, "deadline": job.deadline_h, "d": job.restart_h, "price": prices}
+    policy.reset(info | {"history": before})
     return _Player(trace, job).run(policy, begin)
 
 
@@ -30,9 +30,9 @@ class _Player:
     def __init__(self, trace: Trace, job: Job) -> None:
         self.trace, self.job = trace, job
         self.mode, self.overhead_h, self.done_h = IDLE, 0.0, 0.0
-        self.result = Played(None, 0.0, job.work_h + job.restart_h, 0, 0, 0.0, 0.0, ())
+        self.result = ReplayResult(None, 0.0, job.work_h + job.restart_h, 0, 0, 0.0, 0.0, ())
 
-    def run(self, policy: RefereePolicy, begin: int) -> Played:
+    def run(self, policy: RefereePolicy, begin: int) -> ReplayResult:
         for count, up in enumerate(self.trace.up[begin:]):
             now_h = count * self.trace.tick_h
             if self.result.finish_h is not None or now_h >= self.job.deadline_h:
@@ -69,34 +69,34 @@ class _Player:
         elif self.mode != IDLE:
             cost = result.cost + hours * self.job.spot_price
             result = replace(result, cost=cost, spot_h=result.spot_h + hours)
-        self.result = replace(result, stretches=_longer(result.stretches, self._where(), now_h, now_h + hours))
+        self.result = replace(result, stretches=_extended(result.stretches, self._where(), now_h, now_h + hours))
 
     def _where(self) -> str:
         return {IDLE: "waiting", ON_DEMAND: "on demand"}.get(self.mode) or self.trace.zones[self.mode]
 
 
-def _longer(stretches: tuple[Stretch, ...], where: str, from_h: float, to_h: float) -> tuple[Stretch, ...]:
+def _extended(stretches: tuple[Span, ...], where: str, from_h: float, to_h: float) -> tuple[Span, ...]:
     if stretches and stretches[-1].where == where:
         return (*stretches[:-1], replace(stretches[-1], to_h=to_h))
-    return (*stretches, Stretch(where, from_h, to_h))
+    return (*stretches, Span(where, from_h, to_h))
 
 
 def _check(trace: Trace, job: Job) -> None:
     if job.deadline_h < job.work_h + job.restart_h:
         raise UserError(
-            f"no machine makes {job.work_h:g} h of work and a start of {job.restart_h:g} h in {job.deadline_h:g} h",
+            f"{job.work_h:g} h of work plus {job.restart_h:g} h of start-up cannot finish in {job.deadline_h:g} h",
             f"give --deadline {math.ceil(100 * (job.work_h + job.restart_h)) / 100:g}h or more",
         )
     if job.start_h + job.deadline_h > trace.hours:
         raise UserError(
-            f"the trace has {trace.hours:.0f} h, and the job needs it from {job.start_h:g} to "
+            f"the trace has {trace.hours:.0f} h, but the job needs it from {job.start_h:g} to "
             f"{job.start_h + job.deadline_h:g} h",
-            _way_in(trace, job),
+            _fitting_options(trace, job),
         )
 
 
-def _way_in(trace: Trace, job: Job) -> str:
-    """What would fit into the trace; only advice that then works."""
+def _fitting_options(trace: Trace, job: Job) -> str:
+    """Options that would fit into the trace."""
     latest_h, least_h = math.floor(trace.hours - job.deadline_h), job.work_h + job.restart_h
     longest_h = math.floor(10 * (trace.hours - job.start_h)) / 10
     ways = [f"--start {latest_h} or less"] if latest_h >= 0 else []

@@ -1,4 +1,4 @@
-"""A replay as a picture: what each zone had, where the run was, how the work went on, and what it cost."""
+"""Plot a replay: the availability of each zone, where the run was, and what it cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from checkpoints.errors import UserError
 from launcher.console import counted
 
 if TYPE_CHECKING:
-    from launcher.replay.replayed import Job, Played
+    from launcher.replay.replayed import Job, ReplayResult
     from launcher.replay.trace import Trace
 
 SUFFIXES = (".png", ".svg")
@@ -19,17 +19,17 @@ FREE, SPOT, ON_DEMAND, WAITING = "#c9d8e6", "#1f6fb4", "#d1602d", "#b8b8b8"
 
 
 def check_picture(path: Path) -> None:
-    """A name that can be drawn to; raises `UserError`."""
+    """Check that the path can be plotted to; raises `UserError`."""
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path} is not a picture", f"give a name that ends in {' or '.join(SUFFIXES)}")
+        raise UserError(f"{path} is not an image file", f"give a name that ends in {' or '.join(SUFFIXES)}")
     if path.is_dir():
-        raise UserError(f"{path} is a folder", "give the name of a picture in it")
+        raise UserError(f"{path} is a folder", "give the name of an image file in it")
     if not path.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {path.absolute().parent}", "make it, or choose another one")
+        raise UserError(f"there is no folder {path.absolute().parent}", "create it, or choose another one")
 
 
-def draw_replay(path: Path, trace: Trace, job: Job, played: Played) -> None:
-    """Write the picture; its kind is that of the suffix."""
+def draw_replay(path: Path, trace: Trace, job: Job, result: ReplayResult) -> None:
+    """Write the plot, in the format of the suffix."""
     check_picture(path)
     import matplotlib as mpl
 
@@ -41,41 +41,41 @@ def draw_replay(path: Path, trace: Trace, job: Job, played: Played) -> None:
     figure, (lanes, curve) = pyplot.subplots(
         2, 1, figsize=(9, 1.6 + 0.35 * len(rows) + 1.8), sharex=True, height_ratios=[len(rows), 4], layout="constrained"
     )
-    _draw_lanes(lanes, trace, job, played, rows)
-    _draw_curves(curve, job, played)
-    end = "not done at the deadline" if played.finish_h is None else f"done after {played.finish_h:.1f} h"
-    preempted = counted(played.preemptions, "preemption")
-    figure.suptitle(f"{end}, {preempted}: {played.cost:.2f} on-demand hours, {played.saved} on demand")
+    _draw_lanes(lanes, trace, job, result, rows)
+    _draw_curves(curve, job, result)
+    end = "not finished at the deadline" if result.finish_h is None else f"finished after {result.finish_h:.1f} h"
+    preempted = counted(result.preemptions, "preemption")
+    figure.suptitle(f"{end}, {preempted}: {result.cost:.2f} on-demand hours, {result.saved} on demand")
     try:
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
     except OSError as error:
-        raise UserError(f"can't write {path}: {error.strerror}", "choose another place for the picture") from error
+        raise UserError(f"can't write {path}: {error.strerror}", "choose another path") from error
     finally:
         pyplot.close(figure)
 
 
-def _draw_lanes(axes: Any, trace: Trace, job: Job, played: Played, rows: Sequence[str]) -> None:
+def _draw_lanes(axes: Any, trace: Trace, job: Job, result: ReplayResult, rows: Sequence[str]) -> None:
     for number in range(len(trace.zones)):
         axes.broken_barh(_available(trace, job, number), (number - 0.4, 0.8), color=FREE)
     colors = {**dict.fromkeys(trace.zones, SPOT), "on demand": ON_DEMAND, "waiting": WAITING}
     for row, name in enumerate(rows):
-        spans = [(s.from_h, s.to_h - s.from_h) for s in played.stretches if s.where == name]
+        spans = [(s.from_h, s.to_h - s.from_h) for s in result.stretches if s.where == name]
         axes.broken_barh(spans, (row - 0.22, 0.44), color=colors[name])
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.axvline(job.deadline_h, color="black", linestyle="--", linewidth=1)
-    axes.set_title("pale: the zone had a machine; dark: the run was there", fontsize="small", loc="left")
+    axes.set_title("light: the zone had a machine; dark: the run was there", fontsize="small", loc="left")
 
 
-def _draw_curves(axes: Any, job: Job, played: Played) -> None:
-    """Cost so far, beside what on demand from the beginning would have cost by then."""
+def _draw_curves(axes: Any, job: Job, result: ReplayResult) -> None:
+    """Cost over time, next to the cost of on demand from the beginning."""
     times, costs = [0.0], [0.0]
     price = {"on demand": 1.0, "waiting": 0.0}
-    for stretch in played.stretches:
+    for stretch in result.stretches:
         times.append(stretch.to_h)
         costs.append(costs[-1] + (stretch.to_h - stretch.from_h) * price.get(stretch.where, job.spot_price))
     axes.plot(times, costs, color=SPOT, label="this policy")
-    whole = played.on_demand_cost
+    whole = result.on_demand_cost
     axes.plot([0, whole], [0, whole], color=ON_DEMAND, linewidth=1, label="on demand alone")
     axes.axvline(job.deadline_h, color="black", linestyle="--", linewidth=1, label="deadline")
     axes.set_xlabel("hours since the start")
@@ -85,7 +85,7 @@ def _draw_curves(axes: Any, job: Job, played: Played) -> None:
 
 
 def _available(trace: Trace, job: Job, zone: int) -> list[tuple[float, float]]:
-    """(start, length) of the spans in which a zone had a machine, hours since the start of the job."""
+    """(start, length) of the spans in which a zone had a machine, in hours since the start of the job."""
     begin = round(job.start_h / trace.tick_h)
     ticks = trace.up[begin : begin + round(job.deadline_h / trace.tick_h)]
     spans, now = [], 0.0

@@ -1,4 +1,4 @@
-"""What is replayed, and what came of it."""
+"""The input and the result of a replay."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done. Hours; `spot_price` is a share of the on-demand price."""
+    """The job to replay. Times are hours; `spot_price` is a share of the on-demand price."""
 
     work_h: float
     deadline_h: float
     restart_h: float
     spot_price: float
     start_h: float
-    """Into the trace."""
+    """Start, in hours into the trace."""
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """A time on one machine, or on none."""
+class Span:
+    """A span of time on one machine, or without one."""
 
     where: str
     from_h: float
@@ -27,8 +27,8 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Played:
-    """What came of it. Costs are in hours of the on-demand machine."""
+class ReplayResult:
+    """The result of a replay. Costs are in hours of the on-demand machine."""
 
     finish_h: float | None
     cost: float
@@ -37,10 +37,10 @@ class Played:
     preemptions: int
     spot_h: float
     on_demand_h: float
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[Span, ...]
 
     @property
     def saved(self) -> str:
-        """Against on demand from the beginning: `31% less than`, `2% more than`, `as much as`."""
+        """Cost compared with on demand from the beginning: `31% less than`, `2% more than`, `as much as`."""
         percent = round(100 * (1 - self.cost / self.on_demand_cost))
         return f"{abs(percent)}% {'less' if percent > 0 else 'more'} than" if percent else "as much as"

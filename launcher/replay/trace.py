@@ -1,4 +1,4 @@
-"""Recorded availability of spot machines: reading the files, and fitting the rates of a market to them."""
+"""Recorded availability of spot machines: read the files, and fit the rates of a market to them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Trace:
 
     @property
     def hours(self) -> float:
-        """How long it is."""
+        """Length in hours."""
         return len(self.up) * self.tick_h
 
 
 def read_traces(paths: Sequence[Path]) -> Trace:
-    """One market of several zones, a file each, in the form of the spot-traces repository.
+    """Read one market of several zones, one file each, in the format of the spot-traces repository.
 
-    A zone counts as available where it has as many nodes as it ever had in the file. Raises `UserError`.
+    A zone counts as available if it has as many nodes as it ever had in the file. Raises `UserError`.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("one trace is given twice", "give each zone of the market once")
@@ -47,12 +47,12 @@ def read_traces(paths: Sequence[Path]) -> Trace:
 
 
 def _read(path: Path) -> tuple[float, list[bool]]:
-    if path.exists() and not path.is_file():  # a device is read without an end
-        raise UserError(f"{path} is no file", "give the file of a recorded trace")
+    if path.exists() and not path.is_file():  # reading a device may never end
+        raise UserError(f"{path} is not a file", "give the file of a recorded trace")
     try:
-        told = json.loads(path.read_text())
-        counts = [int(count) for count in told["data"]]
-        gap = float(told["metadata"]["gap_seconds"])
+        data = json.loads(path.read_text())
+        counts = [int(count) for count in data["data"]]
+        gap = float(data["metadata"]["gap_seconds"])
         if not math.isfinite(gap):
             raise ValueError(f"gap_seconds is {gap}")
     except OSError as error:
@@ -70,7 +70,7 @@ def _read(path: Path) -> tuple[float, list[bool]]:
 
 @dataclass(frozen=True)
 class Fit:
-    """Rates by age bin, and the number of ends that each rests on."""
+    """Rates by age bin, and the number of ends that they are based on."""
 
     up_ends: Rates
     down_ends: Rates
@@ -79,7 +79,7 @@ class Fit:
 
 
 def fit(traces: Iterable[Trace]) -> Fit:
-    """Ends per hour at risk, each zone a chain of its own, pooled: how `market.PRIOR_UP` and `PRIOR_DOWN` were made."""
+    """Ends per hour at risk, pooled over zones as separate chains: the origin of `PRIOR_UP` and `PRIOR_DOWN`."""
     chains = []
     for trace in traces:
         for column in zip(*trace.up, strict=True):

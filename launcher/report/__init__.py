@@ -1,1 +1,1 @@
-"""What a run did, worked out from the bucket alone."""
+"""Reports on what a run did, from the bucket alone."""

@@ -1,4 +1,4 @@
-"""Is a run bit for bit what an uninterrupted one gives? Compared by hashes: no tensor is read."""
+"""Compare a run bit for bit with an uninterrupted one, by hashes: no tensor is read."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from checkpoints.run_log.metrics import read_metrics
 from checkpoints.storage.base import Store
 
 COMPARED_TREES = frozenset({"scheduler", "rng", "counters", "cursor", "optimizer"})
-"""The other trees hold wall times and paths; their tensors are compared all the same."""
+"""The other trees contain wall times and paths; their tensors are compared as well."""
 
 
 class Comparison(NamedTuple):
-    """Two runs, compared."""
+    """The result of comparing two runs."""
 
     equal: bool
     steps: int
     tensors: int
     differences: tuple[str, ...]
-    """The first few, for a person."""
+    """The first few, for people."""
 
 
 def compare_runs(one: Store, other: Store) -> Comparison:
@@ -51,7 +51,7 @@ def compare_runs(one: Store, other: Store) -> Comparison:
 
 
 def _losses(run: Store) -> dict[tuple[int, int], list[str]]:
-    """The losses of each rank and step, exact; of a redone step the last attempt's, which is the one that counts."""
+    """The exact losses of each rank and step; for a redone step those of the last attempt, which count."""
     return {(item.rank, item.step): item.values["losses_hex"] for item in read_metrics(run)}
 
 

@@ -1,4 +1,4 @@
-"""A run's diary as lines for people."""
+"""Lines for people from a run's diary."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ SOLD_OUT = re.compile(
     r"exhausted|insufficient\w*.?\w*.?capacity|not (have )?enough (resources|capacity)", re.IGNORECASE
 )
 SHOWN = 3
-"""Places that are named of those with the same answer."""
+"""Places named for each answer."""
 WORDS = 120
-"""Characters of an answer that is neither."""
+"""Characters shown of other answers."""
 
 
 def line_of(event: Event) -> str | None:
-    """An event in one line; None for what isn't worth one."""
+    """An event as one line; None if it isn't shown."""
     match event.payload:
         case Decided(action=action, reason=reason, first=first):
             return f"{action}: {reason}" + (f"; first {first}" if first else "")
@@ -53,9 +53,9 @@ def line_of(event: Event) -> str | None:
         case SetupFailed(message=message, command=command):
             return f"the set-up failed{f' ({command})' if command else ''}: {message}"
         case ReleaseFailed(place=record, message=message, tries=tries):
-            return f"{place_of(record)} could not be given back ({tries} tries) and is still billed: {message}"
+            return f"{place_of(record)} could not be released ({tries} tries) and is still billed: {message}"
         case FalseRecovery():
-            return "SkyPilot took the machine for dead, but it trains: nothing is restarted"
+            return "SkyPilot considered the machine dead, but it is training: nothing is restarted"
         case Alarm() as alarm:
             return _alarm(alarm)
         case Damaged(message=message):
@@ -63,11 +63,11 @@ def line_of(event: Event) -> str | None:
         case DataPrepared() as data:
             return left_out_line(data)
         case Resumed(step=step):
-            return f"attempt {event.attempt} goes on from step {step}"
+            return f"attempt {event.attempt} resumes from step {step}"
         case Training(step=step, total_steps=total, links=links):
             return f"attempt {event.attempt}: first step done ({step}/{total})" + "".join(f"; {link}" for link in links)
         case Notice(source=source):
-            return f"attempt {event.attempt}: told to stop ({source}); saving"
+            return f"attempt {event.attempt}: asked to stop ({source}); saving"
         case AttemptEnded(step=step, outcome=outcome, message=message):
             return f"attempt {event.attempt} ended at step {step}: {outcome}{_after_colon(message)}"
         case Failed(message=message, hint=hint):
@@ -78,20 +78,20 @@ def line_of(event: Event) -> str | None:
 
 
 def data_line(events: Iterable[Event]) -> str | None:
-    """As the newest attempt that prepared the data found it."""
-    told = [data for _, data in of_kind(events, DataPrepared)]
-    return left_out_line(told[-1]) if told else None
+    """The line on rows left out, from the newest attempt that prepared the data."""
+    prepared = [data for _, data in of_kind(events, DataPrepared)]
+    return left_out_line(prepared[-1]) if prepared else None
 
 
 def left_out_line(data: DataPrepared) -> str | None:
-    """Which rows of the data aren't trained; None where all are."""
+    """Which rows of the data aren't trained; None if all are."""
     if not data.left_out:
         return None
-    told = []
-    for found in data.left_out:
-        more = ", ..." if found.rows > len(found.where) > 0 else ""
-        told.append(f"{found.rows} {found.reason}" + (f" ({', '.join(found.where)}{more})" if found.where else ""))
-    return f"{sum(found.rows for found in data.left_out)} of {data.rows} rows are left out: {'; '.join(told)}"
+    reasons = []
+    for group in data.left_out:
+        more = ", ..." if group.rows > len(group.where) > 0 else ""
+        reasons.append(f"{group.rows} {group.reason}" + (f" ({', '.join(group.where)}{more})" if group.where else ""))
+    return f"{sum(group.rows for group in data.left_out)} of {data.rows} rows are left out: {'; '.join(reasons)}"
 
 
 def _after_colon(words: str) -> str:
@@ -106,24 +106,24 @@ def _alarm(alarm: Alarm) -> str:
 
 
 def _refusals(refusal: NoCapacity) -> str:
-    """Which places said what, those with the same answer together, cheapest first."""
-    if refusal.answers is None:  # of a run of an earlier version
+    """The answers with the places that gave them, cheapest first."""
+    if refusal.answers is None:  # from an earlier version
         return "; ".join(refusal.reasons[:SHOWN]) or "no reason given"
     groups: dict[str, list[Place]] = {}
     for place, answer in zip(refusal.places, refusal.answers, strict=True):
-        groups.setdefault(_in_short(answer), []).append(place_of(place))
-    return "; ".join(f"{answer}: {_some(group)}" for answer, group in groups.items())
+        groups.setdefault(_shorten(answer), []).append(place_of(place))
+    return "; ".join(f"{answer}: {_name_places(group)}" for answer, group in groups.items())
 
 
-def _in_short(said: str) -> str:
-    if QUOTA.search(said):
-        limit = GCP_LIMIT.search(said)
+def _shorten(message: str) -> str:
+    if QUOTA.search(message):
+        limit = GCP_LIMIT.search(message)
         return f"over quota ({limit[0]})" if limit else "over quota"
-    return "sold out" if SOLD_OUT.search(said) else said[:WORDS] or "no reason given"
+    return "sold out" if SOLD_OUT.search(message) else message[:WORDS] or "no reason given"
 
 
-def _some(places: list[Place]) -> str:
-    """The cheapest of them by zone and price."""
+def _name_places(places: list[Place]) -> str:
+    """The cheapest places, with zone and price."""
     cheapest = sorted(places, key=lambda place: place.price_usd_per_hour)
     named = ", ".join(
         f"{place.where} ({'spot, ' if place.spot else ''}${place.price_usd_per_hour:.2f}/h)"

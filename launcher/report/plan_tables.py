@@ -1,4 +1,4 @@
-"""The dry run for a terminal: offers, plans with their range, the recommendation, its explanation, the task."""
+"""Dry run output for a terminal: offers, plans with their range, the recommendation, its explanation, the task."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from launcher.report.tables import plain_table
 from trainer.config.clouds import CLOUDS
 
 SHOWN = 8
-"""Plans; the others are counted."""
+"""Plans shown; the others are only counted."""
 BAR = 26
 NARROW = 80
-"""Columns in which all figures of a plan fit into one line."""
+"""Terminal width in which all figures of a plan fit into one line."""
 WIDE = 108
-"""Columns of a terminal that has room for the bars beside the figures."""
+"""Terminal width with room for the bars beside the figures."""
 
 
 def show_dry_run(console: Console, result: DryRun, task: str, explanation: Explanation | None = None) -> None:
-    """The comparison of plans, the recommendation, the assumptions and the task."""
+    """Show the comparison of plans, the recommendation, the assumptions and the task."""
     console.print(offers_table(result.offers))
     console.print()
     wide = console.width >= WIDE
@@ -34,7 +34,7 @@ def show_dry_run(console: Console, result: DryRun, task: str, explanation: Expla
         console.print(_chart(result))
     left_out = len(result.plans) - len(_shown(result))
     if left_out > 0:
-        console.print(f"and {left_out} dearer plans: -o json has them all", style="dim")
+        console.print(f"and {left_out} more expensive plans (-o json shows all)", style="dim")
     recommended = Text.assemble("\nrecommended: ", (result.recommended or "none", "bold"), f" ({result.reason})")
     console.print(recommended, soft_wrap=True)
     if result.best is not None:
@@ -54,14 +54,14 @@ def show_dry_run(console: Console, result: DryRun, task: str, explanation: Expla
 
 
 def _plans_table(result: DryRun, width: int) -> Table:
-    table = plain_table(f"plans for {result.recipe}, {result.work_h:g} h of work: means, and what 95 % stay below")
+    table = plain_table(f"plans for {result.recipe}, {result.work_h:g} h of work: means, and 95 % upper bounds")
     shown = _shown(result)
     dearest, chart = _dearest(shown), width >= WIDE
     dated = any(plan.deadline_probability is not None for plan in shown)
     limited = any(plan.budget_probability is not None for plan in shown)
     table.add_column("", no_wrap=True)
     table.add_column("plan", min_width=12)
-    table.pad_edge = False  # two columns more for figures
+    table.pad_edge = False  # two more characters for figures
     chances = [name for name, given in (("in time", dated), ("in budget", limited)) if given]
     figures = ("$", "95 % $", "hours", "95 % h", "preempted", *chances)
     for name in figures:
@@ -93,7 +93,7 @@ def _plans_table(result: DryRun, width: int) -> Table:
 
 
 def _chart(result: DryRun) -> Table:
-    """The bars alone, where the table leaves them no room."""
+    """The bars alone, if the table has no room for them."""
     shown = _shown(result)
     table = plain_table(f"\ncost from p5 to p95, 0 to {_dearest(shown):,.0f} $", header=False)
     for plan in shown:
@@ -106,7 +106,7 @@ def _dearest(shown: Sequence[Plan]) -> float:
 
 
 def _shown(result: DryRun) -> list[Plan]:
-    """The cheapest ones, and the recommended one wherever it stands."""
+    """The cheapest plans, and the recommended one."""
     return [plan for number, plan in enumerate(result.plans) if number < SHOWN or plan.name == result.recommended]
 
 
@@ -115,7 +115,7 @@ def _name(plan: Plan) -> str:
 
 
 def _bar(plan: Plan, dearest: float) -> str:
-    """From p5 to p95 on a scale that begins at 0, with the mean as a diamond."""
+    """A bar from p5 to p95 on a scale from 0, with the mean as a diamond."""
 
     def place(value: float) -> int:
         return min(BAR - 1, int(value / dearest * BAR))
@@ -155,7 +155,7 @@ def _show_explanation(console: Console, explanation: Explanation) -> None:
 
 
 def offers_table(offers: Sequence[Offer], limit: int = 12) -> Table:
-    """The cheapest offers, and every flagged one among them marked."""
+    """The cheapest offers, with flagged ones marked."""
     title = f"cheapest {limit} of {len(offers)} offers" if limit < len(offers) else f"{len(offers)} offers"
     table = plain_table(title)
     for name in ("cloud", "zone", "instance", "GPUs", "market", "$/h", "remarks"):

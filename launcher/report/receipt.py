@@ -1,4 +1,4 @@
-"""The receipt: what a run did, what of it was lost, what it cost. A pure function of the diary and the metrics."""
+"""The receipt: what a run did, lost and cost. A pure function of the diary and the metrics."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class AttemptLine(BaseModel):
     ended: str = Field(description="finished, preempted, failed, user_error, running, killed, ...")
     from_step: int = Field(description="the step it resumed from, 0 = the start")
     not_exact: tuple[str, ...] = Field(default=(), description="what differs from the attempt it resumed from")
-    trained: bool = Field(description="did it get as far as a first step?")
+    trained: bool = Field(description="did it do a first step?")
     to_step: int = Field(description="the last step it did")
-    redone_steps: int = Field(description="of its steps, how many a later attempt had to do again")
+    redone_steps: int = Field(description="how many of its steps a later attempt had to redo")
     startup_s: float = Field(description="from its start to the end of its first step")
 
     @property
@@ -66,7 +66,7 @@ class CostLine(BaseModel):
 
 
 class MachineLine(BaseModel):
-    """A machine that a cloud was paid for."""
+    """A rented machine."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,16 +74,16 @@ class MachineLine(BaseModel):
     where: str = Field(description="the cloud and the zone, or region")
     gpus: str
     spot: bool
-    since: datetime = Field(description="when its zone was asked for it")
+    since: datetime = Field(description="when it was requested in its zone")
     until: datetime = Field(description="its end, or the receipt's time")
     price_usd_per_hour: float
-    hours: float
+    hours: float = Field(description="from the request in its zone")
     cost_usd: float
     ended: str = Field(description="preempted, moved, finished, ..., or running")
 
 
 class Receipt(BaseModel):
-    """A run in figures."""
+    """The figures of a run."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -93,11 +93,11 @@ class Receipt(BaseModel):
     attempts: tuple[AttemptLine, ...]
     preemptions: int
     failures: int
-    steps: int = Field(description="optimizer steps of the run that are done")
+    steps: int = Field(description="optimizer steps done")
     steps_redone: int
     wall_s: float = Field(description="from the first attempt's start to the last one's end")
     useful_s: float = Field(description="spent on steps that were kept")
-    saving_s: float = Field(description="training stood still for saves")
+    saving_s: float = Field(description="training was paused for saves")
     saves: int
     startup_s: float
     redone_s: float = Field(description="spent on steps that were lost")
@@ -108,7 +108,7 @@ class Receipt(BaseModel):
     )
     goodput: float = Field(description="useful_s / wall_s")
     machine_hours: float
-    machines: tuple[MachineLine, ...] = Field(default=(), description="empty where no cloud was paid")
+    machines: tuple[MachineLine, ...] = Field(default=(), description="empty if no cloud was used")
     cost_usd: float = Field(default=0.0, description="of all machines; without storage and egress")
     costs: tuple[CostLine, ...] = Field(default=(), description="without machines: what the hours would cost")
     damaged_checkpoints: int = 0
@@ -126,10 +126,10 @@ def make_receipt(
     *,
     abandoned: bool = False,
 ) -> Receipt:
-    """Work out the receipt. `offers` are the ones to price the machine hours with; `now` ends a running attempt.
+    """Compute the receipt. `offers` are used to price the machine hours; `now` ends a running attempt.
 
-    `abandoned`: the run has no launcher any more, so an attempt that noted no end was killed; `now` is then the last
-    sign of life.
+    `abandoned`: the run has no launcher any more, so an attempt without a recorded end was killed; `now` is then the
+    last sign of life.
     """
     attempts = _attempts(events, now, "killed" if abandoned else "running")
     kept = _kept_seconds(metrics, attempts)
@@ -142,7 +142,7 @@ def make_receipt(
     # The first step of an attempt counts as start-up: it compiles, allocates and waits for the slowest rank.
     useful_s = sum(kept.values())
     waiting_s = max(0.0, wall_s - running_s)
-    # A pause that the user made, and the start-up after it, are no loss to a preemption.
+    # A pause by the user, and the start-up after it, are not lost to a preemption.
     recoveries = [(before, after) for before, after in pairwise(attempts) if before.ended != "stopped"]
     recovering_s = sum((after.started_at - before.ended_at).total_seconds() for before, after in recoveries)
     other_s = max(0.0, wall_s - useful_s - saving_s - startup_s - redone_s - waiting_s)
@@ -212,11 +212,11 @@ def _attempts(events: Sequence[Event], now: datetime, without_end: str) -> list[
     lines: list[AttemptLine] = []
     for number in numbers:
         mine = [event for event in events if event.attempt == number]
-        # Without an event of its end it still runs, or its machine died before it could write one.
+        # Without an end event it is still running, or its machine died before it could write one.
         unended = (now, without_end) if number == numbers[-1] else (max(event.time for event in mine), "preempted")
         lines.append(_attempt(mine, number, _end(mine) or unended))
     for index, line in enumerate(lines):
-        # An attempt that died before its first step says nothing about what it would have resumed from.
+        # An attempt that died before its first step does not show what it would have resumed from.
         successor = next((later for later in lines[index + 1 :] if later.trained), None)
         if successor is not None:
             redone = max(0, line.to_step - max(successor.from_step, line.from_step))
@@ -246,7 +246,7 @@ def _attempt(mine: Sequence[Event], number: int, end: tuple[datetime, str]) -> A
 
 
 def _end(mine: Sequence[Event]) -> tuple[datetime, str] | None:
-    """When and how an attempt ended, in the receipt's words; None if no event tells."""
+    """When and how an attempt ended, in the receipt's terms; None if no event shows it."""
     if killed := of_kind(mine, Preempted):
         return killed[-1][0].time, "preempted"
     stops = of_kind(mine, Stopped)
@@ -254,7 +254,7 @@ def _end(mine: Sequence[Event]) -> tuple[datetime, str] | None:
     if not ends:
         return (stops[-1][0].time, "stopped") if stops else None
     event, end = ends[-1]
-    if end.outcome == "preempted" and stops:  # so fast that it ended before the notice of the stop was written
+    if end.outcome == "preempted" and stops:  # it ended before the notice of the stop could be written
         return event.time, "stopped"
     if end.outcome != "preempted":
         return event.time, end.outcome
@@ -273,7 +273,7 @@ def _kept_seconds(metrics: Sequence[StepMetrics], attempts: Sequence[AttemptLine
 
 
 def _redone_seconds(attempts: Sequence[AttemptLine], kept: dict[int, float]) -> float:
-    """Lost steps at the mean pace of the kept ones: the machine that did them can't be asked any more."""
+    """Time of the lost steps, at the mean pace of the kept ones: their own times may be lost with the machine."""
     pace = sum(kept.values()) / len(kept) if kept else 0.0
     return pace * sum(attempt.redone_steps for attempt in attempts)
 
@@ -295,7 +295,7 @@ def _state(
 
 
 def _failure(events: Sequence[Event]) -> str:
-    """Its last word, where that is an error that no other attempt will mend; '' else."""
+    """The final error, if no other attempt can fix it; else ''."""
     turning = RunEnd | Planned | AttemptStarted | AttemptEnded
     turns = [event.payload for event in events if isinstance(event.payload, turning)]
     match turns[-1:]:

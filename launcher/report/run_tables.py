@@ -1,4 +1,4 @@
-"""Receipts and states for a terminal."""
+"""Receipts and status tables for a terminal."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def _figures(receipt: Receipt) -> list[tuple[str, str]]:
             f"{seconds(receipt.lost_to_preemptions_s)} to preemptions "
             f"(redone steps {seconds(receipt.redone_s)}, start-ups and waiting the rest)",
         ),
-        ("saves", f"{receipt.saves}, training stood still for {seconds(receipt.saving_s)}"),
+        ("saves", f"{receipt.saves}, training paused for {seconds(receipt.saving_s)}"),
         ("goodput", f"{receipt.goodput:.0%} of the wall time went into steps that were kept"),
     ]
     if receipt.damaged_checkpoints:
-        lines.append(("damaged", f"{receipt.damaged_checkpoints} checkpoints were damaged and passed over"))
+        lines.append(("damaged", f"{receipt.damaged_checkpoints} checkpoints were damaged and skipped"))
     if receipt.data:
         lines.append(("data", receipt.data))
     for attempt in receipt.attempts:
@@ -168,7 +168,7 @@ def _cost_table(receipt: Receipt) -> Table:
 
 
 def status_table(statuses: Sequence[RunStatus]) -> Table:
-    """Runs, one a line."""
+    """Runs, one per line."""
     table = plain_table()
     for name in ("run", "state", "attempt", "step", "saved at", "loss", "last sign of life", "where", "cost"):
         table.add_column(name)
@@ -198,7 +198,7 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
-    """What was looked at, one a line, with its fix."""
+    """Findings, one per line, with fixes."""
     table = plain_table(header=False)
     for finding in findings:
         style = STATE_STYLES.get(finding.state, "dim")

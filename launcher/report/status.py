@@ -1,4 +1,4 @@
-"""Where a run is, from the bucket alone."""
+"""The status of a run, from the bucket alone."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ from launcher.report.event_lines import data_line, line_of
 
 ABANDONED = "waiting for a launcher"
 ABANDONED_S = 1800.0
-"""A recovery takes minutes; after so long it is doubtful that anybody is trying."""
+"""A recovery takes minutes; after this long, probably no launcher is trying."""
 
 SILENCE_S = 120.0
-"""Without a heartbeat for so long, a running attempt is called silent: the machine may be gone."""
+"""A running attempt without a heartbeat for this long is called silent: the machine may be gone."""
 
 _BETWEEN: Mapping[type[Payload], str] = {
     Planned: "waiting",
@@ -62,10 +62,10 @@ _STATE_OF_JOB = {
     ),
     "cancelled": "stopped",
 }
-"""By SkyPilot's final status of the job: there was nobody else to write the end."""
+"""State from SkyPilot's final job status, if no process could write the end."""
 
 OVER = frozenset({*RUN_ENDS, "damaged"})
-"""States in which nothing more happens by itself."""
+"""States in which nothing more happens without the user."""
 
 
 class RunStatus(BaseModel):
@@ -79,7 +79,7 @@ class RunStatus(BaseModel):
     attempt: int | None
     phase: str | None
     done: int = 0
-    """What the phase counts, see `trainer.runtime.startup_phases`."""
+    """The phase's counter, see `trainer.runtime.startup_phases`."""
     of: int = 0
     step: int
     total_steps: int
@@ -87,22 +87,22 @@ class RunStatus(BaseModel):
     loss: float | None
     silent_s: float | None
     where: str | None = None
-    """The machine that it is on, in a cloud."""
+    """The cloud machine that it is on."""
     cost_usd: float = 0.0
-    """Of all its machines until now."""
+    """Cost of all its machines until now."""
     note: str | None = None
-    """What keeps it from running, or wants a look."""
+    """What prevents it from running, or needs attention."""
     data: str | None = None
     """Which rows of the data set aren't trained; None = all are."""
     in_cloud: bool = False
-    """Was it launched by `notus-launch` in a cloud, or does the NOTUS strategy look after it?"""
+    """Was it launched in a cloud by `notus-launch`, or with the NOTUS strategy?"""
     job: str | None = None
-    """SkyPilot's job and its status; None = nobody asked, or nobody answered."""
+    """SkyPilot's job and its status; None = not queried, or no answer."""
     job_says: str = ""
 
     @classmethod
     def damaged(cls, run: str) -> RunStatus:
-        """A run of which HEAD or the diary can't be read."""
+        """The status of a run whose HEAD or diary can't be read."""
         return cls(
             run=run,
             recipe="",
@@ -117,7 +117,7 @@ class RunStatus(BaseModel):
         )
 
     def abandoned(self, why: str) -> RunStatus:
-        """The same local run without a launcher: killed, or its machine was restarted."""
+        """The status of a local run without a launcher: it was killed, or its machine was restarted."""
         note = f"{why}; to resume: launch --name {self.run} again"
         return self.model_copy(update={"state": ABANDONED, "phase": None, "note": note})
 
@@ -126,7 +126,7 @@ def read_status(store: Store, name: str, now: datetime) -> RunStatus:
     """The status of a run; raises `UnknownRun`."""
     record = read_run_if_valid(store)
     events = read_events(store)
-    if record is None and not events:  # run.json is the trainer's where plain SkyPilot was told to launch
+    if record is None and not events:  # with plain SkyPilot, run.json is written later, by the trainer
         raise UnknownRun(f"there is no run {name!r} in {store.url.rsplit('/', 1)[0]}", "list them: notus-launch runs")
     recipe = record.recipe_name if record else ""
     head = read_head(store)
@@ -149,10 +149,10 @@ def derive_status(
     events: list[Event],
     now: datetime,
 ) -> RunStatus:
-    """Pure part of `read_status`."""
+    """The pure part of `read_status`."""
     last = next((event for event in reversed(events) if isinstance(event.payload, _STATE_EVENTS)), None)
     silent_s = max(0.0, (now - heartbeat.time).total_seconds()) if heartbeat else None
-    end = end_of_run(events)  # whatever is noted of its machine after that
+    end = end_of_run(events)  # regardless of later events about its machine
     state = end.kind if end is not None else _state(last, heartbeat, silent_s, now)
     spells = machines(events)
     current = machine_now(spells)
@@ -179,7 +179,7 @@ def derive_status(
 
 
 def _note(events: list[Event]) -> str | None:
-    """The last news, unless it is that all is well."""
+    """The latest event as a line, if it is about trouble."""
     news = [event for event in events if isinstance(event.payload, _NEWS)]
     return line_of(news[-1]) if news and isinstance(news[-1].payload, _TROUBLE) else None
 
@@ -190,17 +190,17 @@ def _state(last: Event | None, heartbeat: Heartbeat | None, silent_s: float | No
     match last.payload:
         case RunEnd():
             return last.kind
-        case Planned() | NoCapacity() | MachineUp() as between:  # the strategy is looking for a machine
+        case Planned() | NoCapacity() | MachineUp() as between:  # the strategy is searching for a machine
             return _BETWEEN[type(between)]
         case AttemptStarted():
             if heartbeat is not None and heartbeat.attempt == last.attempt and silent_s is not None:
                 return "running" if silent_s < SILENCE_S else "silent"
             return "starting" if (now - last.time).total_seconds() < SILENCE_S else "silent"
         case AttemptEnded(outcome="user_error"):
-            return "failed"  # never retried, whoever started it
+            return "failed"  # never retried
         case MachineGone(job_status=status) if status in _STATE_OF_JOB:
             return _STATE_OF_JOB[status]
-    # Another attempt is due. Nobody may be there to start it: after a while that is worth saying.
+    # Another attempt is due. After a while without one, probably no launcher is there to start it.
     return "recovering" if (now - last.time).total_seconds() < ABANDONED_S else ABANDONED
 
 

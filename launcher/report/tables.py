@@ -1,4 +1,4 @@
-"""How our tables look."""
+"""The style of our tables."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from rich.table import Table
 
 
 class PlainTable(Table):
-    """A table without lines. What doesn't fit goes on in the next line: rich's default cuts it, figures too."""
+    """A table without lines. Long cells wrap: rich's default truncates them, including figures."""
 
     def add_column(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("overflow", "fold")
         super().add_column(*args, **kwargs)
 
     def keep_whole(self, columns: Collection[str]) -> None:
-        """Wrap no cell of these columns, named by their headers, however narrow the others become."""
+        """Never wrap these columns, given by header, however narrow the others become."""
         for column in self.columns:
             if str(column.header) in columns:
                 column.min_width = max(len(str(cell)) for cell in (column.header, *column._cells))
 
 
 def plain_table(title: str | None = None, *, header: bool = True) -> PlainTable:
-    """A table without lines, as all of ours are."""
+    """A table without lines, the style of all our tables."""
     return PlainTable(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=header)

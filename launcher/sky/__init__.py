@@ -1,1 +1,1 @@
-"""Everything that knows SkyPilot."""
+"""Everything that depends on SkyPilot."""

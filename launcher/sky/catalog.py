@@ -1,4 +1,4 @@
-"""SkyPilot's price lists, fetched anew by SkyPilot itself: it knows where they are, and which the user has edited."""
+"""Refresh SkyPilot's price lists through SkyPilot, which has their sources and detects edited ones."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-FETCHED, KEPT, FAILED = "fetched", "kept: it was edited by hand", "could not be fetched; what was there stays"
+FETCHED, KEPT, FAILED = "fetched", "kept: it was edited by hand", "could not be fetched; the old one is kept"
 
 
 def refresh(clouds: Iterable[str], echo: Callable[[str], None]) -> dict[str, str]:
-    """Fetch the price list of each cloud; returns what became of it: fetched, kept (edited by hand), or failed."""
+    """Fetch the price list of each cloud; returns the outcome: fetched, kept (edited by hand), or failed."""
     with contextlib.redirect_stdout(io.StringIO()):
         return _refresh(clouds, echo)
 
@@ -22,8 +22,7 @@ def refresh(clouds: Iterable[str], echo: Callable[[str], None]) -> dict[str, str
 def _refresh(clouds: Iterable[str], echo: Callable[[str], None]) -> dict[str, str]:
     """Do the work of `refresh`, which redirects stdout because ours may be JSON.
 
-    SkyPilot's log handler writes to the stdout that it finds when it is imported, and its progress marks are for its
-    own client.
+    SkyPilot's log handler writes to the stdout of the time of its import, with progress marks for its own client.
     """
     from sky.catalog import common
 
@@ -38,9 +37,9 @@ def _refresh(clouds: Iterable[str], echo: Callable[[str], None]) -> dict[str, st
         mark = path.parent.parent / ".meta" / f"{name}.md5"
         before = mark.stat().st_mtime_ns if mark.exists() else 0
         try:
-            common.read_catalog(name, pull_frequency_hours=0).columns  # noqa: B018  # read: that is when it fetches
+            common.read_catalog(name, pull_frequency_hours=0).columns  # noqa: B018  # reading it triggers the fetch
         except Exception as error:
-            # requests and pandas raise what they like here, and none of it must end a look at prices.
+            # requests and pandas raise many kinds here, and none of them must end the command.
             logger.debug("prices of %s", cloud, exc_info=True)
             outcome[cloud] = f"{FAILED} ({type(error).__name__})"
             continue
@@ -49,10 +48,10 @@ def _refresh(clouds: Iterable[str], echo: Callable[[str], None]) -> dict[str, st
     return outcome
 
 
-def read_again() -> None:
-    """Have SkyPilot look at its lists again when it next needs one, and fetch those that are older than it likes.
+def invalidate_cache() -> None:
+    """Have SkyPilot reread its lists when it next needs one, and fetch those that are outdated.
 
-    It keeps a list in memory until a request ends, and a jobs controller's never does.
+    It caches lists in memory until a request ends, and a jobs controller's request never does.
     """
     from sky.catalog import common
 

@@ -1,4 +1,4 @@
-"""SkyPilot's API server, as far as we ask it: submit a managed job, look at it, cancel it.
+"""Client for SkyPilot's API server: submit, query and cancel managed jobs.
 
 The first call imports sky, which takes a second, and may start the local API server, which takes half a minute.
 """
@@ -15,24 +15,24 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from checkpoints.util.interpreter import PATH, environment
 from launcher.errors import SkyFailed, UnclearJob
 from launcher.run_identity import RunIdentity
-from launcher.sky.jobs import Told, told_by
+from launcher.sky.jobs import JobOrigin, origin_of
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 LIGHT_FIELDS = ("job_id", "job_name", "status")
-"""Of all jobs: a task's YAML is some 5 kB, and a shared server has thousands."""
+"""Fields queried for all jobs: a task's YAML is about 5 kB, and a shared server has thousands."""
 FIELDS = (*LIGHT_FIELDS, "recovery_count", "failure_reason", "details", "end_at", "user_yaml", "entrypoint")
 MOST_READ = 200
-"""Jobs whose task is read in one question, the newest first."""
+"""Jobs whose task is read in one query, newest first."""
 
 ENDED = frozenset({"SUCCEEDED", "CANCELLED"})
-"""And every FAILED_...: see `Job.over`."""
+"""Besides every FAILED_...: see `Job.over`."""
 
 
 class Job(NamedTuple):
-    """A managed job, as SkyPilot sees it."""
+    """A managed job in SkyPilot."""
 
     id: int
     name: str
@@ -41,9 +41,9 @@ class Job(NamedTuple):
     reason: str
     ended_at: datetime | None = None
     run: RunIdentity | None = None
-    """What it was submitted for; None = it doesn't tell."""
+    """The run it was submitted for; None = not known."""
     submission: str = ""
-    """Which submission of `notus-launch` it came from; '' = another one's."""
+    """The `notus-launch` submission it came from; '' = not from `notus-launch`."""
 
     @property
     def over(self) -> bool:
@@ -60,19 +60,19 @@ class UnknownStrategy(SkyFailed):
 
 
 class NotSubmitted(SkyFailed):
-    """A submission that gave no number. SkyPilot may have the job all the same: see `launcher.sky.submission`."""
+    """A submission without a job number. SkyPilot may have the job anyway: see `launcher.sky.submission`."""
 
     def __init__(self, message: str, hint: str, request: str) -> None:
         super().__init__(message, hint)
         self.request = request
-        """SkyPilot's id of the request that may still be under way; '' = it never told."""
+        """SkyPilot's id of the request that may still be active; '' = not known."""
 
 
 def submit(config: Mapping[str, Any], secrets: Mapping[str, str]) -> int:
     """Submit a task as a managed job; returns its id.
 
-    Raises `UnknownStrategy`, `SkyFailed` where SkyPilot did not get it, and `NotSubmitted` where it may have. Ctrl-C
-    takes the request back as far as SkyPilot can.
+    Raises `UnknownStrategy`, `SkyFailed` if SkyPilot did not get it, and `NotSubmitted` if it may have. Ctrl-C cancels
+    the request as far as SkyPilot can.
     """
     import sky
 
@@ -82,7 +82,7 @@ def submit(config: Mapping[str, Any], secrets: Mapping[str, str]) -> int:
     try:
         request = _call(lambda: sky.jobs.launch(task, name=config["name"]))
     except SkyFailed as error:
-        if isinstance(error.__cause__, OSError):  # the connection's: it may have arrived
+        if isinstance(error.__cause__, OSError):  # a connection error: the request may have arrived
             raise NotSubmitted(error.message, error.hint, "") from error
         raise
     try:
@@ -92,34 +92,34 @@ def submit(config: Mapping[str, Any], secrets: Mapping[str, str]) -> int:
     except SkyFailed as error:
         raise NotSubmitted(error.message, error.hint, str(request)) from error
     except KeyboardInterrupt:
-        with contextlib.suppress(Exception):  # what became of it is asked afterwards
+        with contextlib.suppress(Exception):  # its outcome is queried afterwards
             sky.get(sky.api_cancel(request, silent=True))
         raise
     if not ids:
-        raise NotSubmitted("SkyPilot accepted the job but gave it no number", "look: sky jobs queue", str(request))
+        raise NotSubmitted("SkyPilot accepted the job but gave it no number", "see: sky jobs queue", str(request))
     return int(ids[0])
 
 
 def request_state(request: str) -> Literal["over", "under way", "unknown"]:
-    """What became of a request; "unknown" where the server doesn't say."""
+    """State of a request; "unknown" if the server doesn't report it."""
     import sky
 
     try:
-        (found,) = sky.api_status([request])
-    except Exception as error:  # of any kind: not knowing is an answer here
-        logger.info("SkyPilot does not say what became of the request %s: %s", request, error)
+        (status,) = sky.api_status([request])
+    except Exception as error:  # of any kind: "unknown" is a valid answer here
+        logger.info("SkyPilot does not report the state of request %s: %s", request, error)
         return "unknown"
-    return "over" if _is_done(found) else "under way"
+    return "over" if _is_done(status) else "under way"
 
 
 def is_launching() -> bool:
-    """Is SkyPilot's server still at work on a job that was submitted? Not if it isn't running, or doesn't say."""
+    """Is SkyPilot's server still launching a submitted job? False if it isn't running or doesn't respond."""
     import sky
 
     try:
         return any("jobs.launch" in request.name and not _is_done(request) for request in sky.api_status())
     except Exception as error:  # of any kind: see `request_state`
-        logger.info("SkyPilot does not say what it is doing: %s", error)
+        logger.info("SkyPilot does not report its requests: %s", error)
         return False
 
 
@@ -128,10 +128,10 @@ def _is_done(request: Any) -> bool:
 
 
 def own_job(run: RunIdentity, job_id: int | None = None) -> Job | None:
-    """The job of this very run, see `find_job`.
+    """The job of exactly this run, see `find_job`.
 
-    Raises `UnclearJob` where a job that isn't over may be it and doesn't tell: to follow or to cancel it would be a
-    guess, and another one would be paid beside it.
+    Raises `UnclearJob` if an active job may or may not belong to the run: following or cancelling it would be a guess,
+    and a second job would be paid for as well.
     """
     job = find_job(run, job_id)
     if job is None or job.run == run:
@@ -139,49 +139,51 @@ def own_job(run: RunIdentity, job_id: int | None = None) -> Job | None:
     if job.run is not None or job.over:
         return None
     raise UnclearJob(
-        f"SkyPilot's job {job.id} is named {job.name} and doesn't tell its bucket and run, so it may be {run} or not",
-        f"look: sky jobs queue; if it is this run, end it yourself (sky jobs cancel {job.id}); if it is not, give this "
-        "run another --name",
+        f"SkyPilot's job {job.id} is named {job.name} but doesn't show its bucket and run: it may or may not be {run}",
+        f"see: sky jobs queue; if it is this run, end it yourself (sky jobs cancel {job.id}); if not, give this run "
+        "another --name",
     )
 
 
 def find_job(run: RunIdentity, job_id: int | None = None) -> Job | None:
-    """The job that was submitted for this run: the one that isn't over, else the newest.
+    """The job that was submitted for this run: the active one, else the newest.
 
-    A job is judged by its own bucket, endpoint and NOTUS_RUN, never by its name: plain `sky jobs launch` names jobs as
-    it likes. One of the run's name that isn't over and doesn't tell comes before those that are over: see `own_job`.
-    `job_id`: this one only.
+    A job is matched by its bucket, endpoint and NOTUS_RUN, never by its name, because plain `sky jobs launch` can use
+    any name. An active job of the run's name that can't be matched comes before jobs that are over: see `own_job`.
+    `job_id`: consider only this job.
     """
     ids = [job_id] if job_id is not None else _candidates(run)
     if not ids:
         return None
-    told = [(record, told_by(record.user_yaml, record.entrypoint)) for record in _queue(FIELDS, ids)]
-    jobs = [_job(record, one) for record, one in told if one.kind != "foreign"]
+    origins = [(record, origin_of(record.user_yaml, record.entrypoint)) for record in _queue(FIELDS, ids)]
+    jobs = [_job(record, one) for record, one in origins if one.kind != "foreign"]
     ours = [job for job in jobs if job.run == run]
     unclear = [job for job in jobs if job.run is None and (job_id is not None or job.name == run.run)]
-    for found in ([job for job in ours if not job.over], [job for job in unclear if not job.over], ours):
-        if found:
-            return max(found, key=lambda job: job.id)
+    for group in ([job for job in ours if not job.over], [job for job in unclear if not job.over], ours):
+        if group:
+            return max(group, key=lambda job: job.id)
     return None
 
 
 def _candidates(run: RunIdentity) -> list[int]:
-    """Jobs that can be the run's: all of its name, and whatever is not over."""
+    """Jobs that may be the run's: all of its name, and all that are not over."""
     records = _queue(LIGHT_FIELDS, None)
-    found = {one.job_id for one in records if one.job_name == run.run or not is_over(_status(one))}
-    return sorted(found, reverse=True)[:MOST_READ]
+    ids = {one.job_id for one in records if one.job_name == run.run or not is_over(_status(one))}
+    return sorted(ids, reverse=True)[:MOST_READ]
 
 
 def _queue(fields: Sequence[str], ids: Sequence[int] | None) -> list[Any]:
     import sky
 
-    asked = None if ids is None else list(ids)
-    answer = _call(lambda: _unless_no_controller(sky.jobs.queue_v2(refresh=False, job_ids=asked, fields=list(fields))))
+    job_ids = None if ids is None else list(ids)
+    answer = _call(
+        lambda: _unless_no_controller(sky.jobs.queue_v2(refresh=False, job_ids=job_ids, fields=list(fields)))
+    )
     records = answer[0] if isinstance(answer, tuple) else answer
     return [record for record in records if record.job_id is not None]
 
 
-def _job(record: Any, told: Told) -> Job:
+def _job(record: Any, origin: JobOrigin) -> Job:
     return Job(
         id=record.job_id,
         name=record.job_name,
@@ -189,8 +191,8 @@ def _job(record: Any, told: Told) -> Job:
         recoveries=record.recovery_count or 0,
         reason=record.failure_reason or record.details or "",
         ended_at=datetime.fromtimestamp(record.end_at, UTC) if record.end_at else None,
-        run=told.run,
-        submission=told.submission,
+        run=origin.run,
+        submission=origin.submission,
     )
 
 
@@ -199,20 +201,20 @@ def _status(record: Any) -> str:
 
 
 def _unless_no_controller(request_id: Any) -> Any:
-    """The answer; no records where the controller's VM is not there, or stopped: then no job is under way."""
+    """The answer; no records if the controller's VM doesn't exist or is stopped, because then no job is active."""
     import sky
 
     try:
         return sky.get(request_id)
     except sky.exceptions.ClusterNotUpError as error:
         stopped = error.cluster_status == sky.ClusterStatus.STOPPED
-        if stopped or getattr(error.handle, "head_ip", None) is None:  # without an address it is just being made
+        if stopped or getattr(error.handle, "head_ip", None) is None:  # without an address it is being created
             return []
         raise
 
 
 def peek(run: RunIdentity) -> Job | None:
-    """`own_job` where a server answers at once; None, and nothing is started, where none does or none is sure."""
+    """`own_job` if a server answers at once; None if not, or if the job is unclear. Never starts a server."""
     try:
         from sky.server import common
     except ImportError:
@@ -221,8 +223,8 @@ def peek(run: RunIdentity) -> Job | None:
         if common.get_api_server_status().status is not common.ApiServerStatus.HEALTHY:
             return None
         return own_job(run)
-    except Exception as error:  # a courtesy: the bucket has told what matters
-        logger.info("SkyPilot does not say: %s", error)
+    except Exception as error:  # optional information: the bucket has what matters
+        logger.info("SkyPilot does not report the job: %s", error)
         return None
 
 
@@ -241,9 +243,9 @@ def dashboard(job_id: int) -> str:
 
 
 def _call(act: Callable[[], T]) -> T:
-    """SkyPilot raises many kinds, some made anew from the server's JSON: all become one of ours, with its own words."""
+    """Call SkyPilot and convert its many exceptions, some rebuilt from the server's JSON, to ours, with their text."""
     os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
-    # Else the API server that SkyPilot may start would load the strategy from a folder `launcher` where the user is.
+    # Else the API server that SkyPilot may start would load the strategy from a folder `launcher` in the user's cwd.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     if (path := os.environ.pop(PATH, None)) is not None:
         os.environ.update(environment({PATH: path}))
@@ -251,16 +253,16 @@ def _call(act: Callable[[], T]) -> T:
         return act()
     except Exception as error:
         text = " ".join(str(error).split())[:600] or type(error).__name__
-        if "NOTUS" in text and "not a valid" in text:  # SkyPilot's text: it raises a bare ValueError for it
+        if "NOTUS" in text and "not a valid" in text:  # SkyPilot raises a bare ValueError with this text
             raise UnknownStrategy(
-                "SkyPilot's API server doesn't know the NOTUS strategy",
+                "SkyPilot's API server doesn't have the NOTUS strategy",
                 "run: notus-launch doctor --fix, then: sky api stop (running jobs survive it)",
             ) from error
         raise SkyFailed(f"SkyPilot: {text}", "check it: notus-launch doctor, or: sky api info") from error
 
 
 def _quiet() -> Any:
-    """SkyPilot prints to stdout, which is ours."""
+    """A sink for SkyPilot's output, which would otherwise go to our stdout."""
     import io
 
     return io.StringIO()

@@ -1,4 +1,4 @@
-"""The task files of `sky_tasks/`, for people who use plain SkyPilot: rendered from the recipes, so they can't drift.
+"""The task files in `sky_tasks/` for users of plain SkyPilot, rendered from the recipes so that they stay current.
 
 `python -m launcher.sky.example_tasks FOLDER` writes them; a test compares.
 """
@@ -21,8 +21,8 @@ LADDER = (
     Candidate(cloud="gcp", gpus="A100:8", spot=False),
     Candidate(cloud="lambda", gpus="A100:8", spot=False),
 )
-"""Spot first, the larger cards before the smaller ones; on demand where there is no spot. `notus-launch --dry-run`
-orders by price and deadline instead."""
+"""Spot first, larger cards before smaller ones; on demand if there is no spot. `notus-launch --dry-run` orders by price
+and deadline instead."""
 
 
 def shipped_tasks() -> dict[str, str]:
@@ -47,7 +47,7 @@ def _task(name: str) -> str:
 
 
 def main() -> None:
-    """Write the files into the folder given."""
+    """Write the files to the given folder."""
     folder = Path(sys.argv[1])
     for name, text in shipped_tasks().items():
         (folder / name).write_text(text)

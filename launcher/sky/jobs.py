@@ -1,8 +1,8 @@
-"""Which run a job of SkyPilot's belongs to, by what the job itself tells. Pure, but for SkyPilot's own YAML reader.
+"""Determine which run a SkyPilot job belongs to, from the job itself. Pure, except for SkyPilot's own YAML reader.
 
-SkyPilot 0.14.1 keeps two things of a job that can be asked for (`sky.jobs.queue_v2`): `user_yaml`, the task as it was
-written, and `entrypoint`, the command line that submitted it. `--env` on that command line replaces values of the file
-and is *not* in `user_yaml` (run), so both have to be read. What can't be told is not guessed.
+SkyPilot 0.14.1 keeps two relevant fields of a job (`sky.jobs.queue_v2`): `user_yaml`, the task as written, and
+`entrypoint`, the command line that submitted it. `--env` on that command line overrides values of the file and is *not*
+in `user_yaml` (tested), so both must be read. What can't be determined is not guessed.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from typing import Any, Literal, NamedTuple
 from launcher.run_identity import RunIdentity, run_identity
 
 SUBMISSION = "NOTUS_SUBMISSION"
-"""An id made for one submission: a job that has it was submitted by `notus-launch`, and by that very launch."""
+"""A unique id per submission: a job with this id was submitted by that `notus-launch` call."""
 LAUNCH = "NOTUS_LAUNCH"
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 MARKS = frozenset({"NOTUS_BUCKET", "NOTUS_RUN", "NOTUS_RECIPE"})
-"""A task without any of them is not one of ours."""
+"""A task with none of these is not one of ours."""
 
 
-class Told(NamedTuple):
-    """What a job tells of itself."""
+class JobOrigin(NamedTuple):
+    """The run that a job belongs to."""
 
     kind: Literal["run", "foreign", "unclear"]
-    """A run of ours; a task that has nothing to do with us; or one of ours that doesn't tell which run."""
+    """One of our runs, an unrelated task, or a task of ours whose run can't be determined."""
     run: RunIdentity | None = None
     submission: str = ""
 
 
-FOREIGN, UNCLEAR = Told("foreign"), Told("unclear")
+FOREIGN, UNCLEAR = JobOrigin("foreign"), JobOrigin("unclear")
 
 
-def told_by(user_yaml: str | None, entrypoint: str | None) -> Told:
-    """Which run the job of this task and this command line is for."""
+def origin_of(user_yaml: str | None, entrypoint: str | None) -> JobOrigin:
+    """The run of a job with this task and this command line."""
     tasks = _tasks(user_yaml)
     if tasks is None:
         return UNCLEAR
     if not any(MARKS & {*task.written, *task.secrets} for task in tasks) and not _mentions_us(entrypoint):
         return FOREIGN
     if len(tasks) != 1:
-        return UNCLEAR  # a pipeline: which of its tasks is meant is not for us to guess
+        return UNCLEAR  # a pipeline: we can't know which of its tasks is meant
     (task,) = tasks
     environment = _with_overrides(task.written, entrypoint)
     if environment is None or {*MARKS, *ENDPOINTS} & {*task.secrets, *_secrets_given(entrypoint)}:
@@ -52,18 +52,18 @@ def told_by(user_yaml: str | None, entrypoint: str | None) -> Told:
     if not bucket or not run:
         return UNCLEAR
     endpoint = next((environment[name] for name in ENDPOINTS if environment.get(name)), "")
-    return Told("run", run_identity(bucket, run, endpoint), environment.get(SUBMISSION, ""))
+    return JobOrigin("run", run_identity(bucket, run, endpoint), environment.get(SUBMISSION, ""))
 
 
 class _Task(NamedTuple):
     written: dict[str, str]
-    """The environment in the file; without those that the file leaves open."""
+    """The environment variables in the file that have a value."""
     secrets: frozenset[str]
 
 
 def _tasks(user_yaml: str | None) -> list[_Task] | None:
-    """None where it can't be read."""
-    import yaml  # SkyPilot's own reader: another one reads some words otherwise
+    """The tasks in the file; None if it can't be read."""
+    import yaml  # SkyPilot's own reader: others read some words differently
 
     if not user_yaml:
         return None
@@ -78,17 +78,17 @@ def _tasks(user_yaml: str | None) -> list[_Task] | None:
 
 
 def _texts(envs: Mapping[Any, Any]) -> dict[str, str]:
-    """As SkyPilot hands them to the job."""
+    """The values as SkyPilot passes them to the job."""
     return {str(name): str(value) for name, value in envs.items() if value is not None}
 
 
 def _with_overrides(written: Mapping[str, str], entrypoint: str | None) -> dict[str, str] | None:
-    """The job's environment; None where the command line may have replaced it in a way that it doesn't show."""
+    """The job's environment; None if the command line may have overridden it in a way that can't be seen."""
     words = _words(entrypoint)
     if words is None:
         return None
     if PurePath(words[0]).name != "sky":
-        # Our own command sends the task as it is. A script of somebody's may have changed it after reading it.
+        # Our own command sends the task unchanged. A user's script may have changed it after reading it.
         ours = SUBMISSION in written or any(PurePath(word).name == "notus-launch" for word in words)
         return dict(written) if ours else None
     if any(word.split("=", 1)[0] in ("--env-file", "--secret-file") for word in words):
@@ -98,7 +98,7 @@ def _with_overrides(written: Mapping[str, str], entrypoint: str | None) -> dict[
 
 
 def _assigned(word: str) -> tuple[str, str | None]:
-    """`NAME=value`; `NAME` alone takes its value from an environment that nobody sees any more."""
+    """Parse `NAME=value`; the value of `NAME` alone came from an environment that is gone."""
     name, separator, value = word.partition("=")
     return name, value if separator else None
 
@@ -121,6 +121,6 @@ def _words(entrypoint: str | None) -> list[str] | None:
 
 
 def _values(words: Sequence[str], option: str) -> list[str]:
-    """What an option that may be repeated was given: `--env A=1 --env=B=2`."""
-    found = [after for word, after in pairwise(words) if word == option]
-    return found + [word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}=")]
+    """The values of a repeatable option: `--env A=1 --env=B=2`."""
+    values = [after for word, after in pairwise(words) if word == option]
+    return values + [word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}=")]

@@ -1,6 +1,6 @@
-"""A plan as a SkyPilot managed-job task: the same input gives the same text, and SkyPilot isn't imported.
+"""Render a plan as a SkyPilot managed-job task, deterministically and without importing SkyPilot.
 
-Pure, but for the user's AWS profile, which is read where an `environment` is given.
+Pure, except for the user's AWS profile, which is read if an `environment` is given.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ NOTUS = "NOTUS"
 """The strategy of `launcher.sky.plugin`."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9.~/_-][A-Za-z0-9 .,:/_=+@%~-]*(?<![ :])", re.ASCII)
-"""Texts that need no quotes, unless they look like a number, a date, a boolean or null; others get some."""
+"""Strings that need no quotes, unless they look like a number, a date, a boolean or null."""
 _INLINE = re.compile(r"[ -~]*", re.ASCII)
 _BLOCK = re.compile(r"(?:[!-~][ -~]*\n)(?:[ -~]*\n)*(?:[ -~]*[!-~]\n)|[!-~][ -~]*\n", re.ASCII)
-"""Scripts: whole lines of ASCII, that neither begin nor end with empty ones."""
+"""Scripts: whole ASCII lines, without empty ones at the beginning or end."""
 LINE = 1 << 20
-"""Characters: no text is wrapped, as a script's lines mustn't be."""
+"""Line length in characters, so that no text is wrapped: a script's lines must not be."""
 
 PYTHON = "3.11"
 DISK_GB = 512
-"""Base weights, caches, and scratch space for the export of a 7B model, with room."""
+"""Base weights, caches, and scratch space for the export of a 7B model, with a margin."""
 
 SETUP_S = 2100
-"""Of the whole set-up, the tries of its commands included. With the report of a failure it is less than the 45 min
-after which a run without a step is moved."""
+"""Time limit of the whole set-up, including retries. With the report of a failure it is below the 45 min after which a
+run without a step is moved."""
 
 _SETUP = """\
 if [ "${{{nodes}:-1}}" -gt 1 ] 2>/dev/null; then
@@ -96,9 +96,9 @@ bounded {flash_s} python -P -m trainer.flash "$NOTUS_RECIPE" constraints.txt || 
 
 
 def setup_script(release: str | None = None, *, qlora: bool = False) -> str:
-    """The set-up of a VM: installs the tree that was sent, or the wheel in it.
+    """The set-up script of a VM: installs the tree that was sent, or the wheel in it.
 
-    It never installs our name from an index: what others register there is not what was launched.
+    It never installs our package name from an index, where others could register it.
     """
     extras = "trainer,qlora" if qlora else "trainer"
     named = f"./{release}{{}}" if release else ".{}"
@@ -120,10 +120,10 @@ exec notus-train "$NOTUS_RECIPE" --run "$NOTUS_RUN" --bucket "$NOTUS_BUCKET"
 
 
 ANY_BUCKET = "s3://any"
-"""A task file that is written for anybody names no bucket; its lines are those of S3."""
+"""Example task files name no bucket; they have the settings of S3."""
 WANDB_SETTINGS = ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_BASE_URL", "WANDB_RUN_GROUP", "WANDB_TAGS", "WANDB_MODE")
 HUB_SETTINGS = ("HF_ENDPOINT",)
-"""Settings of the launching user's that the machines get too, where they are set (docs/how-to/real-cloud.md)."""
+"""Settings that are passed on from the launching user's environment if set (docs/how-to/real-cloud.md)."""
 
 
 def task_config(
@@ -141,20 +141,20 @@ def task_config(
     submission: str = "",
     launch: int = 0,
 ) -> dict[str, Any]:
-    """The task as plain data, in the order that people read it.
+    """The task as plain data, in reading order.
 
-    A `bucket` of None becomes a null env: SkyPilot refuses to launch until `--env NOTUS_BUCKET=...` gives it.
-    Secrets are names; SkyPilot takes the values from `--secret NAME`. `limits` are for the NOTUS strategy; SkyPilot's
-    own ones don't read them. `workdir` is what is sent; `release` is the wheel in it that is installed, else its tree.
-    `environment` is the launching user's: it, and the AWS profile that it names, may know where an S3 bucket is.
-    `submission` and `launch` say which launch of the run a job came from; 0 = nobody counted.
+    A `bucket` of None becomes a null env: SkyPilot refuses to launch until `--env NOTUS_BUCKET=...` sets it. Secrets
+    are names; SkyPilot takes the values from `--secret NAME`. `limits` are for the NOTUS strategy; SkyPilot's own
+    strategies ignore them. `workdir` is the folder to send; `release` is the wheel in it to install, else the tree is
+    installed. `environment` is the launching user's: it, or the AWS profile that it names, may contain the location of
+    an S3 bucket. `submission` and `launch` identify the launch that a job came from; 0 = not numbered.
     """
     return {
         "name": run,
         "resources": {
             "disk_size": DISK_GB,
             "ordered": [_entry(candidate) for candidate in ladder],
-            # Outside of `ordered`: SkyPilot copies it onto every entry, and refuses entries that differ.
+            # Outside of `ordered`: SkyPilot copies it to every entry, and refuses entries that differ.
             "job_recovery": {
                 "strategy": strategy,
                 "max_restarts_on_errors": 0,
@@ -185,18 +185,18 @@ def _entry(candidate: Candidate) -> dict[str, Any]:
 
 
 def _bucket_settings(bucket: str | None, environment: Mapping[str, str] | None) -> dict[str, str]:
-    """Where the bucket is. A task file that is written for anybody has the lines for S3."""
+    """Settings for the bucket's location. Example task files have those of S3."""
     backend = backend_of(bucket or ANY_BUCKET)
     return backend.settings(environment) if backend else {}
 
 
 def clouds_of(ladder: Sequence[Candidate]) -> set[str]:
-    """The clouds that a task may rent in."""
+    """The clouds that a task may use."""
     return {candidate.cloud for candidate in ladder}
 
 
 def _trackers_settings(recipe: Recipe, environment: Mapping[str, str]) -> dict[str, str]:
-    """What the launching user has set of these; nothing else of the environment travels."""
+    """Tracker and Hub settings from the user's environment; nothing else of it is passed on."""
     names = (*HUB_SETTINGS, *(WANDB_SETTINGS if "wandb" in recipe.tracking else ()))
     return {name: environment[name] for name in names if environment.get(name)}
 
@@ -214,8 +214,8 @@ def needed_secrets(recipe: Recipe, bucket: str | None, ladder: Sequence[Candidat
 def to_yaml(config: dict[str, Any], header: str = "") -> str:
     """The task as YAML text, scripts as literal blocks.
 
-    SkyPilot reads YAML 1.1, where `on`, `1e5`, `017` or `2026-11-28` are not the words that they look like: a text that
-    any reader could take for something else is quoted. A test compares with SkyPilot's own reader.
+    SkyPilot reads YAML 1.1, in which `on`, `1e5`, `017` or `2026-11-28` are not strings. A string that any reader could
+    take for something else is quoted. A test compares with SkyPilot's own reader.
     """
     yaml = YAML()
     yaml.default_flow_style = False
@@ -228,7 +228,7 @@ def to_yaml(config: dict[str, Any], header: str = "") -> str:
 
 
 def _quoted(value: Any) -> Any:
-    """A copy in which each text is written so that it is read back as that text."""
+    """A copy with each string quoted as needed to be read back unchanged."""
     if isinstance(value, Mapping):
         return {_quoted(name): _quoted(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -243,7 +243,7 @@ def _quoted(value: Any) -> Any:
 
 
 def _is_other(text: str) -> bool:
-    """Would a reader of YAML 1.1 or 1.2 take it for something that isn't a text?"""
+    """Would a reader of YAML 1.1 or 1.2 take it for something other than a string?"""
     return any(pattern.match(text) for _, _, pattern, _ in implicit_resolvers)
 
 

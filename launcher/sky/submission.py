@@ -1,8 +1,7 @@
-"""What became of a submission that was interrupted: Ctrl-C, a lost connection, a server that went away.
+"""Determine the outcome of an interrupted submission: Ctrl-C, a lost connection, a server that went away.
 
-SkyPilot carries a request on without whoever made it, so a job may be there, or come in a minute, though we got no
-number. Each submission has an id that travels in the task (`NOTUS_SUBMISSION`); by it the job is looked for, for a
-bounded time.
+SkyPilot continues a request without its client, so a job may exist, or appear within a minute, although we got no
+number. Each submission has an id in the task (`NOTUS_SUBMISSION`), by which the job is searched for a bounded time.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ from launcher.sky.client import Job
 logger = logging.getLogger(__name__)
 
 SETTLE_S = 120.0
-"""For a request that is still under way; SkyPilot's own submission takes seconds, a controller's new VM minutes."""
+"""Time for a request that is still active; SkyPilot's own submission takes seconds, a controller's new VM minutes."""
 AFTER_S = 10.0
-"""For a job to show up once its request is over."""
+"""Time for a job to appear once its request is over."""
 EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a submission that gave no number."""
+    """Outcome of a submission without a job number."""
 
     state: Literal["taken", "refused", "unknown"]
-    """Has SkyPilot got the job? "unknown": it doesn't answer, or the request is still under way."""
+    """Does SkyPilot have the job? "unknown": it doesn't answer, or the request is still active."""
     job: Job | None = None
 
 
 def settle(run: RunIdentity, submission: str, error: BaseException, clock: Clock) -> Outcome:
-    """Look for the job of this submission. Raises nothing that SkyPilot says: not knowing is an outcome."""
+    """Look for the job of this submission. SkyPilot's errors are not raised: "unknown" is an outcome."""
     lost = isinstance(error, client.NotSubmitted)
     request = error.request if isinstance(error, client.NotSubmitted) else ""
     interrupted = isinstance(error, KeyboardInterrupt)  # its request was cancelled, see `client.submit`
@@ -64,9 +63,9 @@ def settle(run: RunIdentity, submission: str, error: BaseException, clock: Clock
 
 
 def late_job(run: RunIdentity, clock: Clock) -> Job | None:
-    """The job of a launch from here that was killed at its submission, if SkyPilot is still at work on it."""
+    """The job of a launch from here that was killed during its submission, if SkyPilot is still working on it."""
     for _ in looks(clock, EVERY_S, SETTLE_S):
-        was_launching = client.is_launching()  # before the look: what ends between the two is seen
+        was_launching = client.is_launching()  # queried first, so that a launch that ends in between is seen
         job = client.own_job(run)
         if job is not None and not job.over:
             return job
@@ -76,10 +75,10 @@ def late_job(run: RunIdentity, clock: Clock) -> Job | None:
 
 
 def ran_last(store: Store, job: Job, events: Sequence[Event]) -> bool:
-    """Was this job, which is over, the newest that the run had? Else another computer launched it since.
+    """Was this job, which is over, the newest of the run? If not, another computer has launched the run since.
 
-    By the submission that the newest launch wrote down. Only for a job without one, of plain `sky jobs launch`, by the
-    time of its end, though that is another machine's.
+    Compares the submission that the newest launch recorded. A job without one (plain `sky jobs launch`) is compared by
+    the time of its end, although that comes from another machine.
     """
     newest = newest_launch(store)
     if job.submission and newest is not None:

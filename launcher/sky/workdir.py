@@ -1,7 +1,7 @@
-"""What is sent to the machine: our code, and the user's recipe with its data file.
+"""The folder that is sent to the machine: our code, and the user's recipe with its data file.
 
-From a checkout it is the working tree, so that what was changed is what runs; from an installed release a wheel of the
-installed files. The package index is asked for what we depend on, never for ourselves.
+From a checkout, the working tree is sent, so that local changes run; from an installed release, a wheel of the
+installed files. The package index is used for our dependencies, never for our own package.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ SEND_ALL = """\
 """
 
 
-class Sent(NamedTuple):
-    """A folder for SkyPilot to send."""
+class Workdir(NamedTuple):
+    """A folder for SkyPilot to send to the machine."""
 
     folder: Path
     recipe: str
-    """How `notus-train` finds the recipe there."""
+    """The recipe argument for `notus-train` there."""
     release: str | None
-    """File name of the wheel in the folder that is installed, where it isn't the folder itself."""
+    """File name of the wheel to install, if it isn't the folder itself."""
 
 
-def gather(recipe: str, folder: Path, checkout: Path | None = None) -> Sent:
-    """Fill `folder` anew. Raises `RequestError` for a data file that can't travel with the recipe."""
+def prepare_workdir(recipe: str, folder: Path, checkout: Path | None = None) -> Workdir:
+    """Fill `folder` from scratch. Raises `RequestError` for a data file that can't be sent with the recipe."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / ".skyignore").write_text(SEND_ALL)
@@ -48,11 +48,11 @@ def gather(recipe: str, folder: Path, checkout: Path | None = None) -> Sent:
     else:
         for name in TREE:
             _copy(root / name, folder / name)
-    return Sent(folder, _recipe(recipe, folder), release)
+    return Workdir(folder, _recipe(recipe, folder), release)
 
 
 def find_checkout() -> Path | None:
-    """The root of the working tree that this very code runs from, or None for an installed package."""
+    """The root of the working tree that this code runs from, or None for an installed package."""
     root = Path(launcher.__file__).parents[1]
     try:
         text = (root / "pyproject.toml").read_text()

@@ -90,7 +90,7 @@ def test_what_is_there_and_may_be_read_is_fine_and_its_rows_are_told(hub: HubSer
         ("steps", "ok"),
     ]
     assert (
-        answer["findings"][2]["detail"] == "about 996 steps: 2 epochs of 3,984 rows, 8 a step on 2 ranks, 16 held out"
+        answer["findings"][2]["detail"] == "about 996 steps: 2 epochs of 3,984 rows, 8 per step on 2 ranks, 16 held out"
     )
     assert (answer["rows"], answer["usable"], answer["trained"]) == (4000, None, 3984)
 
@@ -124,7 +124,7 @@ def test_what_is_there_and_may_be_read_is_fine_and_its_rows_are_told(hub: HubSer
         ),
         (on_the_hub("lab/gguf"), "", MODEL, "the model lab/gguf has no config.json"),
         (on_the_hub("lab/base\n  revision: v2"), "", MODEL, "the model lab/base has no revision 'v2'"),
-        (on_the_hub(), "hf_unknown", MODEL, "the Hub says that HF_TOKEN is no valid token"),
+        (on_the_hub(), "hf_unknown", MODEL, "the Hub rejects HF_TOKEN as invalid"),
         (on_the_hub(data="lab/nothing"), "", DATA, "there is no data set 'lab/nothing' on the Hub"),
         (on_the_hub(data="lab/other"), "", DATA, "lab/other has no column 'prompt' and no column 'chosen'"),
         (
@@ -159,7 +159,7 @@ def test_a_push_that_will_fail_and_a_key_that_is_refused(hub: HubServer, tmp_pat
     found = check(hub, tmp_path, *more, HF_TOKEN="hf_reader", WANDB_API_KEY="other")
     assert found[PUSH]["state"] == "warning", "its model stays in the bucket"
     assert "HF_TOKEN may only read" in found[PUSH]["detail"]
-    assert (found["Weights & Biases"]["state"], "refuses" in found["Weights & Biases"]["detail"]) == ("wrong", True)
+    assert (found["Weights & Biases"]["state"], "rejects" in found["Weights & Biases"]["detail"]) == ("wrong", True)
     found = check(hub, tmp_path, *more, HF_TOKEN="hf_ada", WANDB_API_KEY="wandbkey")
     assert [found[what]["state"] for what in (PUSH, "Weights & Biases")] == ["ok", "ok"]
     assert "hf_" not in json.dumps(found)

@@ -73,7 +73,7 @@ from sky import global_user_state
 from sky.utils import status_lib
 from launcher.policy.model import Place
 from launcher.sky import plugin
-from launcher.sky.strategy.provision_log import asked_at
+from launcher.sky.strategy.provision_log import requested_at
 from launcher.sky.plugin import NotusStrategy, Search, cluster_events
 
 began = datetime.now(UTC)
@@ -94,7 +94,7 @@ restarted.cluster_name, restarted._resources, restarted._search = "run-1", {}, S
 plugin.place_of = lambda resources: Place("lambda", "us-east-1", None, "A100:8", False, 16.0)
 print(json.dumps({
     "found_s": (asyncio.run(restarted.machine())[1] - began).total_seconds(),
-    "later_s": (asked_at(cluster_events("run-1"), began) - began).total_seconds(),
+    "later_s": (requested_at(cluster_events("run-1"), began) - began).total_seconds(),
     "unknown": cluster_events("run-2"),
 }))
 """
@@ -291,7 +291,7 @@ original = path.read_text()
 for name, change, twice in (("zero", "0", False), ("none", "", False), ("negative", "-5", False), ("twice", "20.0", True)):
     path.write_text(original)
     written(change, twice=twice)
-    catalog.read_again()
+    catalog.invalidate_cache()
     sky.catalog.gcp_catalog._df._df = None
     out[name] = prices()
 

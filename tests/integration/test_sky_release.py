@@ -51,7 +51,7 @@ import sky
 from sky import global_user_state
 from sky.jobs import recovery_strategy
 from launcher.sky import plugin
-from launcher.sky.plugin import NotusStrategy, Told, expand
+from launcher.sky.plugin import NotusStrategy, LaunchParams, expand
 
 plugin.PROVISION_S, plugin.ASK_S = 0.2, 0.0
 plugin.time = SimpleNamespace(monotonic=lambda: 0.0)  # what is left is left, however slow this machine is
@@ -76,7 +76,7 @@ def launched(machine, most_s=3600.0):
         released.append(True)
 
     strategy.release = release
-    return asyncio.run(strategy.launch_in(list(known)[:1], Told(3.0, most_s=most_s)))
+    return asyncio.run(strategy.launch_in(list(known)[:1], LaunchParams(3.0, most_s=most_s)))
 
 cancelled, released = [], []
 from datetime import UTC, datetime
@@ -85,9 +85,9 @@ refused = launched(None)
 plugin.PROVISION_S = 3600.0
 cut = launched((list(known)[0], datetime.now(UTC)), most_s=0.2)
 print(json.dumps({
-    "lost": [type(lost).__name__, lost.said, lost.taken],
-    "refused": [type(refused).__name__, refused.refused[0].said],
-    "cut": [type(cut).__name__, cut.said],
+    "lost": [type(lost).__name__, lost.message, lost.taken],
+    "refused": [type(refused).__name__, refused.refused[0].message],
+    "cut": [type(cut).__name__, cut.message],
     "cancelled": len(cancelled), "released": len(released),
 }))
 """
@@ -114,7 +114,7 @@ class Conductor:
 tries = 0
 strategy = object.__new__(NotusStrategy)
 strategy._opened, strategy._recovering = Conductor(), True
-strategy._conductor = lambda: strategy._opened
+strategy._controller = lambda: strategy._opened
 try:
     asyncio.run(strategy._within_limits(lambda conductor: conductor.recover()))
 except exceptions.ManagedJobReachedMaxRetriesError as error:

@@ -17,7 +17,7 @@ from sky.client import sdk
 from sky.jobs import recovery_strategy, state
 from sky.utils import status_lib
 from launcher.sky import plugin
-from launcher.sky.plugin import NotusStrategy, Told, expand
+from launcher.sky.plugin import NotusStrategy, LaunchParams, expand
 
 KIND = global_user_state.ClusterEventType.STATUS_CHANGE
 WARNING = "W 11-26 03:50:40.971 PID=1 instance_utils.py:155] Got return code 'ZONE_RESOURCE_POOL_EXHAUSTED'"
@@ -67,14 +67,14 @@ def search(*has, fails=None, starts=True):
     recovery_strategy.StrategyExecutor._await_launch_request = stream
     recovery_strategy.StrategyExecutor._launch = launch
     sdk.stream_and_get = lambda request_id, output_stream: output_stream.write(chr(10).join(log))
-    answer = asyncio.run(strategy.launch_in(zones, Told(3.0, "w7")))
+    answer = asyncio.run(strategy.launch_in(zones, LaunchParams(3.0, "w7")))
     told = {"NOTUS_HOURS_TO_PREEMPTION": "3", "NOTUS_PREDECESSOR_GONE": "w7"}
     assert dict(strategy._task.envs) == told | {"NOTUS_SPENT_USD": "0.0000", "NOTUS_PRICE_USD_H": "0.0000"}
     return [
         type(answer).__name__,
         answer.place.zone if hasattr(answer, "place") else None,
         [[place.zone, said] for place, said in answer.refused],
-        getattr(answer, "said", None),
+        getattr(answer, "message", None),
     ]
 
 out = exceptions.ResourcesUnavailableError("x", failover_history=[exceptions.ResourcesUnavailableError("all zones")])
@@ -93,7 +93,7 @@ import asyncio, contextlib, json
 import sky
 from sky.client import sdk
 from sky.jobs import scheduler
-from launcher.sky.plugin import NotusStrategy, Told, expand
+from launcher.sky.plugin import NotusStrategy, LaunchParams, expand
 
 known = expand([sky.Resources(infra="gcp/us-central1", accelerators="A100:8", use_spot=True)])[0]
 
@@ -125,7 +125,7 @@ errors = {
 }
 
 async def both():
-    return await asyncio.gather(*(strategy(name).launch_in(list(known), Told(3.0)) for name in errors))
+    return await asyncio.gather(*(strategy(name).launch_in(list(known), LaunchParams(3.0)) for name in errors))
 
 answers = asyncio.run(both())
 print(json.dumps({
@@ -139,7 +139,7 @@ import asyncio, json
 import sky
 from sky import exceptions
 from sky.jobs import recovery_strategy
-from launcher.sky.plugin import NotusStrategy, Told, expand
+from launcher.sky.plugin import NotusStrategy, LaunchParams, expand
 
 def asked(*wanted):
     strategy = object.__new__(NotusStrategy)
@@ -154,7 +154,7 @@ def asked(*wanted):
 
     recovery_strategy.StrategyExecutor._launch = launch
     as_the_policy = sorted(strategy._resources, key=lambda place: (place.price_usd_per_hour, place.where))
-    asyncio.run(strategy.launch_in(as_the_policy, Told(3.0)))
+    asyncio.run(strategy.launch_in(as_the_policy, LaunchParams(3.0)))
     return requests
 
 print(json.dumps({

@@ -21,7 +21,7 @@ from checkpoints.util.clock import FakeClock
 from launcher.policy.limits import Limits
 from launcher.policy.model import Place
 from launcher.sky.strategy.provision_log import Answer
-from launcher.sky.strategy.run_controller import Conductor, Lost, Refused, Told, Up
+from launcher.sky.strategy.run_controller import LaunchParams, Lost, Refused, RunController, Up
 
 SPOT_A = Place("gcp", "us", "us-a", "A100:8", True, 10.0)
 SPOT_B = Place("gcp", "us", "us-b", "A100:8", True, 11.0)
@@ -35,7 +35,7 @@ class FakeSky:
         self.clock = clock
         self.stock = stock
         self.asked: list[tuple[Place, ...]] = []
-        self.told: list[Told] = []
+        self.told: list[LaunchParams] = []
         self.waits: list[float] = []
         self.released = 0
         self.up = False
@@ -68,7 +68,7 @@ class FakeSky:
     async def machine(self) -> tuple[Place, datetime] | None:
         return self.mine if self.up else None
 
-    async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
+    async def launch_in(self, places: Sequence[Place], told: LaunchParams) -> Up | Lost | Refused:
         assert set(places) <= self.told_of, "SkyPilot's resources are known for what `places` returned, and no other"
         self.asked.append(tuple(places))
         self.told.append(told)
@@ -109,9 +109,9 @@ class Run:
         self.limits = Limits(hours=8.0, **limits)
         self.conductor = self.restarted()
 
-    def restarted(self) -> Conductor:
+    def restarted(self) -> RunController:
         self.sky.told_of.clear()
-        self.conductor = Conductor(self.store, self.limits, self.sky, self.clock)
+        self.conductor = RunController(self.store, self.limits, self.sky, self.clock)
         return self.conductor
 
     def place(self) -> None:

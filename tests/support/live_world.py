@@ -28,7 +28,7 @@ from launcher.policy.limits import Limits
 from launcher.policy.model import Place
 from launcher.policy.settings import Settings
 from launcher.sky.strategy.provision_log import Answer
-from launcher.sky.strategy.run_controller import Conductor, LimitReached, Lost, Refused, Told, Up
+from launcher.sky.strategy.run_controller import LaunchParams, LimitReached, Lost, Refused, RunController, Up
 
 ASK_S = 20.0
 """For a zone's answer."""
@@ -252,9 +252,9 @@ class LiveWorld:
         self.clock.sleep(hours * 3600)
         self._live()
 
-    def _new_conductor(self) -> Conductor:
+    def _new_conductor(self) -> RunController:
         self.told_of: set[Place] = set()
-        return Conductor(AwayStore(self.store, self), self.limits, self, self.clock)  # type: ignore[arg-type]
+        return RunController(AwayStore(self.store, self), self.limits, self, self.clock)  # type: ignore[arg-type]
 
     def price(self, place: Place) -> Place:
         return replace(place, price_usd_per_hour=place.price_usd_per_hour * self._factor(place, self.hour))
@@ -339,7 +339,7 @@ class LiveWorld:
         if self.hour > MOST_DAYS * 24:
             raise AssertionError("this world runs for ever")
 
-    # --- Hands ------------------------------------------------------------------------------------
+    # --- CloudApi ---------------------------------------------------------------------------------
 
     async def places(self) -> list[Place]:
         if any(begin <= self.hour < end for begin, end in self.faults.prices_away):
@@ -357,7 +357,7 @@ class LiveWorld:
         machine = self.rented
         return None if machine is None else (self.price(machine.place), self.moment(machine.asked_h))
 
-    async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
+    async def launch_in(self, places: Sequence[Place], told: LaunchParams) -> Up | Lost | Refused:
         assert self.rented is None, "one cluster name has one machine"
         assert set(places) <= self.told_of, "SkyPilot's resources are known for what `places` returned, and no other"
         refused: tuple[Answer, ...] = ()

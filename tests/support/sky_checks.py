@@ -30,7 +30,7 @@ from launcher.request import check_cloud_run_name, cloud_run_name
 from launcher.run_identity import run_identity
 from launcher.sky.client import own_job
 from launcher.sky.example_tasks import LADDER, shipped_tasks
-from launcher.sky.jobs import told_by
+from launcher.sky.jobs import origin_of
 from launcher.sky.render import task_config, to_yaml
 from launcher.sky.setup.credentials import (
     KEY,
@@ -40,7 +40,7 @@ from launcher.sky.setup.credentials import (
     mounted_credentials,
     safe_remote_identity,
 )
-from launcher.sky.workdir import gather
+from launcher.sky.workdir import prepare_workdir
 from trainer.config.recipe import load_recipe
 
 RUN_NAMES = st.from_regex(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
@@ -92,7 +92,7 @@ def ours() -> None:
     task.update_secrets({"HF_TOKEN": "very-secret"})
     text = shown(dag_utils.convert_entrypoint_to_dag(task))
     assert "very-secret" not in text
-    assert told_by(text, "notus-launch --name r") == ("run", run_identity("s3://b/x", "r"), "abc")
+    assert origin_of(text, "notus-launch --name r") == ("run", run_identity("s3://b/x", "r"), "abc")
 
 
 def plain() -> None:
@@ -101,13 +101,13 @@ def plain() -> None:
     text = shown(dag_utils.load_dag_from_yaml_str(shipped_tasks()["notus-7b-dpo.yaml"], env_overrides=given))
     assert yaml_utils.read_yaml_all_str(text)[-1]["envs"]["NOTUS_RUN"] == "notus-7b-dpo"
     command = "sky jobs launch t.yaml " + " ".join(f"--env {name}={value}" for name, value in given)
-    assert told_by(text, command).run == run_identity("gs://b", "mine")
+    assert origin_of(text, command).run == run_identity("gs://b", "mine")
 
 
 def sent() -> None:
     """Below a home that is a repository; the test has made it."""
     folder = Path.home() / ".notus/sent/r"
-    gather("tiny-dpo", folder)
+    prepare_workdir("tiny-dpo", folder)
     assert storage_utils.get_excluded_files(str(folder)) == []
     (folder / ".skyignore").unlink()
     assert storage_utils.get_excluded_files(str(folder)) != [], "else this check shows nothing"

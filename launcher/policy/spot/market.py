@@ -36,7 +36,7 @@ of the recorded time; ends / hours at risk. For A100s in another cloud they are 
 PRIOR_EVENTS = 3.0
 """Weight of the tables, in events, against the observed ones."""
 PRIOR_ELSEWHERE = 0.2
-"""Chance that another place is up when one is taken away."""
+"""Chance that another place is up when a machine is preempted."""
 SEVERAL = 1.2
 """Hazard of a machine relative to the tables if there are several places. Tuned for the policy's own table, in replays
 with two zones; for a realistic market see `world`."""

@@ -110,7 +110,7 @@ class MarketCounts(BaseModel):
         return self.total.machine_hours
 
     def spell_ends(self, zones: int = 1) -> MarketEnds:
-        """Against the tables of a market of so many zones; of one for the policy, whose tables know no number."""
+        """Ends against the tables of a market of `zones` zones; 1 for the policy, whose tables have no number."""
         return MarketEnds(
             self.whole.spell_ends(zones), {name: counts.spell_ends() for name, counts in self.zones.items()}
         )

@@ -1,1 +1,1 @@
-"""SkyPilot's own set-up on this machine: settings, credentials, controller, our wheel."""
+"""SkyPilot's set-up on this machine: settings, credentials, controller, our wheel."""

@@ -1,7 +1,7 @@
-"""Our package as a wheel, which SkyPilot installs on a jobs controller that has a VM of its own.
+"""Our package as a wheel, which SkyPilot installs on a jobs controller with its own VM.
 
-SkyPilot 0.14.1 installs a wheel once by the name of its file. A checkout's version is the same before and after a
-change, so the name of its wheel also tells the content: in the build tag that PEP 427 allows.
+SkyPilot 0.14.1 installs each wheel file name once. A checkout's version doesn't change with its code, so the file name
+also contains a hash of the content, in the build tag that PEP 427 allows.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ OURS = "notus_launch-*.whl"
 
 
 def find(folder: Path) -> Path | None:
-    """The wheel of the code that runs here, if it is in the folder and no other of ours is: SkyPilot installs all."""
-    found = list(folder.glob(OURS))
-    return found[0] if len(found) == 1 and _is_current(found[0].name) else None
+    """The wheel of the running code, if it is the only one of ours in the folder, because SkyPilot installs all."""
+    wheels = list(folder.glob(OURS))
+    return wheels[0] if len(wheels) == 1 and _is_current(wheels[0].name) else None
 
 
 def build(folder: Path) -> Path:
-    """Put the wheel of the code that runs here into the folder, and take our older ones out of it.
+    """Put the wheel of the running code into the folder, and remove our older ones.
 
-    From a checkout it is its working tree, built by pip, which asks the index for the build's own tools; from an
-    installed release the installed files. Raises `RequestError` where pip can't make it.
+    From a checkout, the working tree is built by pip, which uses the index for build tools; from an installed release,
+    the installed files are packed. Raises `RequestError` if pip fails.
     """
     checkout = find_checkout()
     with tempfile.TemporaryDirectory() as scratch:
@@ -48,15 +48,15 @@ def build(folder: Path) -> Path:
 
 
 def pip_wheel(what: str, folder: Path) -> None:
-    """Let pip make a wheel of a folder or a requirement, without those that it depends on."""
+    """Build a wheel of a folder or a requirement with pip, without dependencies."""
     command = [*module("pip"), "wheel", "--no-deps", what]
     quietly = ["--quiet", "--disable-pip-version-check", "--wheel-dir", str(folder)]
     done = subprocess.run([*command, *quietly], capture_output=True, text=True, check=False, env=environment())
     if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
         raise RequestError(
-            f"pip can't make the wheel for the jobs controller: {said[-1]}",
-            f"see all that it says: {' '.join(command)}",
+            f"pip can't build the wheel for the jobs controller: {lines[-1]}",
+            f"for the full output run: {' '.join(command)}",
         )
 
 

@@ -1,7 +1,7 @@
-"""What a launch needs from this machine: SkyPilot, its plugin configuration, consolidation mode, cloud credentials.
+"""Check what a launch needs on this machine: SkyPilot, its plugin configuration, consolidation mode, cloud credentials.
 
-Reads and writes SkyPilot's files only, and builds our wheel for a controller's VM; asks no cloud and starts no server.
-Which credential files SkyPilot finds here is for the caller to ask (`ask_skypilot`): that takes seconds.
+It only reads and writes SkyPilot's files, and builds our wheel for a controller's VM; it contacts no cloud and starts
+no server. The caller determines which credential files SkyPilot finds here (`ask_skypilot`), which takes seconds.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from trainer.config.clouds import CLOUDS
 SKYPILOT = "0.14.1"
 """The strategy overrides methods of exactly this version."""
 WHEELS = ".sky/notus-wheels"
-"""Below the home folder: ours, where the user has no folder of wheels for SkyPilot yet."""
+"""Our folder below the home folder, if the user has not configured a folder of wheels for SkyPilot."""
 
 
 def examine(home: Path, environment: Mapping[str, str], mounted: Sequence[Mounted] | None = None) -> list[Finding]:
-    """Everything, in the order in which a user would fix it. Raises `RequestError` for settings that can't be read.
+    """All findings, in the order in which a user would fix them. Raises `RequestError` for unreadable settings.
 
-    `mounted` are the credential files that are here; None = SkyPilot could not be asked.
+    `mounted` are the existing credential files; None = SkyPilot could not be queried.
     """
     clouds = _clouds(home, environment)
     controller = _controller(home, environment, clouds)
@@ -51,11 +51,11 @@ def examine(home: Path, environment: Mapping[str, str], mounted: Sequence[Mounte
 
 
 def fix(home: Path, environment: Mapping[str, str], mounted: Sequence[Mounted] | None = None) -> list[str]:
-    """Write plugin and controller into SkyPilot's files, leaving the rest as it is; returns what was done.
+    """Configure plugin and controller in SkyPilot's files, leaving the rest unchanged; returns what was done.
 
-    The controller goes into the API server (consolidation mode), unless the user wants a VM for it: then our wheel is
-    built for that one. Of the credential files that are `mounted`, those that no rented machine needs are kept here.
-    Raises `RequestError` with nothing written.
+    The controller runs in the API server (consolidation mode), unless the user configured a VM: then our wheel is built
+    for it. Of the `mounted` credential files, those that no rented machine needs are kept here. Raises `RequestError`
+    with nothing written.
     """
     draft, folder = Draft(), None
     done = _add_plugin(draft, plugins_file(home, environment))
@@ -72,9 +72,7 @@ def fix(home: Path, environment: Mapping[str, str], mounted: Sequence[Mounted] |
     if not remote:
         for cloud, word in safe_remote_identity(path, config.config, mounted or ()).items():
             config.put((cloud, KEY), word)
-            done.append(
-                f"set {cloud}.{KEY} to {word} in {path}: SkyPilot copies no credential file of {cloud} any more"
-            )
+            done.append(f"set {cloud}.{KEY} to {word} in {path}: SkyPilot no longer copies credential files of {cloud}")
 
     def build() -> None:
         if folder is not None and controller_wheel.find(folder) is None:
@@ -85,7 +83,7 @@ def fix(home: Path, environment: Mapping[str, str], mounted: Sequence[Mounted] |
 
 
 def _want_own_vm(draft: Draft, home: Path, environment: Mapping[str, str]) -> tuple[Path, list[str]]:
-    """What SkyPilot needs to load the strategy on the controller's VM, and the folder for our wheel."""
+    """Configure SkyPilot to load the strategy on the controller's VM; returns the folder for our wheel."""
     done = []
     path = plugins_file(home, environment)
     plugins = draft.document(path)
@@ -93,7 +91,7 @@ def _want_own_vm(draft: Draft, home: Path, environment: Mapping[str, str]) -> tu
     if folder is None:
         folder = home / WHEELS
         plugins.put(("controller_wheel_path",), str(folder))
-        done.append(f"named the folder of wheels {folder} in {path}")
+        done.append(f"set the folder of wheels to {folder} in {path}")
     return folder, done + _add_plugin(draft, remote_plugins_file(home, environment))
 
 
@@ -107,7 +105,7 @@ def _built(folder: Path) -> Path:
 
 
 def _add_plugin(draft: Draft, path: Path) -> list[str]:
-    """What was done: nothing where the plugin is there already."""
+    """Add the plugin if it is missing; returns what was done."""
     plugins = draft.document(path)
     if names_plugin(path, plugins.config):
         return []
@@ -117,14 +115,14 @@ def _add_plugin(draft: Draft, path: Path) -> list[str]:
 
 def _skypilot() -> Finding:
     try:
-        found = version("skypilot")
+        installed = version("skypilot")
     except PackageNotFoundError:
         return Finding("SkyPilot", "missing", "not installed", "pip install 'notus-launch[launcher]'")
-    if found != SKYPILOT:
+    if installed != SKYPILOT:
         return Finding(
-            "SkyPilot", "missing", f"{found}; the strategy is made for {SKYPILOT}", f"pip install skypilot=={SKYPILOT}"
+            "SkyPilot", "missing", f"{installed}; the strategy requires {SKYPILOT}", f"pip install skypilot=={SKYPILOT}"
         )
-    return Finding("SkyPilot", "ok", found)
+    return Finding("SkyPilot", "ok", installed)
 
 
 def _plugin(home: Path, environment: Mapping[str, str]) -> Finding:
@@ -140,17 +138,17 @@ def _plugin(home: Path, environment: Mapping[str, str]) -> Finding:
 
 
 def _controller(home: Path, environment: Mapping[str, str], clouds: list[Finding]) -> Finding:
-    found = find_controller(home, environment)
+    finding = find_controller(home, environment)
     usable = {finding.what for finding in clouds if finding.state == "ok"}
     hosts = {traits.label for traits in CLOUDS.values() if traits.hosts_controller}
-    if found.state == "note" and wants_own_vm(home, environment) and usable and not usable & hosts:
+    if finding.state == "note" and wants_own_vm(home, environment) and usable and not usable & hosts:
         return Finding(
             "controller",
             "missing",
-            f"a VM of its own is wanted, and {', '.join(sorted(usable))} can't host one",
+            f"its own VM is configured, but {', '.join(sorted(usable))} can't host one",
             "set consolidation_mode: true in ~/.sky/config.yaml",
         )
-    return found
+    return finding
 
 
 def _asleep(home: Path, environment: Mapping[str, str]) -> list[Finding]:
@@ -160,20 +158,20 @@ def _asleep(home: Path, environment: Mapping[str, str]) -> list[Finding]:
 
 
 def _clouds(home: Path, environment: Mapping[str, str]) -> list[Finding]:
-    """Where SkyPilot looks for each cloud's credentials. Which of them work, `sky check` says."""
+    """Whether each cloud's credentials exist where SkyPilot looks for them. `sky check` tests if they work."""
     google = environment.get("GOOGLE_APPLICATION_CREDENTIALS")
-    found = []
+    findings = []
     for name, cloud in CLOUDS.items():
         path = Path(google) if google and name == "gcp" else home / cloud.credentials
         there = _exists(path) or (name == "aws" and bool(environment.get("AWS_ACCESS_KEY_ID")))
-        found.append(Finding(cloud.label, "ok" if there else "note", str(path) if there else "no credentials"))
-    if not any(finding.state == "ok" for finding in found):
-        found.append(Finding("clouds", "missing", "no cloud has credentials", "set one up, then: sky check"))
-    return found
+        findings.append(Finding(cloud.label, "ok" if there else "note", str(path) if there else "no credentials"))
+    if not any(finding.state == "ok" for finding in findings):
+        findings.append(Finding("clouds", "missing", "no cloud has credentials", "set one up, then: sky check"))
+    return findings
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a folder that may not be looked into is no credentials of this user's
+    except OSError:  # a folder without read permission has no usable credentials
         return False

@@ -1,7 +1,7 @@
-"""The wheel of an installed release, made again from the files that are installed here.
+"""Rebuild the wheel of an installed release from the files that are installed here.
 
-What runs on the rented machines and on the jobs controller is what runs on this one. The package index is never asked
-for our own name: whoever registers a name there decides what `pip install` of it brings.
+Rented machines and the jobs controller run the same code as this machine. The package index is never queried for our
+own name, because whoever registers a name there decides what `pip install` gets.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ PACKAGES = ("launcher", "trainer", "checkpoints")
 DISTRIBUTION = "notus-launch"
 TAG_DIGITS = 12
 _COPIED = ("METADATA", "entry_points.txt")
-"""Of the installed metadata: requirements with their extras, and the commands."""
+"""Files copied from the installed metadata: requirements with their extras, and the commands."""
 _WHEEL = "Wheel-Version: 1.0\nGenerator: notus-launch\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
 def repack(folder: Path) -> Path:
-    """Write the wheel of what is installed here into `folder`. The same files give the same bytes and name."""
+    """Write the wheel of the installed files to `folder`. The same files give the same bytes and name."""
     content = _content()
     target = folder / _file_name(content)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as wheel:
@@ -35,14 +35,14 @@ def repack(folder: Path) -> Path:
 
 
 def installed_name() -> str:
-    """The file name that `repack` would give."""
+    """The file name that `repack` would use."""
     return _file_name(_content())
 
 
 def build_tag(parts: Iterable[tuple[str, bytes]]) -> str:
-    """A tag that tells the content: SkyPilot installs a wheel once by the name of its file.
+    """A tag that identifies the content, because SkyPilot installs each wheel file name once.
 
-    PEP 427 wants a digit first, and leading digits are a number: so one digit and a letter come first.
+    PEP 427 requires a leading digit, and leading digits form a number, so it begins with one digit and a letter.
     """
     digest = hashlib.sha256()
     for name, data in parts:
@@ -52,9 +52,9 @@ def build_tag(parts: Iterable[tuple[str, bytes]]) -> str:
 
 
 def _content() -> dict[str, bytes]:
-    """What is in the wheel, but for its list of files."""
+    """The wheel's content, except for its list of files."""
     root = Path(launcher.__file__).parents[1]
-    found = {
+    code = {
         path.relative_to(root).as_posix(): path.read_bytes()
         for package in PACKAGES
         for path in sorted((root / package).rglob("*"))
@@ -63,7 +63,7 @@ def _content() -> dict[str, bytes]:
     installed = distribution(DISTRIBUTION)
     texts = {name: text for name in _COPIED if (text := installed.read_text(name)) is not None}
     metadata = {f"{_info()}/{name}": text.encode() for name, text in {**texts, "WHEEL": _WHEEL}.items()}
-    return found | metadata
+    return code | metadata
 
 
 def _file_name(content: dict[str, bytes]) -> str:

@@ -1,4 +1,4 @@
-"""SkyPilot's settings files: where they are, and what they say. What isn't as it should be is named, file and key.
+"""SkyPilot's settings files: their locations and values. Errors name the file and the key.
 
 The files are the user's. A section may be missing, empty (everything below it commented out) or of the wrong type.
 """
@@ -26,14 +26,14 @@ REPAIR = "repair it, or move it away"
 BOM = "\ufeff"
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 _BOOLEANS = {way(word): word in _TRUE for word in (*_TRUE, *_FALSE) for way in (str.lower, str.upper, str.capitalize)}
-"""What SkyPilot's reader, PyYAML, takes for a boolean where it is not quoted; ours reads some of them as text."""
+"""Unquoted words that SkyPilot's reader, PyYAML, reads as booleans; ours reads some of them as strings."""
 
 
 _QUOTED = (SingleQuotedScalarString, DoubleQuotedScalarString, LiteralScalarString, FoldedScalarString)
 
 
 class Text(NamedTuple):
-    """The content of a settings file, and what has to be written back as it was."""
+    """The content of a settings file, and details to preserve when writing it."""
 
     text: str
     has_bom: bool
@@ -41,17 +41,17 @@ class Text(NamedTuple):
 
 
 def plugins_file(home: Path, environment: Mapping[str, str]) -> Path:
-    """Where SkyPilot reads its plugins from."""
+    """The file that lists SkyPilot's plugins."""
     return _file(home / ".sky/plugins.yaml", environment.get("SKYPILOT_SERVER_PLUGINS_CONFIG"))
 
 
 def config_file(home: Path, environment: Mapping[str, str]) -> Path:
-    """Where SkyPilot reads its settings from."""
+    """The file with SkyPilot's settings."""
     return _file(home / ".sky/config.yaml", environment.get("SKYPILOT_GLOBAL_CONFIG"))
 
 
 def remote_plugins_file(home: Path, environment: Mapping[str, str]) -> Path:
-    """Where SkyPilot reads the plugins that it loads on a controller's VM."""
+    """The file that lists the plugins to load on a controller's VM."""
     return _file(home / ".sky/remote_plugins.yaml", environment.get("SKYPILOT_SERVER_REMOTE_PLUGINS_CONFIG"))
 
 
@@ -68,7 +68,7 @@ def read_text(path: Path) -> Text:
     """The text of a file, '' for a missing one. Raises `RequestError`."""
     try:
         if path.exists() and not path.is_file() and not path.samefile(os.devnull):
-            # A device may have no end, and a pipe no beginning; /dev/null is how people write "no settings".
+            # Reading a device may never end, and a pipe may block; /dev/null is commonly used for "no settings".
             raise RequestError(f"{path} is not a regular file", REPAIR)
         data = path.read_bytes()
     except FileNotFoundError:
@@ -87,10 +87,10 @@ def read_text(path: Path) -> Text:
 
 
 def load(path: Path, text: str) -> dict[str, Any]:
-    """The mapping that the text of `path` is, with its comments; {} for none. Raises `RequestError`."""
+    """Parse the text of `path` as a mapping, with comments; {} for none. Raises `RequestError`."""
     try:
         data = round_trip().load(io.StringIO(text))
-    except Exception as error:  # ruamel raises ValueError, AttributeError and others beside its own
+    except Exception as error:  # ruamel raises ValueError, AttributeError and others besides its own
         raise RequestError(f"{path} can't be read: {_first_line(error)}", REPAIR) from error
     if data is not None and not isinstance(data, dict):
         raise RequestError(f"{path} is not a mapping", REPAIR)
@@ -107,47 +107,49 @@ def round_trip() -> YAML:
 
 def section(path: Path, config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     """The mapping below `keys`; {} if it is missing or empty. Raises `RequestError` for anything else there."""
-    found: Any = config
+    value: Any = config
     for count, key in enumerate(keys, start=1):
-        found = found.get(key)
-        if found is None:
+        value = value.get(key)
+        if value is None:
             return {}
-        if not isinstance(found, Mapping):
+        if not isinstance(value, Mapping):
             raise RequestError(
-                f"{path}: {'.'.join(keys[:count])} has to be a mapping, and is {_kind(found)}",
-                f"write what belongs there below `{key}:`, or delete it",
+                f"{path}: {'.'.join(keys[:count])} must be a mapping, but is {_kind(value)}",
+                f"put its settings below `{key}:`, or delete it",
             )
-    return found  # type: ignore[no-any-return]
+    return value  # type: ignore[no-any-return]
 
 
 def items(path: Path, config: Mapping[str, Any], key: str) -> list[Any]:
     """The list below `key`; [] if it is missing or empty. Raises `RequestError` for anything else there."""
-    found = config.get(key)
-    if found is None:
+    value = config.get(key)
+    if value is None:
         return []
-    if not isinstance(found, list):
-        raise RequestError(f"{path}: {key} has to be a list, and is {_kind(found)}", "write it as a list, or delete it")
-    return found
+    if not isinstance(value, list):
+        raise RequestError(f"{path}: {key} must be a list, but is {_kind(value)}", "write it as a list, or delete it")
+    return value
 
 
 def text_of(path: Path, config: Mapping[str, Any], key: str) -> str:
-    """The text below `key`; '' if it is missing or empty. Raises `RequestError` for anything else there."""
-    found = config.get(key)
-    if found is not None and not isinstance(found, str):
-        raise RequestError(f"{path}: {key} has to be a text, and is {_kind(found)}", "write it as a text, or delete it")
-    return str(found or "")
+    """The string below `key`; '' if it is missing or empty. Raises `RequestError` for anything else there."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, str):
+        raise RequestError(
+            f"{path}: {key} must be a string, but is {_kind(value)}", "write it as a string, or delete it"
+        )
+    return str(value or "")
 
 
 def flag_of(path: Path, config: Mapping[str, Any], key: str) -> bool | None:
     """The boolean below `key`, as SkyPilot reads it; None if it is missing or empty. Raises `RequestError`."""
-    found = config.get(key)
-    if found is None or isinstance(found, bool):
-        return found
-    if isinstance(found, str) and not isinstance(found, _QUOTED) and found in _BOOLEANS:
-        return _BOOLEANS[found]
+    value = config.get(key)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str) and not isinstance(value, _QUOTED) and value in _BOOLEANS:
+        return _BOOLEANS[value]
     raise RequestError(
-        f"{path}: {key} has to be true or false, and is {_kind(found)}",
-        "write true or false, without quotes: SkyPilot refuses a text",
+        f"{path}: {key} must be true or false, but is {_kind(value)}",
+        "write true or false without quotes: SkyPilot rejects strings",
     )
 
 

@@ -1,8 +1,8 @@
-"""Changing SkyPilot's settings files: all of them or none, and nothing of theirs but what was asked for.
+"""Change SkyPilot's settings files: all of them or none, and nothing but the requested changes.
 
-A draft reads each file once, takes the changes, and writes at the end: every file is composed and checked first, then
-staged beside its target, then put in place by a rename. What fails on the way leaves the files as they were. A file
-keeps its comments, its mode, its owner and its place behind a symbolic link.
+A draft reads each file once, collects the changes, and writes at the end: every file is first composed and checked,
+then staged next to its target, then put in place by a rename. A failure leaves the files unchanged. A file keeps its
+comments, its mode, its owner and its place behind a symbolic link.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Document:
         self.changed = False
 
     def put(self, keys: tuple[str, ...], value: Any) -> None:
-        """Set a value; sections on the way that are missing or empty are made."""
+        """Set a value; missing or empty parent sections are created."""
         for config in (self.config, self._wanted):
             at = config
             for key in keys[:-1]:
@@ -45,7 +45,7 @@ class Document:
         self.changed = True
 
     def append(self, key: str, value: Any) -> None:
-        """Add to a list, which is made if it is missing or empty."""
+        """Append to a list, which is created if it is missing or empty."""
         for config in (self.config, self._wanted):
             if config.get(key) is None:
                 config[key] = []
@@ -53,19 +53,19 @@ class Document:
         self.changed = True
 
     def compose(self) -> bytes:
-        """The new content. Raises `RequestError` where it would say more than what was asked for."""
+        """The new content. Raises `RequestError` if it would contain more than the requested changes."""
         stream = io.StringIO()
         round_trip().dump(self.config, stream)
         text = self._only_comments() + stream.getvalue()
-        if plain(load(self.path, text)) != self._wanted:  # an anchor, say, through which one section is two
+        if plain(load(self.path, text)) != self._wanted:  # for example an anchor that is used in two sections
             raise RequestError(
-                f"{self.path} is written in a way that can't be changed safely", f"make it say {self._wanted}"
+                f"{self.path} is written in a way that can't be changed safely", f"change it to {self._wanted}"
             )
         before = self._before
         return ((BOM if before.has_bom else "") + text.replace("\n", before.newline)).encode()
 
     def _only_comments(self) -> str:
-        """The old text where nothing but comments is in it: the parser drops them."""
+        """The old text if it has only comments, which the parser drops."""
         lines = self._before.text.splitlines()
         if any(line.strip() and not line.lstrip().startswith("#") for line in lines):
             return ""
@@ -79,13 +79,13 @@ class Draft:
         self._documents: dict[Path, Document] = {}
 
     def document(self, path: Path) -> Document:
-        """The file as it is with the changes so far. Raises `RequestError` for one that can't be read."""
+        """The file with the changes so far. Raises `RequestError` if it can't be read."""
         return self._documents.setdefault(path, self._documents.get(path) or Document(path))
 
     def save(self, prepare: Callable[[], None]) -> None:
-        """Write all changes; `prepare` is called in between, when nothing but it can fail any more.
+        """Write all changes; `prepare` is called after staging, when only it can still fail.
 
-        Raises `RequestError`, and whatever `prepare` raises, with all files as they were.
+        Raises `RequestError`, and whatever `prepare` raises, with all files unchanged.
         """
         contents = {one.path: one.compose() for one in self._documents.values() if one.changed}
         with contextlib.ExitStack() as stack:
@@ -98,7 +98,7 @@ class Draft:
 
 
 class _Staged:
-    """New content on the disk, beside the file that it is for."""
+    """New content on disk, next to the file that it will replace."""
 
     def __init__(self, path: Path, target: Path) -> None:
         self._path, self._target = path, target
@@ -106,7 +106,7 @@ class _Staged:
         self._old = self.temporary.with_name(f"{self.temporary.name}.old")
 
     def commit(self, undo: contextlib.ExitStack) -> None:
-        """Put it in place; `undo` learns how to bring the old file back."""
+        """Put it in place, and register how to restore the old file with `undo`."""
         with _named(self._path):
             if self._target.exists():
                 self._old.hardlink_to(self._target)
@@ -116,7 +116,7 @@ class _Staged:
             self.temporary.replace(self._target)
 
     def forget(self) -> None:
-        """Remove what is left beside the target."""
+        """Remove temporary files next to the target."""
         for path in (self.temporary, self._old):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -124,7 +124,7 @@ class _Staged:
 
 @contextlib.contextmanager
 def _staged(path: Path, content: bytes) -> Iterator[_Staged]:
-    with contextlib.ExitStack() as made:  # what it undoes has no effect on a file that was put in place
+    with contextlib.ExitStack() as made:  # undoing has no effect on a file that was put in place
         with _named(path):
             target = path.resolve()
             _make_folder(target.parent, made)
@@ -147,7 +147,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _write(temporary: Path, content: bytes, target: Path) -> None:
-    """As the file that it will replace: its owner, its mode, its attributes."""
+    """Write with the owner, mode and attributes of the file that it will replace."""
     old = target.stat() if target.exists() else None
     if old is not None and not stat.S_ISREG(old.st_mode):
         raise OSError(0, "it is not a regular file")
@@ -170,7 +170,7 @@ def _write(temporary: Path, content: bytes, target: Path) -> None:
 def _named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # RuntimeError: symbolic links that go round in circles
+    except (OSError, RuntimeError) as error:  # RuntimeError: circular symbolic links
         reason = getattr(error, "strerror", None) or error
         raise RequestError(
             f"{path} can't be written: {reason}; nothing was changed", "make it writable, or write it by hand"

@@ -1,1 +1,1 @@
-"""The NOTUS recovery strategy, as far as it doesn't import SkyPilot: `launcher.sky.plugin` is its thin edge."""
+"""The part of the NOTUS recovery strategy that doesn't import SkyPilot; `launcher.sky.plugin` is the thin adapter."""

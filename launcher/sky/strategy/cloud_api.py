@@ -1,4 +1,4 @@
-"""What SkyPilot does for the conductor, as a protocol: tests conduct a fake one."""
+"""The protocol through which the run controller uses SkyPilot; tests have a fake."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.sky.strategy.provision_log import Answer
 
 
 class LimitReached(NotusError):
-    """The run ends here, its state saved: a limit, or no place at all."""
+    """The run ends with its state saved, because of a limit or because there is no place at all."""
 
     exit_code = 3
 
@@ -25,24 +25,24 @@ class Up:
 
     place: Place
     since: datetime
-    """When this place was asked for: its cloud bills from some seconds later on."""
+    """When this place was requested: its cloud bills from some seconds later on."""
     submitted_at: float
-    """What SkyPilot wants back: the job's start, in seconds since 1970."""
+    """The job's start in seconds since 1970, which SkyPilot needs."""
     refused: tuple[Answer, ...] = ()
-    """Places that were asked before it."""
+    """Places that were tried before it."""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A machine came, and did not run the job: it was gone before, or its set-up failed or took too long."""
+    """A machine came but did not run the job: it was gone before, or its set-up failed or took too long."""
 
     place: Place
     since: datetime
     refused: tuple[Answer, ...] = ()
-    said: str = ""
-    """SkyPilot's words."""
+    message: str = ""
+    """SkyPilot's message."""
     taken: bool = False
-    """Its cloud took it away: then it counts as a preemption."""
+    """Its cloud took it away, which counts as a preemption."""
 
 
 @dataclass(frozen=True)
@@ -53,41 +53,41 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the trainer on the next machine is told, in its environment."""
+class LaunchParams:
+    """Parameters of a launch; most go to the trainer's environment on the next machine."""
 
     hours_to_preemption: float
-    """Mean life of a machine in the place that is asked first: its save interval follows from it."""
+    """Mean life of a machine in the place tried first, which determines the save interval."""
     dead_writer: str = ""
-    """The id of the writer whose machine is terminated: its lease is not waited for."""
+    """The id of the writer whose machine is terminated, so that its lease is not waited for."""
     spent_usd: float = 0.0
-    """What the run has cost when the machine is asked for."""
+    """Cost of the run until this launch."""
     price_usd_per_hour: float = 0.0
-    """Of the dearest place that is asked."""
+    """Price of the most expensive place that is tried."""
     most_s: float = math.inf
-    """For the request, all places together: then it is cancelled. Not for the trainer."""
+    """Timeout of the request over all places. Not for the trainer."""
 
 
-class Hands(Protocol):
-    """What SkyPilot does for us."""
+class CloudApi(Protocol):
+    """What the run controller needs from SkyPilot."""
 
     async def places(self) -> list[Place]:
-        """Every market of the task that may be asked, with today's price. Raises `NotusError` where there is none."""
+        """Every place that the task may use, with its current price. Raises `NotusError` if there is none."""
 
     def listed_usd(self, place: Place) -> float | None:
-        """What today's list asks per hour there, to be believed or not; None = it says nothing."""
+        """The current list price per hour there, credible or not; None = not listed."""
 
     async def machine(self) -> tuple[Place, datetime] | None:
-        """The machine that the job has, and since when it is paid, as SkyPilot knows; None = it has none."""
+        """The job's machine in SkyPilot, and since when it is billed; None = it has none."""
 
-    async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
-        """Ask for a machine, one place after the other, and start the job on it. Bounded in time."""
+    async def launch_in(self, places: Sequence[Place], params: LaunchParams) -> Up | Lost | Refused:
+        """Request a machine, one place after the other, and start the job on it. Bounded in time."""
 
     async def release(self) -> None:
-        """Give the machine back; nothing happens if it is gone. Raises what SkyPilot raises if that fails."""
+        """Release the machine; does nothing if it is gone. Raises SkyPilot's errors."""
 
     async def cloud_says_gone(self) -> bool:
         """Does the cloud report the machine as terminated or stopped? False if it does not answer."""
 
     async def wait(self, seconds: float, reason: str) -> None:
-        """Sleep, showing why."""
+        """Sleep, and show the reason."""

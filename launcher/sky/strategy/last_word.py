@@ -1,8 +1,8 @@
-"""Does a job that failed end its run? Only where its trainer said so: what else ends a job is its machine's affair.
+"""Decide whether a failed job ends its run. Only its trainer's own report does; other failures are the machine's.
 
-A supervisor that the kernel killed, a driver that ran out of memory, an environment that doesn't even start: another
-machine may get past it, as an earlier one did, and the bound on machines in a row without a new step
-(`launcher.policy.machine_work`) holds for all of them.
+A supervisor killed by the kernel, a driver that ran out of memory, an environment that doesn't even start: another
+machine may get past it, as an earlier one did. The bound on machines in a row without a new step
+(`launcher.policy.machine_work`) applies to all of them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from trainer.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_STOPPED
 logger = logging.getLogger("sky.notus")
 
 READ_S = 20.0
-"""For the diary: SkyPilot asks on the event loop of all its jobs."""
+"""Timeout for reading the diary: SkyPilot calls this on the event loop of all its jobs."""
 SIGNALLED = 128
-"""A shell adds the signal's number to it."""
+"""Exit codes above this are a signal's number plus 128."""
 
 
 def ends_the_run(exit_codes: Sequence[int] | None, read: Callable[[], list[Event]]) -> bool:
-    """Is it over with the run of a job that failed with these codes? `read` reads the run's diary.
+    """Does a job that failed with these codes end its run? `read` reads the run's diary.
 
-    Where the diary can't be read it isn't: the next search for a machine waits for it, and ends with what it says.
+    False if the diary can't be read: the next search for a machine waits for it, and ends the run if it says so.
     """
     codes = set(exit_codes or ())
     if codes and codes <= {UserError.exit_code, EXIT_STOPPED}:
@@ -41,14 +41,14 @@ def ends_the_run(exit_codes: Sequence[int] | None, read: Callable[[], list[Event
 
 
 def _has_ended(events: list[Event]) -> bool:
-    """Code 1 is that of a trainer that gave up, and has noted it, and of an interpreter that falls over an import."""
+    """Has the trainer recorded its end, or did no attempt begin? Code 1 may also be an interpreter's import error."""
     spells = machines(events)
     its_own = on_machine(events, spells, len(spells) - 1) if spells else events
     return bool(of_kind(its_own, AttemptEnded)) or end_of_run(events) is not None or not _has_begun(events)
 
 
 def _has_begun(events: list[Event]) -> bool:
-    """What no machine has got past may be a set-up that can't work: the user's own, as a rule."""
+    """Has any attempt begun? If not, the set-up, usually the user's own, may never work."""
     return bool(of_kind(events, AttemptStarted))
 
 
@@ -56,7 +56,7 @@ def _read(read: Callable[[], list[Event]]) -> list[Event] | None:
     reader = ThreadPoolExecutor(1)
     try:
         return reader.submit(read).result(READ_S)
-    except Exception as error:  # a bucket's client raises what it likes
+    except Exception as error:  # bucket clients raise many kinds
         logger.warning("notus: could not read why the job failed: %s", error)
         return None
     finally:

@@ -1,4 +1,4 @@
-"""Signs of life on the machine that is up, by this process's own monotonic clock: a suspended laptop counts nothing."""
+"""Signs of life on the current machine, by this process's monotonic clock, which excludes a laptop's sleep."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from launcher.policy.observe import Signs
 from launcher.policy.run_history import MachineSpell, committed_step, hours_of
 
 ALARM_S = 1200.0
-"""No new step for that long is worth an alarm: a step of a 7B model takes seconds, an evaluation minutes."""
+"""Alarm after this long without a new step: a step of a 7B model takes seconds, an evaluation minutes."""
 SETUP = "set-up"
 
 
 class Sign(NamedTuple):
-    """The last thing that was new."""
+    """The last sign of progress."""
 
     attempt: int
     phase: str
     step: int
     counted: tuple[int, int] = (0, 0)
-    """Before the training: what moves in that phase."""
+    """Before the training: the phase's progress counters."""
 
 
 class LifeSigns:
-    """Watches one run. A restart of the controller goes on from the last alarm."""
+    """Watches one run. A restarted controller continues from the last alarm."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -46,17 +46,17 @@ class LifeSigns:
         trained: bool,
         readable: bool = True,
     ) -> Signs:
-        """At the machine that is up; `beat` is that of an attempt on it.
+        """Check the current machine; `beat` is the heartbeat of an attempt on it.
 
-        Not `readable`: nothing that is new could be read, so nothing is old. The machine itself looks for hangs then
+        If not `readable`, nothing new could be read, so time doesn't count. The machine itself detects hangs then
         (`trainer.supervisor.dead_mans_switch`).
         """
         now = self._clock.monotonic()
         if not readable:
-            self._stand_still(now - self._looked_at)
+            self._shift(now - self._looked_at)
         self._looked_at = now
         if self._machine is None or self._machine.since != spell.since:
-            self._begin(spell, beat, events, now)
+            self._reset(spell, beat, events, now)
         sign = _sign_of(beat)
         if sign != self._sign:
             self._sign, self._new_at, self._alarm_at = sign, now, now
@@ -65,31 +65,31 @@ class LifeSigns:
             self._committed, self._committed_at = committed, now
         return Signs((now - self._new_at) / 3600, (now - self._committed_at) / 3600)
 
-    def _stand_still(self, seconds: float) -> None:
+    def _shift(self, seconds: float) -> None:
         self._new_at += seconds
         self._committed_at += seconds
         self._alarm_at += seconds
 
     def alarm(self) -> Alarm | None:
-        """Once for every `ALARM_S` without a sign."""
+        """An alarm, once per `ALARM_S` without a sign of progress."""
         now = self._clock.monotonic()
         if self._sign is None or now - self._alarm_at <= ALARM_S:
             return None
         self._alarm_at = now
         return Alarm(step=self._sign.step, phase=self._sign.phase, stuck_s=round(now - self._new_at))
 
-    def _begin(self, spell: MachineSpell, beat: Heartbeat | None, events: Sequence[Event], now: float) -> None:
-        """Another machine; or this process is new, and the machine is not."""
+    def _reset(self, spell: MachineSpell, beat: Heartbeat | None, events: Sequence[Event], now: float) -> None:
+        """Start with another machine, or in a new process with an existing machine."""
         self._machine, self._sign = spell, _sign_of(beat)
         age_s = 3600 * hours_of(self._clock.now() - spell.since)
         waited_s = min(self._stuck_before_s(spell, events), age_s)
-        if beat is None:  # in its set-up since it was asked for, as far as anyone can tell
+        if beat is None:  # presumably in its set-up since it was requested
             waited_s = age_s
         self._new_at = self._alarm_at = now - max(0.0, waited_s)
         self._committed, self._committed_at = committed_step(events), now
 
     def _stuck_before_s(self, spell: MachineSpell, events: Sequence[Event]) -> float:
-        """As the last alarm of this machine said, if nothing has changed since."""
+        """Stuck time from this machine's last alarm, if nothing has changed since."""
         alarms = [(event, alarm) for event, alarm in of_kind(events, Alarm) if event.time >= spell.since]
         alarms = [pair for pair in alarms if pair[1].about == "progress"]
         if not alarms or self._sign is None:

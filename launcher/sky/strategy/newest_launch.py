@@ -1,4 +1,4 @@
-"""What the diary says of the newest launch and its machine: questions that the strategy asks it. Pure."""
+"""Queries on the diary about the newest launch and its machine, for the strategy. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from launcher.policy.run_history import machines, on_machine
 
 
 def attempt_now(events: Sequence[Event]) -> int | None:
-    """The attempt that the newest machine began, unless it has ended."""
+    """The newest machine's attempt, unless it has ended."""
     spells = machines(events)
     its_events = on_machine(events, spells, len(spells) - 1) if spells else []
     begun = [event.attempt for event, _ in of_kind(its_events, AttemptStarted)]
@@ -35,23 +35,23 @@ def since_machine(events: Sequence[Event]) -> list[Event]:
 
 
 def is_noted_as_gone(events: Sequence[Event]) -> bool:
-    """The newest machine."""
+    """Is the newest machine recorded as gone?"""
     return bool(of_kind(since_machine(events), MachineGone))
 
 
 def release_due(events: Sequence[Event]) -> ReleaseFailed | None:
-    """The last failure to give the newest machine back, while it is still up."""
+    """The last failed release of the newest machine, if it is still up."""
     failed = [failure for _, failure in of_kind(since_machine(events), ReleaseFailed)]
     return failed[-1] if failed and not is_noted_as_gone(events) else None
 
 
 def was_decided(events: Sequence[Event], what: str) -> bool:
-    """Was the last wish to the newest machine the same?"""
-    wishes = [decided.action for _, decided in of_kind(since_machine(events), Decided)]
-    return bool(wishes) and wishes[-1] == what
+    """Was the last request to the newest machine the same?"""
+    actions = [decided.action for _, decided in of_kind(since_machine(events), Decided)]
+    return bool(actions) and actions[-1] == what
 
 
 def is_planned(events: Sequence[Event]) -> bool:
-    """Does the newest launch begin with a plan, and has nothing happened since?"""
+    """Is the newest launch planned, without anything having happened since?"""
     turns = [e.payload for e in of_newest_launch(events) if isinstance(e.payload, RunEnd | Planned | MachineUp)]
     return bool(turns) and isinstance(turns[-1], Planned)

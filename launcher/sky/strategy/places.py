@@ -1,8 +1,8 @@
-"""The places that a task may be run in, each with a price that can be trusted. Pure but for the lists that it reads.
+"""The places that a task may run in, each with a trusted price. Pure, except for the lists that it reads.
 
-SkyPilot's catalog on the controller decides where a machine *can* be asked for; whether its price is to be believed is
-decided by `launcher.catalog.offers`, as for a plan. Both read the same kind of list, but not always the same one: the
-higher price is booked, and a place that only one of them has a price for is not asked.
+SkyPilot's catalog on the controller determines where a machine *can* be requested; `launcher.catalog.offers` determines
+whether its price is credible, as for a plan. Both read the same kind of list, but not always the same one: the higher
+price is booked, and a place that has a price in only one of them is not used.
 """
 
 from __future__ import annotations
@@ -31,51 +31,51 @@ logger = logging.getLogger("sky.notus")
 T = TypeVar("T")
 READ_AGAIN = timedelta(hours=1)
 SAME_USD = 0.01
-"""Prices per hour that differ by less are one price: lists round."""
+"""Prices per hour that differ by less are equal: lists round."""
 NAMED = 3
-"""Places that are named in a log line, the others are counted."""
+"""Places named in a log line; the others are only counted."""
 
 
-class Candidate(NamedTuple):
+class MachineOption(NamedTuple):
     """A machine type in one place, as SkyPilot would rent it."""
 
     place: Place
-    """With SkyPilot's price; not a number where it has none."""
+    """With SkyPilot's price; NaN if it has none."""
     instance_type: str
 
 
 class Dropped(NamedTuple):
-    """A candidate that is not asked for."""
+    """An option that is not used."""
 
-    candidate: Candidate
+    candidate: MachineOption
     why: str
 
 
 def offers_for(catalog: Catalog, places: Iterable[Place]) -> list[Offer]:
-    """What our own lists say of these places' clouds and nodes. A list that can't be read costs its cloud only."""
+    """Our own lists' offers for these places' clouds and nodes. An unreadable list only excludes its cloud."""
     wanted: dict[str, dict[str, None]] = defaultdict(dict)
     for place in places:
         wanted[place.cloud][place.gpus] = None
-    found: list[Offer] = []
+    offers: list[Offer] = []
     for cloud, nodes in wanted.items():
         if cloud not in CLOUDS:
             continue
         try:
-            found += load_offers(catalog, [parse_gpus(node) for node in nodes], [cloud])
+            offers += load_offers(catalog, [parse_gpus(node) for node in nodes], [cloud])
         except NotusError as error:
             logger.warning("notus: no price in %s: %s", cloud, error.message)
-    return found
+    return offers
 
 
 def judge(
-    candidates: Mapping[Candidate, T], offers: Sequence[Offer], *, trust_prices: bool = False
+    candidates: Mapping[MachineOption, T], offers: Sequence[Offer], *, trust_prices: bool = False
 ) -> tuple[dict[Place, T], list[Dropped]]:
-    """Each place with its cheapest machine type that may be rented, at the price to book; and what is left out.
+    """Each place with its cheapest usable machine type at the price to book, and the options that are dropped.
 
     Args:
-        candidates: with what SkyPilot launches there.
-        offers: what our own lists say, see `offers_for`.
-        trust_prices: also places whose price looks wrong. One of 0 or less is never asked.
+        candidates: options, with what SkyPilot launches there.
+        offers: offers in our own lists, see `offers_for`.
+        trust_prices: include places whose price looks wrong, but never those of 0 or less.
     """
     by_place: dict[tuple[str, str, str, bool], list[Offer]] = defaultdict(list)
     for offer in offers:
@@ -94,12 +94,12 @@ def judge(
     return dict(best.values()), dropped
 
 
-def _same(candidate: Candidate, region: Sequence[Offer]) -> list[Offer]:
-    """The offers that are about a candidate, of those in its region, GPUs and market.
+def _same(candidate: MachineOption, region: Sequence[Offer]) -> list[Offer]:
+    """The offers that match an option, among those for its region, GPUs and market.
 
-    Its zone's, of its machine type if there is one; the region's where SkyPilot names no zone. AWS's zones may have ids
-    in our list and names in SkyPilot's: then those of the region at SkyPilot's price, which it has from such a list,
-    else all of the region.
+    These are its zone's, of its machine type if there is one, or the region's if SkyPilot names no zone. AWS zones may
+    be ids in our list and names in SkyPilot's: then those of the region at SkyPilot's price, which comes from such a
+    list, else all of the region.
     """
     place = candidate.place
     here = [offer for offer in region if place.zone in (None, offer.zone)]
@@ -114,7 +114,7 @@ def _is_id(zone: str | None) -> bool:
 
 
 def _why_not(place: Place, same: Sequence[Offer], *, trust_prices: bool) -> str:
-    """Why a place is not asked; '' if it may be."""
+    """Why a place is not used; '' if it may be."""
     if not is_price(place.price_usd_per_hour):
         return "SkyPilot has no price above 0 for it"
     if not same:
@@ -126,29 +126,29 @@ def _why_not(place: Place, same: Sequence[Offer], *, trust_prices: bool) -> str:
 
 
 def is_price(value: float) -> bool:
-    """Something that a machine may cost."""
+    """Is it a possible price of a machine?"""
     return math.isfinite(value) and value > 0
 
 
 def report(dropped: Sequence[Dropped], kept: int) -> None:
-    """Say which places are not asked, and why. Raises `UserError` where no place is left."""
+    """Log which places are not used, and why. Raises `UserError` if no place is left."""
     by_reason: dict[str, list[Place]] = defaultdict(list)
     for candidate, why in dropped:
         by_reason[why].append(candidate.place)
     for why, places in by_reason.items():
         more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
-        logger.warning("notus: not asked: %s%s: %s", ", ".join(map(str, places[:NAMED])), more, why)
+        logger.warning("notus: not used: %s%s: %s", ", ".join(map(str, places[:NAMED])), more, why)
     if dropped and not kept:
         raise UserError(
-            f"no place of this task has a price to rely on: {'; '.join(by_reason)}",
-            f"get newer price lists (`{REFRESH}`), or launch with --trust-prices, which takes those above 0",
+            f"no place of this task has a reliable price: {'; '.join(by_reason)}",
+            f"get newer price lists (`{REFRESH}`), or launch with --trust-prices, which allows those above 0",
         )
 
 
 def booked(place: Place, known: Iterable[Place]) -> Place:
-    """A machine's place, at no lower price than the one known for it: what SkyPilot's list says may be wrong, or stale.
+    """A machine's place at no lower price than the known one, because SkyPilot's list may be wrong or stale.
 
-    Without a price of its own it costs what is known of its region, else of its market, at the most.
+    Without a price of its own, it gets the highest known price in its region, else in its market.
     """
     others = [
         other for other in known if (other.cloud, other.gpus, other.spot) == (place.cloud, place.gpus, place.spot)
@@ -162,7 +162,7 @@ def booked(place: Place, known: Iterable[Place]) -> Place:
 
 
 class Hourly(Generic[T]):
-    """A value that is read again after an hour. A reading that fails leaves the last one, and is tried again later."""
+    """A value that is reread after an hour. If reading fails, the last value is kept and reading is retried later."""
 
     def __init__(self, read: Callable[[], T], clock: Clock, every: timedelta = READ_AGAIN) -> None:
         self._read = read
@@ -170,11 +170,11 @@ class Hourly(Generic[T]):
         self._every = every
         self._reading = threading.Lock()
         self.last: T | None = None
-        """As of the last reading that worked."""
+        """Value of the last successful reading."""
         self._read_at = clock.now()
 
     def value(self) -> T:
-        """Raises what the first reading raises. Does not wait for a reading that another thread has begun."""
+        """The current value. Raises the first reading's error. Does not wait for another thread's rereading."""
         if self.last is not None and (self._is_fresh() or not self._reading.acquire(blocking=False)):
             return self.last
         if self.last is None:
@@ -188,17 +188,17 @@ class Hourly(Generic[T]):
         if self.last is not None and self._is_fresh():  # another thread was first
             return self.last
         try:
-            if (found := self._read()) or not self.last:
-                self.last = found
+            if (value := self._read()) or not self.last:
+                self.last = value
             else:
-                logger.warning("notus: the new price list has nothing for this task; the last one is kept")
-        except Exception as error:  # SkyPilot raises what it likes; a run of hours doesn't end because of a list
+                logger.warning("notus: the new price list has nothing for this task; keeping the last one")
+        except Exception as error:  # SkyPilot raises many kinds; a run of hours must not end because of a list
             if self.last is None:
                 raise
-            logger.warning("notus: prices could not be read again: %s", error)
+            logger.warning("notus: prices could not be reread: %s", error)
         self._read_at = self._clock.now()
         return self.last
 
     def _is_fresh(self) -> bool:
-        """Also false when the clock was set back."""
+        """Is the last reading recent? Also False if the clock was set back."""
         return timedelta(0) <= self._clock.now() - self._read_at < self._every

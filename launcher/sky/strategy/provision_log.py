@@ -1,4 +1,4 @@
-"""What SkyPilot has asked the clouds for, read from its cluster events and from the log of a launch. Pure."""
+"""What SkyPilot has requested from the clouds, from its cluster events and from the log of a launch. Pure."""
 
 from __future__ import annotations
 
@@ -11,99 +11,99 @@ from launcher.policy.model import Place
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 LAUNCHING = re.compile(r"Launching(?: \w+)? on (?P<cloud>\w+) (?P<region>\S+?)(?: \((?P<zones>[^)]+)\))?\.\s*$")
-"""SkyPilot's line before each zone that it asks; before several zones at once in AWS."""
-SAID = re.compile(r"^(?:[WE] \d\d-\d\d [\d:.]+ PID=\d+ \S+\] |AWS handler error: )(?P<words>.+)$")
-"""A warning or an error in SkyPilot's log format: the cloud's own words. The exception says only "failed to acquire
-resources in us-central1-a", be it sold out or over quota."""
-LONGEST = 300
+"""SkyPilot's line before each zone that it tries; in AWS, before several zones at once."""
+MESSAGE = re.compile(r"^(?:[WE] \d\d-\d\d [\d:.]+ PID=\d+ \S+\] |AWS handler error: )(?P<words>.+)$")
+"""A warning or an error in SkyPilot's log format, with the cloud's own message. The exception only contains "failed to
+acquire resources in us-central1-a", whether it is sold out or over quota."""
+MAX_CHARS = 300
 """Characters of a cloud's answer that are kept."""
-ASKING = "Provisioning on "
-"""Begins the cluster event that SkyPilot writes before each zone that it asks; its events have no code, only text."""
-GIVEN = "Instances launched on "
-"""Begins the event after a cloud gave a machine."""
+PROVISIONING = "Provisioning on "
+"""Start of the cluster event that SkyPilot writes before each zone that it tries; events have no code, only text."""
+LAUNCHED = "Instances launched on "
+"""Start of the event after a cloud provided a machine."""
 
 
 class Answer(NamedTuple):
-    """A place that had no machine, and what its cloud said; '' where nobody heard it."""
+    """A place that had no machine, and its cloud's message; '' if not known."""
 
     place: Place
-    said: str
+    message: str
 
 
-class Tried(NamedTuple):
-    """One try of SkyPilot's, as a log tells of it."""
+class ZoneTry(NamedTuple):
+    """One try by SkyPilot, as found in a log."""
 
     cloud: str
     region: str
     zones: tuple[str, ...]
-    said: str
+    message: str
 
 
-def tries_in(log: str) -> list[Tried]:
-    """The tries of a launch, in order; of one that succeeded the last is the machine that came."""
-    found: list[Tried] = []
+def tries_in(log: str) -> list[ZoneTry]:
+    """The tries of a launch, in order; if it succeeded, the last one is the resulting machine."""
+    tries: list[ZoneTry] = []
     for line in ANSI.sub("", log).splitlines():
         if match := LAUNCHING.search(line):
             zones = match["zones"] or ""
-            found.append(Tried(match["cloud"].lower(), match["region"], tuple(re.findall(r"[^\s,]+", zones)), ""))
-        elif found and (match := SAID.match(line.strip())):
-            found[-1] = found[-1]._replace(said=one_line(f"{found[-1].said} {match['words']}"))
-    return found
+            tries.append(ZoneTry(match["cloud"].lower(), match["region"], tuple(re.findall(r"[^\s,]+", zones)), ""))
+        elif tries and (match := MESSAGE.match(line.strip())):
+            tries[-1] = tries[-1]._replace(message=one_line(f"{tries[-1].message} {match['words']}"))
+    return tries
 
 
-def answers(tries: Sequence[Tried], places: Sequence[Place]) -> tuple[Answer, ...]:
-    """The tries as places. A log doesn't tell spot from on demand: what stands first in `places` was tried first."""
-    left, found = list(places), []
+def answers(tries: Sequence[ZoneTry], places: Sequence[Place]) -> tuple[Answer, ...]:
+    """The tries as places. A log doesn't distinguish spot from on demand: the first in `places` was tried first."""
+    left, replies = list(places), []
     for one in tries:
         for zone in one.zones or (None,):
             place = next((place for place in left if _is_at(place, one, zone)), None)
             if place is not None:
                 left.remove(place)
-                found.append(Answer(place, one.said))
-    return tuple(found)
+                replies.append(Answer(place, one.message))
+    return tuple(replies)
 
 
-def all_refused(heard: Sequence[Answer], places: Sequence[Place], otherwise: str) -> tuple[Answer, ...]:
-    """Every place: one that SkyPilot passed over shares the words of its region, as a quota is the whole region's."""
-    own = dict(heard)
-    region = {(answer.place.cloud, answer.place.region, answer.place.spot): answer.said for answer in heard}
+def all_refused(replies: Sequence[Answer], places: Sequence[Place], error_text: str) -> tuple[Answer, ...]:
+    """An answer for every place. One that SkyPilot skipped gets its region's message: quotas are regional."""
+    own = dict(replies)
+    region = {(answer.place.cloud, answer.place.region, answer.place.spot): answer.message for answer in replies}
     return tuple(
-        Answer(place, own.get(place) or region.get((place.cloud, place.region, place.spot)) or one_line(otherwise))
+        Answer(place, own.get(place) or region.get((place.cloud, place.region, place.spot)) or one_line(error_text))
         for place in places
     )
 
 
-def _is_at(place: Place, tried: Tried, zone: str | None) -> bool:
+def _is_at(place: Place, tried: ZoneTry, zone: str | None) -> bool:
     return (place.cloud, place.region) == (tried.cloud, tried.region) and zone in (None, place.zone)
 
 
 def one_line(text: str) -> str:
-    """What somebody said, short and on one line."""
-    return " ".join(text.split())[:LONGEST]
+    """A message, shortened and on one line."""
+    return " ".join(text.split())[:MAX_CHARS]
 
 
-def was_given(events: Sequence[Mapping[str, Any]], started: datetime) -> bool:
-    """Did the last place that was asked since `started` give a machine? `events` are newest first, see `asked_at`."""
+def was_provided(events: Sequence[Mapping[str, Any]], started: datetime) -> bool:
+    """Did the last place tried since `started` provide a machine? `events` are newest first, see `requested_at`."""
     for event in events:
         if float(event["transitioned_at"]) < int(started.timestamp()):
             return False
-        if str(event["reason"]).startswith((GIVEN, ASKING)):
-            return str(event["reason"]).startswith(GIVEN)
+        if str(event["reason"]).startswith((LAUNCHED, PROVISIONING)):
+            return str(event["reason"]).startswith(LAUNCHED)
     return False
 
 
-def count_asked(events: Sequence[Mapping[str, Any]], started: datetime) -> int:
-    """How many times a zone was asked since then."""
+def count_requests(events: Sequence[Mapping[str, Any]], started: datetime) -> int:
+    """Number of zone requests since `started`."""
     since = int(started.timestamp())
-    return sum(str(event["reason"]).startswith(ASKING) and event["transitioned_at"] >= since for event in events)
+    return sum(str(event["reason"]).startswith(PROVISIONING) and event["transitioned_at"] >= since for event in events)
 
 
-def asked_at(events: Sequence[Mapping[str, Any]], started: datetime) -> datetime:
-    """When the machine was asked for that came at last; `started`, the whole search, where no event says so.
+def requested_at(events: Sequence[Mapping[str, Any]], started: datetime) -> datetime:
+    """When the resulting machine was requested; `started`, the begin of the search, if no event shows it.
 
     `events` are the cluster's: `reason`, and `transitioned_at` in whole seconds since 1970. SkyPilot's `launched_at`
-    is no use: it is set again when the machine's runtime is up, 15 to 47 s later (run on the loopback clouds), and by
-    then the cloud bills.
+    can't be used: it is set again when the machine's runtime is up, 15 to 47 s later (measured on the loopback clouds),
+    when the cloud already bills.
     """
-    times = [float(event["transitioned_at"]) for event in events if str(event["reason"]).startswith(ASKING)]
+    times = [float(event["transitioned_at"]) for event in events if str(event["reason"]).startswith(PROVISIONING)]
     return max(started, datetime.fromtimestamp(max(times), UTC)) if times else started

@@ -1,4 +1,4 @@
-"""The strategy's view of a run's diary: each event is read once, and nothing noted is lost while the bucket is away."""
+"""The strategy's view of a run's diary. Each event is read once, and none is lost while the bucket is unavailable."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class RunDiary:
     """The diary of one run, for its strategy."""
 
     def __init__(self, store: Store, clock: Clock, launch: int = 0, job: str = "") -> None:
-        """`job` names the job to itself after a restart of its controller, where it brought no launch number."""
+        """`job` identifies the job after a restart of its controller, if it has no launch number."""
         self._store, self._clock, self._job = store, clock, job
         self.launch = launch
-        """The number of the launch that this is the strategy of; 0 = not known yet."""
+        """The number of this strategy's launch; 0 = not known yet."""
         self._diary = Diary(store, 0, clock, launch)
         self._known: dict[str, Event] = {}
         self._unwritten: list[Event] = []
         self._writing = threading.Lock()
         self._noted_at = datetime.min.replace(tzinfo=UTC)
         self.was_read = False
-        """Has it been read at all?"""
+        """Has it been read at least once?"""
         self.is_current = False
-        """Did the last reading work?"""
+        """Did the last read succeed?"""
 
     async def read(self) -> list[Event]:
         """All events. Raises `NotusError` if the bucket doesn't answer."""
@@ -42,7 +42,7 @@ class RunDiary:
         for event in await asyncio.to_thread(read_events, self._store, lambda key: key not in self._known):
             self._known[event.key] = event
         if not self.launch and (number := await self._number_of_before()):
-            self._number(number)  # this process goes on with a launch that an earlier one has numbered
+            self._number(number)  # this process continues a launch that an earlier one has numbered
         self.was_read = self.is_current = True
         return self.known()
 
@@ -53,7 +53,7 @@ class RunDiary:
         return await asyncio.to_thread(launch_number_of, self._store, self._job) or newest
 
     async def read_before_launch(self) -> list[Event]:
-        """All events; a launch that brought no number doesn't go on with an earlier one."""
+        """All events; a launch without a number doesn't continue an earlier one."""
         launch = self.launch
         events = await self.read()
         if not launch:
@@ -61,10 +61,9 @@ class RunDiary:
         return events
 
     async def begin(self) -> None:
-        """Begin a launch that brought no number, as with plain `sky jobs launch`: it takes one.
+        """Assign a number to a launch without one, as with plain `sky jobs launch`.
 
-        The number separates its turns from those of earlier launches, and from notes of clocks that are ahead. Raises
-        `NotusError`.
+        The number separates its events from those of earlier launches, even if clocks are ahead. Raises `NotusError`.
         """
         if not self.launch:
             self._number(await asyncio.to_thread(take_launch_number, self._store, "", self._clock, job=self._job))
@@ -74,26 +73,26 @@ class RunDiary:
         self._diary = Diary(self._store, 0, self._clock, launch)
 
     async def read_if_there(self) -> list[Event]:
-        """All events; those of the last look if the bucket doesn't answer. Raises `NotusError` if there was none."""
+        """All events, or those read so far if the bucket doesn't answer. Raises `NotusError` if none were read."""
         try:
             return await self.read()
         except NotusError as error:
             if not self.was_read:
                 raise
-            logger.warning("notus: the bucket does not answer, so what is known decides: %s", error.message)
+            logger.warning("notus: the bucket does not answer; using the last known state: %s", error.message)
             return self.known()
 
     def known(self) -> list[Event]:
-        """As of the last look, and what was noted since."""
+        """The events read so far, and those noted since."""
         return in_order(self._known.values())
 
     async def note(self, payload: Payload) -> None:
-        """Note what has happened. What can't be written now counts here anyway, and is written later.
+        """Record an event. If it can't be written now, it still counts here and is written later.
 
         A machine that is up must not be lost, or requested twice, because the diary could not be written.
         """
         event = self._diary.compose(payload)
-        if event.time <= self._noted_at:  # a machine that came and went at once: the order must stay
+        if event.time <= self._noted_at:  # keep the order, for example if a machine came and went at once
             event = event.model_copy(update={"time": self._noted_at + timedelta(microseconds=1)})
         self._noted_at = event.time
         self._known[event.key] = event
@@ -101,12 +100,12 @@ class RunDiary:
         try:
             await asyncio.to_thread(self._write_down)
         except NotusError as error:
-            logger.warning("notus: could not note %r yet: %s", event.kind, error.message)
+            logger.warning("notus: could not record %r yet: %s", event.kind, error.message)
 
     def _write_down(self) -> None:
-        """Not on the event loop: it is every job's, and a bucket that is away takes minutes.
+        """Write pending events, in a thread: all jobs share the event loop, and an unavailable bucket takes minutes.
 
-        One thread at a time: the timer's look goes on while a machine is looked for, and each has a thread.
+        One thread at a time: periodic checks continue during a search, each in its own thread.
         """
         with self._writing:
             while self._unwritten:

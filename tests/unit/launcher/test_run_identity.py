@@ -7,7 +7,7 @@ import yaml
 
 from launcher.run_identity import RunIdentity, canonical_bucket, run_identity
 from launcher.sky.example_tasks import LADDER, shipped_tasks
-from launcher.sky.jobs import FOREIGN, UNCLEAR, told_by
+from launcher.sky.jobs import FOREIGN, UNCLEAR, origin_of
 from launcher.sky.render import task_config
 from trainer.config.recipe import load_recipe
 
@@ -41,9 +41,9 @@ def ours(bucket: str = "s3://b/x", run: str = "nightly", **more: str) -> str:
 
 
 def test_a_job_of_ours_tells_its_run_and_its_submission() -> None:
-    told = told_by(ours(), "/home/me/.venv/bin/notus-launch --cloud gcp")
+    told = origin_of(ours(), "/home/me/.venv/bin/notus-launch --cloud gcp")
     assert told == ("run", run_identity("s3://b/x/", "nightly"), "abc")
-    there = told_by(ours(AWS_ENDPOINT_URL="https://r2.example"), "python -m launcher.cli")
+    there = origin_of(ours(AWS_ENDPOINT_URL="https://r2.example"), "python -m launcher.cli")
     assert there.run == run_identity("s3://b/x", "nightly", "https://r2.example")
 
 
@@ -59,7 +59,7 @@ def test_a_job_of_ours_tells_its_run_and_its_submission() -> None:
 def test_a_job_of_plain_skypilot_tells_by_its_command_line(given: str, bucket: str, run: str) -> None:
     """SkyPilot shows the file as it was, with what `--env` replaced only in the command (tests/integration/test_sky.py)."""
     file = shipped_tasks()["notus-7b-dpo.yaml"]
-    assert told_by(file, f"sky jobs launch sky_tasks/notus-7b-dpo.yaml {given}").run == run_identity(bucket, run)
+    assert origin_of(file, f"sky jobs launch sky_tasks/notus-7b-dpo.yaml {given}").run == run_identity(bucket, run)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_a_job_of_plain_skypilot_tells_by_its_command_line(given: str, bucket: s
     ],
 )
 def test_what_a_job_does_not_tell_is_not_guessed(task: str | None, command: str | None) -> None:
-    assert told_by(task, command) == UNCLEAR
+    assert origin_of(task, command) == UNCLEAR
 
 
 def test_a_job_that_has_nothing_to_do_with_us() -> None:
-    assert told_by("name: nightly\nrun: echo hi\nenvs: {A: b}", "sky jobs launch t.yaml --env A=c") == FOREIGN
+    assert origin_of("name: nightly\nrun: echo hi\nenvs: {A: b}", "sky jobs launch t.yaml --env A=c") == FOREIGN

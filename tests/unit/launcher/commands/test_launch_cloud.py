@@ -31,11 +31,11 @@ from launcher.policy.run_history import place_data
 from launcher.run_identity import RunIdentity, run_identity
 from launcher.sky import client
 from launcher.sky.client import Job
-from launcher.sky.job_secrets import collect
-from launcher.sky.jobs import told_by
+from launcher.sky.job_secrets import collect_secrets
+from launcher.sky.jobs import origin_of
 from launcher.sky.setup.doctor import fix
 from launcher.sky.submission import EVERY_S, SETTLE_S, settle
-from launcher.sky.workdir import gather
+from launcher.sky.workdir import prepare_workdir
 from tests.support.paths import ROOT
 from trainer.config.recipe import load_recipe
 from trainer.main import new_record
@@ -60,7 +60,7 @@ class FakeSky:
 
     def submit(self, config: Mapping[str, Any], secrets: Mapping[str, str]) -> int:
         self.submitted.append((config, secrets))
-        told = told_by(yaml.safe_dump(dict(config)), "notus-launch --name r")
+        told = origin_of(yaml.safe_dump(dict(config)), "notus-launch --name r")
         self.job = Job(7, config["name"], "STARTING", 0, "", None, told.run, told.submission)
         error, self.interruption = self.interruption, None
         if error is not None:
@@ -180,7 +180,7 @@ def test_a_job_that_does_not_tell_is_left_alone(
 ) -> None:
     sky.job, sky.tells = Job(7, "r", "RUNNING", 0, ""), False
     assert launch(*LAUNCH, "--bucket", "s3://b") == UnclearJob.exit_code
-    assert "doesn't tell its bucket and run" in capsys.readouterr().err
+    assert "doesn't show its bucket and run" in capsys.readouterr().err
     registered(store)
     assert launch("stop", "r", "--bucket", "s3://b", "--now") == RunFailed.exit_code
     assert "sky jobs cancel 7" in capsys.readouterr().err
@@ -580,7 +580,7 @@ def test_a_launch_says_what_a_sleeping_laptop_means(
 ) -> None:
     fix(tmp_path, {})
     assert launch(*LAUNCH, "--bucket", "s3://b/notus") == 0
-    assert "while this machine sleeps or is off, no deadline and no budget is kept" in capsys.readouterr().err
+    assert "while this machine sleeps or is off, deadline and budget are not enforced" in capsys.readouterr().err
 
 
 def test_a_controller_that_would_be_paid_and_not_know_the_strategy_is_refused(
@@ -590,11 +590,11 @@ def test_a_controller_that_would_be_paid_and_not_know_the_strategy_is_refused(
     (tmp_path / ".sky/config.yaml").unlink()
     assert launch(*LAUNCH, "--bucket", "s3://b") == 2
     said = capsys.readouterr().err
-    assert "would pay a VM" in said
+    assert "would rent a VM" in said
     assert "notus-launch doctor --fix" in said
     (tmp_path / ".sky/config.yaml").write_text("jobs: {controller: {consolidation_mode: false}}\n")
     assert launch(*LAUNCH, "--bucket", "s3://b") == 2
-    assert "the NOTUS strategy won't be there" in capsys.readouterr().err
+    assert "it won't have the NOTUS strategy" in capsys.readouterr().err
     assert sky.submitted == []
     (tmp_path / ".sky/config.yaml").write_text("jobs: {controller: {consolidation_mode: true}}\n")
     assert launch(*LAUNCH, "--bucket", "s3://b") == 0
@@ -610,19 +610,21 @@ def test_nobody_there_to_say_yes(
 def test_secrets_that_would_fail_later_are_refused_now(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recipe = load_recipe("notus-7b-dpo")
     with pytest.raises(RequestError, match="WANDB_API_KEY"):
-        collect(recipe, "gs://b", [GCP], {"HF_TOKEN": "t"})
-    assert collect(recipe, "gs://b", [GCP], {"HF_TOKEN": "t", "WANDB_API_KEY": "w"}) == {
+        collect_secrets(recipe, "gs://b", [GCP], {"HF_TOKEN": "t"})
+    assert collect_secrets(recipe, "gs://b", [GCP], {"HF_TOKEN": "t", "WANDB_API_KEY": "w"}) == {
         "HF_TOKEN": "t",
         "WANDB_API_KEY": "w",
     }
     key = tmp_path / "key.json"
     key.write_text('{"type": "service_account"}')
     environment = {"HF_TOKEN": "t", "WANDB_API_KEY": "w", "GOOGLE_APPLICATION_CREDENTIALS": str(key)}
-    assert collect(recipe, "gs://b", [GCP, LAMBDA], environment)["GOOGLE_SERVICE_ACCOUNT_KEY"] == key.read_text()
+    assert (
+        collect_secrets(recipe, "gs://b", [GCP, LAMBDA], environment)["GOOGLE_SERVICE_ACCOUNT_KEY"] == key.read_text()
+    )
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "x")
     with pytest.raises(UserError, match="temporary"):
-        collect(load_recipe("tiny-dpo"), "s3://b", [GCP], {})
+        collect_secrets(load_recipe("tiny-dpo"), "s3://b", [GCP], {})
 
 
 def test_a_recipe_travels_with_its_data(tmp_path: Path) -> None:
@@ -631,12 +633,12 @@ def test_a_recipe_travels_with_its_data(tmp_path: Path) -> None:
     text = (ROOT / "trainer/recipes/tiny-dpo.yaml").read_text()
     (mine / "data/pairs.jsonl").write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n')
     (mine / "r.yaml").write_text(text.replace("builtin:tiny-preferences", "data/pairs.jsonl"))
-    sent = gather(str(mine / "r.yaml"), tmp_path / "sent")
+    sent = prepare_workdir(str(mine / "r.yaml"), tmp_path / "sent")
     assert sent.recipe == "recipe.yaml"
     assert load_recipe(str(sent.folder / sent.recipe)).dataset.name == str(sent.folder / "data/pairs.jsonl")
     (mine / "r.yaml").write_text(text.replace("builtin:tiny-preferences", str(mine / "data/pairs.jsonl")))
     with pytest.raises(RequestError, match="can't be sent"):
-        gather(str(mine / "r.yaml"), tmp_path / "sent")
+        prepare_workdir(str(mine / "r.yaml"), tmp_path / "sent")
 
 
 # --- following and stopping ---------------------------------------------------------------------------

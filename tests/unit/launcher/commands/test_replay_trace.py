@@ -76,7 +76,7 @@ def test_a_bad_trace_is_named_with_what_it_needs(tmp_path: Path) -> None:
 
 
 def test_a_job_that_cannot_be_played_is_refused() -> None:
-    with pytest.raises(UserError, match="no machine makes"):
+    with pytest.raises(UserError, match="cannot finish in"):
         play(ALWAYS, Job(5, 5, 0.2, 0.3, 0))
     with pytest.raises(UserError, match="the trace has 40 h"):
         play(ALWAYS, Job(5, 10, 0.2, 0.3, 35))
@@ -106,7 +106,7 @@ def test_a_replay_is_drawn(tmp_path: Path, suffix: str) -> None:
 
 def test_a_picture_of_another_kind_is_the_users_error(tmp_path: Path) -> None:
     job = Job(work_h=5, deadline_h=10, restart_h=0.2, spot_price=0.3, start_h=20)
-    with pytest.raises(UserError, match="is not a picture"):
+    with pytest.raises(UserError, match="is not an image file"):
         simulate([tmp_path / "missing.json"], job, "text", tmp_path / "x.pdf")
     with pytest.raises(UserError, match="there is no folder"):
         simulate([tmp_path / "missing.json"], job, "text", tmp_path / "no" / "x.png")
@@ -169,5 +169,5 @@ def test_the_summary_reads_well(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_device_is_no_trace() -> None:
-    with pytest.raises(UserError, match="/dev/zero is no file"):
+    with pytest.raises(UserError, match="/dev/zero is not a file"):
         read_traces([Path("/dev/zero")])

@@ -24,7 +24,7 @@ from checkpoints.storage.object_store import ObjectStore
 from launcher import cli
 from launcher.commands.receipts import PAGE, read_report
 from launcher.local.backend import LocalRun
-from launcher.local.presence import LAUNCHER_KEY, LauncherRecord, is_gone, looked_after, no_process_here
+from launcher.local.presence import LAUNCHER_KEY, LauncherRecord, is_gone, no_process_here, record_launcher
 from launcher.report.receipt import make_receipt
 from launcher.report.status import read_status
 from trainer.config.recipe import load_recipe
@@ -59,7 +59,7 @@ def state(store: ObjectStore) -> str:
 
 def test_a_launcher_leaves_its_name_while_it_looks_after_a_run() -> None:
     store = ObjectStore.memory()
-    with pytest.raises(RuntimeError), looked_after(store):
+    with pytest.raises(RuntimeError), record_launcher(store):
         found = read_if_there(store, LAUNCHER_KEY, LauncherRecord)
         assert found is not None
         assert not is_gone(found)
@@ -76,7 +76,7 @@ def test_a_bucket_that_does_not_take_the_name_stops_no_run(monkeypatch: pytest.M
     monkeypatch.setattr(store, "put", away)
     monkeypatch.setattr(store, "delete", away)
     looked_in = False
-    with looked_after(store):
+    with record_launcher(store):
         looked_in = True
     assert looked_in
 

@@ -17,9 +17,9 @@ from launcher.findings import Finding
 from launcher.sky.setup.credentials import (
     Mounted,
     ask_skypilot,
-    in_words,
+    copied_files_note,
+    describe_files,
     mounted_credentials,
-    remark,
     safe_remote_identity,
 )
 from launcher.sky.setup.doctor import examine, fix
@@ -70,7 +70,7 @@ def test_what_can_be_kept_here_without_breaking_anything() -> None:
     assert safe_remote_identity(CONFIG, chosen, everything) == {"aws": "NO_UPLOAD"}
     slip = {**CONSOLIDATED, "gcp": {"remote_identity": "no_upload"}}
     assert safe_remote_identity(CONFIG, slip, [GCP]) == {"gcp": "NO_UPLOAD"}, "SkyPilot knows it in capitals only"
-    with pytest.raises(RequestError, match="gcp has to be a mapping"):
+    with pytest.raises(RequestError, match="gcp must be a mapping"):
         safe_remote_identity(CONFIG, {**CONSOLIDATED, "gcp": "x"}, [GCP])
 
 
@@ -96,15 +96,16 @@ def test_the_doctor_shows_what_travels_and_what_would_keep_it_here(tmp_path: Pat
     first, rest = files(tmp_path, [AWS, GCP, LAMBDA, VAST, HUB])
     assert (
         first.detail
-        == "SkyPilot copies ~/.aws/credentials and 2 more (aws, gcp) to every machine that it rents, of any cloud"
+        == "SkyPilot copies ~/.aws/credentials and 2 more (aws, gcp) to every machine that it rents, in any cloud"
     )
     assert (first.state, first.fix) == ("note", "notus-launch doctor --fix")
     assert "~/lambda and 2 more (lambda, vast, storage)" in rest.detail
     assert "lambda, storage: SkyPilot has no setting for that" in rest.fix
-    assert "vast: a machine there needs them to end itself if the controller is gone" in rest.fix
+    assert "vast: a machine there needs them to terminate itself if the controller is gone" in rest.fix
     written(tmp_path, "jobs: {controller: {consolidation_mode: yes}}\naws: {remote_identity: LOCAL_CREDENTIALS}\n")
     (chosen,) = files(tmp_path, [AWS])
-    assert "config.yaml says so" in chosen.fix
+    assert f"aws: set in {tmp_path}" in chosen.fix
+    assert "config.yaml: " in chosen.fix
     written(tmp_path, "jobs: {controller: {consolidation_mode: no}}\n")
     (needed,) = files(tmp_path, [AWS])
     assert "aws: the controller's VM rents machines with them" in needed.fix
@@ -118,7 +119,7 @@ def test_the_doctor_says_when_nothing_travels_or_nobody_knows(tmp_path: Path) ->
     assert (found.state, found.fix) == ("ok", "")
     (found,) = files(tmp_path, None)
     assert found.state == "note"
-    assert "could not be asked" in found.detail
+    assert "could not report" in found.detail
     assert files(tmp_path, [AWS], SKYPILOT_API_SERVER_ENDPOINT="http://team") == [], "another machine's files"
 
 
@@ -176,14 +177,14 @@ def test_a_skypilot_that_does_not_answer_is_no_error(monkeypatch: pytest.MonkeyP
 
 def test_a_launch_says_it_in_one_line(home: Path) -> None:
     path = written(home, "jobs: {controller: {consolidation_mode: true}}\n")
-    said = remark(home, {})
+    said = copied_files_note(home, {})
     assert "copies ~/gcp and 1 more (gcp, lambda) to every machine" in said
     assert said.endswith("notus-launch doctor --fix keeps those of gcp here")
-    assert remark(home, {"SKYPILOT_API_SERVER_ENDPOINT": "http://team"}) == "", "another machine's files"
+    assert copied_files_note(home, {"SKYPILOT_API_SERVER_ENDPOINT": "http://team"}) == "", "another machine's files"
     (home / "gcp").unlink()
-    assert remark(home, {}).endswith("see docs/how-to/real-cloud.md")
+    assert copied_files_note(home, {}).endswith("see docs/how-to/real-cloud.md")
     (home / "lambda").unlink()
-    assert remark(home, {}) == ""
+    assert copied_files_note(home, {}) == ""
     path.write_text("a: [")
-    assert remark(home, {}) == "", "a launch doesn't fail for it"
-    assert in_words([]) == ""
+    assert copied_files_note(home, {}) == "", "a launch doesn't fail for it"
+    assert describe_files([]) == ""

@@ -72,19 +72,19 @@ def test_an_empty_list_of_plugins_is_filled(text: str, sky: Path, tmp_path: Path
 
 
 BAD_CONFIG: list[tuple[bytes, str]] = [
-    (b"jobs: []\n", "jobs has to be a mapping, and is a list"),
-    (b"jobs: 3\n", "jobs has to be a mapping, and is 3"),
-    (b"jobs: {controller: []}\n", "jobs.controller has to be a mapping, and is a list"),
-    (b"jobs: {controller: vm}\n", "jobs.controller has to be a mapping, and is 'vm'"),
-    (b"jobs: {controller: {consolidation_mode: 3}}\n", "consolidation_mode has to be true or false"),
-    (b"jobs: {controller: {consolidation_mode: [true]}}\n", "consolidation_mode has to be true or false"),
+    (b"jobs: []\n", "jobs must be a mapping, but is a list"),
+    (b"jobs: 3\n", "jobs must be a mapping, but is 3"),
+    (b"jobs: {controller: []}\n", "jobs.controller must be a mapping, but is a list"),
+    (b"jobs: {controller: vm}\n", "jobs.controller must be a mapping, but is 'vm'"),
+    (b"jobs: {controller: {consolidation_mode: 3}}\n", "consolidation_mode must be true or false"),
+    (b"jobs: {controller: {consolidation_mode: [true]}}\n", "consolidation_mode must be true or false"),
     *(
-        (f"jobs: {{controller: {{consolidation_mode: {text}}}}}\n".encode(), "has to be true or false, and is")
+        (f"jobs: {{controller: {{consolidation_mode: {text}}}}}\n".encode(), "must be true or false, but is")
         for text in ("'true'", '"true"', "'on'", "y", "n", "tRUE", "'false'")
     ),
-    (b"jobs:\n  controller:\n    consolidation_mode: |-\n      yes\n", "has to be true or false, and is 'yes'"),
-    (b"api_server: http://x\n", "api_server has to be a mapping, and is 'http://x'"),
-    (b"api_server: {endpoint: [http://x]}\n", "endpoint has to be a text, and is a list"),
+    (b"jobs:\n  controller:\n    consolidation_mode: |-\n      yes\n", "must be true or false, but is 'yes'"),
+    (b"api_server: http://x\n", "api_server must be a mapping, but is 'http://x'"),
+    (b"api_server: {endpoint: [http://x]}\n", "endpoint must be a string, but is a list"),
     (b"# caf\xe9\n", "config.yaml:1 is not UTF-8"),
     (b"a: 1\nb: \xff\n", "config.yaml:2 is not UTF-8"),
     (b"- a\n", "is not a mapping"),
@@ -116,9 +116,9 @@ def test_a_config_that_is_wrong_is_named_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"plugins: 3\n", "plugins has to be a list, and is 3"),
-        (b"plugins: {class: x}\n", "plugins has to be a list, and is a mapping"),
-        (b"plugins: launcher.sky.plugin.NotusPlugin\n", "plugins has to be a list"),
+        (b"plugins: 3\n", "plugins must be a list, but is 3"),
+        (b"plugins: {class: x}\n", "plugins must be a list, but is a mapping"),
+        (b"plugins: launcher.sky.plugin.NotusPlugin\n", "plugins must be a list"),
         (b"[]\n", "is not a mapping"),
         (b"\xe9: 1\n", "plugins.yaml:1 is not UTF-8"),
     ],
@@ -137,7 +137,7 @@ def test_plugins_that_are_wrong_are_named_and_nothing_is_written(
 def test_a_wheel_path_that_is_no_text_is_named(sky: Path, tmp_path: Path) -> None:
     (sky / "config.yaml").write_text("jobs: {controller: {consolidation_mode: false}}\n")
     (sky / "plugins.yaml").write_text("controller_wheel_path: 3\n")
-    with pytest.raises(RequestError, match="controller_wheel_path has to be a text, and is 3"):
+    with pytest.raises(RequestError, match="controller_wheel_path must be a string, but is 3"):
         fix(tmp_path, {})
 
 
@@ -338,7 +338,7 @@ def test_a_draft_reads_each_file_once(tmp_path: Path) -> None:
 def test_a_sleeping_laptop_is_a_finding_where_the_controller_lives_on_it(sky: Path, tmp_path: Path) -> None:
     (sky / "config.yaml").write_text("jobs: {controller: {consolidation_mode: true}}\n")
     (found,) = [finding for finding in examine(tmp_path, {}) if finding.what == "a sleeping laptop"]
-    assert "no deadline and no budget is kept, rented machines are paid on" in found.detail
+    assert "deadline and budget are not enforced, rented machines keep costing money" in found.detail
     assert "caffeinate" in found.fix
     assert "systemd-inhibit" in found.fix
     assert "remote-controller.md" in found.fix

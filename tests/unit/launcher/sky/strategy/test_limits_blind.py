@@ -16,7 +16,7 @@ from checkpoints.run_log.run_record import read_controller_beat
 from checkpoints.run_log.stop_request import ask, read_request
 from launcher.policy.model import Place
 from launcher.policy.run_history import machines, spent_usd
-from launcher.sky.strategy.run_controller import Conductor
+from launcher.sky.strategy.run_controller import RunController
 from tests.support.conducted import LAMBDA, SPOT_A, Run, away
 
 
@@ -165,19 +165,19 @@ def test_an_empty_price_list_ends_no_run() -> None:
 def test_two_plain_launches_know_their_own_numbers_after_a_restart() -> None:
     """Of `sky jobs launch` twice: neither job was told a number."""
     run = Run({LAMBDA: 3})
-    old = Conductor(run.store, run.limits, run.sky, run.clock, job="u/1")
-    new = Conductor(run.store, run.limits, run.sky, run.clock, job="u/2")
+    old = RunController(run.store, run.limits, run.sky, run.clock, job="u/1")
+    new = RunController(run.store, run.limits, run.sky, run.clock, job="u/2")
     run.conductor = old
     run.launch()
     run.conductor = new
     run.sky.up = False
     run.launch()
     assert (launch_number_of(run.store, "u/1"), launch_number_of(run.store, "u/2")) == (1, 2)
-    run.conductor = Conductor(run.store, run.limits, run.sky, run.clock, job="u/1")
+    run.conductor = RunController(run.store, run.limits, run.sky, run.clock, job="u/1")
     released = run.sky.released
     run.look()
     assert run.sky.released == released + 1, "superseded: its machine is given back"
-    run.conductor = Conductor(run.store, run.limits, run.sky, run.clock, job="u/2")
+    run.conductor = RunController(run.store, run.limits, run.sky, run.clock, job="u/2")
     run.sky.up = True
     run.look()
     assert run.sky.up

@@ -17,7 +17,7 @@ from launcher.policy.decide import decide
 from launcher.policy.model import Launch, Move, Observation, Place, PlaceState, Running, Stay
 from launcher.policy.run_history import machine_now, machines, spent_usd
 from launcher.policy.settings import Settings
-from launcher.sky.strategy.run_controller import Conductor, LimitReached
+from launcher.sky.strategy.run_controller import LimitReached, RunController
 from tests.support.conducted import LAMBDA, SPOT_A, Run, away
 from tests.support.places import ON_DEMAND, A, B, place
 
@@ -223,7 +223,7 @@ def test_a_launch_has_its_number_and_a_restart_goes_on_with_it() -> None:
     run = Run({LAMBDA: 3})
     run.launch()
     assert {event.launch for event in read_events(run.store)} == {1}
-    Conductor(run.store, run.limits, run.sky, run.clock)
+    RunController(run.store, run.limits, run.sky, run.clock)
     run.train(1, minutes=1, ended="preempted", notice="gcp")
     run.restarted()
     run.recover()

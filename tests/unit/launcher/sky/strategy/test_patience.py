@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from launcher.policy.model import Observation, Place, PlaceState
-from launcher.sky.strategy.cloud_api import Lost, Refused, Told, Up
+from launcher.sky.strategy.cloud_api import LaunchParams, Lost, Refused, Up
 from launcher.sky.strategy.patience import LEAST_REQUEST_S, request_s
 from tests.support.live_world import Always, Faults, Ledger, LiveWorld, Machine, Trainer, alone
 
@@ -41,7 +41,7 @@ def test_a_request_on_spot_leaves_the_way_to_the_end_on_demand() -> None:
 class SlowOnDemand(LiveWorld):
     """Every request hangs."""
 
-    async def launch_in(self, places: Sequence[Place], told: Told) -> Up | Lost | Refused:
+    async def launch_in(self, places: Sequence[Place], told: LaunchParams) -> Up | Lost | Refused:
         asked_h = self.hour
         self.rented = Machine(self.price(places[0]), asked_h, asked_h, 1e9)
         self._sleep(min(46 * 60, told.most_s) / 3600)

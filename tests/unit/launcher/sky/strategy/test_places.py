@@ -17,20 +17,20 @@ from checkpoints.util.clock import FakeClock
 from launcher.catalog.offers import Catalog, Offer, by_kind, load_offers
 from launcher.policy.limits import Limits, limits_of
 from launcher.policy.model import Place
-from launcher.sky.strategy.places import Candidate, Dropped, Hourly, booked, judge, offers_for, report
+from launcher.sky.strategy.places import Dropped, Hourly, MachineOption, booked, judge, offers_for, report
 from tests.support.plans import A100, A100_80, H100, HEADER, lists
 from tests.unit.launcher.catalog.test_price_lists import aws, named
 
 
-def candidate(offer: Offer, usd: float | None = None, *, zone: str | None = None) -> Candidate:
+def candidate(offer: Offer, usd: float | None = None, *, zone: str | None = None) -> MachineOption:
     """What SkyPilot makes of the same list."""
     price = offer.price_usd_per_hour if usd is None else usd
-    return Candidate(
+    return MachineOption(
         Place(offer.cloud, offer.region, zone or offer.zone, offer.gpus, offer.spot, price), offer.instance_type
     )
 
 
-def asked(offers: list[Offer], candidates: list[Candidate], *, trust_prices: bool = False) -> dict[str, float]:
+def asked(offers: list[Offer], candidates: list[MachineOption], *, trust_prices: bool = False) -> dict[str, float]:
     found, dropped = judge({one: one for one in candidates}, offers, trust_prices=trust_prices)
     assert {one.place for one in candidates} == set(found) | {one.candidate.place for one in dropped}
     assert all(place == launchable.place for place, launchable in found.items())
@@ -100,7 +100,7 @@ def test_each_place_has_its_cheapest_machine_type_that_may_be_rented() -> None:
 
 def test_a_region_is_as_good_as_all_of_its_zones() -> None:
     offers = [offer("a", 10.0), offer("b", 12.0)]
-    region = Candidate(replace(candidate(offers[0]).place, zone=None), "i")
+    region = MachineOption(replace(candidate(offers[0]).place, zone=None), "i")
     assert asked(offers, [region]) == {"us": 12.0}
     assert asked([*offers, offer("c", 1.0, "wrong")], [region]) == {}
 
@@ -117,7 +117,7 @@ def test_zones_of_aws_are_the_same_where_their_names_are_known(tmp_path: Path) -
         Place("aws", "us-east-1", f"us-east-1{x}", "A100:8", True, usd)
         for x, usd in zip("abc", (11, 1, 10), strict=True)
     ]
-    candidates = [Candidate(place, "p4d") for place in skys]
+    candidates = [MachineOption(place, "p4d") for place in skys]
     assert asked(offers_for(catalog, skys), candidates) == {"us-east-1a": 11.0, "us-east-1c": 10.0}
 
 
@@ -129,7 +129,7 @@ def test_else_they_are_told_by_region_and_price(tmp_path: Path) -> None:
         Place("aws", "us-east-1", f"us-east-1{x}", "A100:8", True, usd)
         for x, usd in zip("abcd", (10, 1, 9, 11), strict=True)
     ]
-    candidates = [Candidate(place, "p4d") for place in skys]
+    candidates = [MachineOption(place, "p4d") for place in skys]
     assert asked(offers_for(catalog, skys), candidates) == {"us-east-1a": 10.0, "us-east-1c": 9.0, "us-east-1d": 11.0}
     moved = [one._replace(place=replace(one.place, price_usd_per_hour=9.5)) for one in candidates]
     assert asked(offers_for(catalog, skys), moved) == {}, "which of them the flagged one is, nobody can tell"
@@ -156,7 +156,7 @@ def test_what_is_not_asked_is_said_once_for_each_reason(caplog: pytest.LogCaptur
 
 
 def test_a_task_without_any_price_to_rely_on_is_the_users_matter() -> None:
-    with pytest.raises(UserError, match="no place of this task has a price to rely on: because") as caught:
+    with pytest.raises(UserError, match="no place of this task has a reliable price: because") as caught:
         report([Dropped(candidate(offer("a", 1.0)), "because")], kept=0)
     assert "--trust-prices" in caught.value.hint
     report([], kept=0)
@@ -265,7 +265,7 @@ def test_a_price_that_rises_on_the_disk_is_seen(tmp_path: Path) -> None:
     catalog = lists(tmp_path, HEADER + row.format("16.00"))
     place = Place("lambda", "us-east-1", None, "A100:8", False, 16.0)
     clock = FakeClock()
-    kept = Hourly(lambda: asked(offers_for(catalog, [place]), [Candidate(place, "gpu_8x_a100")]), clock)
+    kept = Hourly(lambda: asked(offers_for(catalog, [place]), [MachineOption(place, "gpu_8x_a100")]), clock)
     assert kept.value() == {"us-east-1": 16.0}
     lists(tmp_path, HEADER + row.format("24.00"))
     clock.sleep(3600)

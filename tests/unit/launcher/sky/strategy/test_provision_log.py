@@ -6,7 +6,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from launcher.policy.model import Place
-from launcher.sky.strategy.provision_log import Answer, all_refused, answers, asked_at, count_asked, tries_in, was_given
+from launcher.sky.strategy.provision_log import (
+    Answer,
+    all_refused,
+    answers,
+    count_requests,
+    requested_at,
+    tries_in,
+    was_provided,
+)
 
 START = datetime(2026, 11, 26, 3, 50, 39, 500_000, tzinfo=UTC)
 
@@ -26,13 +34,13 @@ def test_the_search_through_sold_out_zones_is_not_paid() -> None:
         event(0, "Provisioning on gcp in me-west1"),
         event(-600, "Provisioning on gcp in me-west1"),
     ]
-    assert asked_at(events, START) == START.replace(microsecond=0) + timedelta(seconds=50)
+    assert requested_at(events, START) == START.replace(microsecond=0) + timedelta(seconds=50)
 
 
 def test_without_an_event_of_this_launch_the_whole_search_counts() -> None:
-    assert asked_at([], START) == START
-    assert asked_at([event(-600, "Provisioning on gcp in me-west1")], START) == START
-    assert asked_at([event(0, "Provisioning on gcp in me-west1")], START) == START, "SkyPilot's seconds are whole"
+    assert requested_at([], START) == START
+    assert requested_at([event(-600, "Provisioning on gcp in me-west1")], START) == START
+    assert requested_at([event(0, "Provisioning on gcp in me-west1")], START) == START, "SkyPilot's seconds are whole"
 
 
 LOG = """\
@@ -77,18 +85,18 @@ def test_a_log_tells_which_zones_were_asked_and_what_each_answered() -> None:
 
 def test_of_a_search_in_vain_every_place_has_refused() -> None:
     heard = answers(tries_in(LOG)[:1], [SPOT_A, SPOT_C, LAMBDA])
-    said = heard[0].said
+    message = heard[0].message
     assert all_refused(heard, [SPOT_A, SPOT_C, LAMBDA], "no\nroom") == (
-        Answer(SPOT_A, said),
-        Answer(SPOT_C, said),
+        Answer(SPOT_A, message),
+        Answer(SPOT_C, message),
         Answer(LAMBDA, "no room"),
     )
 
 
 def test_events_tell_whether_a_machine_came() -> None:
     given = [event(53, "Instances launched on lambda in us-east-1"), event(50, "Provisioning on lambda in us-east-1")]
-    assert was_given(given, START)
-    assert was_given([event(55, "Setting up SkyPilot runtime on cluster"), *given], START)
-    assert not was_given([event(60, "Provisioning on gcp in us-west3"), *given], START)
-    assert not was_given(given, START + timedelta(hours=1)), "that was another launch"
-    assert count_asked([event(60, "Provisioning on gcp in us-west3"), *given], START) == 2
+    assert was_provided(given, START)
+    assert was_provided([event(55, "Setting up SkyPilot runtime on cluster"), *given], START)
+    assert not was_provided([event(60, "Provisioning on gcp in us-west3"), *given], START)
+    assert not was_provided(given, START + timedelta(hours=1)), "that was another launch"
+    assert count_requests([event(60, "Provisioning on gcp in us-west3"), *given], START) == 2

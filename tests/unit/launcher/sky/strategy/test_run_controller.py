@@ -23,8 +23,8 @@ from launcher.policy.run_history import machines, place_data, spent_usd
 from launcher.policy.settings import Settings
 from launcher.policy.spot.preemption_rates import ON_DEMAND_H
 from launcher.sky.strategy.life_signs import ALARM_S
-from launcher.sky.strategy.patience import DEAF_S
-from launcher.sky.strategy.run_controller import LimitReached, Told, Up
+from launcher.sky.strategy.patience import UNRESPONSIVE_S
+from launcher.sky.strategy.run_controller import LaunchParams, LimitReached, Up
 from tests.support.conducted import LAMBDA, SPOT_A, SPOT_B, Run, beating
 
 
@@ -320,7 +320,7 @@ def test_a_wish_to_go_back_to_spot_is_no_reason_to_lose_steps() -> None:
     run.train(1, minutes=40)
     assert run.look()
     assert read_request(run.store) is not None
-    run.clock.sleep(DEAF_S + 1)
+    run.clock.sleep(UNRESPONSIVE_S + 1)
     run.beat(1, 10)
     run.look()
     assert run.sky.released == 0
@@ -334,7 +334,7 @@ def test_the_end_of_an_earlier_job_does_not_end_this_one(end: Any) -> None:
     run.clock.sleep(60)
     launch_in = run.sky.launch_in
 
-    async def killed(places: Sequence[Place], told: Told) -> Up:
+    async def killed(places: Sequence[Place], told: LaunchParams) -> Up:
         raise KeyboardInterrupt
 
     run.sky.launch_in = killed  # type: ignore[method-assign]
