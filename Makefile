@@ -10,12 +10,13 @@ IN_ONE_PROCESS := tests/unit tests/contract $(addprefix tests/integration/test_,
   priced_markets.py)
 AZURITE := azurite@3.35.0
 E2E_PACKAGES := mmdebstrap openssh-server rsync netcat-openbsd iproute2 openssl
+BROWSER := chromium
 
 # COVERAGE=--cov counts the lines that its first part runs, with the floor of pyproject.toml.
 run-tests = $(BIN)/pytest -m "$(1)" -n 2 --dist worksteal --durations 15 $(2) $(IN_ONE_PROCESS) \
   && $(BIN)/pytest -m "$(1)" -n 2 --dist loadfile --durations 15 $(IN_ONE_PROCESS:%=--ignore %)
 
-.PHONY: help setup demo test test-slow test-all test-unit e2e e2e-quick gpu check format bench bench-gpu sky-tasks docs clean
+.PHONY: help setup demo browser test test-slow test-all test-unit e2e e2e-quick gpu check format bench bench-gpu sky-tasks docs clean
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -56,6 +57,10 @@ e2e-quick: $(READY) ## The one of its scenarios that CI runs; installs the Debia
 	@command -v mmdebstrap >/dev/null || { apt-get update -qq && apt-get install -qq -y $(E2E_PACKAGES) >/dev/null; } \
 	  || echo "make: can't install $(E2E_PACKAGES)"
 	@NOTUS_E2E=1 $(BIN)/pytest tests/e2e -m every_change --timeout 1800
+
+browser: ## Install the browser that looks at the report page (root on Debian or Ubuntu); without it those tests are skipped
+	@command -v $(BROWSER) >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends $(BROWSER) >/dev/null; } \
+	  || echo "make: can't install $(BROWSER): the tests of the report page in a browser are skipped"
 
 gpu: $(READY) ## Exact resume, snapshots and the checks of a VM on this machine's NVIDIA GPU (minutes)
 	@$(BIN)/pytest tests/gpu

@@ -1,8 +1,8 @@
 """Durable, verified, fenced training state in object storage.
 
-The public names are those in `__all__`; the modules below are the engine's own, and may change. Importing this package,
-listing, verifying and reading checkpoints need no torch: tensors are bytes with a dtype name until
-`checkpoints.snapshot.state_tree` meets a process that has torch loaded.
+The public names are those in `__all__`; the modules below are internal and may change. Importing this package, and
+listing, verifying and reading checkpoints, need no torch: tensors are bytes with a dtype name until
+`checkpoints.snapshot.state_tree` runs in a process that has torch loaded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: a command line's `--help` needs none of them."""
+    """Import a public name on first use: a command line's `--help` needs none of them."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME.get(name, "checkpoints.errors")), name)

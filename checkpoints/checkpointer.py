@@ -1,20 +1,20 @@
 """Exact resume for any training loop in one process: claim, restore, save, in a dozen lines.
 
     with Checkpointer("s3://bucket/prefix", "my-run") as checkpoints:
-        saved = checkpoints.restore.shard_restore()
+        saved = checkpoints.restore()
         if saved is not None:
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
         for step in range(checkpoints.step + 1, steps + 1):
             loss = forward_and_backward(...)
-            checkpoints.wait_copied()  # the last save's copy ran beside forward and backward
+            checkpoints.wait_copied()  # the last save's copy ran during forward and backward
             optimizer.step()
             if step % 10 == 0:
                 checkpoints.save(step, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
 
-A runnable example: docs/examples/plain_loop.py. What to put into the state is the loop's business: without the
-generators' states and the position in the data a resume isn't exact. Several ranks: see
-`trainer.checkpointing.distributed_saver` for what they must agree on.
+A runnable example: docs/examples/plain_loop.py. The loop decides what goes into the state: without the generators'
+states and the position in the data a resume isn't exact. Limitation: single-process only. For what several ranks must
+agree on see `trainer.checkpointing.distributed_saver`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 from checkpoints.commit.head import LEASE_S, PATIENCE_S, Lease, Writer, read_head
 from checkpoints.commit.retention import Retention
 from checkpoints.errors import Fenced, NotusError, UserError
-from checkpoints.records.verified_reads import believed
+from checkpoints.records.verified_reads import reread_slowly
 from checkpoints.restore.shard_restore import newest_good, restore_shard
 from checkpoints.run_log.run_record import open_run
 from checkpoints.save.saver import Saver
@@ -44,17 +44,17 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """The state of one process's training in a bucket. Use it as a context manager.
+    """The state of a single-process training in a bucket. Use it as a context manager.
 
-    Keeps the lease of the run in a thread; if another process takes the run over, the next call raises `Fenced`.
+    Renews the lease of the run in a thread; if another process takes over the run, the next call raises `Fenced`.
 
     Args:
         bucket: s3://..., gs://... or a folder that exists.
-        run: name of the run in it; the same name goes on with that run.
-        keep: newest checkpoints kept; one more stays as the fallback.
-        wait_s: how long to look whether a predecessor that gave nothing back lives; it takes 64 s without a change of
-            HEAD to know that it doesn't. One that ended well is not waited for.
-        predecessor_gone: id of a writer that is known to be dead; no time is spent on finding out.
+        run: name of the run in it; reuse a name to resume that run.
+        keep: how many of the newest checkpoints to keep, plus one as the fallback.
+        wait_s: how long to check whether a predecessor that did not release the run is alive; it counts as dead after
+            64 s without a change of HEAD. There is no wait for one that ended cleanly.
+        predecessor_gone: id of a writer that is known to be dead, which skips that check.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Checkpointer:
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._renewing.start()
         self.step = 0
-        """Of the restored state; 0 before."""
+        """Step of the restored state; 0 before."""
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -99,21 +99,21 @@ class Checkpointer:
         except NotusError as failure:
             if error is None:
                 raise
-            logger.warning("while closing: %s", failure.message)  # the first error is the one to see
+            logger.warning("while closing: %s", failure.message)  # the first error is the one that is raised
 
     def restore(self) -> dict[str, Any] | None:
         """The newest good state as it was saved, or None for a new run. Tensors are views of one buffer.
 
-        Damaged checkpoints are passed over with a warning. Raises `NoGoodCheckpoint` if all are damaged.
+        Damaged checkpoints are skipped with a warning. Raises `NoGoodCheckpoint` if all are damaged.
         """
         local = self._memory.left_by(self._predecessor, 0)
         shard, damaged = newest_good(
             self._lease.head.commits,
-            lambda commit: believed(self._store, lambda store: restore_shard(store, commit, 0, local=local)),
+            lambda commit: reread_slowly(self._store, lambda store: restore_shard(store, commit, 0, local=local)),
         )
         self._memory.remove_dead()
         for commit, fault in damaged:
-            logger.warning("checkpoint of step %d is damaged and passed over: %s", commit.step, fault)
+            logger.warning("skipped the checkpoint of step %d, which is damaged: %s", commit.step, fault)
         if damaged:
             self._lease.discard(damaged)
         if shard is None:
@@ -122,10 +122,10 @@ class Checkpointer:
         return shard.trees()
 
     def save(self, step: int, state: Mapping[str, Any], *, wait: bool = False) -> bool:
-        """Start to save; returns whether it was started (not if the last save is still on its way).
+        """Start to save; returns whether it was started (not if the last save is still in flight).
 
-        `wait`: until it is committed, the last save before it too. Raises `Fenced`, `UserError`, or with `wait` a
-        `StoreError`; without it, a save that failed is a warning at the next call.
+        `wait`: wait for the previous save, and until this one is committed. Raises `Fenced`, `UserError`, or with
+        `wait` a `StoreError`; without it, a failed save is a warning at the next call.
         """
         self._check()
         if wait:
@@ -142,13 +142,13 @@ class Checkpointer:
         return True
 
     def wait_copied(self) -> None:
-        """Call it before anything changes the tensors that were saved."""
+        """Wait for the copy. Call it before anything changes the tensors that are being saved."""
         self._saver.wait_copied()
 
     def close(self) -> None:
-        """Finish the save on its way, and give the run back.
+        """Finish the save in flight, and release the run.
 
-        Raises what the last save met: `Fenced`, `UserError`, `StoreError`. Everything is given back all the same.
+        Raises the error of the last save: `Fenced`, `UserError`, `StoreError`. Everything is released anyway.
         """
         try:
             self._saver.wait()
@@ -162,7 +162,7 @@ class Checkpointer:
             try:
                 self._lease.release()
             except NotusError as error:
-                logger.warning("could not give the lease back: %s", error.message)
+                logger.warning("could not release the lease: %s", error.message)
 
     def _check(self) -> None:
         self._saver.poll()
@@ -186,4 +186,4 @@ class Checkpointer:
                 self._fenced = error
                 return
             except NotusError as error:
-                logger.warning("the bucket does not answer: %s", error.message)
+                logger.warning("the bucket does not respond: %s", error.message)

@@ -1,4 +1,4 @@
-"""`notus-ckpt`: look at the checkpoints of a run. Needs no torch and no GPU."""
+"""`notus-ckpt`: inspect the checkpoints of a run. Needs no torch and no GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from checkpoints.commit.retention import Commit, best_of
 from checkpoints.commit.run_verification import Finding, check_rest
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing, RunHeld, UserError
 from checkpoints.records.manifest import Manifest
-from checkpoints.records.verified_reads import believed
+from checkpoints.records.verified_reads import reread_slowly
 from checkpoints.restore.download import pull
 from checkpoints.restore.shard_restore import restore_shard, verify
 from checkpoints.snapshot.shared_memory import SharedBuffer
@@ -43,10 +43,10 @@ app = typer.Typer(
 )
 
 STEP_DIGITS = 12
-"""No run has that many steps; Python refuses to read a number of thousands of digits."""
+"""No run has that many steps; Python refuses to parse a number with thousands of digits."""
 
 UrlArgument = Annotated[str, typer.Argument(help="The run's folder in the bucket.")]
-FolderArgument = Annotated[Path, typer.Argument(help="Local folder, created.")]
+FolderArgument = Annotated[Path, typer.Argument(help="Local folder to create.")]
 StepOption = Annotated[
     str | None, typer.Option("--step", help="Which checkpoint: its step, or `best`. Default: the newest.")
 ]
@@ -111,14 +111,13 @@ def verify_checkpoints(
 ) -> None:
     """Read every byte of a run and compare it with its checksums: checkpoints, model files, records, metrics.
 
-    What is not checked is named, with the reason: it is never called good. With --step or --newest only that
-    checkpoint is read.
+    What is not checked is listed with the reason, never as good. With --step or --newest only that checkpoint is read.
     """
     store = open_store(url)
     head = _head(store)
     one = step is not None or newest
     chosen = [_choose(head, step)] if one else list(head.commits)
-    listing = [] if one else list(store.list(""))  # before our own word that we read
+    listing = [] if one else list(store.list(""))  # before our own reader lease is in it
     with reading(store, chosen):
         results = _verify_all(store, chosen)
         findings = [_finding(commit, results[commit]) for commit in chosen]
@@ -154,7 +153,7 @@ def export_checkpoint(
     url: UrlArgument,
     folder: FolderArgument,
     step: StepOption = None,
-    dtype: Annotated[ModelDtype, typer.Option(help="Of the weights that are written.")] = "bfloat16",
+    dtype: Annotated[ModelDtype, typer.Option(help="Dtype of the exported weights.")] = "bfloat16",
     debug: DebugOption = False,
 ) -> None:
     """Convert a full (ZeRO-3) checkpoint to a Hugging Face folder. Needs no GPU, but disk space for a copy."""
@@ -173,7 +172,7 @@ def export_checkpoint(
     with reading(store, [commit]), whole_folder(folder.absolute(), made) as partial, work_folder(partial) as temporary:
         shards = []
         with _bar("reading", manifest.size_bytes) as advance:
-            for ref in manifest.shards:  # into files: the kernel may drop what isn't needed, as it can't with memory
+            for ref in manifest.shards:  # into files: the kernel may evict their pages, unlike anonymous memory
                 shards.append(restore_shard(store, commit, ref.rank, SharedBuffer(temporary / f"r{ref.rank}")))
                 advance(ref.size_bytes)
         state = Zero3State(shards)
@@ -194,19 +193,19 @@ def collect_garbage(
     ] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Delete what no checkpoint needs: expired ones, and leftovers of crashed attempts. Only while no attempt runs.
+    """Delete expired checkpoints and leftovers of crashed attempts. Only while no attempt is running.
 
-    A run whose last attempt died without a word is left alone: it may be alive behind a network that is down, and
-    would lose the run to this command. --abandoned says that you know better; a minute without a sign of life is
-    waited for all the same. Expired checkpoints are left two minutes for those who have just begun to read.
+    Refuses if the last attempt died without releasing the run: it may be alive but cut off from the network, and would
+    lose the run to this command. Override with --abandoned, which still waits for a minute without a sign of life.
+    Expired checkpoints are kept for two more minutes for readers that have just started.
     """
     store, clock = open_store(url), SystemClock()
     head = _head(store)
     if not head.released and not abandoned:
         raise RunHeld(
             f"the run is held by attempt {head.epoch} on {head.writer.host} (pid {head.writer.pid}), "
-            "which never gave it back: it may live, and would lose the run",
-            "launch the run again, which cleans up too; or, if you know that its machine is gone: --abandoned",
+            "which never released it: it may be alive, and would lose the run",
+            "launch the run again, which also cleans up; or use --abandoned if you know that its machine is gone",
         )
     writer = Writer(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid())
     lease = Lease.claim(store, writer, wait_s=PATIENCE_S, patient=False, clock=clock)
@@ -224,14 +223,15 @@ def collect_garbage(
         sys.stdout.write(f"kept step {each.step} of attempt {each.epoch}, {_set_aside(each)}\n")
     if kept := len(lease.head.tombstones):
         sys.stdout.write(
-            f"kept {kept} expired checkpoints: somebody reads them, or died less than an hour ago, see {url}/{FOLDER}\n"
+            f"kept {kept} expired checkpoints: they have a reader, or one that died within the last hour, "
+            f"see {url}/{FOLDER}\n"
         )
 
 
 def _let_readers_begin(lease: Lease, clock: Clock) -> None:
-    """A tombstone says when it was made by a clock that isn't ours: its time counts from now."""
+    """Wait until tombstones expire. Their times are by another machine's clock, so they count from now."""
     if lease.head.tombstones:
-        sys.stderr.write(f"notus-ckpt: waiting {BURIED_S:.0f} s for those who have just begun to read\n")
+        sys.stderr.write(f"notus-ckpt: waiting {BURIED_S:.0f} s for readers that have just started\n")
         for _ in looks(clock, LEASE_S / 3, BURIED_S):
             lease.renew()
 
@@ -269,7 +269,7 @@ def lifecycle(
 
 @contextlib.contextmanager
 def _bar(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, where that is a terminal."""
+    """A progress bar on stderr, if that is a terminal."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -282,12 +282,12 @@ REPLACED = "not checked: the run has replaced it meanwhile"
 
 
 def _verify_all(store: Store, commits: Sequence[Commit]) -> dict[Commit, str]:
-    """Commit -> fault, '' = good; with a progress bar on a terminal. `REPLACED`: it was not read whole."""
+    """Commit -> fault, '' = good; with a progress bar on a terminal. `REPLACED`: it was not read completely."""
     results: dict[Commit, str] = {}
     for commit in commits:
         with _bar(f"step {commit.step}", commit.size_bytes) as advance:
             try:
-                believed(store, lambda store: verify(store, commit, advance))  # noqa: B023  # called at once
+                reread_slowly(store, lambda store: verify(store, commit, advance))  # noqa: B023  # called at once
                 results[commit] = ""
             except CorruptCheckpoint as error:
                 results[commit] = REPLACED if _superseded(store, commit) else error.message
@@ -313,33 +313,33 @@ def _set_aside(bad: SetAside) -> str:
 
 
 def _covered(store: Store, head: Head) -> set[str]:
-    """What the keys begin with that the checkpoints of HEAD account for, and those that were set aside."""
+    """Key prefixes that belong to the checkpoints in HEAD and to those that were set aside."""
     covered = {commit.manifest for commit in head.commits}
     covered |= {begin for bad in head.set_aside for begin in (bad.manifest, saves_of(bad))}
     for commit in head.commits:
         try:
             covered |= {f"{data_prefix(ref.index)}/" for ref in load_manifest(store, commit).shards}
-        except CorruptCheckpoint:  # it was named as damaged already
+        except CorruptCheckpoint:  # already reported as damaged
             covered.add(saves_of(commit))
     return covered
 
 
 def _summary(findings: Sequence[Finding]) -> Iterator[str]:
-    """A line for each checkpoint and each fault; of the rest one for all that is good, and what was not checked."""
+    """A line per checkpoint and fault, one for everything else that is good, and one per unchecked item."""
     good = [finding for finding in findings if finding.good and finding.step is None]
     for finding in findings:
         if finding.step is not None or finding.fault:
             state = finding.fault or finding.unread or "good"
             yield f"{finding.name}: {state} ({_size(finding.size_bytes)})"
     if good:
-        yield f"{len(good)} files and records beside them: good ({_size(sum(each.size_bytes for each in good))})"
+        yield f"{len(good)} other files and records: good ({_size(sum(each.size_bytes for each in good))})"
     for finding in findings:
         if finding.unread and finding.step is None:
             yield f"{finding.name}: {finding.unread} ({_size(finding.size_bytes)})"
 
 
 def _superseded(store: Store, commit: Commit) -> bool:
-    """Has the run, which goes on while we read, replaced this checkpoint meanwhile?"""
+    """Has the run, which continues while we read, replaced this checkpoint?"""
     head = read_head(store)
     return head is not None and commit.manifest not in {known.manifest for known in head.commits}
 
@@ -352,8 +352,8 @@ def _head(store: Store) -> Head:
     if head is None:
         if remains := find_remains(store):
             raise UserError(
-                f"the HEAD of {store.url} is gone; {len(remains.manifests)} checkpoints are there",
-                "start the run again: its next attempt makes HEAD anew from them, and goes on",
+                f"the HEAD of {store.url} is gone, but {len(remains.manifests)} checkpoints are there",
+                "start the run again: its next attempt rebuilds HEAD from them, and resumes",
             )
         raise UserError(
             f"{store.url} is not a run: it has no HEAD", "give the run's own folder, for example s3://bucket/my-run"

@@ -1,30 +1,30 @@
-"""The errors of notus-launch that start in the store of a run.
+"""The errors of notus-launch that originate in the store of a run.
 
     NotusError(message, hint)             exit code 1: one clear line, one hint, no traceback for the user
     +-- UserError                         exit code 2: the user can fix it; never retried
     |   +-- InvalidName                   a run, key or file name that could leave its folder
-    |   +-- BucketUnusable                no such bucket, no right to write, disk full
-    |   |   +-- AccessDenied              the credentials are refused; during a run that may pass, see `claimed`
+    |   +-- BucketUnusable                no such bucket, no write permission, disk full
+    |   |   +-- AccessDenied              credentials refused; may be transient during a run, see `claimed_store`
     |   +-- RunHeld                       another launcher or machine holds the run's lease
     |   +-- NotExact                      the checkpoint belongs to a run with another fingerprint
     |   +-- TornState                     a tensor was changed while it was copied: nothing was saved
-    +-- StoreError                        the store answered with something that we can't go on from
+    +-- StoreError                        the store failed, and retrying did not help
     |   +-- ObjectMissing
     |   +-- AlreadyExists                 a create-once key is taken
     |   +-- Conflict                      a compare-and-swap lost
     +-- Fenced                            a successor has claimed the run: this writer must stop
-    +-- CorruptCheckpoint                 bytes differ from what the manifest promises
+    +-- CorruptCheckpoint                 bytes differ from the manifest
     +-- NoGoodCheckpoint                  every committed checkpoint is damaged
 
-`launcher.errors` and `trainer.errors` hang their own branches under NotusError, so that one handler at the
-top of each command prints all of them alike.
+`launcher.errors` and `trainer.errors` add their own branches under NotusError, so that one handler at the
+top of each command prints all of them the same way.
 """
 
 from __future__ import annotations
 
 
 class NotusError(Exception):
-    """An error with a message for a person, a hint that names the fix, and a process exit code."""
+    """An error with a message for the user, a hint for the fix, and a process exit code."""
 
     exit_code = 1
 
@@ -35,7 +35,7 @@ class NotusError(Exception):
 
 
 class UserError(NotusError):
-    """The input or the surroundings are wrong; trying again changes nothing."""
+    """The input or the environment is wrong; trying again changes nothing."""
 
     exit_code = 2
 
@@ -45,7 +45,7 @@ class InvalidName(UserError):
 
 
 class BucketUnusable(UserError):
-    """The bucket can't be read or written as it is."""
+    """The bucket can't be read or written to as it is."""
 
 
 class AccessDenied(BucketUnusable):
@@ -53,7 +53,7 @@ class AccessDenied(BucketUnusable):
 
 
 class RunHeld(UserError):
-    """The lease of the run is held by somebody else; the message names the holder."""
+    """Another writer holds the lease of the run; the message names it."""
 
 
 class NotExact(UserError):
@@ -65,7 +65,7 @@ class TornState(UserError):
 
 
 class StoreError(NotusError):
-    """The object store failed in a way that retrying inside the client did not cure."""
+    """The object store failed, and the client's retries did not help."""
 
 
 class ObjectMissing(StoreError):
@@ -89,8 +89,8 @@ class CorruptCheckpoint(NotusError):
 
 
 class NoMemory(NotusError):
-    """A checkpoint is larger than what this machine has left."""
+    """A checkpoint needs more memory than this machine has left."""
 
 
 class NoGoodCheckpoint(NotusError):
-    """HEAD names checkpoints and not one of them passes verification."""
+    """HEAD names checkpoints, but none passes verification."""

@@ -6,6 +6,7 @@ Heavy modules are imported inside the commands, so that `--help` and option erro
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import typer
 
@@ -137,16 +138,21 @@ def logs(
 @app.command()
 def report(
     run: o.RunArgument,
+    html: o.HtmlOption = None,
+    compare: o.OtherRunOption = None,
     bucket: o.BucketOption = None,
     output: o.OutputOption = "text",
     debug: o.DebugOption = False,
 ) -> None:
-    """Show a run's receipt: attempts, steps redone, time lost, goodput, cost."""
+    """Show a run's receipt (attempts, time lost, goodput, cost) and its results (loss, evaluation, rewards, speed).
+
+    --html writes them as one self-contained page, with the timeline and all curves.
+    """
     from launcher.commands import inspect_runs
     from launcher.commands.find_runs import check_default_bucket
 
     check_default_bucket(bucket, run)
-    inspect_runs.show_report(bucket, run, output)
+    inspect_runs.show_report(bucket, run, output, html=html, compared_with=compare)
 
 
 @app.command()
@@ -240,6 +246,63 @@ def check(
 
     nodes = [parse_gpus(text) for text in gpus or []]
     raise typer.Exit(command.show_check(recipe, nodes, output))
+
+
+@app.command()
+def recipes(
+    action: o.RecipesArgument = "list",
+    name: o.RecipeNameArgument = None,
+    file: o.RecipeCopyArgument = None,
+    output: o.OutputOption = "text",
+    debug: o.DebugOption = False,
+) -> None:
+    """List the recipes that come with the package. show NAME: print one. copy NAME [FILE]: copy one to edit it."""
+    from launcher.commands import list_recipes as story
+
+    o.check_recipes_arguments(action, name, file)
+    if action == "list":
+        story.list_recipes(output)
+    elif action == "show":
+        story.show_recipe(str(name))
+    else:
+        story.copy_recipe(str(name), file)
+
+
+@app.command()
+def init(
+    file: o.NewRecipeArgument = Path("recipe.yaml"),
+    data: o.DataOption = None,
+    model: o.ModelOption = None,
+    method: o.MethodOption = None,
+    gpus: o.NodeOption = "A100:8",
+    columns: o.ColumnsOption = None,
+    force: o.ForceOption = False,
+    debug: o.DebugOption = False,
+) -> None:
+    """Write a recipe for your data: asks for data, model and method, fills in the columns, estimates the hours."""
+    from launcher.commands import init_recipe as story
+
+    raise typer.Exit(story.init(file, story.InitOptions(data, model, method, gpus, columns, force)))
+
+
+@app.command()
+def drill(
+    recipe: o.RecipeOption = "notus-7b-dpo",
+    kills: o.KillsOption = 3,
+    bucket: o.BucketOption = None,
+    keep: o.KeepOption = False,
+    seed: o.SeedOption = None,
+    processes: o.ProcessesOption = None,
+    output: o.OutputOption = "text",
+    debug: o.DebugOption = False,
+) -> None:
+    """Rehearse preemption of a recipe on this machine: kill it, resume it, compare it bit for bit.
+
+    The model is made small, with random weights; method, data and bucket are the recipe's own. Takes minutes.
+    """
+    from launcher.commands import drill as story
+
+    raise typer.Exit(story.drill(recipe, bucket, story.DrillOptions(kills, seed, processes, keep), output))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import typer
 from checkpoints.errors import UserError
 from checkpoints.storage.backend import SHORT
 from launcher.bounds import MAX_HOURS, MAX_PROCESSES, MAX_SEED, MAX_USD, MIN_HOURS, MIN_USD
+from launcher.errors import RequestError
 from launcher.paths import default_bucket
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="Recipe name, or the path of a .yaml file.")]
@@ -123,6 +124,28 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and 
 RunArgument = Annotated[str, typer.Argument(help="Name of the run.")]
 OptionalRunArgument = Annotated[str | None, typer.Argument(help="Name of the run. Default: all.")]
 AttemptOption = Annotated[int | None, typer.Option("--attempt", help="Show this attempt only.", min=1, max=10**6)]
+RecipesAction = Literal["list", "show", "copy"]
+RecipesArgument = Annotated[RecipesAction, typer.Argument(help="What to do.")]
+RecipeNameArgument = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Name of a recipe, to show or copy.")]
+RecipeCopyArgument = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Where to copy it to.")]
+NewRecipeArgument = Annotated[Path, typer.Argument(metavar="[FILE]", help="The recipe to write.")]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="Preference pairs: a .jsonl or .parquet file, or a name on the Hub.")
+]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Base model: a name on the Hub, or a folder.")]
+MethodOption = Annotated[Literal["full", "lora"] | None, typer.Option("--method", help="All weights, or adapters.")]
+NodeOption = Annotated[str, typer.Option("--gpus", help="The node that the hours are about.")]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option("--columns", metavar="OURS=YOURS,...", help="The data's columns, such as prompt=question."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")]
+KillsOption = Annotated[int, typer.Option("--kills", help="Kill it this many times.", min=1, max=20)]
+KeepOption = Annotated[bool, typer.Option("--keep", help="Keep the drill's runs in the bucket.")]
+HtmlOption = Annotated[Path | None, typer.Option("--html", help="Also write the report as a page to this .html file.")]
+OtherRunOption = Annotated[
+    str | None, typer.Option("--compare", metavar="OTHER", help="Show this run of the same bucket beside it.")
+]
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run ends.")]
 
 
@@ -162,3 +185,13 @@ def writable(folder: Path) -> Path:
 def bucket_or_default(bucket: str | None) -> str:
     """The named bucket, or the default for None only: a blank name is refused when it is opened."""
     return default_bucket() if bucket is None else bucket
+
+
+def check_recipes_arguments(action: RecipesAction, name: str | None, file: Path | None) -> None:
+    """Raises `RequestError` for arguments that don't go with the action."""
+    if action == "list" and name is not None:
+        raise RequestError(f"recipes list takes no name ({name!r})", f"to see it: notus-launch recipes show {name}")
+    if action != "list" and name is None:
+        raise RequestError(f"recipes {action} needs the name of a recipe", "list them: notus-launch recipes")
+    if action == "show" and file is not None:
+        raise RequestError(f"recipes show takes no file ({file})", f"copy it: notus-launch recipes copy {name} {file}")

@@ -1,1 +1,1 @@
-"""One attempt of one run: resume or start, train, save, finish. Never imports SkyPilot."""
+"""An attempt of a run: resume or start, train, save, finish. Never imports SkyPilot."""

@@ -4,10 +4,10 @@ NotusError
 +-- UserError                exit code 2
 |   +-- RecipeError          a wrong key, type or value in a recipe: file, line, key, nearest valid key
 |   +-- DataError            a data set that can't be trained on
-|   +-- TaskError            the task around the run is wrong, for every machine that it gets
+|   +-- TaskError            the task around the run is wrong, on every machine
 |   +-- HardwareError        the machine lacks what the recipe needs
-|   |   +-- MachineFault     this one machine does: another one of its kind may not
-+-- TrainingFailed           a rank crashed, or the Hub did not answer: the next attempt may not see it
+|   |   +-- MachineFault     only this machine does: another one of its kind may not
++-- TrainingFailed           a rank crashed, or the Hub did not respond: the next attempt may succeed
 Preempted                    not an error: the state is saved, exit code 75
 """
 
@@ -18,14 +18,14 @@ from checkpoints.errors import NotusError, UserError
 EXIT_FAILED = 1
 EXIT_PREEMPTED = 75
 EXIT_STOPPED = 76
-"""Saved and ended because somebody, or a limit, said so: nobody may start it again by itself, so it isn't 75."""
+"""Saved and ended by a user or a limit: it must not be restarted automatically, so it isn't 75."""
 
 SET_UP_GAVE_UP = 10
-"""Of `python -m trainer.failed_start` alone: the run has had its failed starts. The set-up script reads it."""
+"""Only from `python -m trainer.failed_start`: the run has used up its failed starts. The set-up script reads it."""
 
 
 class RecipeError(UserError):
-    """A recipe that doesn't say what it should; the message names file, line and key."""
+    """An invalid recipe; the message names file, line and key."""
 
 
 class DataError(UserError):
@@ -33,7 +33,7 @@ class DataError(UserError):
 
 
 class TaskError(UserError):
-    """The task around the run asks for what no machine gives, whatever earlier attempts of the run got past."""
+    """The task around the run asks for what no machine can provide, even if earlier attempts got past it."""
 
 
 class HardwareError(UserError):
@@ -41,8 +41,8 @@ class HardwareError(UserError):
 
 
 class MachineFault(HardwareError):
-    """This machine isn't what was rented: a broken GPU or driver, a full disk. Another one of its kind may be."""
+    """This machine is faulty: a broken GPU or driver, a full disk. Another one of its kind may not be."""
 
 
 class TrainingFailed(NotusError):
-    """This attempt can't go on and another one may: a rank crashed, or the Hub did not answer."""
+    """This attempt failed and another one may succeed: a rank crashed, or the Hub did not respond."""

@@ -1,6 +1,6 @@
-"""Report a command of the set-up that failed: `python -m trainer.failed_start COMMAND LOG`.
+"""Report a failed command of the set-up: `python -m trainer.failed_start COMMAND LOG`.
 
-A command of a VM's set-up. Its name is in task files that people have copied, so it stays where it is.
+Part of a VM's set-up. Users' copies of task files contain this module name, so it must not change.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Get flash-attn onto a new machine: `python -m trainer.flash RECIPE [CONSTRAINTS]`.
+"""Install flash-attn on a new machine: `python -m trainer.flash RECIPE [CONSTRAINTS]`.
 
-A command of a VM's set-up. Its name is in task files that people have copied, so it stays where it is.
+Part of a VM's set-up. Users' copies of task files contain this module name, so it must not change.
 """
 
 import sys

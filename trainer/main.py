@@ -50,9 +50,9 @@ logger = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 FLAGS = frozenset({"--debug", "--wait", "--no-wait", "--help"})
-"""The options that no value follows."""
+"""The options without a value."""
 BUCKET_PATIENCE_S = 900.0
-"""A VM has just been paid for, and exit code 1 would end the whole job: the bucket may be back in a minute."""
+"""A VM has just been paid for, and exit code 1 would end the whole job, but the bucket may be back in a minute."""
 
 EXIT_CODES = {
     "finished": 0,
@@ -68,22 +68,22 @@ EXIT_CODES = {
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or the path of a .yaml file.")],
     run: Annotated[str, typer.Option(help="Name of the run in the bucket.", envvar="NOTUS_RUN")],
-    bucket: Annotated[str, typer.Option(help=f"{SHORT} or a folder: the run's memory.", envvar="NOTUS_BUCKET")],
+    bucket: Annotated[str, typer.Option(help=f"{SHORT} or a folder: where the run is kept.", envvar="NOTUS_BUCKET")],
     processes: Annotated[
         int | None,
-        typer.Option(min=1, max=MAX_PROCESSES, help="Ranks. Default: one a GPU, else the recipe's cpu_processes."),
+        typer.Option(min=1, max=MAX_PROCESSES, help="Ranks. Default: one per GPU, else the recipe's cpu_processes."),
     ] = None,
     scratch: Annotated[Path | None, typer.Option(help="Folder for this attempt. Default: a temporary one.")] = None,
     predecessor_gone: Annotated[
         str,
         typer.Option(
-            help="Id of a writer that is known to be dead: its lease is not waited for.", envvar=PREDECESSOR_GONE
+            help="Id of a writer that is known to be dead: don't wait for its lease.", envvar=PREDECESSOR_GONE
         ),
     ] = "",
     wait: Annotated[
         bool,
         typer.Option(
-            help="Watch for up to 2 min whether another attempt still holds the run. --no-wait: refuse if unsure."
+            help="Check for up to 2 min whether another attempt still holds the run. --no-wait: refuse if unsure."
         ),
     ] = True,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # run_app reads it
@@ -105,7 +105,7 @@ def train(
 
 @contextlib.contextmanager
 def _folder(given: Path | None) -> Iterator[Scratch]:
-    """Of this attempt; a temporary one is gone at its end, but for the log of one that failed."""
+    """The attempt's folder; a temporary one is removed at the end, except the log of a failed attempt."""
     if given is not None:
         owner_locks.hold(given)
         yield Scratch(given)
@@ -124,9 +124,9 @@ def _folder(given: Path | None) -> Iterator[Scratch]:
 def _judged_attempt(
     recipe: str, run: str, bucket: str, processes: int | None, folder: Scratch, gone: str, *, wait: bool
 ) -> Outcome:
-    """Run the attempt; returns how it ended, and what an error before its claim means.
+    """Run the attempt; returns how it ended, also for an error before its claim.
 
-    Raises the errors that end the run, and without `wait` all errors.
+    Raises errors that end the run; without `wait`, all errors.
     """
     try:
         return _attempt(recipe, run, bucket, processes, folder, gone, wait_s=PATIENCE_S if wait else 0.0)
@@ -136,10 +136,10 @@ def _judged_attempt(
         if not wait:  # the launcher on this machine decides
             raise
         return judge_refusal(error, outcome, recipe, run, bucket)
-    except Exception as error:  # a full disk, a library that misses a file: of this machine, as far as anyone knows
+    except Exception as error:  # a full disk, a missing file of a library: presumably this machine's fault
         if not wait:
             raise
-        logger.exception("the attempt could not begin")
+        logger.exception("the attempt could not start")
         failure = TrainingFailed(f"{type(error).__name__}: {error}")
         return judge_refusal(failure, _refused(failure), recipe, run, bucket)
 
@@ -150,14 +150,14 @@ def _refused(error: NotusError) -> Outcome:
 
 
 def exit_code(outcome: Outcome) -> int:
-    """0 done, 75 = another machine, please, 2 the user's error, 1 gave up (`trainer.supervisor.restart_policy`)."""
+    """0 done, 75 try another machine, 2 user error, 1 gave up (`trainer.supervisor.restart_policy`)."""
     if outcome.kind == "failed" and not outcome.gave_up:
         return EXIT_PREEMPTED
     return EXIT_CODES[outcome.kind]
 
 
 def judge_refusal(error: NotusError, refused: Outcome, recipe: str, run: str, bucket: str) -> Outcome:
-    """What an error before the claim means for the run. Raises it, if every machine would meet it."""
+    """What an error before the claim means for the run. Raises it if it would occur on every machine."""
     inputs, rented = _inputs(recipe), CLUSTER in os.environ
     try:
         store = open_run(bucket, run)
@@ -165,8 +165,8 @@ def judge_refusal(error: NotusError, refused: Outcome, recipe: str, run: str, bu
         if again:
             again = note_failed_start(store, error.message, "notus-train")
             return refused.model_copy(update={"kind": "failed", "gave_up": not again})
-    except Exception as trouble:  # a bucket's client raises what it likes, and the first error is the one to show
-        logger.info("could not read or note in %s what became of this run: %s", bucket, trouble)
+    except Exception as trouble:  # a bucket's client may raise anything, and the first error is the one to show
+        logger.info("could not read or write the diary in %s: %s", bucket, trouble)
         held = rented and isinstance(error, RunHeld)
         if held or not isinstance(error, UserError) or isinstance(error, MachineFault) or _worked_before(error):
             return refused.model_copy(update={"kind": "failed", "gave_up": not conducted(os.environ)})
@@ -174,7 +174,7 @@ def judge_refusal(error: NotusError, refused: Outcome, recipe: str, run: str, bu
 
 
 def _inputs(recipe: str) -> str:
-    """'' for a recipe that can't be read: nobody got past that."""
+    """The hash of the inputs; '' for a recipe that can't be read, which no attempt got past."""
     try:
         return inputs_digest(load_recipe(recipe))
     except NotusError:
@@ -182,7 +182,7 @@ def _inputs(recipe: str) -> str:
 
 
 def _worked_before(error: BaseException) -> bool:
-    """Refused credentials that let earlier machines of this run in may be let in again. Known without the bucket."""
+    """Did refused credentials work on earlier machines of this run? Then they may work again. Needs no bucket."""
     try:
         spent_usd = float(os.environ.get(SPENT) or 0)
     except ValueError:
@@ -191,7 +191,7 @@ def _worked_before(error: BaseException) -> bool:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Worth waiting for on a machine that is paid, unless the wait would break the budget."""
+    """Is the error worth waiting for on a paid machine, without exceeding the budget?"""
     budget = machine_budget(os.environ)
     if budget is not None and budget.reached(machine_age_s(), AUTODOWN_S):
         return False
@@ -208,7 +208,7 @@ def _attempt(
     check_local(settings.dataset)
     check_local_base(settings)
     check_installed(settings)
-    hours_to_preemption(os.environ)  # refuses what the ranks would only stumble over at their first save
+    hours_to_preemption(os.environ)  # rejects what the ranks would only notice at their first save
     store = open_run(bucket, run)
     prepare = stamina.retry(on=_may_pass, attempts=None if wait_s else 1, timeout=BUCKET_PATIENCE_S, wait_max=30)
     prepare(_prepare)(store, run, settings, count)
@@ -217,7 +217,7 @@ def _attempt(
 
 
 def check_installed(recipe: Recipe) -> None:
-    """Raises `UserError` where the recipe wants a package that isn't everybody's, and it isn't here."""
+    """Raises `UserError` if the recipe needs an optional package that isn't installed."""
     if recipe.needs_bitsandbytes and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             "lora.quantize: nf4 needs bitsandbytes, which is not installed",
@@ -226,15 +226,15 @@ def check_installed(recipe: Recipe) -> None:
 
 
 def _prepare(store: Store, run: str, recipe: Recipe, processes: int) -> None:
-    """Everything in the bucket before the claim. Harmless twice."""
+    """Prepare the bucket before the claim. Safe to repeat."""
     probe(store)
     register_run(store, new_record(run, recipe))
     saved = saved_fingerprint(store, read_head(store)) or read_pins(store)
-    batch_of_run(saved, recipe, processes)  # refuses processes that can't go on with the run
+    batch_of_run(saved, recipe, processes)  # rejects a number of processes that can't resume the run
 
 
 def default_processes(recipe: Recipe) -> int:
-    """One rank per GPU; without GPUs what the recipe allows.
+    """One rank per GPU; without GPUs, what the recipe sets.
 
     Raises `HardwareError` for a recipe that needs GPUs. On a rented machine that is a `MachineFault`, because it was
     rented with GPUs.
@@ -266,8 +266,8 @@ def new_record(run: str, recipe: Recipe) -> RunRecord:
 def _report(outcome: Outcome, scratch: Scratch) -> None:
     line = {
         "finished": f"done at step {outcome.step}",
-        "preempted": f"stopped at step {outcome.step}; the state is saved, launch again to go on",
-        "stopped": f"stopped at step {outcome.step} on request ({outcome.message}); launch again to go on",
+        "preempted": f"stopped at step {outcome.step}; the state is saved, launch again to resume",
+        "stopped": f"stopped at step {outcome.step} on request ({outcome.message}); launch again to resume",
     }.get(outcome.kind, f"{outcome.kind.replace('_', ' ')}: {outcome.message}")
     sys.stderr.write(f"notus-train: {line}\n")
     if outcome.hint:
@@ -280,9 +280,9 @@ def main() -> None:
     """Entry point."""
     if "RANK" in os.environ:
         raise SystemExit(_refuse("notus-train starts torchrun itself", "run `notus-train RECIPE ...` without torchrun"))
-    if sys.argv[1:2] == ["export"]:  # the one thing besides training; a recipe of that name is a file with a suffix
+    if sys.argv[1:2] == ["export"]:  # the only subcommand; a recipe of that name would have a suffix
         del sys.argv[1]
-        runpy.run_module("trainer.export.export_command", run_name="__main__")  # by name: the launcher has no torch
+        runpy.run_module("trainer.export.export_command", run_name="__main__")  # by name: not imported without torch
         return
     if _first_word(sys.argv[1:]) == "export":
         raise SystemExit(_refuse("options come after `export`", "write notus-train export RUN ... --bucket ..."))

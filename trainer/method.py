@@ -1,7 +1,7 @@
-"""What every training method's trainer has, whatever its loss: saving, metrics and export are typed on this.
+"""The interface of every training method's trainer, whatever its loss: saving, metrics and export depend on it.
 
-DPO is the first: `trainer.training.dpo_trainer`. One of TRL's trainers has most of it already; what a method has to add
-comes first. docs/how-to/add-a-training-method.md walks through it.
+DPO is the first: `trainer.training.dpo_trainer`. TRL's trainers have most of it already; what a method has to add comes
+first. docs/how-to/add-a-training-method.md has the steps.
 
 The calls during a training, in order:
 
@@ -41,7 +41,7 @@ class TrainingHooks(Protocol):
         """A step is done. Raises `UserError` if its loss or gradient isn't finite."""
 
     def more_figures(self) -> dict[str, float]:
-        """Return what a log line has beside the method's own figures."""
+        """Return what a log line has besides the method's own figures."""
 
     def on_logged(self, logs: dict[str, Any]) -> None:
         """Receive a log line of the training."""
@@ -50,7 +50,7 @@ class TrainingHooks(Protocol):
         """Receive the results of an evaluation. Collective."""
 
     def save(self) -> None:
-        """Make the state of this moment durable. Collective."""
+        """Make the current state durable. Collective."""
 
 
 class MethodTrainer(Protocol):
@@ -65,11 +65,11 @@ class MethodTrainer(Protocol):
     micro_losses: list[torch.Tensor]
     """The loss of each micro-step since the last optimizer step, on this rank."""
     grad_norm: float
-    """Of the newest step, over all ranks, before clipping."""
+    """The newest step's, over all ranks, before clipping."""
 
     @property
     def rewards(self) -> Mapping[str, list[float]]:
-        """The method's own figures of each micro-step since the last log, by name."""
+        """The method's own figures for each micro-step since the last log, by name."""
 
     # --- what TRL's trainers have ---------------------------------------------------------------------
 
@@ -89,9 +89,9 @@ class MethodTrainer(Protocol):
     _tr_loss: torch.Tensor
 
     def store_flos(self) -> None:
-        """Adds up the floating-point operations of all ranks, in `state`. Collective."""
+        """Add up the floating-point operations of all ranks, in `state`. Collective."""
 
     def save_model(self, output_dir: str) -> None:
-        """Writes the weights, gathered on rank 0. Collective."""
+        """Write the weights, gathered on rank 0. Collective."""
 
     def _get_learning_rate(self) -> float: ...

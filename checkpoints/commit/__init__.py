@@ -1,1 +1,1 @@
-"""What makes a checkpoint one: HEAD, who may move it, what it keeps alive, and what is deleted."""
+"""Committing checkpoints: HEAD, who may move it, what it keeps, and what is deleted."""

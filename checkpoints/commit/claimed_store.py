@@ -1,8 +1,8 @@
-"""The store of a run that has been claimed: from then on, refused credentials are a passing fault.
+"""The store of a run that has been claimed: from then on, refused credentials are treated as a transient fault.
 
 Before the claim a refusal means wrong keys, and `AccessDenied` ends the launch at once. After it the same keys have
 worked: a token has expired and is about to be refreshed, a clock is off, a policy change hasn't reached every server
-of the store. So it is tried again with back-off, and then it is a `StoreError` like any other outage.
+of the store. So the call is retried with back-off, and then it is a `StoreError` like any other outage.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ T = TypeVar("T")
 
 REFUSALS = 6
 REFUSED_FOR_S = 60.0
-"""A refusal is believed after this many tries in a row, or this long. The store's clients retry everything else."""
+"""A refusal is final after this many consecutive tries, or this long. The store's clients retry everything else."""
 
 _retried = stamina.retry(on=AccessDenied, attempts=REFUSALS, timeout=REFUSED_FOR_S, wait_initial=1.0, wait_max=15.0)
 
 
 class ClaimedStore:
-    """The same store, whose refusals are `StoreError`s."""
+    """The store, with refusals as `StoreError`s."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.bytes_read = 0
-        """Through this store, about: several threads count."""
+        """Bytes read through this store, approximately: several threads count."""
 
     @property
     def url(self) -> str:
         return self._store.url
 
-    def afresh(self) -> ClaimedStore:
-        return ClaimedStore(_call(self._store.afresh))
+    def reconnected(self) -> ClaimedStore:
+        return ClaimedStore(_call(self._store.reconnected))
 
     def get(self, key: str) -> Stored:
         found = _call(lambda: self._store.get(key))
@@ -71,7 +71,7 @@ class ClaimedStore:
         _call(lambda: self._store.put_file(key, path))
 
     def list(self, prefix: str) -> Iterable[Entry]:
-        # The whole listing within the retry: a lazy one would be refused outside of it.
+        # The whole listing within the retry: a lazy one would be refused outside it.
         return _call(lambda: list(self._store.list(prefix)))
 
     def folders(self) -> Sequence[str]:
@@ -82,7 +82,7 @@ class ClaimedStore:
 
 
 def open_claimed_run(bucket_url: str, name: str, environment: Mapping[str, str] | None = None) -> ClaimedStore:
-    """`open_run` for a process of the attempt that holds the run. Raises `StoreError` where credentials are missing."""
+    """`open_run` for a process of the attempt that holds the run. Raises `StoreError` if credentials are missing."""
     return ClaimedStore(_call(lambda: open_run(bucket_url, name, environment)))
 
 

@@ -1,10 +1,10 @@
-"""Folders of plain files in a run that are worth as much as a checkpoint: `model/` and `final/`.
+"""Folders of plain files in a run that matter as much as a checkpoint: `model/` and `final/`.
 
     FOLDER/NAME    the file
     FOLDER.json    the hash of each; written last
 
-A checkpoint's weights are a model only with the config and the tokenizer beside them, so these are proven as the
-weights are: what no list names isn't of the run, and what differs from its hash is not handed out.
+A checkpoint's weights are a model only together with the config and the tokenizer, so these are verified like the
+weights: a file that isn't listed isn't part of the run, and one that differs from its hash is not used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from checkpoints.util.keys import check_key
 logger = logging.getLogger(__name__)
 
 MODEL = "model"
-"""Config and tokenizer of the base model, written once by the trainer: what weights need to become a model."""
+"""Config and tokenizer of the base model, written once by the trainer: what weights need to be a model."""
 FINAL = "final"
 """The finished model."""
 
@@ -37,16 +37,16 @@ class FileList(Record):
 
     version: Literal[1] = 1
     files: dict[str, Xxh3] = Field(description="xxh3-128 by the file's name")
-    base: dict[str, str | None] = Field(default_factory=dict, description="of `final`: its base model")
+    base: dict[str, str | None] = Field(default_factory=dict, description="for `final`: its base model")
 
 
 def list_key(folder: str) -> str:
-    """Where the list of a folder is."""
+    """The key of a folder's list."""
     return f"{folder}.json"
 
 
 def read_list(store: Store, folder: str) -> FileList | None:
-    """The list, or None where there is none. Raises `CorruptCheckpoint`."""
+    """The list, or None if there is none. Raises `CorruptCheckpoint`."""
     found = read_if_there(store, list_key(folder), FileList)
     for name in found.files if found else ():
         check_name(store, name)
@@ -54,7 +54,7 @@ def read_list(store: Store, folder: str) -> FileList | None:
 
 
 def check_name(store: Store, name: str) -> str:
-    """The name of a file that a bucket gave us; raises `CorruptCheckpoint` where it isn't a plain one."""
+    """Return a file name that was read from a bucket; raises `CorruptCheckpoint` if it isn't a plain one."""
     try:
         if "/" not in check_key(name):
             return name
@@ -75,16 +75,16 @@ def put_files(store: Store, folder: str, paths: Iterable[Path], base: dict[str, 
 
 
 def fetch_files(store: Store, folder: str, files: dict[str, str], target: Path) -> None:
-    """Each of `files` (name -> hash) into the local folder `target`, which exists.
+    """Fetch each of `files` (name -> hash) into the existing local folder `target`.
 
-    Raises `CorruptCheckpoint` where one is missing or differs from its hash.
+    Raises `CorruptCheckpoint` if one is missing or differs from its hash.
     """
-    for name, told in files.items():
-        _of_file(store, folder, name, lambda key: fetch_file(store, key, target / name, told))  # noqa: B023  # at once
+    for name, digest in files.items():
+        _read_listed(store, folder, name, lambda key: fetch_file(store, key, target / name, digest))  # noqa: B023
 
 
-def _of_file(store: Store, folder: str, name: str, read: Callable[[str], None]) -> None:
-    """`read` the object of a listed file; one that is missing is damage."""
+def _read_listed(store: Store, folder: str, name: str, read: Callable[[str], None]) -> None:
+    """Call `read` with the key of a listed file; a missing file is damage."""
     key = f"{folder}/{check_name(store, name)}"
     try:
         read(key)
@@ -93,36 +93,36 @@ def _of_file(store: Store, folder: str, name: str, read: Callable[[str], None]) 
 
 
 def fetch_model_files(store: Store, target: Path) -> list[str]:
-    """Config and tokenizer of a run into the local folder `target`, which exists; their names, [] where it keeps none.
+    """Fetch a run's config and tokenizer into the existing local folder `target`; return their names, [] if none.
 
-    Raises `CorruptCheckpoint`. What no list names is left out with a warning; of a run that is older than the lists
-    all of it is taken, with a warning too.
+    Raises `CorruptCheckpoint`. Files that aren't listed are skipped with a warning. If the run is older than the
+    lists, all files are taken, also with a warning.
     """
     listed = read_list(store, MODEL)
     there = [entry.key.removeprefix(f"{MODEL}/") for entry in store.list(MODEL)]
     if listed is not None:
         if strange := sorted(set(there) - listed.files.keys()):
-            logger.warning("left out of %s/%s, for no list names it: %s", store.url, MODEL, ", ".join(strange))
+            logger.warning("skipped in %s/%s, because no list names it: %s", store.url, MODEL, ", ".join(strange))
         fetch_files(store, MODEL, listed.files, target)
         return sorted(listed.files)
-    if there and exists(store, PINS_KEY):  # begun with a version that writes lists, too
+    if there and exists(store, PINS_KEY):  # started by a version that also writes lists
         raise CorruptCheckpoint(
             f"{store.url}/{list_key(MODEL)} is missing, so {MODEL}/ can't be checked",
-            "launch the run again: its next attempt writes both anew",
+            "launch the run again: its next attempt rewrites both",
         )
     for name in there:
         (target / check_name(store, name)).write_bytes(store.get(f"{MODEL}/{name}").data)
     if there:
-        logger.warning("%s was begun with an older version: its %s/ is taken unchecked", store.url, MODEL)
+        logger.warning("%s was started by an older version: its %s/ is taken unchecked", store.url, MODEL)
     return there
 
 
 def check_files(store: Store, folder: str, files: dict[str, str]) -> dict[str, str]:
-    """Fault by name, '' = good: each file read whole and compared with its hash."""
+    """Fault by name, '' = good. Reads each file completely and compares it with its hash."""
     faults = dict.fromkeys(files, "")
-    for name, told in files.items():
+    for name, digest in files.items():
         try:
-            _of_file(store, folder, name, lambda key: check_object(store, key, told))  # noqa: B023  # at once
+            _read_listed(store, folder, name, lambda key: check_object(store, key, digest))  # noqa: B023  # at once
         except CorruptCheckpoint as error:
             faults[name] = error.message
     return faults

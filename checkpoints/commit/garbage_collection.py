@@ -1,10 +1,10 @@
-"""Deleting what nobody needs: old checkpoints after their tombstone's time, and what crashed attempts left behind.
+"""Deletes what isn't needed: old checkpoints once their tombstone expires, and what crashed attempts left behind.
 
 HEAD does not fence deletes. They are safe because only what HEAD no longer names is deleted, and no later HEAD can name
-it again: data prefixes are unique to one save of one attempt, and an attempt of an older epoch can't commit any more.
+it again: data prefixes are unique to one save of one attempt, and an attempt of an older epoch can no longer commit.
 
-A tombstone's age and a reader's silence are what this writer has seen of them, on its own monotonic clock: the times in
-them come from other machines' clocks. A writer that is new sees everything for the first time and waits once more.
+A tombstone's age and a reader's silence are measured by this writer, on its own monotonic clock: the times in them come
+from other machines' clocks. A new writer sees everything for the first time and waits again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from checkpoints.util.parallel import parallel_map
 
 CONCURRENCY = 16
 _DATA = re.compile(r"(data/e(\d{6,})-[^/]+?(?:-(\d{4,}))?)/.+")
-"""A save's prefix (`upload.save_prefix`), its epoch and its number within the attempt."""
+"""A save's prefix (`save_keys.save_prefix`), its epoch and its number within the attempt."""
 
 
 def expired(head: Head, buried_s: Callable[[Tombstone], float]) -> tuple[Tombstone, ...]:
-    """The tombstones whose objects may be deleted; `buried_s` tells for how long one has been seen."""
+    """The tombstones whose objects may be deleted; `buried_s` returns for how long one has been seen."""
     kept = {commit.manifest for commit in head.commits}
     return tuple(
         stone for stone in head.tombstones if buried_s(stone) >= BURIED_S and stone.commit.manifest not in kept
@@ -37,9 +37,9 @@ def expired(head: Head, buried_s: Callable[[Tombstone], float]) -> tuple[Tombsto
 
 
 def collect(store: Store, lease: Lease, now: datetime | None = None) -> int:
-    """Delete the objects of expired tombstones that nobody reads; returns how many checkpoints went.
+    """Delete the objects of expired tombstones without readers; returns the number of deleted checkpoints.
 
-    `now`: the moment to decide for, by this machine's clock, where it isn't the present one.
+    `now`: the time to decide for, by this machine's clock; None = the present.
     """
     ahead_s = (now - lease.clock.now()).total_seconds() if now is not None else 0.0
     stones = expired(lease.head, lambda stone: lease.buried_s(stone) + max(0.0, ahead_s))
@@ -50,7 +50,7 @@ def collect(store: Store, lease: Lease, now: datetime | None = None) -> int:
         stones = tuple(stone for stone in stones if stone.commit.manifest not in read)
     for stone in stones:
         prefix = _data_prefix(store, stone.commit)
-        if prefix is not None:  # else its data is found by `collect_orphans`, once the tombstone is gone
+        if prefix is not None:  # else `collect_orphans` finds its data once the tombstone is gone
             _delete(store, [entry.key for entry in store.list(prefix)])
         store.delete(stone.commit.manifest)
     if stones:
@@ -59,13 +59,13 @@ def collect(store: Store, lease: Lease, now: datetime | None = None) -> int:
 
 
 def collect_orphans(store: Store, lease: Lease, *, before_save: int = 0) -> int:
-    """Delete data and manifests of earlier attempts that HEAD does not name; returns how many objects went.
+    """Delete data and manifests of earlier attempts that HEAD does not name; returns the number of deleted objects.
 
-    Uploads that a preemption cut short, and checkpoints that lost the race for HEAD. Needs no clock: an attempt of an
-    epoch below ours can't commit. Does nothing while a manifest that HEAD names can't be read: its data isn't known.
+    These are uploads cut short by a preemption, and checkpoints that lost the race for HEAD. Needs no clock: an attempt
+    of an epoch below ours can't commit. Does nothing if a manifest that HEAD names can't be read: its data isn't known.
 
-    `before_save`: of our own attempt too, data of saves with a lower number. An attempt begins a save when all ranks
-    are through with the one before: once that is committed, what HEAD doesn't name of earlier ones was given up.
+    `before_save`: also delete data of our own attempt's saves with a lower number. An attempt begins a save when all
+    ranks have finished the previous one: once it is committed, earlier saves that HEAD doesn't name were abandoned.
     """
     head = lease.head
     named = [*head.commits, *(stone.commit for stone in head.tombstones)]
@@ -82,19 +82,19 @@ def collect_orphans(store: Store, lease: Lease, *, before_save: int = 0) -> int:
         and match[1] not in prefixes
         and not entry.key.startswith(kept)
     ]
-    over = head.epoch if before_save else head.epoch - 1  # who commits for this attempt is the one that is here
+    over = head.epoch if before_save else head.epoch - 1  # only this process commits for this attempt
     unnamed = [
         entry.key
         for entry in store.list("manifests")
         if (match := MANIFEST_KEY.fullmatch(entry.key)) and int(match[2]) <= over and entry.key not in manifests
     ]
-    _delete(store, unnamed)  # first: a HEAD that is made anew from the manifests shall find their data
+    _delete(store, unnamed)  # first: a HEAD that is rebuilt from the manifests has to find their data
     _delete(store, data)
     return len(unnamed) + len(data)
 
 
 def collect_damaged(store: Store, lease: Lease) -> int:
-    """Delete the checkpoints that were set aside as damaged; returns how many. Only when a person asks for it."""
+    """Delete the checkpoints that were set aside as damaged; returns how many. Only on a user's request."""
     head = lease.head
     named = {_data_prefix(store, commit) for commit in (*head.commits, *(stone.commit for stone in head.tombstones))}
     for bad in head.set_aside:
@@ -107,7 +107,7 @@ def collect_damaged(store: Store, lease: Lease) -> int:
 
 
 def saves_of(bad: SetAside | Commit) -> str:
-    """What the data prefixes of all saves of that step by that attempt begin with: the manifest can't be asked."""
+    """The common start of the data prefixes of that attempt's saves of that step, for a manifest that can't be read."""
     return f"data/{save_name(bad.epoch, bad.step)}-"
 
 
@@ -125,6 +125,6 @@ def _data_prefix(store: Store, commit: Commit) -> str | None:
 
 
 def data_prefix(key: str) -> str | None:
-    """The save's folder that a key lies in; None where it is no key of a save."""
+    """The save's folder that contains a key; None if the key isn't a save's."""
     match = _DATA.fullmatch(key)
     return match[1] if match else None

@@ -4,9 +4,9 @@ A writer *claims* the run by swapping HEAD to the next epoch, then *commits* by 
 write is a compare-and-swap, so a writer that lost the run (a zombie: preempted, partitioned, slow) fails at its next
 swap, whatever it has uploaded. The protocol and its evidence: docs/concepts/commit-and-fence.md.
 
-Safety rests on the swaps alone. The lease only keeps a claimer from a holder that lives: a holder changes HEAD every
-20 s, and one whose HEAD stood still for a whole lease, on the claimer's own monotonic clock, is dead. No wall clock of
-another machine is read for that.
+Safety rests on the swaps alone. The lease only protects a live holder from claimers: a holder changes HEAD every 20 s,
+and one whose HEAD was unchanged for a whole lease, on the claimer's own monotonic clock, is dead. No wall clock of
+another machine is used for that.
 
 The first half of this module decides (pure functions of the old HEAD and the time), the second half writes.
 """
@@ -19,13 +19,13 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from checkpoints.commit.head_recovery import Remains, find_remains
 from checkpoints.commit.retention import Commit, Retention, Score
 from checkpoints.errors import AlreadyExists, Conflict, Fenced, ObjectMissing, RunHeld, StoreError, UserError
 from checkpoints.records.manifest import Key, Manifest, Record, manifest_key, parse, sha256
-from checkpoints.records.verified_reads import confirmed
+from checkpoints.records.verified_reads import reread
 from checkpoints.records.write_once import put_once
 from checkpoints.storage.base import Store
 from checkpoints.util.clock import Clock, SystemClock
@@ -37,28 +37,28 @@ HEAD_KEY = "HEAD"
 LEASE_S = 60.0
 CLAIM_POLL_S = 2.0
 MARGIN_S = 2 * CLAIM_POLL_S
-"""A renewal may be on its way when the lease is over."""
+"""A renewal may be in flight when the lease ends."""
 PATIENCE_S = 2 * LEASE_S
-"""Enough to see a whole lease without a change, also of a holder that dies while one waits."""
+"""Enough to see a whole lease without a change, even if the holder dies during the wait."""
 MOST_RACES = 100
-"""Lost in a row. Two processes of an attempt write HEAD, and now and then a person: more is a fault of the store."""
+"""Consecutive lost races. Two processes of an attempt write HEAD, and rarely a person: more is a fault of the store."""
 BURIED_S = 2 * LEASE_S
-"""Then a reader that started from the HEAD before has long read its manifest."""
+"""By then a reader that started from the previous HEAD has long read its manifest."""
 RELEASED = datetime.fromtimestamp(0, UTC)
-"""`lease_until` of a lease that was given back: over by every clock, and no time that a machine could have meant."""
+"""`lease_until` of a released lease: in the past by every clock, and not a time that a machine could have meant."""
 
 
 class Writer(Record):
     """Who holds the run."""
 
-    id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$", description="unique for each attempt, given by nobody twice")
+    id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$", description="unique for each attempt, never used twice")
     host: str
     pid: int
-    pid_scope: str = Field(default="", description="where `pid` means something: kernel boot and pid namespace")
+    pid_scope: str = Field(default="", description="where `pid` is valid: kernel boot and pid namespace")
 
 
 class SetAside(Record):
-    """A checkpoint that was damaged when it was read. Kept until a person has it deleted: `notus-ckpt gc --damaged`."""
+    """A checkpoint that was damaged when it was read. Kept until a user deletes it with `notus-ckpt gc --damaged`."""
 
     manifest: Key
     step: int = Field(ge=0)
@@ -66,14 +66,14 @@ class SetAside(Record):
     size_bytes: int = Field(default=0, ge=0, description="0 = not known")
     fault: str
     found_by: int = Field(ge=1, description="the attempt that found the damage")
-    found_at: datetime
+    found_at: AwareDatetime
 
 
 class Tombstone(Record):
-    """A checkpoint that was taken out of `commits`; its objects are deleted some time later (`retention.expired`)."""
+    """A checkpoint that was removed from `commits`; its objects are deleted later (`garbage_collection.expired`)."""
 
     commit: Commit
-    until: datetime = Field(description="by the writer's clock: for people, and for older versions")
+    until: AwareDatetime = Field(description="by the writer's clock: for people, and for older versions")
 
 
 class Head(Record):
@@ -82,9 +82,9 @@ class Head(Record):
     version: Literal[1] = 1
     epoch: int = Field(ge=1, description="fencing token: grows by one with each claim; also the attempt's number")
     writer: Writer
-    nonce: str = Field(description="new with each write: tells our own success from somebody else's")
-    lease_until: datetime = Field(
-        description="by the writer's clock: for people, and for older versions; 1970 = given back"
+    nonce: str = Field(description="new with each write: distinguishes our own success from another writer's")
+    lease_until: AwareDatetime = Field(
+        description="by the writer's clock: for people, and for older versions; 1970 = released"
     )
     commits: tuple[Commit, ...] = Field(default=(), description="newest first")
     tombstones: tuple[Tombstone, ...] = ()
@@ -92,7 +92,7 @@ class Head(Record):
 
     @property
     def released(self) -> bool:
-        """Has its holder given the run back? Known at once; whether a holder lives is not."""
+        """Has its holder released the run? Known at once, unlike whether a holder is alive."""
         return self.lease_until <= RELEASED
 
 
@@ -100,7 +100,7 @@ class Head(Record):
 
 
 def lease_over_s(lease_s: float) -> float:
-    """HEAD has to stand still for so long until its holder is taken for dead."""
+    """How long HEAD has to be unchanged before its holder is considered dead."""
     return lease_s + MARGIN_S
 
 
@@ -116,9 +116,9 @@ def next_claim(
 ) -> Head:
     """The HEAD that makes `writer` the holder.
 
-    `gone` is the id of a writer of which the caller knows that it is dead (its processes are reaped, its machine is
-    terminated); only then may a lease be broken. `still_s`: how long the caller has seen HEAD as it is; `moved`: has it
-    seen it change? Raises `RunHeld`, naming the holder, while it may live.
+    `gone` is the id of a writer that the caller knows is dead (its processes are reaped, its machine is terminated);
+    only then may a lease be broken. `still_s`: for how long the caller has seen HEAD unchanged; `moved`: has it seen it
+    change? Raises `RunHeld`, naming the holder, while that may be alive.
     """
     may_live = head is not None and not head.released and head.writer.id not in (gone, writer.id)
     if head is not None and may_live and still_s < lease_over_s(lease_s):
@@ -137,16 +137,13 @@ def next_claim(
 def _held(head: Head, lease_s: float, still_s: float, *, moved: bool) -> RunHeld:
     over_s = lease_over_s(lease_s)
     if moved:
-        known = ", which lives: it has changed HEAD while we looked"
+        state = ", which is alive: it has just changed HEAD"
     elif still_s:
-        known = f", whose HEAD has stood still for {still_s:.0f} s; it is taken for dead after {over_s:.0f} s"
+        state = f", whose HEAD has been unchanged for {still_s:.0f} s; it is considered dead after {over_s:.0f} s"
     else:
-        known = (
-            f", which lives or has died without giving it back: HEAD has to stand still for {over_s:.0f} s to tell, "
-            "and nobody has waited for that"
-        )
+        state = f", which is alive or died without releasing it: HEAD has to be unchanged for {over_s:.0f} s to tell"
     return RunHeld(
-        f"the run is held by {_name(head)}{known}",
+        f"the run is held by {_name(head)}{state}",
         "wait until it is done, stop its launcher (Ctrl-C saves and stops), or choose another --name",
     )
 
@@ -158,9 +155,9 @@ def _name(head: Head) -> str:
 def claim_of_remains(remains: Remains, writer: Writer, now: datetime, lease_s: float) -> Head:
     """The HEAD that makes `writer` the holder of a run whose HEAD is gone, with the checkpoints that were found.
 
-    Some may never have been committed (their writer lost the race for HEAD), or be half deleted. Neither does harm: a
-    run is deterministic, so a whole checkpoint of a step is the checkpoint of that step, and a restore passes over one
-    that isn't whole. Whoever held the run is fenced, because this HEAD has another writer.
+    Some may never have been committed (their writer lost the race for HEAD), or be partly deleted. Neither is a
+    problem: a run is deterministic, so a complete checkpoint of a step is the checkpoint of that step, and a restore
+    skips incomplete ones. The previous holder is fenced, because this HEAD has another writer.
     """
     commits = tuple(
         _commit_of(found.manifest, found.key, found.sha256, found.manifest.created_at) for found in remains.manifests
@@ -186,21 +183,20 @@ def _commit_of(manifest: Manifest, key: str, digest: str, at: datetime) -> Commi
 
 
 def next_renewal(head: Head, now: datetime, lease_s: float) -> Head:
-    """The same HEAD with the lease extended. Never the same bytes twice: the nonce is what a claimer sees change."""
+    """The same HEAD with the lease extended. Never the same bytes twice: a claimer sees the nonce change."""
     return head.model_copy(update={"nonce": uuid.uuid4().hex, "lease_until": now + timedelta(seconds=lease_s)})
 
 
 def next_release(head: Head) -> Head:
-    """The same HEAD with the lease given back."""
+    """The same HEAD with the lease released."""
     return head.model_copy(update={"nonce": uuid.uuid4().hex, "lease_until": RELEASED})
 
 
 def next_commit(head: Head, commit: Commit, now: datetime, lease_s: float, retention: Retention) -> Head:
-    """The HEAD after `commit`: it comes first, the older ones that nobody wants become tombstones.
+    """The HEAD after `commit`, which comes first; older ones that retention doesn't keep become tombstones.
 
-    A commit of a step that is not newer than the newest replaces nothing and is refused with `StoreError`: steps
-    never go backwards. The step that this very attempt has committed already stays as it is: its success wasn't heard,
-    and it was saved once more.
+    Raises `StoreError` for a step that is not newer than the newest: steps never go backwards. A step that this same
+    attempt has already committed stays as it is: the reply to its commit was lost, and it was saved again.
     """
     newest = head.commits[0] if head.commits else None
     if newest is not None and (newest.step, newest.epoch) == (commit.step, commit.epoch):
@@ -217,13 +213,13 @@ def next_commit(head: Head, commit: Commit, now: datetime, lease_s: float, reten
 
 
 def next_pin(head: Head, step: int, *, pinned: bool) -> Head:
-    """The HEAD in which the checkpoint of `step` is pinned, or no longer is. Epoch, holder and lease stay."""
+    """The HEAD in which the checkpoint of `step` is pinned or unpinned. Epoch, holder and lease stay."""
     commits = tuple(c.model_copy(update={"pinned": pinned}) if c.step == step else c for c in head.commits)
     return head.model_copy(update={"nonce": uuid.uuid4().hex, "commits": commits})
 
 
 def next_score(head: Head, step: int, score: Score) -> Head:
-    """The HEAD in which the checkpoint of `step`, if it is there, has its score."""
+    """The HEAD in which the checkpoint of `step`, if it is kept, has its score."""
     commits = tuple(c.model_copy(update={"score": score}) if c.step == step else c for c in head.commits)
     return head.model_copy(update={"nonce": uuid.uuid4().hex, "commits": commits})
 
@@ -231,8 +227,8 @@ def next_score(head: Head, step: int, score: Score) -> Head:
 def next_discard(head: Head, damaged: Sequence[tuple[Commit, str]], now: datetime, lease_s: float) -> Head:
     """The HEAD in which checkpoints that failed verification, each with its fault, are set aside.
 
-    Training goes on from an older one. Nothing of them is deleted: the fault may be in what lies between us and the
-    bucket, and what is left may be worth something to a person.
+    Training resumes from an older one. Nothing of them is deleted: the fault may be between us and the bucket, and what
+    is left may be useful to the user.
     """
     bad = {commit.manifest for commit, _ in damaged}
     aside = tuple(
@@ -259,7 +255,7 @@ def next_discard(head: Head, damaged: Sequence[tuple[Commit, str]], now: datetim
 
 
 def read_head(store: Store) -> Head | None:
-    """Return HEAD, or None for a run that nobody has claimed. Raises `CorruptCheckpoint` if it is damaged."""
+    """Return HEAD, or None for a run that was never claimed. Raises `CorruptCheckpoint` if it is damaged."""
     return _read(store)[0]
 
 
@@ -273,17 +269,17 @@ def _read(store: Store) -> tuple[Head | None, str]:
             return None, ""
         return parse(Head, stored.data, f"{store.url}/{HEAD_KEY}"), stored.token
 
-    return confirmed(read)
+    return reread(read)
 
 
 def pin(store: Store, step: int, *, pinned: bool = True) -> None:
-    """Pin the checkpoint of `step`, or let it go. Needs no lease: a running writer keeps what it finds in HEAD."""
+    """Pin or unpin the checkpoint of `step`. Needs no lease: a running writer keeps what it finds in HEAD."""
     for _ in range(MOST_RACES):
         head, token = _read(store)
         if head is None:
             raise ObjectMissing(f"{store.url}/{HEAD_KEY} does not exist")
         if step not in {commit.step for commit in head.commits}:
-            raise UserError(f"there is no checkpoint of step {step} any more", "see `notus-ckpt ls`")
+            raise UserError(f"the checkpoint of step {step} is gone", "see `notus-ckpt ls`")
         wanted = next_pin(head, step, pinned=pinned)
         try:
             store.swap(HEAD_KEY, wanted.to_json(), token)
@@ -297,18 +293,18 @@ def pin(store: Store, step: int, *, pinned: bool = True) -> None:
 def _never_ours(store: Store) -> StoreError:
     return StoreError(
         f"{store.url}/{HEAD_KEY} could not be written: it had changed each of {MOST_RACES} times",
-        "look whether the bucket's conditional writes work: notus-launch doctor",
+        "check whether the bucket's conditional writes work: notus-launch doctor",
     )
 
 
 class _HeadWatch:
-    """Looks at HEAD again and again, and knows for how long it has stood still."""
+    """Polls HEAD, and measures for how long it has been unchanged."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._unchanged = Unchanged(clock)
-        self._told = False
+        self._warned = False
         self.still_s = 0.0
 
     def look(self) -> tuple[Head | None, str]:
@@ -323,17 +319,17 @@ class _HeadWatch:
         return self._unchanged.has_changed(HEAD_KEY)
 
     def wait(self, head: Head | None, limit_s: float) -> None:
-        """Until the next look."""
-        if not self._told and head is not None:
-            logger.warning("the run is held by %s: looking for up to %.0f s whether it lives", _name(head), limit_s)
-            self._told = True
+        """Sleep until the next poll."""
+        if not self._warned and head is not None:
+            logger.warning("the run is held by %s: checking for up to %.0f s whether it is alive", _name(head), limit_s)
+            self._warned = True
         self._clock.sleep(CLAIM_POLL_S)
 
 
 def silent_holder(store: Store, clock: Clock | None = None, *, lease_s: float = LEASE_S) -> str:
     """The id of HEAD's writer if it is dead; '' if the run is not held.
 
-    Looks for a whole lease, if it must. Raises `RunHeld` as soon as the holder shows that it lives.
+    Polls for a whole lease if necessary. Raises `RunHeld` as soon as the holder shows that it is alive.
     """
     clock = clock or SystemClock()
     watch = _HeadWatch(store, clock)
@@ -349,9 +345,9 @@ def silent_holder(store: Store, clock: Clock | None = None, *, lease_s: float = 
 
 
 class Lease:
-    """The right to commit, held by one writer of one run. Not for use by several threads at once.
+    """The right to commit, held by one writer of one run. Not thread-safe.
 
-    Its methods raise `Fenced` as soon as HEAD belongs to somebody else; nothing can be committed after that.
+    Its methods raise `Fenced` as soon as HEAD belongs to another writer; nothing can be committed after that.
     """
 
     def __init__(self, store: Store, head: Head, clock: Clock, lease_s: float) -> None:
@@ -359,7 +355,7 @@ class Lease:
         self._clock = clock
         self._lease_s = lease_s
         self.unchanged = Unchanged(clock)
-        """What this writer has seen of others, and of its own tombstones."""
+        """How long this writer has seen others' records, and its own tombstones, unchanged."""
         self._saw(head)
 
     @property
@@ -380,10 +376,10 @@ class Lease:
     ) -> Lease:
         """Become the writer of the run.
 
-        At once where nobody holds it, or `gone` does. Else it looks at HEAD for up to `wait_s` and takes the run as
-        soon as HEAD has stood still for a whole lease (`lease_over_s`), or was given back; then it raises `RunHeld`.
-        Without `patient` it does so as soon as the holder shows that it lives. Where HEAD is gone and checkpoints are
-        there, it is rebuilt from them.
+        Claims at once if the run isn't held, or `gone` holds it. Otherwise polls HEAD for up to `wait_s` and claims the
+        run as soon as HEAD has been unchanged for a whole lease (`lease_over_s`), or was released. Raises `RunHeld`
+        after that; without `patient` as soon as the holder shows that it is alive. If HEAD is gone and there are
+        checkpoints, HEAD is rebuilt from them.
         """
         clock = clock or SystemClock()
         patience_ends, lost = clock.monotonic() + wait_s, 0
@@ -412,21 +408,21 @@ class Lease:
                     lost += 1
                     if lost >= MOST_RACES:
                         raise _never_ours(store) from None
-                    continue  # somebody was faster: look again, and most likely see `RunHeld`
+                    continue  # another claimer was faster: poll again, and most likely raise `RunHeld`
             if remains is not None:
-                logger.warning("%s had no HEAD: made anew, with %d checkpoints", store.url, len(head.commits))
+                logger.warning("%s had no HEAD: rebuilt it with %d checkpoints", store.url, len(head.commits))
             return cls(store, head, clock, lease_s)
 
     @classmethod
     def adopt(
         cls, store: Store, writer_id: str, epoch: int, *, clock: Clock | None = None, lease_s: float = LEASE_S
     ) -> Lease:
-        """Use, in another process, the claim that the attempt's supervisor made; raises `Fenced` if it is lost."""
+        """Use the claim of the attempt's supervisor in another process; raises `Fenced` if it is lost."""
         head, _ = _current(store, writer_id, epoch)
         return cls(store, head, clock or SystemClock(), lease_s)
 
     def check(self) -> None:
-        """Raise `Fenced` if the run belongs to somebody else; changes nothing."""
+        """Raise `Fenced` if the run belongs to another writer; changes nothing."""
         _current(self._store, self.head.writer.id, self.head.epoch)
 
     def renew(self) -> None:
@@ -434,14 +430,14 @@ class Lease:
         self._update(lambda head: next_renewal(head, self._clock.now(), self._lease_s))
 
     def release(self) -> None:
-        """Give the lease back, so that a successor need not wait."""
+        """Release the lease, so that a successor need not wait."""
         self._update(next_release)
 
     def commit(self, manifest: Manifest, retention: Retention) -> Commit:
         """Write the manifest and make it the newest checkpoint.
 
-        When this returns, the checkpoint is durable and every reader sees it. When it raises, the previous one
-        still is the newest.
+        When this returns, the checkpoint is durable and visible to every reader. When it raises, the previous one is
+        still the newest.
         """
         data = manifest.to_json()
         digest = sha256(data)
@@ -452,13 +448,13 @@ class Lease:
         return commit
 
     def score(self, step: int, score: Score) -> None:
-        """Note what the evaluation of the checkpoint of `step` gave; nothing happens if it isn't kept any more."""
+        """Record the evaluation result of the checkpoint of `step`; does nothing if it is no longer kept."""
         self._update(lambda head: next_score(head, step, score))
 
     def discard(self, damaged: Sequence[tuple[Commit, str]]) -> None:
         """Set aside checkpoints that failed verification, each with its fault.
 
-        Call it only after all ranks agreed on an older one.
+        Call it only after all ranks have agreed on an older one.
         """
         self._update(lambda head: next_discard(head, damaged, self._clock.now(), self._lease_s))
 
@@ -502,13 +498,13 @@ class Lease:
         raise _never_ours(self._store)
 
     def _saw(self, head: Head) -> None:
-        """From the first time that a tombstone is seen its age counts."""
+        """Remember HEAD; the age of a tombstone counts from when it is first seen."""
         self.head = head
         for stone in head.tombstones:
             self.buried_s(stone)
 
     def buried_s(self, stone: Tombstone) -> float:
-        """For how long this writer has known `stone`."""
+        """For how many seconds this writer has seen `stone`."""
         return self.unchanged.seconds(f"tombstone of {stone.commit.manifest}")
 
 
@@ -521,7 +517,7 @@ def _current(store: Store, writer_id: str, epoch: int) -> tuple[Head, str]:
 
 
 def _is_ours(store: Store, wanted: Head) -> bool:
-    """After a lost reply: is our write what HEAD holds?"""
+    """After a lost reply: is HEAD our own write?"""
     head = read_head(store)
     return head is not None and head.nonce == wanted.nonce
 
@@ -531,6 +527,6 @@ def _fenced(head: Head | None, epoch: int) -> Fenced:
         return Fenced("HEAD is gone: the run was deleted while this attempt was running")
     return Fenced(
         f"attempt {head.epoch} on {head.writer.host} has taken over the run "
-        f"from attempt {epoch}, which can't commit any more and stops",
+        f"from attempt {epoch}, which can no longer commit and stops",
         "nothing committed is lost; see `notus-launch status`",
     )

@@ -1,7 +1,7 @@
-"""What a run still has when its HEAD is gone: somebody deleted it, or a tool copied the folder without it.
+"""What a run still has when its HEAD is gone: it was deleted, or a tool copied the folder without it.
 
-Every manifest carries its own checksum and is named by its hash, so the checkpoints can be found without HEAD. What is
-lost with it is who held the run, pins, and scores.
+Every manifest has its own checksum and is named by its hash, so the checkpoints can be found without HEAD. What is lost
+is who held the run, pins and scores.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing
 from checkpoints.records.manifest import Manifest, manifest_key, parse, sha256
-from checkpoints.records.verified_reads import believed
+from checkpoints.records.verified_reads import reread_slowly
 from checkpoints.run_log.event_log import read_events
 from checkpoints.storage.base import Store
 from checkpoints.util.parallel import parallel_map
@@ -21,7 +21,7 @@ MANIFEST_KEY = re.compile(r"manifests/s(\d{8,})-e(\d{6,})-[0-9a-f]+\.json")
 
 
 class Found(NamedTuple):
-    """A manifest that is whole."""
+    """A valid manifest."""
 
     key: str
     sha256: str
@@ -38,13 +38,13 @@ class Bad(NamedTuple):
 
 
 class Remains(NamedTuple):
-    """What is there without HEAD."""
+    """What is left without HEAD."""
 
     manifests: tuple[Found, ...]
     """Newest step first, one for each step."""
     damaged: tuple[Bad, ...]
     last_epoch: int
-    """The highest epoch that anything tells of."""
+    """The highest epoch found in manifests or events."""
 
 
 def find_remains(store: Store) -> Remains | None:
@@ -56,7 +56,7 @@ def find_remains(store: Store) -> Remains | None:
     damaged: list[Bad] = []
     for found in parallel_map(lambda key: _read(store, key), sorted(keys), CONCURRENCY):
         if isinstance(found, Found):
-            newest[found.manifest.step] = found  # of one step the one of the later epoch
+            newest[found.manifest.step] = found  # for each step, the one with the latest epoch
         elif found is not None:
             damaged.insert(0, found)
     epochs = [int(match[2]) for key in keys if (match := MANIFEST_KEY.fullmatch(key))]
@@ -65,18 +65,18 @@ def find_remains(store: Store) -> Remains | None:
 
 
 def _read(store: Store, key: str) -> Found | Bad | None:
-    """The manifest, if it is there and is what its name says."""
+    """The manifest, if it exists; `Bad` if it doesn't match its name."""
 
     def read(store: Store) -> Found:
         data = store.get(key).data
         digest = sha256(data)
         found = Found(key, digest, parse(Manifest, data, f"{store.url}/{key}"))
         if key != manifest_key(found.manifest.step, found.manifest.epoch, digest):
-            raise CorruptCheckpoint(f"{store.url}/{key} is not what its name says")
+            raise CorruptCheckpoint(f"{store.url}/{key} does not match its name")
         return found
 
     try:
-        return believed(store, read)
+        return reread_slowly(store, read)
     except ObjectMissing:
         return None
     except CorruptCheckpoint as error:

@@ -1,24 +1,24 @@
-"""The records of a committed checkpoint, read and checked."""
+"""Reads and verifies the records of a committed checkpoint."""
 
 from __future__ import annotations
 
 from checkpoints.commit.retention import Commit
 from checkpoints.errors import CorruptCheckpoint, ObjectMissing
 from checkpoints.records.manifest import Manifest, ShardIndex, ShardRef, parse, sha256
-from checkpoints.records.verified_reads import confirmed
+from checkpoints.records.verified_reads import reread
 from checkpoints.storage.base import Store
 
 
 def load_manifest(store: Store, commit: Commit) -> Manifest:
     """Read and verify the manifest of a commit; raises `CorruptCheckpoint`."""
     manifest = parse(Manifest, _read(store, commit.manifest, commit.sha256), f"{store.url}/{commit.manifest}")
-    told = manifest.step, manifest.epoch, manifest.size_bytes
-    if told != (commit.step, commit.epoch, commit.size_bytes):
+    recorded = manifest.step, manifest.epoch, manifest.size_bytes
+    if recorded != (commit.step, commit.epoch, commit.size_bytes):
         raise CorruptCheckpoint(
-            f"{commit.manifest} contradicts HEAD: step {told[0]} of attempt {told[1]}, {told[2]:,} bytes"
+            f"{commit.manifest} contradicts HEAD: step {recorded[0]} of attempt {recorded[1]}, {recorded[2]:,} bytes"
         )
     if sorted(ref.rank for ref in manifest.shards) != list(range(manifest.world_size)):
-        raise CorruptCheckpoint(f"{commit.manifest} hasn't one shard of each of {manifest.world_size} ranks")
+        raise CorruptCheckpoint(f"{commit.manifest} lacks one shard for each of {manifest.world_size} ranks")
     return manifest
 
 
@@ -37,7 +37,7 @@ def load_index(store: Store, ref: ShardRef) -> ShardIndex:
             raise CorruptCheckpoint(f"{ref.index}: {record.name} overlaps another tensor, or has no shape")
         position = record.offset + record.size_bytes
     if position > index.size_bytes:
-        raise CorruptCheckpoint(f"{ref.index} has tensors behind its end")
+        raise CorruptCheckpoint(f"{ref.index} has tensors beyond its end")
     return index
 
 
@@ -59,4 +59,4 @@ def _read(store: Store, key: str, digest: str) -> bytes:
             raise CorruptCheckpoint(f"{store.url}/{key} differs from its sha256")
         return data
 
-    return confirmed(read)
+    return reread(read)

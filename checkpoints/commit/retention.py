@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from checkpoints.records.manifest import Key, Record, Sha256
 
 
 class Score(Record):
-    """How good a checkpoint is."""
+    """The evaluation score of a checkpoint."""
 
     metric: str
     value: float = Field(allow_inf_nan=False, description="higher is better: a loss is negated")
@@ -25,20 +24,20 @@ class Commit(Record):
     manifest: Key
     sha256: Sha256
     size_bytes: int = Field(ge=0)
-    committed_at: datetime
-    pinned: bool = Field(default=False, description="a person wants to keep it")
-    score: Score | None = Field(default=None, description="of its evaluation")
+    committed_at: AwareDatetime
+    pinned: bool = Field(default=False, description="a user wants to keep it")
+    score: Score | None = Field(default=None, description="from its evaluation")
 
 
 class Retention(Record):
-    """Which checkpoints HEAD keeps, beside the pinned ones."""
+    """Which checkpoints HEAD keeps, besides the pinned ones."""
 
     newest: int = Field(ge=1)
-    every_steps: int | None = Field(default=None, description="also those at multiples of so many steps")
+    every_steps: int | None = Field(default=None, description="also those at multiples of this many steps")
     best: bool = Field(default=False, description="also the one with the highest score")
 
     def kept(self, commits: Sequence[Commit]) -> tuple[Commit, ...]:
-        """Of `commits`, newest first."""
+        """Those of `commits` to keep, newest first."""
         best = best_of(commits) if self.best else None
         return tuple(
             commit
@@ -51,9 +50,9 @@ class Retention(Record):
 
 
 def best_of(commits: Sequence[Commit]) -> Commit | None:
-    """The checkpoint with the highest score, the newest of equals; None if nothing was scored.
+    """The checkpoint with the highest score, the newest if several are equal; None if there are no scores.
 
-    By the metric that was used last: values of different metrics can't be compared.
+    Uses the most recent metric: values of different metrics can't be compared.
     """
     scored = [(commit.score, commit) for commit in commits if commit.score is not None]
     if not scored:

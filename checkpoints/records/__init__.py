@@ -1,1 +1,1 @@
-"""JSON records and plain files in the store: written once, and read until their hashes agree."""
+"""JSON records and plain files in the store: written once, re-read until their hashes match."""

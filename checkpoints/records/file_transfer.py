@@ -1,4 +1,4 @@
-"""Whole files out of a store, with their hash."""
+"""Downloads whole files from a store and checks their hashes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Protocol
 import xxhash
 
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.records.verified_reads import confirmed
+from checkpoints.records.verified_reads import reread
 from checkpoints.storage.base import Buffer, Store
 
 PIECE_BYTES = 64 << 20
 
 
 class Hasher(Protocol):
-    """What xxhash and hashlib have in common."""
+    """The common interface of xxhash and hashlib."""
 
     def update(self, data: Buffer, /) -> None: ...
     def hexdigest(self) -> str: ...
 
 
 def hash_file(path: Path, hasher: Callable[[], Hasher] = xxhash.xxh3_128) -> str:
-    """Of a local file, as hex."""
+    """The hash of a local file, as hex."""
     digest = hasher()
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
@@ -31,26 +31,28 @@ def hash_file(path: Path, hasher: Callable[[], Hasher] = xxhash.xxh3_128) -> str
     return digest.hexdigest()
 
 
-def fetch_file(store: Store, key: str, path: Path, told: str, hasher: Callable[[], Hasher] = xxhash.xxh3_128) -> None:
-    """Fetch an object into a file, a piece at a time. Raises `CorruptCheckpoint` where its hash isn't `told`."""
+def fetch_file(
+    store: Store, key: str, path: Path, expected: str, hasher: Callable[[], Hasher] = xxhash.xxh3_128
+) -> None:
+    """Fetch an object into a file, in pieces. Raises `CorruptCheckpoint` if its hash isn't `expected`."""
 
     def fetch() -> None:
         with path.open("wb") as file:
-            _read(store, key, told, hasher(), file.write)
+            _read(store, key, expected, hasher(), file.write)
 
-    confirmed(fetch)
-
-
-def check_object(store: Store, key: str, told: str) -> None:
-    """Read an object and keep nothing of it. Raises `CorruptCheckpoint` where its xxh3-128 isn't `told`."""
-    confirmed(lambda: _read(store, key, told, xxhash.xxh3_128(), lambda piece: None))
+    reread(fetch)
 
 
-def _read(store: Store, key: str, told: str, digest: Hasher, take: Callable[[memoryview], object]) -> None:
+def check_object(store: Store, key: str, expected: str) -> None:
+    """Read an object without keeping it. Raises `CorruptCheckpoint` if its xxh3-128 isn't `expected`."""
+    reread(lambda: _read(store, key, expected, xxhash.xxh3_128(), lambda piece: None))
+
+
+def _read(store: Store, key: str, expected: str, digest: Hasher, take: Callable[[memoryview], object]) -> None:
     start = 0
     while piece := store.get_range(key, start, PIECE_BYTES):
         digest.update(piece)
         take(piece)
         start += len(piece)
-    if digest.hexdigest() != told:
+    if digest.hexdigest() != expected:
         raise CorruptCheckpoint(f"{store.url}/{key} differs from its hash")

@@ -1,20 +1,19 @@
-"""The JSON records of a checkpoint: a manifest names one shard a rank, a shard index names chunks and tensors.
+"""The JSON records of a checkpoint: a manifest names one shard per rank, a shard index names chunks and tensors.
 
     HEAD --sha256--> manifest --sha256--> shard index of each rank --crc32c, xxh3--> chunks
 
-Two levels, where the first design had one: a rank reads the manifest and its own index only, and the manifest of
-1,024 ranks stays small. Each arrow carries a hash, so that the bytes of a checkpoint are proven from HEAD down.
+Two levels, so that a rank reads only the manifest and its own index, and the manifest of 1,024 ranks stays small. Each
+arrow carries a hash, so that the bytes of a checkpoint are verified from HEAD down.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 import xxhash
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from checkpoints.errors import CorruptCheckpoint, InvalidName
 from checkpoints.util.keys import check_key
@@ -23,7 +22,7 @@ from checkpoints.util.keys import check_key
 def _checked_key(key: str) -> str:
     try:
         return check_key(key)
-    except InvalidName as error:  # in a record it is damage, and not the user's input
+    except InvalidName as error:  # in a record this is damage, not user input
         raise ValueError(error.message) from error
 
 
@@ -37,12 +36,12 @@ CHECK = "check"
 
 
 class Record(BaseModel):
-    """A frozen record in a bucket. Unknown keys are refused: a newer format is another version number."""
+    """A frozen record in a bucket. Unknown keys are refused: a newer format has another version number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def to_json(self) -> bytes:
-        """With a checksum of the content: a flipped bit in a name or a number may still be valid JSON."""
+        """JSON with a checksum of the content: a flipped bit in a name or a number may still be valid JSON."""
         content = self.model_dump(mode="json", exclude_none=True)
         return json.dumps({**content, CHECK: checksum(content)}, separators=(",", ":")).encode()
 
@@ -56,7 +55,7 @@ class Chunk(Record):
 
 
 class TensorRecord(Record):
-    """Where one tensor lies in the rank's byte stream, C order, little endian."""
+    """Where a tensor is in the rank's byte stream, C order, little endian."""
 
     name: str = Field(description="file and path inside its tree, for people and for comparisons")
     kind: Literal["torch", "numpy"]
@@ -95,7 +94,7 @@ class Manifest(Record):
     step: int = Field(ge=0, description="optimizer steps done")
     epoch: int = Field(ge=1, description="fencing token of the writer: the attempt that saved it")
     world_size: int = Field(ge=1)
-    created_at: datetime
+    created_at: AwareDatetime
     reason: str = Field(description="why it was saved: interval, epoch, stop, final")
     fingerprint: dict[str, Any] = Field(description="what has to be equal for an exact resume")
     shards: tuple[ShardRef, ...]
@@ -112,7 +111,7 @@ def parse(record: type[R], data: bytes, where: str) -> R:
     """Parse a record that came from a bucket; raises `CorruptCheckpoint` naming `where`."""
     content = checked(data, where, record.__name__)
     try:
-        # From JSON and not from the objects, so that times are parsed; the content is small but for shard indexes.
+        # From JSON and not from the objects, so that times are parsed; the content is small except for shard indexes.
         return record.model_validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -123,7 +122,7 @@ def parse(record: type[R], data: bytes, where: str) -> R:
 
 
 def checked(data: bytes, where: str, kind: str = "record") -> Any:
-    """The JSON content of any record, if it is what its own checksum says; else raises `CorruptCheckpoint`."""
+    """The JSON content of any record, if it matches its own checksum; else raises `CorruptCheckpoint`."""
     try:
         content = json.loads(data)
         check = content.pop(CHECK)
@@ -135,7 +134,7 @@ def checked(data: bytes, where: str, kind: str = "record") -> Any:
 
 
 def checksum(content: object) -> str:
-    """xxh3-128 of JSON content, whatever its spacing and order."""
+    """xxh3-128 of JSON content, independent of spacing and key order."""
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
 

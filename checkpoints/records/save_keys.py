@@ -1,16 +1,16 @@
-"""Where in a run the objects of a save lie."""
+"""Where a save's objects are in a run."""
 
 from __future__ import annotations
 
 
 def save_prefix(epoch: int, step: int, writer_id: str, number: int) -> str:
-    """The data folder of one save: every rank of the attempt computes the same, and no other attempt or save has it.
+    """The data folder of one save: the same on every rank of the attempt, and unique to the attempt and the save.
 
-    A zombie's uploads can't touch its successor's.
+    So a zombie's uploads can't touch its successor's.
     """
     return f"data/{save_name(epoch, step)}-{writer_id[:12]}-{number:04d}"
 
 
 def save_name(epoch: int, step: int) -> str:
-    """What all saves of a step by an attempt have in common."""
+    """The common prefix of an attempt's saves of a step."""
     return f"e{epoch:06d}-s{step:08d}"

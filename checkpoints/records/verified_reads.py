@@ -1,8 +1,8 @@
-"""Damage is believed only when it is seen several times: it may have happened on the way.
+"""Re-read before reporting corruption: a bad read may be transient.
 
-A few reads at once tell a broken answer from a broken object, which is enough for what is only read. Where a checkpoint
-would be condemned by it, the reads go over several seconds and through other connections (`believed`): a proxy or a
-cache on the way that gives wrong bytes gives them again for a while.
+A few immediate reads tell a broken response from a broken object (`reread`), which is enough for what is only read. If
+a checkpoint would be discarded, the reads are spread over several seconds and use new connections (`reread_slowly`): a
+proxy or cache that returns wrong bytes may return them for a while.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Record)
 
 PAUSES_S = (1.0, 4.0)
-"""Before each further look at a checkpoint that seems damaged."""
+"""Pauses before each further read of a checkpoint that seems damaged."""
 
 
-def confirmed(read: Callable[[], T]) -> T:
-    """`read()`, again while it raises `CorruptCheckpoint`, a few times."""
+def reread(read: Callable[[], T]) -> T:
+    """`read()`, retried a few times while it raises `CorruptCheckpoint`."""
     for _ in range(READ_ATTEMPTS - 1):
         try:
             return read()
@@ -35,26 +35,26 @@ def confirmed(read: Callable[[], T]) -> T:
     return read()
 
 
-def believed(store: Store, read: Callable[[Store], T], clock: Clock | None = None) -> T:
-    """`read(store)`; while it raises `CorruptCheckpoint` again after seconds, each time through new connections."""
+def reread_slowly(store: Store, read: Callable[[Store], T], clock: Clock | None = None) -> T:
+    """`read(store)`, retried while it raises `CorruptCheckpoint`, after seconds and with new connections each time."""
     clock = clock or SystemClock()
     for pause_s in PAUSES_S:
         try:
             return read(store)
         except CorruptCheckpoint as error:
-            logger.warning("%s; looking again in %.0f s", error.message, pause_s)
+            logger.warning("%s; reading it again in %.0f s", error.message, pause_s)
         clock.sleep(pause_s)
-        store = store.afresh()
+        store = store.reconnected()
     return read(store)
 
 
 def read_record(store: Store, key: str, record: type[R]) -> R:
     """Read and parse one record; raises `ObjectMissing` or `CorruptCheckpoint`."""
-    return confirmed(lambda: parse(record, store.get(key).data, f"{store.url}/{key}"))
+    return reread(lambda: parse(record, store.get(key).data, f"{store.url}/{key}"))
 
 
 def read_if_there(store: Store, key: str, record: type[R]) -> R | None:
-    """`read_record`, or None where there is no such object."""
+    """`read_record`, or None if there is no such object."""
     try:
         return read_record(store, key, record)
     except ObjectMissing:

@@ -1,4 +1,4 @@
-"""Records that are written once: a retry that meets its own bytes has succeeded."""
+"""Records that are written once: a retry that finds its own bytes has succeeded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from checkpoints.storage.base import Buffer, Store, holds
 def put_once(store: Store, key: str, data: Buffer) -> None:
     """Create an object under a key that only we use.
 
-    A create whose reply was lost is retried by the client and then finds its own object: that is a success if the
+    A create whose reply was lost is retried by the client and then finds its own object, which is a success if the
     bytes are the same. Raises `AlreadyExists` if they differ.
     """
     try:

@@ -1,1 +1,1 @@
-"""From a committed checkpoint back to tensors, files and models."""
+"""Turns a committed checkpoint back into tensors, files and models."""

@@ -1,4 +1,4 @@
-"""Whole tensors out of ZeRO-3 partitions (see `checkpoints.snapshot.zero3_layout`), without torch, without a GPU."""
+"""Gathers whole tensors from ZeRO-3 partitions (see `checkpoints.snapshot.zero3_layout`), without torch or a GPU."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Fp32 = npt.NDArray[np.float32]
 
 
 class Zero3State:
-    """The fp32 state of a ZeRO-3 checkpoint, gathered a parameter at a time."""
+    """The fp32 state of a ZeRO-3 checkpoint, gathered one parameter at a time."""
 
     def __init__(self, shards: list[RestoredShard]) -> None:
         self._ranks = [RankState(shard.trees(), len(shards)) for shard in shards]
         self.partitions = partition_map(self._ranks[0].param_shapes, len(shards))
 
     def tensors(self, slot: str = "") -> Iterator[tuple[str, Fp32]]:
-        """Yield every parameter's fp32 master weights by name, whole; or a tensor of the optimizer's state of it.
+        """Yield each parameter's whole fp32 master weights by name, or one tensor of its optimizer state.
 
         `slot` as in `RankState.slots`: '' or `square_avg`, `exp_avg`, ...
         """

@@ -1,8 +1,8 @@
-"""A checkpoint on the local disk: a small run of its own, that every tool can read like the bucket."""
+"""Downloads a checkpoint as a small run of its own, which every tool can read like the bucket."""
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from checkpoints.commit.load import load_index, load_manifest
 from checkpoints.commit.retention import Commit
 from checkpoints.errors import AlreadyExists, CorruptCheckpoint, ObjectMissing, UserError
 from checkpoints.records.manifest import Chunk, checked, sha256
-from checkpoints.records.verified_reads import confirmed
+from checkpoints.records.verified_reads import reread
 from checkpoints.records.write_once import put_once
 from checkpoints.restore.shard_restore import fetch_chunk
 from checkpoints.run_log.run_record import PINS_KEY, RUN_KEY
@@ -23,13 +23,15 @@ from checkpoints.util.parallel import parallel_map
 
 CONCURRENCY = 4
 
+logger = logging.getLogger(__name__)
+
 
 def pull(
     store: Store, head: Head, commit: Commit, folder: Path, progress: Callable[[int], None] = lambda size: None
 ) -> FolderStore:
     """Copy one checkpoint into `folder` (created), each chunk verified before it is kept, and return it as a run.
 
-    Going on after an interruption costs only what is missing. Holds `CONCURRENCY` chunks in memory.
+    Resuming after an interruption fetches only what is missing. Holds `CONCURRENCY` chunks in memory.
 
     Raises:
         CorruptCheckpoint: an object is missing or damaged.
@@ -45,7 +47,7 @@ def pull(
 
         def fetch(chunk: Chunk) -> None:
             if not _is_good(target, chunk):
-                target.put(chunk.key, confirmed(lambda: _verified(store, chunk)))
+                target.put(chunk.key, reread(lambda: _verified(store, chunk)))
             progress(chunk.size_bytes)
 
         parallel_map(fetch, index.chunks, CONCURRENCY)
@@ -54,7 +56,7 @@ def pull(
         paths = [Path(temporary) / name for name in fetch_model_files(store, Path(temporary))]
         if read_list(store, MODEL) is not None:
             put_files(target, MODEL, paths)
-        else:  # of an older run: unproven here, too
+        else:  # from an older run: unverified here too
             for path in paths:
                 target.put_file(f"{MODEL}/{path.name}", path)
     own = head.model_copy(update={"commits": (commit,), "tombstones": (), "set_aside": (), "lease_until": RELEASED})
@@ -63,25 +65,29 @@ def pull(
 
 
 def _copy_records(store: Store, target: FolderStore) -> None:
-    """What the run is, as far as it says so: one that was made without the trainer has neither record."""
+    """Copy the records of the run's identity, if any: a run without the trainer has neither."""
     for key in (RUN_KEY, PINS_KEY):
-        with contextlib.suppress(ObjectMissing):
+        try:
             _copy_record(store, target, key)
+        except ObjectMissing:
+            pass
+        except CorruptCheckpoint as error:  # the checkpoint is complete without it
+            logger.warning("%s: left out", error.message)
 
 
 def _copy_record(store: Store, target: FolderStore, key: str) -> None:
-    """Copy a record, only if it is what its own checksum says."""
+    """Copy a record, only if it matches its own checksum."""
 
     def read() -> bytes:
         data = store.get(key).data
         checked(data, f"{store.url}/{key}")
         return data
 
-    _put(target, key, confirmed(read))
+    _put(target, key, reread(read))
 
 
 def _copy(store: Store, target: FolderStore, key: str, digest: str) -> None:
-    """Copy one small object, only if these very bytes have that SHA-256."""
+    """Copy one small object, only if its bytes have that SHA-256."""
 
     def read() -> bytes:
         data = store.get(key).data
@@ -89,7 +95,7 @@ def _copy(store: Store, target: FolderStore, key: str, digest: str) -> None:
             raise CorruptCheckpoint(f"{store.url}/{key} differs from its sha256")
         return data
 
-    _put(target, key, confirmed(read))
+    _put(target, key, reread(read))
 
 
 def _put(target: FolderStore, key: str, data: bytes) -> None:

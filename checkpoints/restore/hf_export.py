@@ -1,4 +1,4 @@
-"""A checkpoint as a Hugging Face folder: safetensors, config, tokenizer. No GPU, no torch, a shard at a time."""
+"""Exports a checkpoint as a Hugging Face folder: safetensors, config, tokenizer. Needs no GPU and no torch."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def export(
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int], None] = lambda size_bytes: None,
 ) -> list[str]:
-    """Write the weights of `state` to `folder`, which is empty, with what is in `model/` of the run.
+    """Write the weights of `state` to the empty `folder`, with the files in `model/` of the run.
 
-    Returns the names of the files. The weights are the fp32 masters rounded to `dtype`: the very weights that the
+    Returns the names of the files. The weights are the fp32 masters rounded to `dtype`: exactly the weights that the
     trainer computes with. Holds at most `shard_bytes` of them at once.
 
     Raises:
@@ -61,7 +61,7 @@ def export(
 def tell_dtype(path: Path, dtype: Dtype) -> None:
     """Set the dtype in the config: with dtype "auto", transformers loads weights by it, not as they are stored."""
     config = json.loads(path.read_text(encoding="utf-8"))
-    config.pop("torch_dtype", None)  # as older versions spell it
+    config.pop("torch_dtype", None)  # the key in older versions
     path.write_text(json.dumps({**config, "dtype": dtype}, indent=2) + "\n", encoding="utf-8")
 
 

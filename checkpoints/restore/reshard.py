@@ -1,10 +1,10 @@
-"""The state that N ranks saved, for M ranks: DeepSpeed's ZeRO-3 partitions are cut anew while they are downloaded.
+"""Restores the state of N ranks on M ranks: DeepSpeed's ZeRO-3 partitions are recut while they are downloaded.
 
-A rank reads only the chunks that hold its part of some parameter, each verified, and copies the pieces to where they
+A rank reads only the chunks that hold its part of some parameter, verifies each, and copies the pieces to where they
 belong: it never holds more than its new state and `CONCURRENCY` chunks. What isn't partitioned (counters, generators,
 a LoRA run under DDP) comes from the old rank `rank % N`.
 
-The gathered fp32 state is the same, bit for bit. What is computed from it is not: sums over ranks have another order.
+The gathered fp32 state is the same, bit for bit. What is computed from it is not: sums over ranks are in another order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from checkpoints.commit.load import load_manifest, load_rank
 from checkpoints.commit.retention import Commit
 from checkpoints.records.manifest import Chunk, Manifest, ShardIndex, TensorRecord
-from checkpoints.records.verified_reads import confirmed
+from checkpoints.records.verified_reads import reread
 from checkpoints.restore.shard_restore import CONCURRENCY, Restored, decode_trees, fetch_chunk, restore_from
 from checkpoints.snapshot.snapshot import padded
 from checkpoints.snapshot.state_tree import tensor_from
@@ -43,16 +43,16 @@ class Piece(NamedTuple):
 
     rank: int
     source: int
-    """In the old rank's part of the parameter."""
+    """Offset in the old rank's part of the parameter."""
     target: int
-    """In the new rank's part."""
+    """Offset in the new rank's part."""
     length: int
 
 
 def pieces(numel: int, old_length: int, new_length: int, rank: int) -> Iterator[Piece]:
     """The pieces that new rank `rank` needs of a parameter with `numel` elements, in order.
 
-    `old_length` and `new_length` are what each rank held and will hold of it, padding included. Padding isn't moved.
+    `old_length` and `new_length`: how much of it each rank held and will hold, including padding. Padding isn't moved.
     """
     start = rank * new_length
     position, end = start, min(numel, start + new_length)
@@ -65,13 +65,13 @@ def pieces(numel: int, old_length: int, new_length: int, rank: int) -> Iterator[
 
 @dataclass(frozen=True)
 class NewLayout:
-    """The sub-groups of another world size."""
+    """The sub-groups for another world size."""
 
     shapes: list[Shapes]
     groups: list[list[int]]
     """The sub-groups of each param group."""
     homes: list[int]
-    """For each sub-group the old one of its first parameter: what isn't cut (the step count) comes from there."""
+    """For each sub-group, the old one of its first parameter: what isn't cut (the step count) comes from there."""
 
     @classmethod
     def of(cls, old: RankState, world_size: int) -> NewLayout:
@@ -89,7 +89,7 @@ class NewLayout:
 
 
 class Copy(NamedTuple):
-    """Bytes of an old rank's stream that go to this rank's."""
+    """Bytes of an old rank's stream that go into this rank's."""
 
     rank: int
     source: int
@@ -109,18 +109,18 @@ class NewTensor(NamedTuple):
 
 @dataclass
 class Plan:
-    """What this rank's new stream holds, and where it comes from."""
+    """The content of this rank's new stream, and where it comes from."""
 
     size_bytes: int = 0
     cut: dict[tuple[int, str], NewTensor] = field(default_factory=dict)
     """(sub-group, slot) -> tensor."""
     frozen: dict[str, NewTensor] = field(default_factory=dict)
     kept: dict[int, NewTensor] = field(default_factory=dict)
-    """Tensors of the base rank as they are, by their index."""
+    """Unchanged tensors of the base rank, by their index."""
     copies: list[Copy] = field(default_factory=list)
 
     def place(self, like: TensorRecord, shape: tuple[int, ...], numel: int) -> NewTensor:
-        """Room for a tensor of `numel` elements with the kind and dtype of `like`."""
+        """Reserve space for a tensor of `numel` elements with the kind and dtype of `like`."""
         tensor = NewTensor(like.kind, like.dtype, shape, self.size_bytes, numel * _item_bytes(like))
         self.size_bytes += padded(tensor.size_bytes)
         return tensor
@@ -128,7 +128,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class ReshardedShard:
-    """One rank's state, cut for another number of ranks. Like `RestoredShard`."""
+    """One rank's state, recut for another number of ranks. Like `RestoredShard`."""
 
     manifest: Manifest
     base: ShardIndex
@@ -182,11 +182,11 @@ class ReshardedShard:
 
 
 def restore_for(store: Store, commit: Commit, rank: int, world_size: int, *, local: Path | None = None) -> Restored:
-    """The state of `rank` of `world_size`, whoever saved it. `local` as in `restore_shard`.
+    """The state of `rank` of `world_size`, however many ranks saved it. `local` as in `restore_shard`.
 
     Raises:
-        CorruptCheckpoint: an object is missing, cut, or differs from its checksum; names the object.
-        UserError: a ZeRO-3 state in a layout that isn't known.
+        CorruptCheckpoint: an object is missing, truncated, or differs from its checksum; names the object.
+        UserError: a ZeRO-3 state in an unknown layout.
     """
     manifest = load_manifest(store, commit)
     base = rank % manifest.world_size
@@ -205,7 +205,7 @@ def restore_for(store: Store, commit: Commit, rank: int, world_size: int, *, loc
 
 
 class _OldRanks:
-    """Indexes and layouts of the ranks that saved, read when they are needed."""
+    """Indexes and layouts of the ranks that saved, read on demand."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self._store = store
@@ -220,7 +220,7 @@ class _OldRanks:
         return self._indexes[rank]
 
     def __getitem__(self, rank: int) -> RankState:
-        """With the records of the tensors in the place of the tensors."""
+        """The rank's state, with tensor records in place of the tensors."""
         if rank not in self._states:
             index = self.index(rank)
             trees = decode_trees(index, index.tensors.__getitem__, plain=True)
@@ -282,7 +282,7 @@ def _plan_frozen(
 
 
 def _fetch(store: Store, index: ShardIndex, copies: list[Copy], target: memoryview) -> None:
-    """Read the chunks of one old rank that `copies` need, verify them, and spread them over `target`."""
+    """Read the chunks of one old rank that `copies` need, verify them, and copy the pieces into `target`."""
     jobs: list[tuple[Chunk, list[Copy]]] = []
     position = 0
     for chunk in index.chunks:
@@ -295,7 +295,7 @@ def _fetch(store: Store, index: ShardIndex, copies: list[Copy], target: memoryvi
     def spread(job: tuple[Chunk, list[Copy]]) -> None:
         chunk, inside = job
         data = memoryview(bytearray(chunk.size_bytes))
-        confirmed(lambda: fetch_chunk(store, chunk, data))
+        reread(lambda: fetch_chunk(store, chunk, data))
         for copy in inside:
             target[copy.target : copy.target + copy.size_bytes] = data[copy.source : copy.source + copy.size_bytes]
 
@@ -303,7 +303,7 @@ def _fetch(store: Store, index: ShardIndex, copies: list[Copy], target: memoryvi
 
 
 def _clip(copy: Copy, start: int, end: int) -> Copy:
-    """The part of `copy` that lies in the chunk [start, end), its source counted from the chunk's start."""
+    """The part of `copy` inside the chunk [start, end), with its source relative to the chunk's start."""
     skipped = max(0, start - copy.source)
     size_bytes = min(_end(copy), end) - (copy.source + skipped)
     return Copy(copy.rank, copy.source + skipped - start, copy.target + skipped, size_bytes)

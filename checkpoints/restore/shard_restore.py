@@ -1,4 +1,4 @@
-"""From HEAD back to tensors, every byte verified on the way."""
+"""Restores tensors from HEAD and verifies every byte."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from checkpoints.commit.load import load_index, load_manifest, load_rank
 from checkpoints.commit.retention import Commit
 from checkpoints.errors import CorruptCheckpoint, NoGoodCheckpoint, NoMemory, ObjectMissing
 from checkpoints.records.manifest import Chunk, Manifest, ShardIndex
-from checkpoints.records.verified_reads import confirmed
+from checkpoints.records.verified_reads import reread
 from checkpoints.snapshot.shared_memory import open_shared
 from checkpoints.snapshot.snapshot import Buffer, HostBuffer
-from checkpoints.snapshot.state_tree import LeafReader, decode, tensor_from
+from checkpoints.snapshot.state_tree import LeafReader, check_leaf, decode, tensor_from
 from checkpoints.storage.base import Store
 from checkpoints.util.parallel import parallel_map
 
@@ -38,7 +38,7 @@ class Restored(Protocol):
 
 T = TypeVar("T", bound=Restored)
 _OF_A_TREE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, SyntaxError)
-"""What Python, numpy and torch raise over names and numbers that make no sense; a dtype of `,` is a syntax error."""
+"""What Python, numpy and torch raise for nonsensical names and numbers; a dtype of `,` is a syntax error."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RestoredShard:
 
 
 def decoded(index: ShardIndex, data: memoryview) -> dict[str, Any]:
-    """The trees of an index over its bytes. Raises `CorruptCheckpoint` for an index that makes no sense."""
+    """The trees of an index over its bytes. Raises `CorruptCheckpoint` if the index is inconsistent."""
 
     def read(number: int) -> Any:
         record = index.tensors[number]
@@ -68,12 +68,25 @@ def decoded(index: ShardIndex, data: memoryview) -> dict[str, Any]:
     return decode_trees(index, read)
 
 
+def check_trees(index: ShardIndex) -> None:
+    """Check that a restore could build every tree and tensor of an index, without torch and without their bytes.
+
+    Raises `CorruptCheckpoint`.
+    """
+
+    def check(number: int) -> None:
+        record = index.tensors[number]
+        check_leaf(record.kind, record.dtype, record.shape, record.size_bytes)
+
+    decode_trees(index, check, plain=True)
+
+
 def decode_trees(index: ShardIndex, read: LeafReader, *, plain: bool = False) -> dict[str, Any]:
-    """The trees of an index, by file name; see `tree.decode`. Raises `CorruptCheckpoint` where they make no sense."""
+    """The trees of an index, by file name; see `state_tree.decode`. Raises `CorruptCheckpoint` if they don't decode."""
     try:
         return {name: decode(tree, read, plain=plain) for name, tree in index.trees.items()}
     except _OF_A_TREE as error:
-        raise CorruptCheckpoint(f"the state of rank {index.rank} makes no sense: {error}") from error
+        raise CorruptCheckpoint(f"the state of rank {index.rank} can't be decoded: {error}") from error
 
 
 def restore_shard(
@@ -81,11 +94,11 @@ def restore_shard(
 ) -> RestoredShard:
     """Return what `rank` saved in the checkpoint `commit`.
 
-    `local` is a snapshot that a predecessor may have left in this machine's memory (`shm.RunMemory.snapshot`). It is
-    used only if it is this very checkpoint, by every hash; else the store is read.
+    `local` is a snapshot that a predecessor may have left in this machine's memory (`RunMemory.snapshot`). It is used
+    only if every hash matches this checkpoint; otherwise the store is read.
 
     Raises:
-        CorruptCheckpoint: an object is missing, cut, or differs from its checksum; names the object.
+        CorruptCheckpoint: an object is missing, truncated, or differs from its checksum; names the object.
     """
     manifest = load_manifest(store, commit)
     return restore_from(store, manifest, load_rank(store, manifest, rank), buffer, local=local)
@@ -94,10 +107,10 @@ def restore_shard(
 def restore_from(
     store: Store, manifest: Manifest, index: ShardIndex, buffer: Buffer | None = None, *, local: Path | None = None
 ) -> RestoredShard:
-    """`restore_shard`, for who has read the records already."""
+    """`restore_shard`, for callers that have already read the records."""
     try:
         data = (buffer or HostBuffer()).reserve(index.size_bytes)
-    except (OSError, MemoryError, OverflowError) as error:  # of this machine: it is no fault of the checkpoint
+    except (OSError, MemoryError, OverflowError) as error:  # a limit of this machine, not a fault of the checkpoint
         size = f"{index.size_bytes / 2**30:,.1f} GiB"
         raise NoMemory(f"no memory for the {size} of rank {index.rank}: {error}") from error
     if local is None or not _take_local(index, data, local):
@@ -118,10 +131,10 @@ def newest_good(
         agree: gathers the faults of all ranks ('' = none) into a list of the real ones; a collective call.
 
     Returns:
-        The shard (None if there is no commit at all) and the damaged commits before it, each with the fault.
+        The shard (None if there are no commits) and the newer, damaged commits, each with its fault.
 
     Raises:
-        NoGoodCheckpoint: there are commits and every one is damaged. Starting anew silently would lose them.
+        NoGoodCheckpoint: there are commits, but all are damaged. Silently starting over would lose them.
     """
     damaged: list[tuple[Commit, str]] = []
     for commit in commits:
@@ -154,15 +167,15 @@ def verify(store: Store, commit: Commit, progress: Callable[[int], None] = lambd
         data = buffer.reserve(index.size_bytes)
         _fetch(store, index, data)
         _check_tensors(index, data)
-        decode_trees(index, index.tensors.__getitem__, plain=True)  # what does not decode cannot be restored
+        check_trees(index)
         progress(ref.size_bytes)
     return manifest
 
 
 def verify_presence(store: Store, commit: Commit) -> Manifest:
-    """Verify the records of a checkpoint, and that each chunk is there with its size, without reading the chunks.
+    """Verify the records of a checkpoint, and that each chunk exists with its size, without reading the chunks.
 
-    For whoever is far from the bucket: `verify` would download the whole state. Raises `CorruptCheckpoint`.
+    For a machine far from the bucket: `verify` would download the whole state. Raises `CorruptCheckpoint`.
     """
     manifest = load_manifest(store, commit)
     for index in parallel_map(lambda ref: load_index(store, ref), manifest.shards, CONCURRENCY):
@@ -179,11 +192,11 @@ def verify_presence(store: Store, commit: Commit) -> Manifest:
 def _fetch(store: Store, index: ShardIndex, target: memoryview) -> None:
     """Read all chunks into `target`, in parallel, checking each."""
     jobs = [job for _, job in _jobs(index, target)]
-    parallel_map(lambda job: confirmed(lambda: fetch_chunk(store, *job)), jobs, CONCURRENCY)
+    parallel_map(lambda job: reread(lambda: fetch_chunk(store, *job)), jobs, CONCURRENCY)
 
 
 def _jobs(index: ShardIndex, target: memoryview) -> Iterator[tuple[int, tuple[Chunk, memoryview]]]:
-    """Position, and each chunk with its part of `target`."""
+    """Yield each chunk's position, and the chunk with its part of `target`."""
     position = 0
     for chunk in index.chunks:
         yield position, (chunk, target[position : position + chunk.size_bytes])
@@ -191,9 +204,9 @@ def _jobs(index: ShardIndex, target: memoryview) -> Iterator[tuple[int, tuple[Ch
 
 
 def _take_local(index: ShardIndex, target: memoryview, local: Path) -> bool:
-    """Copy a local snapshot into `target`; returns whether it is what `index` names.
+    """Copy a local snapshot into `target`; returns whether it matches `index`.
 
-    Checked after the copy and not before: a zombie on this machine may still write to its buffer.
+    Checked after the copy, not before: a zombie on this machine may still write to its buffer.
     """
 
     def take(job: tuple[Chunk, memoryview, memoryview]) -> None:
@@ -227,7 +240,7 @@ def fetch_chunk(store: Store, chunk: Chunk, view: memoryview) -> None:
 
 
 class _Crc32c:
-    """Of pieces as they arrive; an empty piece starts anew (see `Store.read_into`)."""
+    """The CRC32C of pieces as they arrive; an empty piece resets it (see `Store.read_into`)."""
 
     value = 0
 
@@ -243,7 +256,7 @@ def _check_tensors(index: ShardIndex, data: memoryview) -> None:
 
 
 def differing_tensors(one: ShardIndex, other: ShardIndex) -> list[str]:
-    """Names of tensors and trees that differ between two shards, compared by their hashes: no tensor is read."""
+    """Names of tensors and trees that differ between two shards, compared by hash without reading any tensor."""
     mine = {record.name: record for record in one.tensors}
     theirs = {record.name: record for record in other.tensors}
     names = [

@@ -1,1 +1,1 @@
-"""What is known about a run in its bucket: its record, its events, its log, its metrics, and requests to it."""
+"""A run's own records in its bucket: its description, events, log and metrics, and requests to it."""

@@ -5,8 +5,8 @@
             case MachineUp(place=place, since=since): ...
 
 In the bucket an event is `{"kind": ..., "data": {...}}`; a model has the keys of `data`. Newer versions may write more:
-unknown keys are kept, an unknown kind is an `UnknownPayload`, and neither steers anything. Older versions wrote less: a
-key has no default only if no reader can do without it, and new keys always have one.
+unknown keys are kept, an unknown kind is an `UnknownPayload`, and neither affects anything. Older versions wrote less:
+a key lacks a default only if no reader can do without it, and new keys always have one.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ AnyAbout = Annotated[About, BeforeValidator(words(About, otherwise="other"))]
 
 
 class PlaceRecord(BaseModel):
-    """A market that was asked for a machine. `launcher.policy.model.Place` is made from it."""
+    """A market where a machine was requested. `launcher.policy.model.Place` is made from it."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     cloud: str
     region: str
     zone: str | None = None
-    """None where a cloud has no zones."""
+    """None if the cloud has no zones."""
     gpus: str
-    """Of the whole node: `A100:8`."""
+    """All GPUs of the node: `A100:8`."""
     spot: bool
     price_usd_per_hour: float
-    """Of the whole node."""
+    """For the whole node."""
     restore_usd: float = 0.0
     """Egress fees for restoring a checkpoint to a machine here."""
 
@@ -65,7 +65,7 @@ class Payload(BaseModel):
 
     kind: ClassVar[str]
     _unknown_words: dict[str, str] = PrivateAttr(default_factory=dict)
-    """Of a newer version, by field: they stay in the bucket's form, and read as "other" or "unknown"."""
+    """Words of a newer version, by field: kept as they are in the bucket, but read as "other" or "unknown"."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -79,28 +79,28 @@ class Payload(BaseModel):
         return payload
 
     def wire(self) -> dict[str, Any]:
-        """The event's `data` in the bucket: what its writer set, without today's defaults."""
+        """The event's `data` in the bucket: what its writer set, without this version's defaults."""
         return {**self.model_dump(mode="json", exclude_unset=True), **self._unknown_words}
 
 
 class UnknownPayload(Payload):
-    """The content of an event whose kind this version does not know, whatever it is."""
+    """The content of an event of a kind that this version does not know."""
 
     kind = ""
     _no_mapping: tuple[Any, ...] = PrivateAttr(default=())
-    """The data, if it is something else."""
+    """The data, if it isn't a mapping."""
 
     def wire(self) -> Any:
         return self._no_mapping[0] if self._no_mapping else super().wire()
 
 
 class Damaged(Payload):
-    """In the place of an event that can't be read: its bytes differ from its checksum, or make no sense."""
+    """Stands in for an event that can't be read: its bytes differ from its checksum, or don't parse."""
 
     kind = "damaged"
 
     message: str
-    """Names the object, and what is wrong with it."""
+    """Names the object and its fault."""
 
 
 class AtStep(Payload):
@@ -110,10 +110,10 @@ class AtStep(Payload):
 
 
 class RunEnd(AtStep):
-    """The run is over: nothing more happens to it by itself."""
+    """The run is over: nothing more happens unless it is launched again."""
 
 
-# --- the launcher's and the strategy's ----------------------------------------------------------------
+# --- written by the launcher and the strategy ---------------------------------------------------------
 
 
 class Planned(Payload):
@@ -125,7 +125,7 @@ class Planned(Payload):
     order: tuple[dict[str, Any], ...] = ()
     """Kinds of places, in the order in which they are tried."""
     submission: str = ""
-    """Travels with the job, so that one whose submission was cut off is found again."""
+    """Travels with the job, so that one whose submission was interrupted can be found again."""
 
 
 class Decided(Payload):
@@ -139,7 +139,7 @@ class Decided(Payload):
     reason: str = ""
     """For people."""
     first: str | None = None
-    """The place that a launch asks first, for people."""
+    """The first place that a launch tries, for people."""
 
 
 class MachineUp(Payload):
@@ -149,12 +149,12 @@ class MachineUp(Payload):
 
     place: PlaceRecord
     since: Moment
-    """When it began to be billed."""
+    """When its billing began."""
     after_attempt: NonNegativeInt | None = None
-    """The newest attempt when the machine was asked for: those on it have higher numbers. None in a diary of an earlier
+    """The newest attempt when the machine was requested: those on it have higher numbers. None in a diary of an earlier
     version."""
     reserve: bool = False
-    """The budget could pay the way to the end on demand besides, when it was asked for."""
+    """When it was requested, the budget could also pay for finishing on demand."""
 
 
 class UnderWay(Payload):
@@ -163,11 +163,11 @@ class UnderWay(Payload):
     kind = "under_way"
 
     hours: float
-    """Since the machine was asked for, by the strategy's clock: what a start takes."""
+    """Hours since the machine was requested, by the strategy's clock: how long a start takes."""
 
 
 class PriceChanged(Payload):
-    """The price list has another price for the machine that is up. It is billed at that one from now on."""
+    """The price list has a new price for the machine that is up, which applies from now on."""
 
     kind = "price_changed"
 
@@ -175,7 +175,7 @@ class PriceChanged(Payload):
 
 
 class MachineGone(Payload):
-    """The machine was given back or taken away."""
+    """The machine was released or taken away."""
 
     kind = "machine_gone"
 
@@ -184,12 +184,12 @@ class MachineGone(Payload):
     said: str = ""
     """The cloud's or SkyPilot's own words, for people."""
     job_status: str = ""
-    """SkyPilot's final status of the job in lower case (`failed_setup`), if the machine is closed with the job."""
+    """SkyPilot's final status of the job in lower case (`failed_setup`), if the machine ended with the job."""
 
     @model_validator(mode="before")
     @classmethod
     def _status_in_why(cls, data: Any) -> Any:
-        """In the bucket the job's status is in `why`, as in every earlier version."""
+        """In the bucket the job's status is in `why`, as in all earlier versions."""
         why = data.get("why") if isinstance(data, Mapping) else None
         if isinstance(why, str) and words(GoneCause, otherwise="closed")(why) != why:
             return {**data, "why": "closed", "job_status": why}
@@ -247,7 +247,7 @@ class ReleaseFailed(Payload):
     tries: int
     """How many have failed so far."""
     why: AnyGone = "unknown"
-    """Why it is given back."""
+    """Why it is being released."""
 
 
 class FalseRecovery(Payload):
@@ -287,7 +287,7 @@ class Compared(Payload):
     """The uninterrupted run's name."""
 
 
-# --- an attempt's -------------------------------------------------------------------------------------
+# --- written by an attempt ----------------------------------------------------------------------------
 
 
 class AttemptStarted(Payload):
@@ -343,7 +343,7 @@ class Training(AtStep):
 
 
 class LeftOutRows(BaseModel):
-    """Rows of the data set that aren't trained, for one reason."""
+    """Rows of the data set that aren't trained on, for one reason."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -354,12 +354,12 @@ class LeftOutRows(BaseModel):
 
 
 class DataPrepared(Payload):
-    """The data set has become token ids. Not noted where they come from the run's cache."""
+    """The data set has been tokenized. Not written if the tokens come from the run's cache."""
 
     kind = "data_prepared"
 
     rows: NonNegativeInt
-    """That were looked at."""
+    """How many were read."""
     train: NonNegativeInt
     evaluation: NonNegativeInt = 0
     left_out: tuple[LeftOutRows, ...] = ()
@@ -394,7 +394,7 @@ class Notice(AtStep):
 
     source: str
     """A cloud (`gcp`, `aws`), `file`, a request (`stop`, `move`), `user`, or a signal's name."""
-    deadline: Annotated[datetime, _AS_TEXT] | None = None
+    deadline: Moment | None = None
     """When the machine will be gone, as its source put it."""
 
 
@@ -456,7 +456,7 @@ class Failed(RunEnd):
 
 
 class Stopped(RunEnd):
-    """The run was stopped, by the user or at a limit; it can go on."""
+    """The run was stopped, by the user or at a limit; it can be resumed."""
 
     kind = "stopped"
 
@@ -497,7 +497,7 @@ _MODELS: tuple[type[Payload], ...] = (
     *(Preempted, AttemptEnded, Finished, Failed, Stopped),
 )
 KINDS: Mapping[str, type[Payload]] = {model.kind: model for model in _MODELS}
-"""The models by the word that stands in the bucket."""
+"""The models by their `kind` in the bucket."""
 
 
 def payload_of(kind: str, data: Any) -> Payload:

@@ -1,4 +1,4 @@
-"""The run's diary: one create-once JSON object an event, so that nothing that happened can be overwritten or lost."""
+"""The run's diary: one create-once JSON object per event, so that no event can be overwritten or lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from pydantic import Field, ValidationInfo, field_validator, model_serializer
+from pydantic import AwareDatetime, Field, ValidationInfo, field_validator, model_serializer
 
 from checkpoints.errors import CorruptCheckpoint, NotusError
 from checkpoints.records.manifest import Record
@@ -24,7 +24,7 @@ from checkpoints.util.parallel import parallel_map
 logger = logging.getLogger(__name__)
 
 LAUNCH = "NOTUS_LAUNCH"
-"""Environment of a job: the number of its launch (launches.py)."""
+"""Environment variable of a job: the number of its launch (launches.py)."""
 
 P = TypeVar("P", bound=Payload)
 
@@ -32,14 +32,14 @@ _TIME = "%Y%m%dT%H%M%S.%fZ"
 _KEY = re.compile(r"events/(\d{8}T\d{6}\.\d{6}Z)-([\w-]+)\.json")
 
 RUN_ENDS = frozenset(kind for kind, model in KINDS.items() if issubclass(model, RunEnd))
-"""The kinds after which nothing more happens to a run by itself. They also name its state."""
+"""The kinds that end a run until it is launched again. They also name its state."""
 
 
 class Event(Record):
     """One thing that happened. In the bucket the payload is called `data`, see `event_kinds`."""
 
     version: Literal[1] = 1
-    time: datetime
+    time: AwareDatetime
     id: str
     kind: str
     attempt: int = Field(ge=0, description="0 = the launcher, before the first attempt")
@@ -61,7 +61,7 @@ class Event(Record):
     def key(self) -> str:
         return f"events/{self.time.astimezone(UTC):{_TIME}}-{self.id}.json"
 
-    if not TYPE_CHECKING:  # for scripts and tests; mypy refuses it in the packages, so no typo in a key goes unseen
+    if not TYPE_CHECKING:  # for scripts and tests; mypy refuses it in the packages, where it would hide typos in keys
 
         @property
         def data(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Event(Record):
 
 
 class Diary:
-    """Writes events of one process.
+    """Writes the events of one process.
 
     `write` takes a payload, or a kind and its data, which are validated: the second form is for tests and scripts.
     """
@@ -79,7 +79,7 @@ class Diary:
         """Open the diary for events of `attempt`.
 
         `launch`: the number of the launch that the events belong to; None = the one that started this process, from
-        `NOTUS_LAUNCH` where that is set.
+        `NOTUS_LAUNCH` if that is set.
         """
         self._store = store
         self._attempt = attempt
@@ -97,24 +97,24 @@ class Diary:
         return event
 
     def compose(self, payload: Payload) -> Event:
-        """An event of now, not yet in the diary."""
+        """Return an event with the current time, not yet in the diary."""
         now, new_id = self._clock.now(), uuid.uuid4().hex[:12]
         return Event(time=now, id=new_id, kind=payload.kind, attempt=self._attempt, launch=self._launch, data=payload)
 
     def append(self, event: Event) -> None:
-        """Write it; again is harmless."""
+        """Write the event; writing it twice is harmless."""
         put_once(self._store, event.key, event.to_json())
 
     def try_write(self, payload: Payload) -> None:
-        """`write`, where a missing line in the diary is better than what would be lost by an error."""
+        """`write`, if a missing event is better than an error."""
         try:
             self.write(payload)
         except NotusError as error:
-            logger.warning("could not note %r in the diary: %s", payload.kind, error.message)
+            logger.warning("could not write %r to the diary: %s", payload.kind, error.message)
 
 
 def launch_here() -> int:
-    """The number of the launch that started this process; 0 where the environment doesn't say."""
+    """The number of the launch that started this process; 0 if it isn't in the environment."""
     text = os.environ.get(LAUNCH, "")
     return int(text) if text.isdigit() else 0
 
@@ -122,8 +122,8 @@ def launch_here() -> int:
 def read_events(store: Store, wanted: Callable[[str], bool] = lambda key: True) -> list[Event]:
     """Read all events of a run whose keys are `wanted`, sorted by `in_order`.
 
-    A damaged event is replaced by a `Damaged`, which steers nothing: one line of the diary isn't worth losing a run. An
-    object that isn't named like an event isn't one.
+    A damaged event is replaced by a `Damaged`, which affects nothing: one event isn't worth losing a run. Objects whose
+    key isn't an event's are ignored.
     """
     keys = [entry.key for entry in store.list("events") if wanted(entry.key) and _KEY.fullmatch(entry.key)]
     return in_order(parallel_map(lambda key: _read(store, key), keys, 16))
@@ -144,9 +144,9 @@ def _read(store: Store, key: str) -> Event:
 
 
 def in_order(events: Iterable[Event]) -> list[Event]:
-    """By launch, then by time: several machines write, each by its own clock.
+    """Sort by launch, then by time: several machines write, each by its own clock.
 
-    `planned` is a launch's first event, whatever the launching machine's clock says. An event without a launch's number
+    `planned` is a launch's first event, whatever the launching machine's clock shows. An event without a launch number
     belongs to the newest launch before it.
     """
     numbered: list[tuple[int, Event]] = []

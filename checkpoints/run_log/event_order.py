@@ -1,8 +1,8 @@
-"""Which events are of the newest launch, and whether it is over. Pure.
+"""Which events belong to the newest launch, and whether it is over. Pure.
 
-Events are written by several machines, each by its own clock, and read in the order of `events.in_order`. Within a
-launch a clock that is off can shift a line but not a turn: so the launch is asked whether a run is over, and not its
-last line.
+Events are written by several machines, each by its own clock, and read in the order of `event_log.in_order`. A clock
+that is off can shift an event within its launch, but not into another. So whether a run is over is decided by all
+events of the launch, not by the last one.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def of_newest_launch(events: Sequence[Event]) -> list[Event]:
 
 
 def end_of_run(events: Sequence[Event]) -> RunEnd | None:
-    """How the newest launch of the run ended; None while it goes on.
+    """How the newest launch of the run ended; None while it is running.
 
-    A numbered launch is over once one of its events says so. Without numbers the last turn decides: a plain `sky jobs
-    launch` begins again without a plan.
+    A numbered launch is over once it has an end event. Without numbers the last turn decides: a plain `sky jobs launch`
+    starts again without a plan.
     """
     newest = max((event.launch for event in events), default=0)
     if newest:
@@ -42,9 +42,9 @@ def end_of_run(events: Sequence[Event]) -> RunEnd | None:
 
 
 def _turns(events: Sequence[Event]) -> list[Payload]:
-    """Beginnings and ends, without the last words of a machine that another one has replaced by then.
+    """Starts and ends, without the late ends of a machine that has been replaced.
 
-    It was cut off: that it was stopped or has failed says nothing of the run. That it finished does.
+    Such a machine was cut off: that it stopped or failed doesn't end the run, but that it finished does.
     """
     turns: list[Payload] = []
     replaced = 0

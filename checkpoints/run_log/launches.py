@@ -1,10 +1,10 @@
-"""The launches of a run, numbered create-once in its bucket: their order is what it is, whatever the clocks say.
+"""The launches of a run, numbered create-once in its bucket, so that their order doesn't depend on clocks.
 
     launches/0001.json, launches/0002.json, ...
 
-The launching machine, the jobs controller and the training machine have a clock each. One that is minutes ahead would
-put its `planned` behind the `machine_up` that came of it. The number travels with the job (`NOTUS_LAUNCH`), and every
-event that belongs to a launch carries it.
+The launching machine, the jobs controller and the training machine each have a clock. One that is minutes ahead would
+put its `planned` after the `machine_up` that followed it. The number travels with the job (`NOTUS_LAUNCH`), and every
+event of a launch carries it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import re
 import socket
 import uuid
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from checkpoints.errors import AlreadyExists, StoreError
 from checkpoints.records.manifest import Record
@@ -27,7 +26,7 @@ from checkpoints.util.clock import Clock, SystemClock
 
 FOLDER = "launches"
 MOST_RACES = 100
-"""Launchers of one run that may take a number at the same moment; more is a fault, and no loop is endless."""
+"""Launchers of one run that may take a number at the same moment; more is a fault. Bounds the loop."""
 _KEY = re.compile(rf"{FOLDER}/([0-9]{{4,}})\.json")
 
 
@@ -36,10 +35,10 @@ class Launch(Record):
 
     version: Literal[1] = 1
     number: int = Field(ge=1)
-    id: str = Field(description="of this record: two launchers at one moment never write the same bytes")
+    id: str = Field(description="of this record: two concurrent launchers never write the same bytes")
     submission: str = Field(description="id that travels with the job (NOTUS_SUBMISSION); '' = plain `sky jobs launch`")
-    job: str = Field(default="", description="SkyPilot's job, where that brought no number and took this one itself")
-    time: datetime
+    job: str = Field(default="", description="SkyPilot's job, if it came without a number and took this one itself")
+    time: AwareDatetime
     host: str = Field(description="where it was launched from, see `this_host`")
 
 
@@ -63,24 +62,24 @@ def take_launch_number(store: Store, submission: str = "", clock: Clock | None =
 
 
 def this_host() -> str:
-    """This machine's name and hardware address: two laptops of one name are two machines."""
+    """This machine's name and hardware address: two laptops may have the same name."""
     return f"{socket.gethostname()} {uuid.getnode():012x}"
 
 
 def newest_launch_number(store: Store) -> int:
-    """0 where the run has none: it was never launched, or before launches had numbers."""
+    """The newest number; 0 if the run has none: it was never launched, or before launches had numbers."""
     found = (_KEY.fullmatch(entry.key) for entry in store.list(FOLDER))
     return max((int(match[1]) for match in found if match), default=0)
 
 
 def missing_launches(keys: Iterable[str]) -> list[str]:
-    """Of the keys of a run: the numbers below the newest one that have no record."""
+    """Keys of the launch records that are missing below the newest number, given all keys of a run."""
     numbers = {int(match[1]) for key in keys if (match := _KEY.fullmatch(key))}
     return [_key(number) for number in range(1, max(numbers, default=0)) if number not in numbers]
 
 
 def newest_launch(store: Store) -> Launch | None:
-    """The last launch of this run, wherever it was made; None where the run has none."""
+    """The last launch of this run, from any machine; None if the run has none."""
     number = newest_launch_number(store)
     return read_record(store, _key(number), Launch) if number else None
 

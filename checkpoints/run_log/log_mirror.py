@@ -1,7 +1,7 @@
 """A growing local file mirrored into the bucket as create-once segments named by their offset.
 
-Object stores can't append. A segment `logs/a0001/000000004096` holds the bytes from offset 4096 on; whoever has the
-file (the attempt, or after its death the launcher on the same machine) can send what is missing, twice is harmless.
+Object stores can't append. A segment `logs/a0001/000000004096` holds the bytes from offset 4096 on. Whoever has the
+file (the attempt, or after its death the launcher on the same machine) can send what is missing; twice is harmless.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Journal:
         self._sent_bytes: int | None = None
 
     def sync(self, *, whole: bool = False) -> None:
-        """Send what is new; `whole` also sends a last line that has no newline yet."""
+        """Send what is new; `whole` also sends a last line without a newline."""
         if self._sent_bytes is None:
             self._sent_bytes = _mirrored_bytes(self._store, self._prefix)
         if not self._path.exists():
@@ -40,13 +40,13 @@ class Journal:
                 try:
                     self._store.create(f"{self._prefix}/{self._sent_bytes:012d}", data)
                     self._sent_bytes += len(data)
-                except AlreadyExists:  # ours with its reply lost, or somebody else's who sent the same bytes
+                except AlreadyExists:  # ours, with its reply lost, or the same bytes from another process
                     self._sent_bytes = _mirrored_bytes(self._store, self._prefix)
                 file.seek(self._sent_bytes)
 
 
 def read_journal(store: Store, prefix: str, start: int = 0) -> Iterator[bytes]:
-    """Yield the mirrored bytes from offset `start` on, a segment at a time."""
+    """Yield the mirrored bytes from offset `start` on, one segment at a time."""
     for entry in store.list(prefix):
         offset = int(entry.key.rsplit("/", 1)[-1])
         if offset + entry.size_bytes > start:

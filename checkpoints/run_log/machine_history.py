@@ -1,4 +1,4 @@
-"""The machines that a run was given, as its diary tells."""
+"""The machines that a run has had, from its diary."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from checkpoints.run_log.event_kinds import (
 from checkpoints.run_log.event_log import Event
 
 CLOUD_NOTICES = frozenset({"gcp", "aws", "file"})
-"""Sources of a notice that mean a preemption: the others are people, signals and moves."""
+"""Sources of a notice that mean a preemption. The others are people, signals and moves."""
 
 Ended = Literal[GoneCause, "finished", "failed", "user_error"]
-"""Why it is gone, or how the run on it ended."""
+"""Why a machine is gone, or how the run on it ended."""
 
 
 class Machine(NamedTuple):
-    """One that the run had, or has (`until` None)."""
+    """A machine that the run had, or has (`until` None)."""
 
     place: PlaceRecord
     since: datetime
     until: datetime | None
     ended: Ended | None
     job_status: str = ""
-    """SkyPilot's final status of the job that it was closed with."""
+    """SkyPilot's final status of the job that it ended with."""
     after_attempt: int | None = None
     """Attempts on it have higher numbers."""
     reserve: bool = False
-    """The budget could pay the way to the end on demand besides, when it was asked for."""
+    """When it was requested, the budget could also pay for finishing on demand."""
     prices: tuple[tuple[datetime, float], ...] = ()
-    """Dollars per hour from a moment on, where its price has changed since."""
+    """Later price changes: from when, and dollars per hour."""
     start_h: float | None = None
     """From its request to the first new step on it, as the strategy saw it."""
     given_up: datetime | None = None
-    """When the first attempt to release it failed: it was of no use from then on, and is billed until it is gone."""
+    """When the first try to release it failed: it is of no use from then on, and billed until it is gone."""
 
     def cost_usd(self, now: datetime) -> float:
-        """Until its end, or until `now`."""
+        """Cost until its end, or until `now`."""
         return billed_usd(self.since, self.until or now, self.place.price_usd_per_hour, self.prices)
 
 
 def billed_usd(
     since: datetime, until: datetime, usd_per_hour: float, prices: Sequence[tuple[datetime, float]]
 ) -> float:
-    """Of a machine whose price has changed on the way."""
+    """The cost of a machine whose price may change over time."""
     usd, begin = 0.0, since
     for moment, price in prices:
         usd += max(0.0, (min(moment, until) - begin).total_seconds()) / 3600 * usd_per_hour
@@ -67,10 +67,10 @@ def billed_usd(
 
 
 def machines_of(events: Sequence[Event]) -> list[Machine]:
-    """Oldest first.
+    """The run's machines, oldest first.
 
-    The end of the run ends its machine too, until the strategy has noted when it was really given back: that counts,
-    and a machine that could not be given back is billed on.
+    The end of the run also ends its machine, until the strategy has recorded when it was actually released; that time
+    then counts. A machine that could not be released is still billed.
     """
     found: list[Machine] = []
     before: datetime | None = None
@@ -80,10 +80,11 @@ def machines_of(events: Sequence[Event]) -> list[Machine]:
         is_up = last is not None and last.until is None
         match event.payload:
             case Planned() if last and is_up:
-                # A launch finds no machine of an earlier job: it ended after its last event, at an unknown time.
+                # The machine of an earlier job is gone at a new launch: it ended after its last event, at an unknown
+                # time.
                 found[-1] = last._replace(until=max(last.since, before or last.since), ended="unknown")
             case MachineUp(place=place, since=since, after_attempt=after, reserve=reserve):
-                if last and is_up:  # its end was never written: the controller was killed in between
+                if last and is_up:  # its end was never recorded: the controller was killed in between
                     found[-1] = last._replace(until=since, ended="unknown")
                 found.append(Machine(place, since, None, None, after_attempt=after, reserve=reserve))
                 unconfirmed = False
@@ -105,12 +106,12 @@ def machines_of(events: Sequence[Event]) -> list[Machine]:
 
 
 def _is_of_earlier(event: Event, machine: Machine) -> bool:
-    """A machine that was cut off may live on, and its last word says nothing of the one that took its place."""
+    """Is the event from an earlier machine? One that was cut off may still run; its end isn't its successor's."""
     return 0 < event.attempt <= (machine.after_attempt or 0)
 
 
 def told_by(notices: Sequence[str]) -> Literal["moved", "preempted", "stopped"]:
-    """Return what to call the end of an attempt that was told to stop, by the sources of its notices.
+    """Return what to call the end of an attempt that was stopped by notices, from their sources.
 
     The attempt's own outcome is "preempted" in all three cases.
     """

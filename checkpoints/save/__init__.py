@@ -1,1 +1,1 @@
-"""From a snapshot in memory to a committed checkpoint, by another process."""
+"""Uploads and commits a snapshot in memory, in another process."""

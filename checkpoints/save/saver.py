@@ -1,11 +1,11 @@
-"""One rank's saves: copied beside the training, uploaded and committed by another process. No collective calls.
+"""One rank's saves: copied in the background, uploaded and committed by another process. No collective calls.
 
     save()          encodes small values, starts the copy of the tensors in a thread, and returns
     wait_copied()   before the tensors change: parameters and optimizer state don't until the next optimizer.step()
-    poll()          now and then: what did the uploader process say?
-    wait()          until the save in flight is decided
+    poll()          now and then: reads the uploader's results
+    wait()          until the save in flight is done or has failed
 
-One save is in flight at a time, so one buffer is enough. Nothing here waits for the network, except `wait`.
+One save is in flight at a time, so one buffer is enough. Only `wait` waits for the network.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from checkpoints.snapshot.snapshot import Plan
 T = TypeVar("T")
 
 SMOOTHING = 0.3
-"""Weight of the newest save in the measured costs: one slow upload is no new bandwidth."""
+"""Weight of the newest save in the measured costs: one slow upload doesn't mean a new bandwidth."""
 
 
 class SaveCosts(NamedTuple):
     """What the saves of this rank cost, measured and smoothed."""
 
     stall_s: float
-    """Training stands still."""
+    """How long training stalls."""
     copy_s: float
-    """For the snapshot, beside the training."""
+    """How long the snapshot takes, in the background."""
     size_bytes: int
     bytes_per_second: float
-    """Of the uploads."""
+    """Upload bandwidth."""
 
     @property
     def upload_s(self) -> float:
@@ -55,7 +55,7 @@ class Saver:
         buffer: SharedBuffer,
         copy_scope: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        """`copy_scope` surrounds the copy in its thread (a CUDA stream of its own, for example)."""
+        """`copy_scope` surrounds the copy in its thread, for example with a separate CUDA stream."""
         self._setup = setup
         self._buffer = buffer
         self._copy_scope = copy_scope
@@ -68,19 +68,19 @@ class Saver:
         self._stall_s = self._stall_of_save_s = 0.0
         self._copy_s = self._submitted_at = 0.0
         self.failure: Done | None = None
-        """The last save, if it failed; whoever handles it sets it back to None."""
+        """The last save, if it failed; whoever handles it resets it to None."""
         self.newest_step = -1
-        """The newest step that is saved or on its way."""
+        """The newest step that is saved or in flight."""
         self.done_count = 0
         """How many saves have succeeded."""
         self.undelivered: list[dict[str, Any]] = []
-        """Metrics lines that no successful save has taken along yet: they go with the next one."""
+        """Metrics lines that no successful save has included yet: they go with the next one."""
         self.costs: SaveCosts | None = None
         """None before the first save is done."""
 
     @property
     def size_bytes(self) -> int | None:
-        """Of this rank's state, as it was last saved; None before the first save."""
+        """Size of this rank's state at its last save; None before the first save."""
         return self._in_flight.size_bytes if self._in_flight else self.costs.size_bytes if self.costs else None
 
     @property
@@ -90,13 +90,13 @@ class Saver:
 
     @property
     def busy(self) -> bool:
-        """Is a save on its way, as far as `poll` knows?"""
+        """Is a save in flight, as of the last `poll`?"""
         return self._in_flight is not None
 
     def prepare(self, trees: Mapping[str, Any]) -> None:
-        """Get the memory for saves of `trees` beside the training: its first touch costs some 15 times the copy.
+        """Allocate the memory for saves of `trees` in the background: its first touch costs about 15 times the copy.
 
-        Without it the first save does that, and the next optimizer step waits. An error comes with that save.
+        Otherwise the first save does that, and the next optimizer step waits. That save then reports any error.
         """
         size_bytes = Plan.of(dict(trees)).size_bytes
         self._preparing = threading.Thread(target=self._reserve, args=(size_bytes,), name="prefault", daemon=True)
@@ -104,7 +104,7 @@ class Saver:
 
     @property
     def is_prepared(self) -> bool:
-        """Is the memory of `prepare` there?"""
+        """Is the memory of `prepare` allocated?"""
         return self._preparing is None or not self._preparing.is_alive()
 
     def save(
@@ -116,15 +116,15 @@ class Saver:
         fingerprint: Mapping[str, Any] | None = None,
         metrics: Sequence[dict[str, Any]] = (),
     ) -> bool:
-        """Start to save the state of `step`; False if it is saved already, or a newer one.
+        """Start to save the state of `step`; False if that or a newer one is already saved.
 
         Args:
-            step: the step whose state `trees` is.
+            step: the step that `trees` belongs to.
             trees: file name -> nested dicts, lists and tuples of numbers, strings and tensors. No tensor in it may
                 change before `wait_copied` returns.
             reason: why it is saved: interval, epoch, stop, final.
             fingerprint: what has to be equal for an exact resume.
-            metrics: lines for the run's metrics, durable before the commit; after a failed save they go with the next.
+            metrics: lines for the run's metrics, durable before the commit; if the save fails they go with the next.
 
         Raises:
             TypeError: something in `trees` isn't plain data.
@@ -168,48 +168,48 @@ class Saver:
         if error is None:
             return
         job = self._in_flight
-        if isinstance(error, TornState) and job is not None:  # a failed save, and no end of the training
-            told = Done(number=job.number, step=job.step, error="torn", message=error.message, hint=error.hint)
-            self._note(told)
+        if isinstance(error, TornState) and job is not None:  # only this save fails; training continues
+            failed = Done(number=job.number, step=job.step, error="torn", message=error.message, hint=error.hint)
+            self._record(failed)
             return
-        self._in_flight = None  # the uploader never heard of it: nobody would answer
+        self._in_flight = None  # it never reached the uploader: there would be no result
         self.newest_step = -1
         raise error
 
     @property
     def uploader_pid(self) -> int:
-        """Of the process that uploads."""
+        """PID of the uploader process."""
         return self._uploader.pid
 
     def poll(self) -> bool:
-        """Hear what the uploader has said, without waiting; returns `busy`. See `failure`."""
+        """Read the uploader's results without waiting; returns `busy`. See `failure`."""
         if self._copying is not None and not self._copying.is_alive():
-            self.wait_copied()  # an error of the copy is heard here: the uploader knows nothing of it
-        if self._in_flight is not None and (done := self._heard(self._in_flight, self._uploader.poll)) is not None:
-            self._note(done)
+            self.wait_copied()  # raises an error of the copy, which the uploader doesn't know
+        if self._in_flight is not None and (done := self._result_of(self._in_flight, self._uploader.poll)) is not None:
+            self._record(done)
         return self.busy
 
     def wait(self) -> None:
-        """Wait until the save in flight is decided. See `failure`."""
+        """Wait until the save in flight is done or has failed. See `failure`."""
         self.wait_copied()
         if self._in_flight is not None:
-            self._note(self._heard(self._in_flight, self._uploader.wait))
+            self._record(self._result_of(self._in_flight, self._uploader.wait))
 
     def give_up(self) -> None:
         """Drop the save in flight. The previous checkpoint stays the newest."""
         self.wait_copied()
         if self._in_flight is not None:
-            with contextlib.suppress(StoreError):  # it is dead, and `wait` says so
+            with contextlib.suppress(StoreError):  # the uploader is dead; `wait` reports it
                 self._uploader.abandon(self._in_flight.number)
-            self._note(self._heard(self._in_flight, self._uploader.wait))
+            self._record(self._result_of(self._in_flight, self._uploader.wait))
         self.failure = None
 
     def in_flight_bytes(self) -> int:
-        """What the store doesn't have yet of the save on its way. A chunk counts when it is whole."""
+        """How many bytes of the save in flight are not in the store yet. Only complete chunks count."""
         return self._in_flight.size_bytes - self._sent_bytes if self._in_flight is not None else 0
 
     def bytes_per_second(self) -> float | None:
-        """Of the uploads: as measured so far, else by the one on its way; None where there is nothing to judge by."""
+        """Upload bandwidth: as measured so far, else that of the one in flight; None if there is no measurement."""
         if self.costs is not None:
             return self.costs.bytes_per_second
         if self._in_flight is None or not self._sent_bytes:
@@ -223,28 +223,28 @@ class Saver:
 
     @property
     def save_s(self) -> float | None:
-        """A whole save takes, from its start to its last byte in the store; None before the first one is done."""
+        """Duration of a save, from its start to its last byte in the store; None before the first one is done."""
         return None if self.costs is None else self.costs.stall_s + self.costs.copy_s + self.costs.upload_s
 
     def take_stall_s(self) -> float:
-        """Seconds that training stood still for saving since the last call."""
+        """Seconds that training stalled for saves since the last call."""
         stall_s, self._stall_s = self._stall_s, 0.0
         return stall_s
 
     def count_stall(self, seconds: float) -> None:
-        """Add time that training stood still for the save in flight, the capture of the state for example."""
+        """Add time that training stalled for the save in flight, for example while the state was captured."""
         self._stall_s += seconds
         self._stall_of_save_s += seconds
 
     def close(self) -> None:
-        """Let the uploader end, and give the shared memory back."""
+        """Let the uploader finish, and free the shared memory."""
         self._uploader.close()
         if self._preparing is not None:
             self._preparing.join()
         self._buffer.unlink()
 
     def _copy(self, plan: Plan, job: Job) -> None:
-        """In the snapshot thread: copy, then tell the uploader."""
+        """Runs in the snapshot thread: copy, then submit to the uploader."""
         try:
             if self._preparing is not None:
                 self._preparing.join()
@@ -253,28 +253,28 @@ class Saver:
                 plan.copy(self._buffer.reserve(plan.size_bytes))
             self._submitted_at = time.monotonic()
             self._copy_s = self._submitted_at - started
-            with contextlib.suppress(StoreError):  # it is dead, and `poll` says so
+            with contextlib.suppress(StoreError):  # the uploader is dead; `poll` reports it
                 self._uploader.submit(job.model_copy(update={"buffer": str(self._buffer.path)}))  # it may have moved
         except BaseException as error:
             self._copy_error = error
 
     def _reserve(self, size_bytes: int) -> None:
-        with contextlib.suppress(OSError), self._copy_scope():  # no room: the save says so
+        with contextlib.suppress(OSError), self._copy_scope():  # no space: the save reports it
             self._buffer.reserve(size_bytes)
 
-    def _heard(self, job: Job, listen: Callable[[], T]) -> T | Done:
-        """Return the result of `listen`, or a failed save where the uploader was killed (out of memory, for example).
+    def _result_of(self, job: Job, read: Callable[[], T]) -> T | Done:
+        """Return the result of `read`, or a failed save if the uploader was killed (out of memory, for example).
 
         The next save then has a new uploader.
         """
         try:
-            return listen()
+            return read()
         except StoreError as error:
             self._uploader.close()
             self._uploader = UploaderClient(self._setup)
             return Done(number=job.number, step=job.step, error="failed", message=error.message, hint=error.hint)
 
-    def _note(self, done: Done) -> None:
+    def _record(self, done: Done) -> None:
         job, self._in_flight = self._in_flight, None
         if done.error:
             self.failure = done

@@ -1,4 +1,4 @@
-"""A rank's snapshot on its way into the store: immutable chunks, then the index that names them."""
+"""Uploads a rank's snapshot: immutable chunks, then the index that names them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from awscrt.checksums import crc32c
 from checkpoints.errors import CorruptCheckpoint, UserError
 from checkpoints.records.manifest import Chunk, ShardIndex, ShardRef, TensorRecord, parse, sha256
 from checkpoints.records.write_once import put_once
+from checkpoints.restore.shard_restore import check_trees
 from checkpoints.snapshot.snapshot import Snapshot
-from checkpoints.snapshot.state_tree import decode
 from checkpoints.storage.base import Store
 
 CHUNK_BYTES = 64 << 20
 CONCURRENCY = 4
 INDEXES = "index"
 HASHED_BYTES = 512 << 10
-"""At once: it stays in the core's own cache."""
+"""Hashed at a time, so that it stays in the core's own cache."""
 
 
 def upload_shard(
@@ -34,13 +34,13 @@ def upload_shard(
     before_chunk: Callable[[], None] = lambda: None,
     after_chunk: Callable[[int], None] = lambda size_bytes: None,
 ) -> ShardRef:
-    """Upload `snapshot` below `prefix` and return what the manifest needs to know of it.
+    """Upload `snapshot` below `prefix` and return its entry for the manifest.
 
-    Chunks are sent from the snapshot's memory, up to `concurrency` at once; checksums are computed on the way. The name
-    of the index carries its hash and the shard's size, so that whoever commits learns both from a listing.
-    `before_chunk` is called before each chunk and may raise, to give up; `after_chunk` gets its size when it is stored.
+    Chunks are sent from the snapshot's memory, up to `concurrency` at once; checksums are computed meanwhile. The name
+    of the index contains its hash and the shard's size, so that the committer gets both from a listing.
+    `before_chunk` is called before each chunk and may raise to abort; `after_chunk` gets its size when it is stored.
     Both are called from several threads.
-    Raises `StoreError` or `BucketUnusable`; what was uploaded until then is garbage that nothing refers to.
+    Raises `StoreError` or `BucketUnusable`; what was uploaded by then is garbage that nothing refers to.
     """
 
     def send(position: int) -> tuple[str, int]:
@@ -53,7 +53,7 @@ def upload_shard(
 
     with ThreadPoolExecutor(concurrency) as pool:
         sent = pool.map(send, range(0, snapshot.data.nbytes, chunk_bytes))
-        crcs, digests = checksums(snapshot, chunk_bytes)  # in this thread, while the chunks are on their way
+        crcs, digests = checksums(snapshot, chunk_bytes)  # in this thread, while the chunks are being sent
         chunks = tuple(
             Chunk(key=key, size_bytes=size_bytes, crc32c=crc) for (key, size_bytes), crc in zip(sent, crcs, strict=True)
         )
@@ -70,12 +70,10 @@ def upload_shard(
 
 
 def _check_readable(data: bytes, where: str) -> None:
-    """What is committed has to be what a restore can read. Raises `UserError`."""
+    """Check that a restore can read what will be committed. Raises `UserError`."""
     try:
-        index = parse(ShardIndex, data, where)
-        for tree in index.trees.values():
-            decode(tree, lambda number: index.tensors[number], plain=True)
-    except (CorruptCheckpoint, ValueError, LookupError, TypeError) as error:
+        check_trees(parse(ShardIndex, data, where))
+    except CorruptCheckpoint as error:
         raise UserError(f"the state can't be read back as it was written: {error}", "save plain data") from error
 
 
@@ -112,9 +110,9 @@ def _hash_up_to(
 
 
 def uploaded_shards(store: Store, prefix: str) -> list[ShardRef]:
-    """The shards below `prefix` that are uploaded whole, by rank: each rank's index comes last.
+    """The completely uploaded shards below `prefix`, by rank: each rank's index comes last.
 
-    The indexes have a folder of their own, so that a look at 1,024 ranks lists 1,024 objects and not 100,000 chunks.
+    The indexes have their own folder, so that checking 1,024 ranks lists 1,024 objects and not 100,000 chunks.
     """
     folder = f"{prefix}/{INDEXES}"
     found = (_INDEX.fullmatch(entry.key.removeprefix(f"{folder}/")) for entry in store.list(folder))

@@ -1,12 +1,12 @@
-"""The upload in a process of its own: it never holds the trainer's GIL, and outlives it just long enough.
+"""The upload in a separate process, which never holds the trainer's GIL and outlives it just long enough.
 
-A rank's `UploaderClient` starts `python -m checkpoints.save.uploader`, tells it on stdin what to send (JSON lines) and
-hears on stdout what happened. The bytes are in a shared buffer. Rank 0's uploader also commits: it waits until every
-rank's index is in the store, then writes manifest and HEAD. So a save that was uploaded can still be committed when its
-ranks are dead.
+A rank's `UploaderClient` starts `python -m checkpoints.save.uploader`, sends it jobs on stdin (JSON lines) and reads
+results from its stdout. The bytes are in a shared buffer. Rank 0's uploader also commits: it waits until every rank's
+index is in the store, then writes manifest and HEAD. So an uploaded save can still be committed when its ranks are
+dead.
 
-When stdin ends, the rank is gone: the uploader finishes what it has, for at most `drain_s`, and exits. It never lives
-on as an orphan: a watchdog thread ends it even if the store hangs.
+When stdin ends, the rank is gone: the uploader finishes what it has, for at most `drain_s`, and exits. It never stays
+behind as an orphan: a watchdog thread ends it even if the store hangs.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ from checkpoints.snapshot.snapshot import Snapshot, TensorSpec
 from checkpoints.storage.base import Store
 
 NICE = 10
-"""The training comes first where both want a core. In an emergency the ranks wait for the upload, and it has them."""
+"""Training has priority if both want a core. In an emergency the ranks wait for the upload, so it has the cores."""
 _POLL_S = (0.02, 1.0)
-"""First and longest pause between two looks at whether the other ranks are done."""
+"""First and longest pause between two checks whether the other ranks are done."""
 
 
 class Uploader:
-    """The process's end."""
+    """The uploader process's side."""
 
-    def __init__(self, setup: Setup, store: Store, inbox: Inbox, tell: Callable[[Sent], None]) -> None:
-        """`tell` is called from several threads, one at a time."""
+    def __init__(self, setup: Setup, store: Store, inbox: Inbox, report: Callable[[Sent], None]) -> None:
+        """`report` is called from several threads, one at a time."""
         self._setup = setup
         self._store = store
         self._inbox = inbox
-        self._tell = tell
+        self._report = report
         self._sent = threading.Lock()
         self._lease: Lease | None = None
         self._orphans = True
-        """May there be any? What earlier attempts left, until it was collected, and saves that were given up."""
+        """May there be any? Left by earlier attempts, until collected, and by abandoned saves."""
 
     def run(self) -> Iterator[Done]:
-        """Do jobs until the rank is gone."""
+        """Process jobs until the rank is gone."""
         while (job := self._inbox.jobs.get()) is not None:
             yield self._do(job)
 
@@ -75,7 +75,7 @@ class Uploader:
         started = time.monotonic()
         try:
             data = open_shared(Path(job.buffer), job.size_bytes)
-        except OSError as error:  # a successor on this machine has cleaned up after us
+        except OSError as error:  # a successor on this machine has removed it
             raise StoreError(f"the snapshot of step {job.step} is gone: {error}") from error
         snapshot = Snapshot(job.trees, tuple(TensorSpec(*spec) for spec in job.tensors), data)
         setup = self._setup
@@ -102,14 +102,14 @@ class Uploader:
         )
 
     def _counter(self, job: Job) -> Callable[[int], None]:
-        """Adds up what is sent: with a notice of 30 s it decides whether the upload on its way can be finished."""
+        """Count the bytes sent: with a notice of 30 s they decide whether the upload in flight can be finished."""
         sent_bytes = 0
 
         def count(size_bytes: int) -> None:
             nonlocal sent_bytes
             with self._sent:
                 sent_bytes += size_bytes
-                self._tell(Sent(number=job.number, sent_bytes=sent_bytes))
+                self._report(Sent(number=job.number, sent_bytes=sent_bytes))
 
         return count
 
@@ -122,7 +122,7 @@ class Uploader:
             time.sleep(pause)
             pause = min(longest, pause * 1.5)
             if pause == longest:
-                lease.check()  # a successor deletes what a fenced attempt has uploaded: it would never be complete
+                lease.check()  # a successor deletes a fenced attempt's uploads: they would never be complete
         manifest = Manifest(
             run=setup.run,
             step=job.step,
@@ -145,7 +145,7 @@ class Uploader:
         self._clean_up(lease, job.number)
 
     def _clean_up(self, lease: Lease, number: int) -> None:
-        """Delete what is no longer needed. The save is durable already: a failed clean-up is for the next one."""
+        """Delete what is no longer needed. The save is already durable: if this fails, the next save cleans up."""
         try:
             collect(self._store, lease, datetime.now(UTC))
             if self._orphans:
@@ -157,7 +157,7 @@ class Uploader:
             sys.stderr.write(f"notus: could not delete old checkpoints: {error.message}\n")
 
     def _check_abandoned(self, job: Job) -> None:
-        """Raise `_Abandoned` if the rank gave the save up, or has been dead for too long."""
+        """Raise `_Abandoned` if the rank abandoned the save, or has been dead for too long."""
         orphaned_at = self._inbox.ended_at
         too_late = orphaned_at is not None and time.monotonic() > orphaned_at + self._setup.drain_s
         if too_late or job.number in self._inbox.abandoned:
@@ -175,11 +175,11 @@ def _kind(error: NotusError) -> Literal["fenced", "user_error", "failed"]:
 
 
 class _Abandoned(Exception):
-    """The save can't become whole any more."""
+    """The save can no longer be completed."""
 
 
 class Inbox:
-    """What the rank has said. A thread of its own reads, so that a message is heard in the middle of an upload."""
+    """The rank's messages. A separate thread reads them, so that one is received even during an upload."""
 
     def __init__(self, lines: Iterable[bytes], drain_s: float) -> None:
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -192,12 +192,12 @@ class Inbox:
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
     def _read(self) -> None:
-        """At the end of stdin start the clock that ends this process for good."""
+        """Read stdin; at its end, give this process `drain_s` before it is killed."""
         try:
             for line in self._lines:
                 self._take(line)
         except ValueError:
-            pass  # the rank was killed in the middle of a line: its last words don't count
+            pass  # the rank was killed in the middle of a line: ignore it
         finally:
             self.ended_at = time.monotonic()
             self.jobs.put(None)
@@ -218,16 +218,16 @@ def main() -> None:
     setup = Setup.model_validate_json(sys.stdin.buffer.readline())
     inbox = Inbox(sys.stdin.buffer, setup.drain_s)
     inbox.start()
-    uploader = Uploader(setup, open_claimed_run(setup.bucket, setup.run), inbox, _say)
+    uploader = Uploader(setup, open_claimed_run(setup.bucket, setup.run), inbox, _send)
     for done in uploader.run():
-        _say(done)
+        _send(done)
 
 
-def _say(message: Sent | Done) -> None:
+def _send(message: Sent | Done) -> None:
     try:
         sys.stdout.write(message.model_dump_json() + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:  # the rank is dead; the commit counts all the same
+    except BrokenPipeError:  # the rank is dead; the commit counts anyway
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

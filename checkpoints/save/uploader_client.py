@@ -1,4 +1,4 @@
-"""A rank's end of its uploader process."""
+"""A rank's side of its uploader process."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ import weakref
 from pydantic import BaseModel
 
 from checkpoints.errors import StoreError
-from checkpoints.save.uploader_messages import Abandon, Done, Job, Sent, Setup, heard
+from checkpoints.save.uploader_messages import Abandon, Done, Job, Sent, Setup, parse_output
 from checkpoints.util.interpreter import environment, module
 
 _clients: weakref.WeakSet[UploaderClient] = weakref.WeakSet()
 
 
-def _let_go() -> None:
+def _close_pipes() -> None:
     """Close the pipes to the uploaders in a forked child, such as a data loader's worker.
 
-    As long as the child held its copy of a pipe, an uploader whose rank is dead would wait for more.
+    As long as the child holds a copy of a pipe, an uploader whose rank is dead would wait for more.
     """
     for client in list(_clients):
         client.close_pipe()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_close_pipes)
 
 
 class UploaderClient:
-    """A rank's end. Not thread-safe, but for `submit`, which may be called from the thread that made the copy."""
+    """A rank's side. Not thread-safe, except `submit`, which may be called from the thread that made the copy."""
 
     def __init__(self, setup: Setup) -> None:
         self._results: queue.SimpleQueue[Done | None] = queue.SimpleQueue()
         self.sent = Sent(number=0, sent_bytes=0)
-        """The last word on the job in flight."""
+        """The last progress of the job in flight."""
         self._process = subprocess.Popen(
             module("checkpoints.save.uploader"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment(),
-            start_new_session=True,  # a signal to the rank's group is not for the uploader
+            start_new_session=True,  # a signal to the rank's group must not reach the uploader
         )
         _clients.add(self)
         self._send(setup)
@@ -54,20 +54,20 @@ class UploaderClient:
         return self._process.pid
 
     def close_pipe(self) -> None:
-        """Only the descriptor: another thread may have been writing to the buffer above it when this process forked."""
+        """Close only the descriptor: another thread may have been writing to its buffer when this process forked."""
         with contextlib.suppress(OSError):
             self._process.stdin.raw.close()  # type: ignore[union-attr]  # a BufferedWriter
 
     def submit(self, job: Job) -> None:
-        """Hand over a snapshot. Its buffer must not change until the job's `Done` is here."""
+        """Hand over a snapshot. Its buffer must not change until the job's `Done` has arrived."""
         self._send(job)
 
     def abandon(self, number: int) -> None:
-        """Give save `number` up; its `Done` says so."""
+        """Abandon save `number`; its `Done` reports it."""
         self._send(Abandon(abandon=number))
 
     def poll(self) -> Done | None:
-        """A result that is here already, or None. Raises `StoreError` if the uploader has died."""
+        """A result that has already arrived, or None. Raises `StoreError` if the uploader has died."""
         with contextlib.suppress(queue.Empty):
             return self._checked(self._results.get_nowait())
         return None
@@ -77,7 +77,7 @@ class UploaderClient:
         return self._checked(self._results.get())
 
     def close(self) -> None:
-        """Let it finish what it has, and reap it."""
+        """Let the uploader finish what it has, and reap it."""
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -97,11 +97,11 @@ class UploaderClient:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            said = heard(line)
-            if isinstance(said, Sent):
-                self.sent = said
+            message = parse_output(line)
+            if isinstance(message, Sent):
+                self.sent = message
             else:
-                self._results.put(said)
+                self._results.put(message)
         self._results.put(None)
 
     def _checked(self, result: Done | None) -> Done:
@@ -113,5 +113,5 @@ class UploaderClient:
     def _dead(self) -> StoreError:
         return StoreError(
             f"the uploader process has died (exit code {self._process.poll()})",
-            "see the log of the attempt; out of memory kills like this",
+            "see the log of the attempt; a likely cause is running out of memory",
         )

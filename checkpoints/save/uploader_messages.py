@@ -1,4 +1,4 @@
-"""What a rank and its uploader process write to each other, a JSON line each."""
+"""The messages between a rank and its uploader process, one JSON line each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from checkpoints.errors import Fenced, StoreError, TornState, UserError
 from checkpoints.save.shard_upload import CHUNK_BYTES, CONCURRENCY
 
 DRAIN_S = 20.0
-"""How long an upload may go on after its rank's death. Below the lease: afterwards somebody else may hold the run."""
+"""How long an upload may continue after its rank's death. Less than the lease: after that another writer may hold the
+run."""
 
 
 class _Message(BaseModel):
@@ -50,20 +51,20 @@ class Job(_Message):
 
 
 class Abandon(_Message):
-    """Give save `number` up: another rank failed, or there is no time for it."""
+    """Abandon save `number`: another rank failed, or there is no time for it."""
 
     abandon: int
 
 
 class Sent(_Message):
-    """How much of a job the store has by now."""
+    """How much of a job is in the store so far."""
 
     number: int
     sent_bytes: int
 
 
 class Done(_Message):
-    """What became of a job. Rank 0: committed. Other ranks: uploaded."""
+    """The result of a job. Rank 0: committed. Other ranks: uploaded."""
 
     number: int
     step: int
@@ -74,7 +75,7 @@ class Done(_Message):
     upload_s: float = 0.0
 
     def raise_error(self) -> None:
-        """Raise what the uploader met, as the error that it was."""
+        """Raise the uploader's error as its original type."""
         match self.error:
             case "fenced":
                 raise Fenced(self.message, self.hint)
@@ -86,7 +87,7 @@ class Done(_Message):
                 raise StoreError(self.message, self.hint)
 
 
-def heard(line: bytes) -> Sent | Done:
+def parse_output(line: bytes) -> Sent | Done:
     """Parse a line of the uploader's output."""
-    said = json.loads(line)
-    return (Sent if "sent_bytes" in said else Done).model_validate(said)
+    content = json.loads(line)
+    return (Sent if "sent_bytes" in content else Done).model_validate(content)

@@ -1,6 +1,6 @@
 """Memory that two processes share: the trainer copies its state in, the uploader sends it from there.
 
-A file in /dev/shm: both processes map it, and a machine that restarts the run finds it by its name.
+A file in /dev/shm: both processes map it, and a restart of the run on the same machine finds it by name.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ SHM = Path("/dev/shm")  # noqa: S108  # shared memory is the point
 
 
 class RunMemory:
-    """The shared buffers of one run on this machine: a folder for each writer, a file in it for each rank.
+    """The shared buffers of one run on this machine: a folder per writer, with a file per rank.
 
-    In /dev/shm; where that is too small a buffer moves to the temporary folder. A process that is killed leaves its
-    folder behind: its successor may restore from it, and removes it. Who lives holds a lock on its folder, which the
-    kernel takes back when it dies; so nobody, a fenced predecessor for example, removes the memory of somebody alive.
+    In /dev/shm; if that is too small a buffer moves to the temporary folder. A process that is killed leaves its
+    folder behind: its successor may restore from it, and removes it. A live process holds a lock on its folder, which
+    the kernel releases when it dies, so no other process, such as a fenced predecessor, removes its memory.
     """
 
     def __init__(self, run_url: str) -> None:
@@ -37,33 +37,33 @@ class RunMemory:
         self._prefix = f"notus-{xxhash.xxh3_64_hexdigest(run_url.encode())}-"
 
     def hold(self, writer_id: str) -> None:
-        """Make the private folders of a writer and keep them while this process lives."""
+        """Make the private folders of a writer and keep them while this process is alive."""
         for folder in self._folders(writer_id):
             owner_locks.hold(folder)
 
     def snapshot(self, writer_id: str, rank: int) -> Path:
-        """Where a rank of that writer has its buffer; nothing is created."""
+        """Path of the buffer of a rank of that writer; creates nothing."""
         return self._folders(writer_id)[0] / f"r{rank}"
 
     def fallback(self, writer_id: str, rank: int) -> Path:
-        """Where it has it if /dev/shm is too small. Another name, because without a /dev/shm both are in one folder."""
+        """The path if /dev/shm is too small. Another name, because without a /dev/shm both are in one folder."""
         return self._folders(writer_id)[1] / f"f{rank}"
 
     def left_by(self, writer_id: str, rank: int) -> Path | None:
-        """Where a predecessor has left a rank's buffer on this machine, if it has."""
+        """Path of the buffer that a predecessor's rank left on this machine, or None."""
         places = (self.snapshot(writer_id, rank), self.fallback(writer_id, rank))
         return next((path for path in places if path.exists()), None) if writer_id else None
 
     def forget(self, writer_id: str) -> None:
-        """Give a writer's memory back: one's own, or that of one's own children. Who still maps it keeps it."""
+        """Free the memory of a writer: of this process or its children. Processes that still map it keep it."""
         for folder in self._folders(writer_id):
             shutil.rmtree(folder, ignore_errors=True)
 
     def remove_dead(self, keep: str = "") -> None:
-        """Give the memory back that dead writers have left, but for `keep`'s of this run.
+        """Free the memory that dead writers have left, except that of `keep` in this run.
 
-        Of every run: nobody may ever come back to that one on this machine, and 7 to 100 GB would be gone until it is
-        started anew. A successor of theirs restores from the bucket.
+        For every run: the other ones may never come back to this machine, and 7 to 100 GB would be lost until it is
+        rebooted. Their successors restore from the bucket.
         """
         for root in set(self._roots):
             for folder in root.glob("notus-*"):
@@ -85,19 +85,19 @@ def _remove_if_dead(folder: Path) -> None:
 
 
 Pin = Callable[[memoryview], Callable[[], None]]
-"""Makes memory fast for a device to write to, and returns how to undo it."""
+"""Makes memory fast for a device to write to, and returns the function that undoes it."""
 
 
 class SharedBuffer:
     """One growing, reused buffer in a file.
 
-    The first touch of a fresh page costs some 15 times the copy itself (storage-facts): pages are touched once, when
+    The first touch of a fresh page costs about 15 times the copy itself (storage-facts): pages are touched once, when
     the buffer grows, and kept.
 
-    Containers often have a /dev/shm of 64 MiB. Where it is too small the buffer moves to `fallback`: a file elsewhere
-    works the same through the page cache, only that the kernel may write it to disk. `path` says where it is.
+    Containers often have a /dev/shm of 64 MiB. If it is too small the buffer moves to `fallback`: a file elsewhere
+    works the same through the page cache, except that the kernel may write it to disk. `path` is where it is.
 
-    `pin` is called with all of the memory whenever there is new one.
+    `pin` is called with the whole buffer each time it is mapped.
     """
 
     def __init__(self, path: Path, fallback: Path | None = None, pin: Pin | None = None) -> None:
@@ -130,7 +130,7 @@ class SharedBuffer:
             return _map_file(self.path, size_bytes)
 
     def unlink(self) -> None:
-        """Give the memory back once nobody maps it."""
+        """Free the memory once no process maps it."""
         self._release()
         self.path.unlink(missing_ok=True)
 
@@ -140,7 +140,7 @@ class SharedBuffer:
 
 
 def _nothing() -> None:
-    """Nothing is pinned."""
+    """The unpin function if nothing is pinned."""
 
 
 def open_shared(path: Path, size_bytes: int) -> memoryview:
@@ -158,7 +158,7 @@ def _map_file(path: Path, size_bytes: int) -> mmap.mmap:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if os.fstat(descriptor).st_size < size_bytes:
-            # posix_fallocate and not truncate: a full /dev/shm is an error here and not a SIGBUS in the copy
+            # posix_fallocate instead of truncate: a full /dev/shm is an error here, not a SIGBUS in the copy
             os.posix_fallocate(descriptor, 0, size_bytes)
         return mmap.mmap(descriptor, os.fstat(descriptor).st_size)
     finally:
@@ -166,6 +166,6 @@ def _map_file(path: Path, size_bytes: int) -> mmap.mmap:
 
 
 def _touch(memory: mmap.mmap) -> None:
-    """Fault every page in, keeping what is there."""
+    """Fault every page in, keeping its content."""
     pages = np.frombuffer(memory, dtype=np.uint8)[:: mmap.PAGESIZE]
     pages |= 0

@@ -1,10 +1,10 @@
-"""A consistent copy of a rank's state in host memory: the thing that is uploaded.
+"""A consistent copy of a rank's state in host memory, which is then uploaded.
 
-Large tensors are copied beside the training, so they must not change meanwhile. A change is detected by torch's own
-count of changes (`Tensor._version`), and the save fails. Changes through `.data` aren't counted: of a tensor in the
-host's memory the copy is compared with pieces that were kept when the save began, which finds those that go over the
-whole tensor; on a GPU that would wait for it, and isn't done. What a forward pass changes, running means and histories,
-is small: that is copied at once, and so are numpy arrays and inference tensors, whose changes are not counted.
+Large tensors are copied in the background, so they must not change meanwhile. A change is detected by torch's own
+counter (`Tensor._version`), and the save fails. Changes through `.data` aren't counted. For a tensor in host memory the
+copy is therefore compared with samples taken when the save began, which finds changes to the whole tensor; on a GPU the
+samples would have to wait for it, and aren't taken. What a forward pass changes (running means, histories) is small
+and copied immediately. So are numpy arrays and inference tensors, whose changes are not counted.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from checkpoints.errors import TornState
 from checkpoints.snapshot.state_tree import Digest, Leaf, encode
 
 AT_ONCE_BYTES = 64 << 10
-"""Of a tensor that is copied when the save begins, and not beside the training."""
+"""Up to this size a tensor is copied when the save begins, not in the background."""
 
 PIECE_BYTES = 4 << 10
-"""Of a sample."""
+"""Size of one sample."""
 ALIGNMENT_BYTES = 64  # of each tensor in the stream, so that any dtype can be viewed in place
 
 
@@ -33,7 +33,7 @@ class Buffer(Protocol):
 
 
 class HostBuffer:
-    """Reused memory of this process, in huge pages where the kernel has some: their first touch costs a sixth."""
+    """Reused memory of this process, in huge pages if the kernel has them: their first touch costs a sixth."""
 
     def __init__(self) -> None:
         self._memory: mmap.mmap | None = None
@@ -49,7 +49,7 @@ class HostBuffer:
 
 
 class TensorSpec(NamedTuple):
-    """Where a tensor lies in the stream; the manifest's `TensorRecord` without its hash."""
+    """Where a tensor is in the stream; the manifest's `TensorRecord` without its hash."""
 
     name: str
     kind: str
@@ -60,7 +60,7 @@ class TensorSpec(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """State trees as JSON, and their tensors laid out in one stream. Valid until the buffer is used again."""
+    """State trees as JSON, and their tensors in one stream. Valid until the buffer is reused."""
 
     trees: dict[str, Any]
     tensors: tuple[TensorSpec, ...]
@@ -74,24 +74,24 @@ class Snapshot(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A snapshot that is still to be copied: small values are encoded, tensors are references."""
+    """A snapshot before the copy: small values are encoded, tensors are references."""
 
     trees: dict[str, Any]
     tensors: tuple[TensorSpec, ...]
     leaves: tuple[Leaf, ...]
     size_bytes: int
     versions: tuple[int | None, ...] = ()
-    """How often each tensor had been changed when the save began; None where there is no count."""
+    """How often each tensor had been changed when the save began; None if its changes aren't counted."""
     samples: tuple[tuple[tuple[int, bytes], ...], ...] = ()
-    """Of each tensor: places in its bytes, and what was there when the save began."""
+    """Per tensor: offsets into its bytes, and what was there when the save began."""
     written: tuple[tuple[Any, Any], ...] = ()
     """GPUs, and events on the streams that wrote their tensors."""
 
     @classmethod
     def of(cls, trees: dict[str, Any]) -> Plan:
-        """Encode `trees` and lay their tensors out. Raises `TypeError` for what can't be stored."""
+        """Encode `trees` and lay out their tensors. Raises `TypeError` for what can't be stored."""
         leaves: list[Leaf] = []
-        encoded = {name: encode(tree, name, leaves) for name, tree in trees.items()}
+        encoded = {_checked_name(name): encode(tree, name, leaves) for name, tree in trees.items()}
         specs, position = [], 0
         for leaf in leaves:
             specs.append(TensorSpec(leaf.name, leaf.kind, leaf.dtype, leaf.shape, position, leaf.size_bytes))
@@ -108,7 +108,7 @@ class Plan(NamedTuple):
         )
 
     def copy(self, target: memoryview) -> Snapshot:
-        """Copy every tensor. Until this returns, none of them may change; raises `TornState` where one did."""
+        """Copy every tensor. None may change until this returns; raises `TornState` if one did."""
         for device, event in self.written:  # this thread's stream is not the one that wrote them
             sys.modules["torch"].cuda.current_stream(device).wait_event(event)
         for leaf, spec in zip(self.leaves, self.tensors, strict=True):
@@ -132,21 +132,29 @@ class Plan(NamedTuple):
 
 
 def _at_once(leaf: Leaf) -> Leaf:
-    """With a copy of what is small, or what nobody counts the changes of."""
+    """The leaf, with a copy of its tensor if that is small or its changes aren't counted."""
     if isinstance(leaf.source, Digest):
         return leaf
     if leaf.kind == "numpy":
         return leaf._replace(source=leaf.source.copy())
-    source = leaf.source.detach()  # with the same count; another tensor in `.data` leaves it as it is
+    source = leaf.source.detach()  # shares the counter, and stays unchanged if `.data` is set to another tensor
     at_once = leaf.size_bytes <= AT_ONCE_BYTES or _version(source) is None
     return leaf._replace(source=source.clone() if at_once else source)
 
 
+def _checked_name(name: Any) -> str:
+    if type(name) is not str or not name.isprintable():
+        raise TypeError(f"{name!r} can't name a part of a checkpoint: use a printable text")
+    return name
+
+
 def _sample(leaf: Leaf) -> tuple[tuple[int, bytes], ...]:
-    """Pieces of the beginning, the middle and the end of a large tensor in the host's memory."""
+    """Samples of the start, the middle and the end of a large tensor in host memory."""
     if isinstance(leaf.source, Digest) or leaf.kind == "numpy" or leaf.size_bytes <= AT_ONCE_BYTES:
         return ()
     if leaf.source.device.type != "cpu" or not leaf.source.is_contiguous():
+        return ()
+    if leaf.source.is_conj() or leaf.source.is_neg():  # its memory isn't its value
         return ()
     flat = leaf.source.view(-1).view(sys.modules["torch"].uint8)
     places = (0, leaf.size_bytes // 2, leaf.size_bytes - PIECE_BYTES)
@@ -162,7 +170,7 @@ def _version(source: Any) -> int | None:
 
 
 def _written(sources: Iterable[Any]) -> tuple[tuple[Any, Any], ...]:
-    """An event on the current stream of each GPU: what was queued on it until now comes before the copy."""
+    """An event on the current stream of each GPU: what is queued on it now runs before the copy."""
     torch = sys.modules.get("torch")
     devices = {source.device for source in sources if getattr(getattr(source, "device", None), "type", "") == "cuda"}
     if torch is None or not devices:
@@ -171,5 +179,5 @@ def _written(sources: Iterable[Any]) -> tuple[tuple[Any, Any], ...]:
 
 
 def padded(size_bytes: int) -> int:
-    """The room that a tensor takes in the stream."""
+    """The space that a tensor takes in the stream."""
     return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

@@ -1,12 +1,12 @@
 """Trees of Python values and tensors as JSON plus raw bytes. No pickle, in either direction.
 
 A state dict is nested dicts, lists and tuples of numbers, strings and tensors. `encode` turns it into a JSON value in
-which each tensor is an index into a list of leaves; `decode` is the inverse. What JSON can't say is tagged:
+which each tensor is an index into a list of leaves; `decode` is the inverse. What JSON can't express is tagged:
 
     {"$tensor": 3}  {"$tuple": [...]}  {"$dict": [[key, value], ...]}  {"$size": [2, 3]}  {"$dtype": "bfloat16"}
     {"$float": "nan"}  {"$bytes": "base64"}  {"$int": "0x7b"}  {"$scalar": ["<f4", "base64"]}
 
-Anything else raises `TypeError` when it is saved, not when somebody needs it back.
+Anything else raises `TypeError` when it is saved, not when it is restored.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ import numpy as np
 import xxhash
 
 MOST_DEPTH = 100
-"""Of the JSON below a tree; its parsers end at some 200."""
-_SAFE_INT = 1 << 53  # JSON readers other than Python's keep integers exactly up to here
+"""Maximum depth of the JSON below a tree; its parsers stop at about 200."""
+_SAFE_INT = 1 << 53  # JSON readers other than Python's keep integers exact up to here
 
 
 class Digest(NamedTuple):
-    """In a state tree, in the place of a tensor that can be recomputed from others: only its hash is stored.
+    """Stands in a state tree for a tensor that can be recomputed from others: only its hash is stored.
 
-    Hashed when the snapshot is copied, not when the tree is encoded. Comes back as the 16 bytes of `digest`.
+    Hashed when the snapshot is copied, not when the tree is encoded. Restored as the 16 bytes of `digest`.
     """
 
     tensor: Any
 
 
 def digest(tensor: Any) -> bytes:
-    """xxh3-128 of a torch tensor's bytes in C order, 16 bytes. From a GPU in pieces, so that it costs little memory."""
+    """xxh3-128 of a torch tensor's bytes in C order, 16 bytes. A GPU's tensor is read in pieces, to save memory."""
     torch = sys.modules["torch"]
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
     state = xxhash.xxh3_128()
@@ -49,7 +49,7 @@ _DIGEST_PIECE_BYTES = 64 << 20
 
 
 class Leaf(NamedTuple):
-    """A tensor that waits to be copied."""
+    """A tensor that is yet to be copied."""
 
     name: str
     kind: str
@@ -62,7 +62,7 @@ class Leaf(NamedTuple):
     def copy_to(self, target: memoryview) -> None:
         """Write the tensor's bytes, C order, into `target` (exactly `size_bytes` long, aligned).
 
-        Copies straight from where the tensor is, strided or on a GPU. torch and numpy give the GIL away for that.
+        Copies straight from where the tensor is, strided or on a GPU. torch and numpy release the GIL meanwhile.
         """
         if not self.size_bytes:
             return
@@ -83,11 +83,11 @@ LeafReader = Callable[[int], Any]
 def encode(value: Any, name: str, leaves: list[Leaf]) -> Any:
     """Return `value` as JSON and append its tensors to `leaves`, named `name/path/in/the/tree`.
 
-    What would come back as another type is refused, but for three that every training has: an OrderedDict comes back as
-    a dict in its order, a Parameter as a tensor, and a numpy array as one of its own memory.
+    What would be restored as another type is refused, with three exceptions that every training needs: an OrderedDict
+    is restored as a dict in its order, a Parameter as a tensor, and a numpy array as one with its own memory.
 
     Raises:
-        TypeError: for a value that isn't plain data, naming where it stands.
+        TypeError: for a value that isn't plain data, naming where it is.
     """
     return _encode(value, name, leaves, 0)
 
@@ -128,7 +128,7 @@ def _encode(value: Any, name: str, leaves: list[Leaf], depth: int) -> Any:
 
 
 def _way_out(value: Any) -> str:
-    """For what looks like plain data, and isn't."""
+    """The hint for a value that looks like plain data but isn't."""
     for plain in (bool, int, float, str, bytes, tuple, list, dict, Mapping):
         if isinstance(value, plain):
             name = "dict" if plain is Mapping else plain.__name__
@@ -140,12 +140,12 @@ def _readable(text: str, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise TypeError(f"{name}: a text with half a character can't go into a checkpoint") from error
+        raise TypeError(f"{name}: text with half a character (a lone surrogate) can't go into a checkpoint") from error
     return text
 
 
 def _encode_numpy(value: Any, name: str, leaves: list[Leaf]) -> Any:
-    if value.dtype.hasobject or value.dtype.names is not None:
+    if value.dtype.hasobject or value.dtype.names is not None or not value.dtype.itemsize:
         raise TypeError(f"{name}: an array of {value.dtype} can't go into a checkpoint")
     if isinstance(value, np.generic):
         return {"$scalar": [value.dtype.str, base64.b64encode(value.tobytes()).decode()]}
@@ -155,7 +155,7 @@ def _encode_numpy(value: Any, name: str, leaves: list[Leaf]) -> Any:
 
 
 def _plain_tensor(value: Any, name: str, torch: Any) -> Any:
-    """The tensor, if it is nothing but numbers in memory. Raises `TypeError`."""
+    """Return the tensor if it is just numbers in memory. Raises `TypeError` otherwise."""
     odd = (
         "sparse"
         if value.layout is not torch.strided
@@ -177,8 +177,8 @@ def _plain_tensor(value: Any, name: str, torch: Any) -> Any:
 def decode(value: Any, read: LeafReader, *, plain: bool = False) -> Any:
     """Inverse of `encode`; `read` returns a leaf by its index.
 
-    `plain`: sizes as tuples and dtypes as names, whether torch is loaded or not. For another thread than the one that
-    may be importing torch right now: half a torch has no `torch.Size`.
+    `plain`: sizes as tuples and dtypes as names, whether torch is loaded or not. For use while another thread may be
+    importing torch: a partly imported torch has no `torch.Size`.
     """
     if isinstance(value, list):
         return [decode(item, read, plain=plain) for item in value]
@@ -209,7 +209,7 @@ def _decode_tagged(tag: str, content: Any, read: LeafReader, torch: Any) -> Any:
     match tag:
         case "$tensor":
             if type(content) is not int or content < 0:  # which Python would count from the end
-                raise ValueError(f"{content!r} is no tensor's number")
+                raise ValueError(f"{content!r} is not the number of a tensor")
             return read(content)
         case "$tuple":
             return tuple(inner(item) for item in content)
@@ -225,10 +225,43 @@ def _decode_tagged(tag: str, content: Any, read: LeafReader, torch: Any) -> Any:
         case "$bytes":
             return base64.b64decode(content)
         case "$size":
-            return torch.Size(content) if torch is not None else tuple(content)
+            sizes = tuple(_whole(item) for item in content)
+            return torch.Size(sizes) if torch is not None else sizes
         case "$dtype":
+            _torch_bits(content)
             return _torch_dtype(torch, content) if torch is not None else content
     raise ValueError(f"unknown tag {tag} in a checkpoint tree: written by a newer version?")
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a size")
+    return value
+
+
+def check_leaf(kind: str, dtype: str, shape: tuple[int, ...], size_bytes: int) -> None:
+    """Raises `ValueError` if no tensor can be built of `size_bytes` bytes as described. Needs no torch."""
+    bits = _torch_bits(dtype) if kind == "torch" else 8 * _numpy_dtype(dtype).itemsize
+    needed = bits * math.prod(_whole(size) for size in shape)
+    if needed != 8 * size_bytes:
+        raise ValueError(f"{shape} of {dtype} are {needed // 8} bytes, not {size_bytes}")
+
+
+_TORCH_BITS = {
+    **dict.fromkeys(("complex128",), 128),
+    **dict.fromkeys(("float64", "double", "int64", "long", "uint64", "complex64"), 64),
+    **dict.fromkeys(("float32", "float", "int32", "int", "uint32", "complex32"), 32),
+    **dict.fromkeys(("float16", "half", "bfloat16", "int16", "short", "uint16"), 16),
+    **dict.fromkeys(("int8", "uint8", "bool", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz"), 8),
+    **dict.fromkeys(("float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2"), 8),
+}
+"""Bits of an element, by torch's name of its dtype."""
+
+
+def _torch_bits(name: Any) -> int:
+    if not isinstance(name, str) or name not in _TORCH_BITS:
+        raise ValueError(f"{name!r} is not a dtype of torch")
+    return _TORCH_BITS[name]
 
 
 def _append(leaves: list[Leaf], name: str, kind: str, dtype: str, source: Any) -> Any:
@@ -261,19 +294,19 @@ def tensor_from(kind: str, dtype: str, shape: tuple[int, ...], data: memoryview)
 
 
 def _torch_dtype(torch: Any, name: str) -> Any:
-    """Raises `ValueError` for whatever else torch has under that name."""
+    """The dtype of that name. Raises `ValueError` if torch has something else under it."""
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"{name!r} is no dtype of torch")
+        raise ValueError(f"{name!r} is not a dtype of torch")
     return found
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any]:
-    """Raises `ValueError` for one that holds more than numbers and texts."""
+    """The dtype of that name. Raises `ValueError` for one that holds more than numbers and text."""
     try:
         found = np.dtype(name)
     except TypeError as error:
-        raise ValueError(f"{name!r} is no dtype of numpy") from error
-    if found.hasobject or found.names is not None:
-        raise ValueError(f"{name!r} is no plain dtype")
+        raise ValueError(f"{name!r} is not a dtype of numpy") from error
+    if found.hasobject or found.names is not None or not found.itemsize:
+        raise ValueError(f"{name!r} is not a plain dtype")
     return found

@@ -1,8 +1,8 @@
-"""How DeepSpeed lays a ZeRO-3 state out, without torch, without DeepSpeed.
+"""DeepSpeed's layout of a ZeRO-3 state, without torch or DeepSpeed.
 
-DeepSpeed 0.19.8 stage 3 cuts every parameter of `n` elements into `ceil(n / world size)` a rank (the last one padded)
-and lays the pieces of a sub-group out one after the other in one flat fp32 tensor a rank. The order is that of
-`param_shapes`, which each rank's checkpoint has; the optimizer's tensors (`square_avg`, `exp_avg`) lie alike.
+DeepSpeed 0.19.8 stage 3 cuts every parameter of `n` elements into `ceil(n / world size)` per rank (the last one padded)
+and concatenates the pieces of a sub-group in one flat fp32 tensor per rank. The order is that of `param_shapes`, which
+each rank's checkpoint has; the optimizer's tensors (`square_avg`, `exp_avg`) have the same layout.
 (`zero_to_fp32.py`, the recovery script that DeepSpeed ships, reads its own files the same way.)
 """
 
@@ -22,14 +22,14 @@ _RANK_IN_NAME = re.compile(r"(?<=zero_pp_rank_)\d+(?=_mp_rank_)")
 
 
 class Partition(NamedTuple):
-    """Where a parameter lies in every rank's flat tensor of its sub-group."""
+    """Where a parameter is in each rank's flat tensor of its sub-group."""
 
     name: str
     shape: tuple[int, ...]
     group: int
     offset: int
     length: int
-    """Elements a rank, padding included."""
+    """Elements per rank, including padding."""
 
     @property
     def numel(self) -> int:
@@ -37,7 +37,7 @@ class Partition(NamedTuple):
 
 
 def partition_length(shape: tuple[int, ...], world_size: int) -> int:
-    """Elements of a parameter that each rank holds, padding included."""
+    """Elements of a parameter that each rank holds, including padding."""
     return math.ceil(math.prod(shape) / world_size)
 
 
@@ -81,7 +81,7 @@ class RankState:
     """The ZeRO-3 files among one rank's state trees.
 
     Raises:
-        UserError: there are none, or they are laid out in a way that this version doesn't know.
+        UserError: there are none, or this version doesn't know their layout.
     """
 
     def __init__(self, trees: Mapping[str, Any], world_size: int) -> None:
@@ -89,7 +89,7 @@ class RankState:
         self.model_file, self.model = _one(trees, "_model_states.pt")
         self.optimizer = optimizer_tree["optimizer_state_dict"]
         self.inner: dict[str, Any] = self.optimizer["optimizer_state_dict"]
-        """The state dict of the torch optimizer: one parameter a sub-group."""
+        """The state dict of the torch optimizer: one parameter per sub-group."""
         self.flats: list[Any] = self.optimizer["fp32_flat_groups"]
         self.param_shapes: list[Shapes] = [
             {name: tuple(shape) for name, shape in shapes.items()} for shapes in self.model["param_shapes"]
@@ -101,7 +101,7 @@ class RankState:
             if tuple(flat.shape) != (length,):
                 raise UserError(
                     f"the partition of sub-group {group} has {tuple(flat.shape)} elements, {length} expected",
-                    "this checkpoint is laid out in a way that this version does not know",
+                    "this version does not know the layout of this checkpoint",
                 )
 
     @property
@@ -117,13 +117,13 @@ class RankState:
                 yield key, value
 
     def frozen(self) -> dict[str, Any]:
-        """Pieces of the frozen parameters by name, where they were saved."""
+        """Pieces of the frozen parameters by name, if they were saved."""
         found: dict[str, Any] | None = self.model.get("frozen_param_fragments")
         return found or {}
 
 
 def rename_rank(file: str, rank: int) -> str:
-    """The name of the same file of another rank."""
+    """The name of the same file for another rank."""
     return _RANK_IN_NAME.sub(str(rank), file)
 
 

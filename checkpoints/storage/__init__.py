@@ -1,1 +1,1 @@
-"""The storage backends, one contract for all: S3, GCS, a folder."""
+"""The storage backends, with one contract for all: S3, GCS, Azure, a folder."""

@@ -1,10 +1,10 @@
 """Azure Blob Storage: `az://ACCOUNT/CONTAINER/PREFIX`.
 
-The account is part of the URL, because a container's name is unique in its account only. Credentials, the first that is
-there: AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN, a service principal (AZURE_TENANT_ID, AZURE_CLIENT_ID,
-AZURE_CLIENT_SECRET), and what the machine itself may do (its managed identity). AZURE_STORAGE_ENDPOINT names another
-place than https://ACCOUNT.blob.core.windows.net: a sovereign cloud, or the emulator that the tests use (Azurite). The
-real service was not tried.
+The account is part of the URL, because a container's name is unique only within its account. Credentials, in order of
+precedence: AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN, a service principal (AZURE_TENANT_ID, AZURE_CLIENT_ID,
+AZURE_CLIENT_SECRET), the machine's managed identity. AZURE_STORAGE_ENDPOINT replaces
+https://ACCOUNT.blob.core.windows.net, for a sovereign cloud or the emulator that the tests use (Azurite). The real
+service was not tried.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class AzureBlob:
                 f"export {SAS} (for this container alone: read, write, list, delete, until well after the deadline) or "
                 f"{KEY}",
             )
-        return {SAS: found[SAS]} if SAS in found else found  # the lesser right, where there are both
+        return {SAS: found[SAS]} if SAS in found else found  # the narrower permission, if both are set
 
     def rules(self, prefix: str) -> Any:
         actions = {
@@ -115,8 +115,8 @@ def parts_of(url: str) -> tuple[str, str, str]:
 def _credentials(url: str, environment: Mapping[str, str], *, ours: bool) -> dict[str, Any]:
     """Return the options that give obstore its credentials.
 
-    Known credentials are handed over by a provider: obstore would otherwise take this process's key first. For another
-    user (not `ours`), only the credentials that a launch sends are used, and never what this machine itself may do.
+    Known credentials are passed as a provider: obstore would otherwise take this process's key first. For another user
+    (not `ours`), only the credentials that a launch sends are used, never this machine's own identity.
     """
     if key := environment.get(KEY):
         return {"credential_provider": lambda: {"access_key": key, "expires_at": None}}
@@ -130,5 +130,5 @@ def _credentials(url: str, environment: Mapping[str, str], *, ours: bool) -> dic
 
 
 def _direct(store: AzureStore, environment: Mapping[str, str]) -> Callable[[str], Request] | None:
-    """Only an account's key signs without asking."""
+    """Signed requests, if there is an account key: only that signs without a request to Azure."""
     return signing(store) if environment.get(KEY) else None

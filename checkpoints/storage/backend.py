@@ -1,7 +1,7 @@
-"""The registry of storage backends: one row each, and all that the rest of the code may ask of one.
+"""The registry of storage backends, one row each, and the protocol that each one implements.
 
 To add a backend: a module with a `BACKEND`, a row in `BACKENDS`, and its server in tests/contract/test_store.py.
-docs/how-to/add-a-storage-backend.md goes through it.
+docs/how-to/add-a-storage-backend.md has the steps.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from checkpoints.util.environment import user_path
 
 
 class Backend(Protocol):
-    """One kind of store. `environment` is that of the user it works for; None = this process's own."""
+    """One kind of store. `environment` is the user's; None = this process's own."""
 
     def open(self, url: str, environment: Mapping[str, str] | None) -> Store:
         """Open the store at `url`, without contacting it.
 
-        Raises `UserError`, and `BucketUnusable` without credentials.
+        Raises `UserError`, or `BucketUnusable` if there are no credentials.
         """
 
     def prices(self, url: str, environment: Mapping[str, str] | None) -> StoragePrices:
@@ -31,25 +31,25 @@ class Backend(Protocol):
     def settings(self, environment: Mapping[str, str] | None) -> dict[str, str]:
         """Variables that give a machine the store's location.
 
-        None of them is secret: they are written to task files. `environment` None = the variables of a task file that
-        is written for any user.
+        None of them is secret: they are written to task files. `environment` None = the variables for a task file that
+        works for any user.
         """
 
     def secret_names(self, clouds: Collection[str]) -> tuple[str, ...]:
-        """Names of the variables that machines of these clouds need in order to open it."""
+        """Names of the variables that machines in these clouds need to open it."""
 
     def secrets(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """Their values, from whoever launches. Raises `UserError` for what is missing, or wouldn't last for a run."""
+        """Their values, from whoever launches. Raises `UserError` if one is missing or wouldn't last for a run."""
 
     def rules(self, prefix: str) -> Any:
         """Lifecycle rules for what our own clean-up can't see, as JSON; `prefix` ends in '/', or is '' for all."""
 
     def how_to_apply(self, url: str) -> str:
-        """The command that makes the printed rules those of the bucket."""
+        """The command that applies the printed rules to the bucket."""
 
 
 class Row(NamedTuple):
-    """Where a backend is defined. Its module is imported when it is first used: `--help` needs none."""
+    """Where a backend is defined. Its module is imported on first use: `--help` needs none."""
 
     scheme: str
     example: str
@@ -61,7 +61,7 @@ BACKENDS = (
     Row("gs", "gs://BUCKET/PREFIX", "checkpoints.storage.gcs"),
     Row("az", "az://ACCOUNT/CONTAINER/PREFIX", "checkpoints.storage.azure"),
 )
-"""Those that a machine in any cloud can reach. A folder is none of them: see `checkpoints.storage.filesystem`."""
+"""The stores that a machine in any cloud can reach. A folder isn't one: see `checkpoints.storage.filesystem`."""
 EXAMPLES = ", ".join(row.example for row in BACKENDS)
 SHORT = ", ".join(f"{row.scheme}://..." for row in BACKENDS)
 """For help texts."""
@@ -87,9 +87,9 @@ def backend_of(url: str) -> Backend | None:
 def open_store(url: str, prefix: str = "", environment: Mapping[str, str] | None = None) -> Store:
     """Open the store behind a bucket's URL, or the folder `prefix` in it.
 
-    The URLs of `BACKENDS`, `file:///folder` or a plain path. Credentials come from the environment, by each cloud's own
-    rules; a process that works for several users gives each one's `environment` instead. Raises `UserError` for an
-    unknown scheme. Nothing is contacted yet: see `checkpoints.storage.probe`.
+    Accepts the URLs of `BACKENDS`, `file:///folder` or a plain path. Credentials come from the environment, by each
+    cloud's own rules; a process that serves several users passes each one's `environment` instead. Raises `UserError`
+    for an unknown scheme. Contacts nothing yet: see `checkpoints.storage.probe`.
     """
     if not url.strip():
         raise UserError(f"bucket {url!r} is blank", f"give {EXAMPLES} or a folder")
@@ -107,7 +107,7 @@ def open_store(url: str, prefix: str = "", environment: Mapping[str, str] | None
 
 def _folder(url: str, path: str, prefix: str) -> Store:
     if not path.startswith("/"):
-        raise UserError(f"bucket {url!r} names no folder", "write file:///path, or the path alone")
+        raise UserError(f"bucket {url!r} names no folder", "write file:///path, or just the path")
     from pathlib import Path
 
     from checkpoints.storage.filesystem import FolderStore

@@ -34,14 +34,14 @@ _HINTS = {
 
 
 TEMPORARY_S = 3600.0
-"""A temporary file untouched for so long, and locked by nobody, is what a killed writer left."""
+"""A temporary file that is older than this, and not locked, was left by a killed writer."""
 
 
 class FolderStore:
     """A folder as an object store. obstore's LocalStore has no compare-and-swap, and does not fsync.
 
     Create-once is a hard link, which the kernel makes atomic; the compare-and-swap of HEAD is a lock file and a
-    rename. Works for processes of one machine, and on network file systems with working flock and link.
+    rename. Works for processes on one machine, and on network file systems with working flock and link.
     """
 
     def __init__(self, bucket: Path, prefix: str = "") -> None:
@@ -63,7 +63,7 @@ class FolderStore:
         with self._errors(key), (self._root / key).open("rb") as file:
             return memoryview(os.pread(file.fileno(), length, start))
 
-    def afresh(self) -> FolderStore:
+    def reconnected(self) -> FolderStore:
         return self  # there are no connections
 
     def read_into(self, key: str, target: memoryview, seen: Seen = ignore) -> int:
@@ -139,7 +139,7 @@ class FolderStore:
 
     @contextlib.contextmanager
     def _temporary(self, data: Buffer | BinaryIO) -> Iterator[Path]:
-        """A file with `data` in it, on disk for good, and gone at the end unless it was renamed."""
+        """A file containing `data`, synced to disk, and deleted at the end unless it was renamed."""
         if not self._bucket.is_dir():
             raise self._no_bucket()
         self._tmp.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ class FolderStore:
         path = self._tmp / uuid.uuid4().hex
         try:
             with path.open("xb") as file:
-                with contextlib.suppress(OSError):  # no locks here: then nobody can lock it to collect it either
+                with contextlib.suppress(OSError):  # no locks here: then no collector can lock it either
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if isinstance(data, bytes | bytearray | memoryview):
                     file.write(data)
@@ -157,7 +157,7 @@ class FolderStore:
                     shutil.copyfileobj(data, file, length=16 << 20)
                 file.flush()
                 os.fsync(file.fileno())
-                yield path  # open, and so locked, until it is linked or renamed
+                yield path  # open, and thus locked, until it is linked or renamed
         finally:
             path.unlink(missing_ok=True)
 
@@ -168,7 +168,7 @@ class FolderStore:
     def _locked(self, key: str) -> Iterator[None]:
         path = self._lock_of(key)
         path.parent.mkdir(exist_ok=True)
-        while True:  # again for each time that the object is deleted while this waits
+        while True:  # again whenever the object is deleted during the wait
             with path.open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not _is_at(lock, path):
@@ -197,22 +197,22 @@ class FolderStore:
 
 
 def _collect_dead(folder: Path) -> None:
-    """Remove what killed writers left in `folder`: up to 4 chunks of 64 MiB for each kill of a rank.
+    """Remove what killed writers left in `folder`: up to 4 chunks of 64 MiB per killed rank.
 
-    A live writer holds its file's lock until the file has its name; the kernel drops the lock of a dead one. The age is
-    for the moment between opening and locking, and for a file that was not locked because that failed.
+    A live writer holds its file's lock until the file has its name; the kernel drops a dead writer's lock. The minimum
+    age covers the moment between opening and locking, and files whose locking failed.
     """
     newest = time.time() - TEMPORARY_S
     for path in folder.iterdir():
         with contextlib.suppress(OSError):  # in use, or another writer was faster
             if path.stat().st_mtime < newest:
-                with path.open("r+b") as file:  # NFS locks for writing only what is open for it
+                with path.open("r+b") as file:  # NFS gives an exclusive lock only on a file that is open for writing
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
-    """Is this open file still the one at `path`? A lock on a deleted one keeps no writer out."""
+    """Is this open file still the one at `path`? A lock on a deleted file keeps no writer out."""
     try:
         return os.fstat(file.fileno()).st_ino == path.stat().st_ino
     except FileNotFoundError:

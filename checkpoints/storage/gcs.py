@@ -89,10 +89,10 @@ BACKEND = GoogleCloudStorage()
 
 
 def _clients(bucket: str, prefix: str, environment: Mapping[str, str]) -> tuple[GCSStore, GCSStore]:
-    """The bucket, with the client for small and the one for large writes."""
+    """The bucket's client for small writes and the one for large writes."""
     key = environment.get(KEY)  # another user's; else whatever this process has
     config: Any = {"service_account_key": key} if key else {}
-    # GCS itself is always asked by https; the key file of a test server names an http:// one.
+    # GCS itself always uses https; the key file of a test server names an http:// URL.
     options: list[Any] = [{**each, "allow_http": True} for each in limits()]
     small, bulk = (
         GCSStore(bucket, prefix=prefix or None, retry_config=RETRY, client_options=each, **config) for each in options
@@ -103,7 +103,7 @@ def _clients(bucket: str, prefix: str, environment: Mapping[str, str]) -> tuple[
 def _access(
     store: GCSStore, bucket: str, prefix: str, environment: Mapping[str, str]
 ) -> Callable[[str], Request] | None:
-    """How to GET with the credentials that obstore uses; None for a person's login, which can't sign here."""
+    """How to GET with the credentials that obstore uses; None for a user login, which can't sign here."""
     found = credentials(environment)
     if found is None:
         return MachineAccess(bucket, prefix, environment).request

@@ -1,4 +1,4 @@
-"""How to GET an object of GCS without obstore: by a signed URL where there is a key, by the machine's token on GCP."""
+"""How to GET a GCS object without obstore: by a signed URL if there is a key, by the machine's token on GCP."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ METADATA_HOST = "metadata.google.internal"
 STORAGE_URL = "https://storage.googleapis.com"
 CONNECT_S = 2.0
 EARLY_S = 225.0
-"""A token is renewed so long before it ends, as google-auth does: the metadata server has a new one by then."""
+"""How long before its expiry a token is renewed, as in google-auth: the metadata server has a new one by then."""
 _KEY_FILES = ("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_APPLICATION_CREDENTIALS")
 _GCLOUD = ".config/gcloud/application_default_credentials.json"
 
 
 def credentials(environment: Mapping[str, str]) -> dict[str, object] | None:
-    """The key or login that obstore will use, in its order; {} = one that we can't read.
+    """The key or login that obstore will use, in its order of precedence; {} = one that we can't read.
 
-    None: there is neither, so it will use the identity of this machine.
+    None: there is neither, so obstore will use the identity of this machine.
     """
     try:
         text = environment.get("GOOGLE_SERVICE_ACCOUNT_KEY")
@@ -41,7 +41,7 @@ def credentials(environment: Mapping[str, str]) -> dict[str, object] | None:
 
 
 class MachineAccess:
-    """Requests with the token of the identity that this machine has on GCP."""
+    """Requests with the token of this machine's identity on GCP."""
 
     def __init__(self, bucket: str, prefix: str, environment: Mapping[str, str]) -> None:
         base = environment.get("GOOGLE_BASE_URL") or STORAGE_URL
@@ -54,7 +54,7 @@ class MachineAccess:
         self._absent = False
 
     def request(self, key: str) -> Request:
-        """The request for an object; raises `OSError` where there is no token: another cloud, or a machine without."""
+        """The request for an object; raises `OSError` if there is no token: another cloud, or no service account."""
         return Request(f"{self._base}/{self._folder}/{quote(key)}", {"Authorization": f"Bearer {self._current()}"})
 
     def _current(self) -> str:
@@ -63,20 +63,20 @@ class MachineAccess:
                 raise OSError("this machine has no identity on GCP")
             if time.monotonic() >= self._until:
                 try:
-                    self._token, lives_s = self._ask()
+                    self._token, lives_s = self._fetch_token()
                 except OSError:
-                    self._absent = not self._token  # never there: it isn't asked for every chunk
+                    self._absent = not self._token  # never there: don't try again for every chunk
                     raise
                 self._until = time.monotonic() + lives_s - EARLY_S
             return self._token
 
-    def _ask(self) -> tuple[str, float]:
+    def _fetch_token(self) -> tuple[str, float]:
         url = f"http://{self._metadata}/computeMetadata/v1/instance/service-accounts/default/token"
         request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with direct.open(request, timeout=CONNECT_S) as answer:
-                told = json.load(answer)
-            return str(told["access_token"]), float(told["expires_in"])
+                content = json.load(answer)
+            return str(content["access_token"]), float(content["expires_in"])
         except (http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-            raise OSError(f"{url} answers without a token") from error
+            raise OSError(f"{url} returned no token") from error

@@ -1,9 +1,8 @@
-"""Rules for a bucket: what our own clean-up can't see. Offered, not required.
+"""Lifecycle rules for what our own clean-up can't see in a bucket. Optional.
 
-Retention deletes checkpoints by itself, from HEAD (`checkpoints.commit.garbage_collection`); a rule that deleted
-objects by their age would take the newest checkpoint of a run that pauses. What is left for the bucket: parts of
-uploads that were cut off, which no listing shows and which are paid for, and in a bucket with versions what was deleted
-or replaced.
+Retention deletes checkpoints by itself, based on HEAD (`checkpoints.commit.garbage_collection`); a rule that deleted
+objects by age would remove the newest checkpoint of a run that pauses. What remains for the bucket are the parts of
+interrupted uploads, which no listing shows but which are billed, and old versions in a versioned bucket.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _ID = "notus-launch"
 
 
 def s3_rules(prefix: str) -> list[dict[str, Any]]:
-    """For S3, R2 and others, below `prefix` ('' = the whole bucket)."""
+    """The rules for S3, R2 and others, below `prefix` ('' = the whole bucket)."""
     return [
         {
             "ID": f"{_ID}-{prefix or 'bucket'}",
@@ -36,36 +35,36 @@ def s3_rules(prefix: str) -> list[dict[str, Any]]:
 
 
 def describe(url: str) -> str:
-    """The rules for a bucket URL as JSON; raises `UserError` where there are none."""
+    """The rules for a bucket URL as JSON; raises `UserError` for a URL that isn't a bucket's."""
     backend, prefix = _backend(url)
     return json.dumps(backend.rules(prefix), indent=2)
 
 
 def how_to_apply(url: str) -> str:
-    """The command that makes the printed rules those of the bucket."""
+    """The command that applies the printed rules to the bucket."""
     backend, _ = _backend(url)
     return backend.how_to_apply(url)
 
 
 def merge_rules(existing: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The bucket's rules with ours among them; a put replaces all of them, so nobody else's may be forgotten."""
+    """The bucket's rules plus ours; a put replaces all rules, so those of others must be included."""
     names = {rule["ID"] for rule in ours}
     return [*(_with_filter(rule) for rule in existing if rule.get("ID") not in names), *ours]
 
 
 def _with_filter(rule: dict[str, Any]) -> dict[str, Any]:
-    """A rule of the old kind, with its prefix outside of a filter: S3 refuses the two kinds beside each other."""
+    """Convert a rule of the old kind, whose prefix is outside a filter: S3 refuses a mix of the two kinds."""
     if "Prefix" not in rule:
         return rule
     return {**{key: value for key, value in rule.items() if key != "Prefix"}, "Filter": {"Prefix": rule["Prefix"]}}
 
 
 def apply(url: str, client: Any = None) -> list[str]:
-    """Add the rules to an S3 bucket, beside those that it has; returns the names of all.
+    """Add the rules to an S3 bucket, keeping its own; returns the names of all.
 
     Raises:
         UserError: not an S3 bucket.
-        BucketUnusable: the key may not do this, or there is no such bucket.
+        BucketUnusable: the key lacks the permission, or there is no such bucket.
     """
     _, prefix = _backend(url)
     if scheme_of(url) != "s3":
@@ -82,13 +81,13 @@ def apply(url: str, client: Any = None) -> list[str]:
         rights = "s3:GetLifecycleConfiguration and s3:PutLifecycleConfiguration"
         raise BucketUnusable(
             f"can't set the rules of s3://{bucket}: {error}",
-            f"the key needs {rights}; they aren't needed for a run" if denied else "the rules are as before",
+            f"the key needs {rights}; a run doesn't need them" if denied else "the rules are unchanged",
         ) from error
     return [str(rule.get("ID", "without a name")) for rule in rules]
 
 
 def _client() -> Any:
-    """For the place that the store opens, too: boto3 reads one variable for the region less."""
+    """An S3 client for the same region and endpoint as the store: boto3 alone ignores AWS_REGION."""
     import boto3
 
     region, endpoint = s3_location()
@@ -108,7 +107,7 @@ def _existing(client: Any, bucket: str) -> list[dict[str, Any]]:
 
 
 def _backend(url: str) -> tuple[Backend, str]:
-    """And the prefix below which its rules hold."""
+    """The URL's backend, and the prefix below which its rules apply."""
     backend = backend_of(url)
     if backend is None:
         raise UserError(f"{url} needs no rules", f"only buckets have them: {EXAMPLES}")

@@ -1,4 +1,4 @@
-"""What each store charges for keeping, reading and writing, and for the way out of its cloud."""
+"""What each store charges for storage, reads, writes and egress."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class StoragePrices(NamedTuple):
-    """What a store charges: list prices in US dollars. Traffic into it costs nothing in any of them."""
+    """List prices of a store, in US dollars. Ingress is free in all of them."""
 
     label: str
     cloud: str | None
-    """Machines there read for nothing."""
+    """The cloud whose machines read for free."""
     usd_per_gb_month: float
     egress_usd_per_gb: float
     usd_per_1000_writes: float
@@ -22,4 +22,4 @@ GOOGLE_CLOUD_STORAGE = StoragePrices("Google Cloud Storage", "gcp", 0.020, 0.12,
 CLOUDFLARE_R2 = StoragePrices("a bucket without egress fees (Cloudflare R2)", None, 0.015, 0.0, 0.0045, 0.00036)
 """As of 2026-11: US regions, standard class, first tier, without free allowances."""
 AZURE_BLOB = StoragePrices("Azure Blob Storage", "azure", 0.0184, 0.087, 0.005, 0.0004)
-"""Hot tier, LRS, East US 2, as a third party copied Microsoft's list in 2023; not read again since."""
+"""Hot tier, LRS, East US 2, from a third party's copy of Microsoft's list in 2023; not checked since."""

@@ -1,4 +1,4 @@
-"""The Store contract over any store that obstore speaks to. The backends' modules open them."""
+"""The Store contract over any store that obstore supports. The backends' modules open them."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ from checkpoints.storage.obstore_client import BucketStore, first_line
 from checkpoints.storage.presigned import Request, SignedReader
 
 SMALL_BYTES = 1 << 20
-"""Up to this size (HEAD, manifests, indexes) an upload takes less than `ANSWER_S`, and its answer is waited for no
-longer: a lease would run out in `REQUEST_S`."""
+"""Up to this size (HEAD, manifests, indexes) an upload takes less than `ANSWER_S`, and the client waits no longer for
+the response: a lease would run out in `REQUEST_S`."""
 
 logger = logging.getLogger(__name__)
 
 
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
-"""The stores' own codes, which obstore passes on in the text only."""
+"""The stores' own codes, which obstore passes on only in the text."""
 
 
 class _Transient(StoreError):
-    """Worth another try: a broken connection, an answer that makes no sense."""
+    """Worth a retry: a broken connection, a malformed response."""
 
 
 class _Busy(AlreadyExists):
-    """The store has another conditional write to the same key in hand (AWS: 409 ConditionalRequestConflict)."""
+    """The store is processing another conditional write to the same key (AWS: 409 ConditionalRequestConflict)."""
 
 
-# obstore itself retries 5xx, but not a connection that breaks under a conditional write or a delete: it can't know
-# whether the deed was done. Our callers can (nonces, same bytes), so here everything is tried again.
+# obstore itself retries 5xx, but not a connection that breaks during a conditional write or a delete: it can't know
+# whether the operation took effect. Our callers can (nonces, same bytes), so here everything is retried.
 _retried = stamina.retry(on=_Transient, attempts=6, timeout=120, wait_initial=0.1, wait_max=5.0)
 _retried_while_busy = stamina.retry(on=_Busy, attempts=6, timeout=20, wait_initial=0.1, wait_max=2.0)
-"""Of a `create`; obstore retries a `swap` itself. Busy for longer isn't another writer's doing: it is a refusal."""
+"""For `create`; obstore retries a `swap` itself. Busy for longer isn't due to another writer: it is a refusal."""
 
 
 class ObjectStore:
@@ -77,12 +77,12 @@ class ObjectStore:
         Args:
             store: obstore's client for the bucket, or its store in memory.
             url: where the store is.
-            bulk: the same place through a client that is patient with large uploads.
-            direct: makes the request of a plain GET.
-            again: opens the same place with clients of its own.
-            compared_by: obstore's name of what a conditional write compares. GCS compares generations, never ETags, and
-                obstore calls those versions.
-            credentials: where this backend finds its credentials, for a user who is refused.
+            bulk: the same store through a client with long timeouts for large uploads.
+            direct: makes the request for a plain GET.
+            again: opens the same store with new clients.
+            compared_by: obstore's name for what a conditional write compares. GCS compares generations, never ETags,
+                and obstore calls those versions.
+            credentials: where this backend finds its credentials, as a hint for a user who is refused.
         """
         self._store = store
         self._bulk = bulk or store
@@ -101,7 +101,7 @@ class ObjectStore:
     def url(self) -> str:
         return self._url
 
-    def afresh(self) -> ObjectStore:
+    def reconnected(self) -> ObjectStore:
         return self if self._again is None else self._again()
 
     @_retried
@@ -116,7 +116,7 @@ class ObjectStore:
             try:
                 return memoryview(obstore.get_range(self._store, key, start=start, length=length))
             except GenericError:
-                # S3 answers 416 to a range that starts at or behind the end, of an empty object for example.
+                # S3 returns 416 for a range that starts at or beyond the end, for example of an empty object.
                 if obstore.head(self._store, key)["size"] <= start:
                     return memoryview(b"")
                 raise
@@ -129,8 +129,8 @@ class ObjectStore:
                 except FileNotFoundError:
                     raise
                 except OSError as error:
-                    logger.info("%s: reading the slow way: %s", key, error)
-        # One byte more than asked for tells whether there is more.
+                    logger.info("%s: reading through obstore instead: %s", key, error)
+        # One byte more than wanted shows whether there is more.
         data = self.get_range(key, 0, len(target) + 1)
         target[: data.nbytes] = data[: len(target)]
         seen(target[:0])
@@ -200,7 +200,7 @@ class ObjectStore:
         try:
             yield
         except AlreadyExistsError as error:
-            if "ConditionalRequestConflict" in str(error):  # the store's own code, which obstore passes on in the text
+            if "ConditionalRequestConflict" in str(error):  # the store's own code, passed on only in the text
                 raise _Busy(f"{where}: {first_line(error)}") from error
             raise AlreadyExists(f"{where} exists already") from error
         except PreconditionError as error:
@@ -215,6 +215,6 @@ class ObjectStore:
             hint = f"{self._credentials}. The key needs to read, write, list and delete below the bucket"
             raise AccessDenied(f"{self._url} refuses access: {first_line(error)}", hint) from error
         except (BaseError, OSError) as error:
-            if "NotImplemented" in str(error):  # the store's own code, too; its answer will be the same tomorrow
+            if "NotImplemented" in str(error):  # also the store's own code; a retry would fail the same way
                 raise BucketUnusable(f"{self._url} can't do what it was asked for: NotImplemented", FENCED) from error
             raise _Transient(f"{where}: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""What the clients of all object stores share: limits, retries, signed requests."""
+"""What the clients of all object stores share: timeouts, retries, signed requests."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from checkpoints.storage.presigned import Request
 
 BucketStore: TypeAlias = S3Store | GCSStore | AzureStore
 
-# The client retries 5xx and broken connections by itself, with back-off, up to these bounds. A conditional write
+# The client itself retries 5xx and broken connections, with back-off, up to these bounds. A conditional write
 # that is retried can lose to its own first try: callers compare nonces or bytes (storage-facts, step 5).
 RETRY: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
 SIGNED_FOR = timedelta(minutes=10)
 
 # The client's own limit of 30 s for a whole request is too short for a chunk of 64 MiB on a slow link, which could then
-# never be saved. A machine that vanishes needs no limit of ours: the kernel gives up 30 s after the last byte that
-# was acknowledged (the client sets TCP_USER_TIMEOUT).
+# never be saved. For a machine that vanishes we need no limit: the kernel gives up 30 s after the last acknowledged
+# byte (the client sets TCP_USER_TIMEOUT).
 CONNECT_S = 10.0
 ANSWER_S = 30.0
-"""Longest silence of the store: before its answer, and between two pieces of it. The client counts it from the start
-of the request, so a body on its way up has to fit in."""
+"""How long the store may send nothing: before its response, and between two pieces of it. The client counts from the
+start of the request, so this has to include the upload of a body."""
 REQUEST_S = 600.0
-"""Longest request. A store that takes a whole chunk and never answers is given up after this; a chunk of 64 MiB needs
-0.11 MB/s, and 32 connections (8 ranks of 4) that share a link 29 Mbit/s."""
+"""Longest request. A store that accepts a whole chunk and never responds is given up after this; a chunk of 64 MiB
+needs 0.11 MB/s, and 32 connections (8 ranks of 4) that share a link need 29 Mbit/s."""
 
 
 @contextlib.contextmanager
 def opening(url: str, hint: str) -> Iterator[None]:
-    """Turns the client's refusal to open `url` into a `BucketUnusable` with this hint."""
+    """Turn the client's refusal to open `url` into a `BucketUnusable` with this hint."""
     try:
         yield
     except BaseError as error:
@@ -54,13 +54,13 @@ def bucket_and_prefix(url: str) -> tuple[str, str]:
 
 
 def limits() -> tuple[dict[str, Any], dict[str, Any]]:
-    """How long the clients wait: for reads and small writes, and for large writes."""
+    """The clients' timeouts: for reads and small writes, and for large writes."""
     bulk = {"connect_timeout": timedelta(seconds=CONNECT_S), "timeout": timedelta(seconds=REQUEST_S)}
     return {**bulk, "read_timeout": timedelta(seconds=ANSWER_S)}, bulk
 
 
 def signing(store: BucketStore) -> Callable[[str], Request]:
-    """Signs a GET of a key with the credentials of `store`, for `SIGNED_FOR`."""
+    """Return a function that signs a GET of a key with the credentials of `store`, valid for `SIGNED_FOR`."""
 
     def sign(key: str) -> Request:
         try:
@@ -72,5 +72,5 @@ def signing(store: BucketStore) -> Callable[[str], Request]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what the client says: the others are its own debugging."""
+    """The first line of the client's message: the others are its own debugging output."""
     return str(error).split("\n", 1)[0][:300]

@@ -1,8 +1,8 @@
-"""GET straight into memory that is there already, by presigned URLs or with a token.
+"""GET straight into existing memory, by presigned URLs or with a token.
 
-obstore hands out fresh memory for everything it reads, and touching fresh pages costs several times what the network
+obstore returns fresh memory for everything it reads, and touching fresh pages costs several times what the network
 does (storage-facts: 1.7-1.9 CPU-s/GB, a raw range GET 0.25). Here the kernel writes into the final buffer. Retries and
-odd answers are obstore's business: whoever calls this falls back to it.
+unexpected responses are left to obstore: callers fall back to it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from checkpoints.storage.base import PIECE_BYTES, Seen
 
 CONNECT_S = 5.0
 TIMEOUT_S = 30.0
-"""Longest silence."""
+"""How long the connection may be silent."""
 
 
 class Request(NamedTuple):
@@ -30,18 +30,18 @@ class Request(NamedTuple):
 
 
 class UnexpectedAnswer(OSError):
-    """Neither the bytes nor a clear 'no such object'."""
+    """A response that is neither the bytes nor a clear 'no such object'."""
 
 
 class SignedReader:
-    """Keeps idle connections for the next read, and closes them when it is collected.
+    """Keeps idle connections for the next read, and closes them when it is garbage-collected.
 
-    A host that could not be reached at the first try is not tried again: behind a proxy, which obstore uses and we
-    don't, every chunk would wait `CONNECT_S` for nothing.
+    A host that can't be reached at the first try is not tried again: behind a proxy, which obstore uses and we don't,
+    every chunk would wait `CONNECT_S` for nothing.
     """
 
     def __init__(self, sign: Callable[[str], Request]) -> None:
-        self._sign = sign  # a key's request; raises OSError where there is none
+        self._sign = sign  # the request for a key; raises OSError if there is none
         self._idle: list[tuple[str, http.client.HTTPConnection]] = []
         self._reachable: dict[str, bool] = {}
         self._lock = threading.Lock()
@@ -54,7 +54,7 @@ class SignedReader:
 
         Raises:
             FileNotFoundError: 404.
-            OSError: anything else that isn't a plain answer; try another way.
+            OSError: anything else that isn't a plain response; read it another way.
         """
         url, headers = self._sign(key)
         parts = urlsplit(url)
@@ -87,7 +87,7 @@ class SignedReader:
         try:
             connection.connect()
         except OSError:
-            self._reachable.setdefault(host, False)  # one that was reached before has a bad moment
+            self._reachable.setdefault(host, False)  # if it was reached before, this is transient
             raise
         self._reachable[host] = True
         connection.timeout = TIMEOUT_S
@@ -119,7 +119,7 @@ def _receive(answer: http.client.HTTPResponse, target: memoryview, key: str, see
     while position < wanted:
         count = answer.readinto(target[position : min(wanted, position + PIECE_BYTES)])
         if not count:
-            raise UnexpectedAnswer(f"{key}: the answer ended after {position} of {wanted} bytes")
+            raise UnexpectedAnswer(f"{key}: the response ended after {position} of {wanted} bytes")
         seen(target[position : position + count])
         position += count
     answer.read()

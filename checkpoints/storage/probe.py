@@ -1,4 +1,4 @@
-"""Asks a store, before it costs money, whether it can hold a run: what it writes, reads and deletes, and refuses."""
+"""Checks, before money is spent, whether a store can hold a run: what it writes, reads, deletes and refuses."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from checkpoints.storage.base import FENCED, READ_ATTEMPTS, Store, exists, holds
 from checkpoints.util.parallel import parallel_map
 
 RACERS = 4
-"""Writers at once."""
+"""Concurrent writers."""
 ROUNDS = 2
-"""Rounds of writing and reading in which an older version has to be seen: a late duplicate of a write, after a reply
-that was lost, can bring it back once."""
+"""Rounds of writing and reading in which an older version has to be seen before it counts as a fault: a late duplicate
+of a write, after a lost reply, can bring it back once."""
 
 
 def probe(store: Store) -> None:
     """Write, read and delete small objects, so that a wrong bucket fails before it costs money.
 
-    Also asks for writes that must be refused: a store that ignores conditions would let two machines that both believe
-    to hold the run overwrite each other. And for reads that must be fresh: an older HEAD is another run.
+    Also tries writes that must be refused: a store that ignores conditions would let two machines that both believe
+    they hold the run overwrite each other. And reads that must be fresh: an older HEAD is another run.
 
-    Raises `BucketUnusable` with the reason, or `StoreError` where the store does not answer: that may pass.
+    Raises `BucketUnusable` with the reason, or `StoreError` if the store does not respond, which may be transient.
     """
     key = f"probe-{uuid.uuid4().hex}"
     try:
@@ -45,7 +45,7 @@ def probe(store: Store) -> None:
 
 @contextlib.contextmanager
 def _cleared(store: Store, *keys: str) -> Iterator[None]:
-    """The objects are gone at the end, also after an error, which is the one to see."""
+    """Delete the objects at the end, even after an error, which is then the one that is raised."""
     try:
         yield
     except NotusError:
@@ -58,9 +58,9 @@ def _cleared(store: Store, *keys: str) -> Iterator[None]:
 
 
 def _fault_of_reads(store: Store, key: str) -> str:
-    """What is wrong with reading what was just written; '' = nothing. Leaves an object."""
+    """What is wrong with reads of what was just written; '' = nothing. Leaves an object."""
     written, stale = os.urandom(16), False
-    store.put(key, written)  # not `create`: a retry that meets its own success is no fault of the bucket
+    store.put(key, written)  # not `create`: a retry that finds its own success isn't the bucket's fault
     if not holds(store, key, written):
         raise BucketUnusable(f"{store.url} gave back other bytes than were written to it")
     for _ in range(ROUNDS):
@@ -73,7 +73,7 @@ def _fault_of_reads(store: Store, key: str) -> str:
 
 
 def _fault_of_fence(store: Store, key: str) -> str:
-    """What is wrong with the conditional writes to an object that is there; '' = nothing."""
+    """What is wrong with conditional writes to an existing object; '' = nothing."""
     if _written(store, key, lambda: store.create(key, os.urandom(16))):
         return "replaces an object that it was asked to create"
     stale = _swap(store, key)
@@ -85,7 +85,7 @@ def _fault_of_fence(store: Store, key: str) -> str:
 
 
 def _fault_of_races(store: Store, key: str, place: str) -> str:
-    """What is wrong where several write at once, each on the same condition; '' = nothing. Two may not succeed.
+    """What is wrong with concurrent writes on the same condition, of which only one may succeed; '' = nothing.
 
     Leaves an object at `place`, where there was none.
     """
@@ -95,7 +95,7 @@ def _fault_of_races(store: Store, key: str, place: str) -> str:
     )
     if sum(created) > 1:
         return "lets several create the same object at once"
-    if not (any(created) or exists(store, place)):  # where the winner's reply was lost
+    if not (any(created) or exists(store, place)):  # it exists if the winner's reply was lost
         return "refuses to create an object under the condition that there is none yet"
     swapped = parallel_map(
         lambda data: _written(store, key, lambda: store.swap(key, data, token)), _payloads(RACERS), RACERS
@@ -104,7 +104,7 @@ def _fault_of_races(store: Store, key: str, place: str) -> str:
 
 
 def _fault_of_absence(store: Store, place: str) -> str:
-    """What is wrong with an object that was deleted; '' = nothing. Its name is free for another, and only for that."""
+    """What is wrong after a delete; '' = nothing. The name can be created again, but not replaced."""
     token = store.get(place).token
     store.delete(place)
     if any(exists(store, place) for _ in range(READ_ATTEMPTS)):
@@ -124,8 +124,8 @@ def _payloads(number: int) -> list[bytes]:
 def _written(store: Store, key: str, write: Callable[[], object]) -> bool:
     """Did this conditional write succeed?
 
-    Raises `BucketUnusable` where the store can't answer a conditional write, though it takes a plain write to `key` at
-    the same time: some stores answer 400.
+    Raises `BucketUnusable` if the store fails a conditional write while it accepts a plain write to `key`: some stores
+    return 400.
     """
     try:
         write()
@@ -138,11 +138,11 @@ def _written(store: Store, key: str, write: Callable[[], object]) -> bool:
 
 
 def _swap(store: Store, key: str) -> str | None:
-    """Replace the object by its token, and return the old token; None if the store won't, however often it's asked."""
-    for _ in range(READ_ATTEMPTS):  # a late duplicate of an earlier write can change the token under us
+    """Replace the object by its token, and return the old token; None if the store refuses every time."""
+    for _ in range(READ_ATTEMPTS):  # a late duplicate of an earlier write can change the token meanwhile
         token, data = store.get(key).token, os.urandom(16)
         if _written(store, key, lambda token=token, data=data: store.swap(key, data, token)):  # type: ignore[misc]
             return token
-        if holds(store, key, data):  # its reply was lost, and the retry met its own success
+        if holds(store, key, data):  # its reply was lost, and the retry found its own success
             return token
     return None

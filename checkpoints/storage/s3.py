@@ -1,4 +1,4 @@
-"""Amazon S3 and whatever speaks its protocol (R2, MinIO, ...): `s3://BUCKET/PREFIX`."""
+"""Amazon S3 and S3-compatible stores (R2, MinIO, ...): `s3://BUCKET/PREFIX`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from checkpoints.storage.s3_location import S3Location, s3_location
 
 AWS = "https://s3.amazonaws.com"
 ENDPOINTS = {"amazonaws.com": AMAZON_S3, "amazonaws.com.cn": AMAZON_S3, "storage.googleapis.com": GOOGLE_CLOUD_STORAGE}
-"""How the names of S3 endpoints end that are not of a store without egress fees."""
+"""Suffixes of S3 endpoints with known fees. Any other endpoint counts as a store without egress fees."""
 CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION or a profile (AWS_ENDPOINT_URL for R2 and others)"
 KEY_ID, SECRET = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
 
@@ -41,7 +41,7 @@ class S3:
         )
 
     def prices(self, url: str, environment: Mapping[str, str] | None) -> StoragePrices:
-        """Where the bucket is, this machine's profile tells too, unless an `environment` is given."""
+        """Prices by endpoint, which may come from this machine's profile unless an `environment` is given."""
         elsewhere = s3_location(environment, profiles=environment is None).endpoint
         host = urlsplit(elsewhere or AWS).hostname or ""
         return next((prices for end, prices in ENDPOINTS.items() if host.endswith(end)), CLOUDFLARE_R2)
@@ -55,7 +55,7 @@ class S3:
         return (KEY_ID, SECRET)
 
     def secrets(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """By boto3's rules: this process's environment, a profile, SSO, ..."""
+        """Found by boto3's rules: this process's environment, a profile, SSO, ..."""
         import boto3
 
         credentials = boto3.Session().get_credentials()
@@ -83,7 +83,7 @@ BACKEND = S3()
 
 
 def _clients(bucket: str, prefix: str, environment: Mapping[str, str]) -> tuple[S3Store, S3Store]:
-    """The bucket, with the client for small and the one for large writes."""
+    """The bucket's client for small writes and the one for large writes."""
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
 
@@ -94,8 +94,8 @@ def _clients(bucket: str, prefix: str, environment: Mapping[str, str]) -> tuple[
     )
     if session.get_credentials() is None:
         raise AccessDenied(f"no credentials for s3://{bucket}", CREDENTIALS)
-    # Signing the payload costs a SHA-256 of every byte: 0.67 instead of 0.21 CPU-s/GB. TLS protects the bytes on the
-    # way, and every chunk has its CRC32C. AWS, R2 and MinIO take unsigned payloads.
+    # Signing the payload costs a SHA-256 of every byte: 0.67 instead of 0.21 CPU-s/GB. TLS protects the bytes in
+    # transit, and every chunk has its CRC32C. AWS, R2 and MinIO accept unsigned payloads.
     config: dict[str, Any] = {"unsigned_payload": True}
     region, endpoint = s3_location(environment, profiles=environment is os.environ)
     allow_http = {}
@@ -110,8 +110,8 @@ def _clients(bucket: str, prefix: str, environment: Mapping[str, str]) -> tuple[
     region = region or "us-east-1"
     config |= {
         "prefix": prefix or None,
-        # Always: obstore would look into this process's environment by rules of its own, and take an endpoint that is
-        # ignored, or another user's.
+        # Always set: otherwise obstore would read this process's environment by its own rules, and use an endpoint that
+        # should be ignored, or another user's.
         "region": region,
         "aws_endpoint_url_s3": endpoint or f"https://s3.{region}.amazonaws.com",
         "virtual_hosted_style_request": False,

@@ -1,8 +1,8 @@
 """Where an S3 bucket is, by the rules of AWS's own tools: environment first, then the profile in ~/.aws/config.
 
-One way for everything that has to agree: the store that opens the bucket here, the task that tells machines where it
-is, the fees, and the identity of a run. Where the tools disagree it is decided here: with both region variables set,
-AWS_REGION counts, as for the AWS CLI and most SDKs; boto3 alone reads AWS_DEFAULT_REGION only.
+Used by everything that has to agree: the store that opens the bucket here, the task that gives machines its location,
+the fees, and the identity of a run. If both region variables are set, AWS_REGION wins, as in the AWS CLI and most SDKs;
+boto3 reads only AWS_DEFAULT_REGION.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _HINT = "check AWS_PROFILE, AWS_CONFIG_FILE and ~/.aws/config"
 
 
 class S3Location(NamedTuple):
-    """Either may be ''."""
+    """Region and endpoint; either may be ''."""
 
     region: str
     endpoint: str
-    """Of R2, MinIO and others; '' = AWS."""
+    """For R2, MinIO and others; '' = AWS."""
 
 
 def s3_location(environment: Mapping[str, str] | None = None, *, profiles: bool = True) -> S3Location:
     """Region and endpoint for S3.
 
-    `environment`: else this process's. A task file's empty value is none. `profiles`: of this process's user; not for a
-    process that works for other people. Raises `BucketUnusable` for a profile that isn't there or can't be read, or
-    whose `services` aren't there.
+    `environment`: None = this process's. An empty value, as in a task file, counts as unset. `profiles`: also read the
+    profiles of this process's user; not for a process that serves other users. Raises `BucketUnusable` if the profile
+    or its `services` section is missing, or can't be read.
     """
     environment = os.environ if environment is None else environment
     region, endpoint = _first(environment, REGIONS), _first(environment, ENDPOINTS)
@@ -48,7 +48,7 @@ def s3_location(environment: Mapping[str, str] | None = None, *, profiles: bool 
 
 
 def _is_true(value: object) -> bool:
-    """By botocore's rule: everything else is false."""
+    """True only for 'true' in any case, as in botocore."""
     return str(value).lower() == "true"
 
 
@@ -57,7 +57,7 @@ def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
 
 
 def _profile() -> tuple[Mapping[str, object], Mapping[str, object]]:
-    """The user's profile, and the `[services NAME]` sections of the file that it is in."""
+    """The user's profile, and the `[services NAME]` sections of its file."""
     import botocore.session
     from botocore.exceptions import BotoCoreError
 
@@ -75,6 +75,6 @@ def _of_s3(profile: Mapping[str, object], services: Mapping[str, object]) -> str
         return ""
     own = services.get(str(name))
     if not own:
-        raise BucketUnusable(f"the AWS profile names the services {name!r}, and there is no [services {name}]", _HINT)
+        raise BucketUnusable(f"the AWS profile names the services {name!r}, but there is no [services {name}]", _HINT)
     s3 = own.get("s3") if isinstance(own, Mapping) else None
     return str(s3.get("endpoint_url") or "") if isinstance(s3, Mapping) else ""

@@ -1,1 +1,1 @@
-"""Helpers that know nothing about checkpoints."""
+"""Helpers that don't depend on checkpoints."""

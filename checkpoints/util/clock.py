@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 LONG_AGO = datetime.fromtimestamp(0, UTC)
-"""Before anything that is of interest."""
+"""Before anything of interest."""
 
 
 class Clock(Protocol):
@@ -17,9 +17,9 @@ class Clock(Protocol):
     def now(self) -> datetime: ...
 
     def monotonic(self) -> float:
-        """Seconds from an arbitrary start; only differences mean anything. Anything that waits measures by this clock.
+        """Seconds from an arbitrary start; only differences mean anything. Use this clock for every wait.
 
-        Setting the clock doesn't change them, and on Linux and macOS neither does suspending the machine.
+        Setting the clock doesn't affect them; on Linux and macOS neither does suspending the machine.
         """
 
     def sleep(self, seconds: float) -> None: ...
@@ -39,7 +39,7 @@ class SystemClock:
 
 
 class FakeClock:
-    """A clock for tests and simulations: it moves when told to, or when somebody sleeps."""
+    """A clock for tests and simulations. It advances only when set, or when something sleeps."""
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
         self._now = start
@@ -56,15 +56,15 @@ class FakeClock:
         self._slept_s += seconds
 
     def set(self, now: datetime) -> None:
-        """Someone sets the clock, or the machine wakes up: wall time jumps, and no time has passed here."""
+        """As if the clock was set or the machine woke up: wall time jumps, monotonic time doesn't."""
         self._now = now
 
 
 def looks(clock: Clock, every_s: float, limit_s: float) -> Iterator[float]:
-    """The seconds waited so far, once per look: at once, after every pause, and a last time when `limit_s` is used up.
+    """Yield the seconds waited so far: immediately, after every pause, and a last time when `limit_s` is used up.
 
-    The pauses themselves are counted, so that neither a clock that was set nor a suspended machine uses them up. What
-    the caller's look takes is not counted: it has limits of its own.
+    Only the pauses are counted, so setting the clock or suspending the machine doesn't use up the limit. The time that
+    the caller's check takes is not counted: it has limits of its own.
     """
     waited_s = 0.0
     yield waited_s

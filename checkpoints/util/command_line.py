@@ -1,6 +1,6 @@
 """What the four command lines share.
 
-Streams that don't break, one way to show an error, tracebacks on demand, and the refusal of blank values.
+Streams that don't break, one way to show an error, tracebacks on demand, and rejection of blank values.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ FIXABLE = frozenset(
         *(errno.ENOSPC, errno.EDQUOT),
     }
 )
-"""A file of the user's that is not as it has to be: the last net, where no check before has a better sentence."""
+"""Problems with a user's file. The last resort, for files that no earlier check has reported better."""
 
 
 def console(*, stderr: bool = False) -> Console:
     """Return the console that shows all output.
 
-    A name or a message is shown as it is: rich would take `layers[0]` or `:smile:` for markup, and fail at `[/b]`.
+    Names and messages are shown verbatim: rich would take `layers[0]` or `:smile:` for markup, and fail at `[/b]`.
     """
     from rich.console import Console
 
@@ -41,7 +41,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def run_app(app: Callable[..., Any], name: str) -> None:
-    """Run a typer app; print a `NotusError` as one message with its hint and leave with its exit code.
+    """Run a typer app; print a `NotusError` as one message with its hint and exit with its code.
 
     `--debug` anywhere on the command line prints the traceback as well.
     """
@@ -49,7 +49,7 @@ def run_app(app: Callable[..., Any], name: str) -> None:
     try:
         with reliable_streams():
             _run(app, name, debug=debug)
-    except NotusError as error:  # only of the streams: all others have been shown while stderr was guarded
+    except NotusError as error:  # only from the streams: all others were shown while stderr was guarded
         show_error(error, name)
         raise SystemExit(error.exit_code) from None
 
@@ -75,10 +75,10 @@ def _run(app: Callable[..., Any], name: str, *, debug: bool) -> None:
 
 
 def refuse_blanks(command: Any) -> Any:
-    """The same command, and every subcommand, where a blank text is refused for each option and argument.
+    """Make the command and every subcommand reject blank text for each option and argument.
 
-    `--bucket "$B"` with B unset would otherwise mean the default bucket, `--name "$N"` a new run, and a path the
-    current folder. An empty environment variable counts as unset, and an option whose default is '' may be given as ''.
+    Otherwise, with the variables unset, `--bucket "$B"` would mean the default bucket, `--name "$N"` a new run, and a
+    path the current folder. An empty environment variable counts as unset, and '' is valid if it is the default.
     """
     for parameter in command.params:
         parameter.process_value = _refusing(parameter, parameter.process_value)
@@ -88,7 +88,7 @@ def refuse_blanks(command: Any) -> Any:
 
 
 def _refusing(parameter: Any, convert: Callable[..., Any]) -> Callable[..., Any]:
-    """Looks at the text as it was given: as a path '' is the current folder already."""
+    """Check the text before it is converted: as a path, '' would already be the current folder."""
 
     def check(context: Any, value: Any) -> Any:
         for text in value if isinstance(value, list | tuple) else (value,):
@@ -100,7 +100,7 @@ def _refusing(parameter: Any, convert: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _blank(context: Any, parameter: Any, text: str) -> tuple[str, str]:
-    """Message and hint."""
+    """The message and hint for a blank value."""
     source = context.get_parameter_source(parameter.name)
     option = max(parameter.opts, key=len)
     if source is not None and source.name == "ENVIRONMENT":
@@ -115,7 +115,7 @@ def _shown(path: object) -> str:
 
 
 def show_error(error: NotusError, name: str) -> None:
-    """Print a message and its hint to stderr. An error without a message is shown by its exit code alone."""
+    """Print a message and its hint to stderr. An error without a message has only its exit code."""
     if not error.message:
         return
     sys.stderr.write(f"{name}: {error.message}\n")

@@ -1,4 +1,4 @@
-"""In what two JSON-like values differ, by path."""
+"""The differences between two JSON-like values, by path."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 LONGEST = 60
-"""Characters of a value that are shown."""
+"""How many characters of a value are shown."""
 
 
 class Difference(NamedTuple):
-    """One value that isn't the same any more."""
+    """One value that has changed."""
 
     path: str
     """Keys joined by dots."""
@@ -22,7 +22,7 @@ class Difference(NamedTuple):
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[Difference]:
-    """The innermost values that differ, in order of their paths; a key that only one of them has counts as None."""
+    """Yield the innermost values that differ, ordered by path; a key that only one side has counts as None."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))

@@ -1,4 +1,4 @@
-"""What the surroundings say, checked like an option: numbers in environment variables, and the home folder."""
+"""Input from the environment, validated like an option: numbers in variables, and the home folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Default = TypeVar("Default", float, None)
 def number_of(
     environment: Mapping[str, str], name: str, default: Default, *, at_least: float, at_most: float
 ) -> float | Default:
-    """The number in a variable; `default` if it is missing or empty. Raises `UserError` naming the bounds."""
+    """The number in a variable; `default` if it is missing or empty. Raises `UserError` with the bounds."""
     text = environment.get(name, "").strip()
     if not text:
         return default
@@ -32,7 +32,7 @@ def number_of(
 
 
 def user_path(text: str) -> Path:
-    """A path with `~` and `~user` resolved. Raises `UserError` if nobody knows where that home folder is."""
+    """A path with `~` and `~user` resolved. Raises `UserError` if that home folder is unknown."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

@@ -14,13 +14,13 @@ MAX_KEY_LENGTH = 900  # S3 and GCS allow 1024 bytes; the rest is for the user's 
 def check_run_name(name: str) -> str:
     """Return `name` if it is a valid run name, else raise `InvalidName`.
 
-    The rule is the one of SkyPilot job names and DNS labels, so that one name serves the bucket, the job and
-    the tracker: lower-case letters, digits and inner dashes, at most 63.
+    The rule is that of SkyPilot job names and DNS labels, so that the bucket, the job and the tracker can share a
+    name: at most 63 lower-case letters, digits and inner dashes.
     """
     if not _RUN.fullmatch(name):
         raise InvalidName(
             f"{name!r} is not a run name",
-            f"use lower-case letters, digits and dashes, 1 to 63 of them, for example {suggest_run_name(name)!r}",
+            f"use 1 to 63 lower-case letters, digits and dashes, for example {suggest_run_name(name)!r}",
         )
     return name
 
@@ -33,8 +33,8 @@ def is_run_name(name: str) -> bool:
 def check_key(key: str) -> str:
     """Return `key` if it is a safe relative object key, else raise `InvalidName`.
 
-    Every key that is read *from* a bucket passes here before it touches a path: no empty, hidden or `..` segments,
-    no leading slash, no backslash, no control characters.
+    Every key that is read *from* a bucket is checked here before it becomes part of a path: no empty, hidden or `..`
+    segments, no leading slash, no backslash, no control characters.
     """
     segments = key.split("/")
     if len(key) > MAX_KEY_LENGTH or not all(_SEGMENT.fullmatch(segment) for segment in segments):
@@ -46,5 +46,5 @@ def check_key(key: str) -> str:
 
 
 def suggest_run_name(name: str) -> str:
-    """The nearest run name."""
+    """The nearest valid run name."""
     return re.sub(r"-+", "-", re.sub(r"[^a-z0-9]+", "-", name.lower())).strip("-")[:63] or "my-run"

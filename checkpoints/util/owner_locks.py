@@ -1,6 +1,6 @@
-"""Folders whose owner lives: it holds a lock in them, which the kernel takes back when it dies.
+"""Folders whose owner is alive: it holds a lock in them, which the kernel releases when it dies.
 
-Who is killed can't clean up. So whoever comes next asks the lock, and may remove what the dead have left.
+A process that is killed can't clean up. So the next one tries the lock, and may remove what dead owners left.
 """
 
 from __future__ import annotations
@@ -15,47 +15,46 @@ from checkpoints.errors import StoreError
 
 LOCK = "lock"
 MOST_RACES = 100
-"""With removers of the dead, in a row."""
+"""Consecutive races with processes that remove dead owners' folders."""
 
 _held: dict[Path, int] = {}
 
 
-def _let_all_go() -> None:
-    """In a forked child, such as a data loader's worker: it shares the locks, and may outlive the one they tell of."""
+def _release_all() -> None:
+    """Runs in a forked child, such as a data loader's worker: it shares the locks, and may outlive their owner."""
     while _held:
         os.close(_held.popitem()[1])
 
 
-os.register_at_fork(after_in_child=_let_all_go)
+os.register_at_fork(after_in_child=_release_all)
 
 
 def hold(folder: Path, *, alone: bool = False) -> None:
-    """Say that the owner of this folder, which is created, lives, until `let_go` or this process's end.
+    """Create this folder and mark its owner as alive, until `release` or the end of this process.
 
-    Several processes may own one, unless `alone`. Raises `BlockingIOError` where another one owns it and `alone` is
-    asked for.
+    Several processes may own it, unless `alone`. Raises `BlockingIOError` if another one owns it and `alone` is set.
     """
     for _ in range(MOST_RACES):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         except FileNotFoundError:
-            continue  # removed between its making and its locking
+            continue  # removed between its creation and the lock
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
         except BlockingIOError:
             os.close(descriptor)
             raise
         if os.fstat(descriptor).st_nlink:
-            let_go(folder)
+            release(folder)
             _held[folder] = descriptor
             return
         os.close(descriptor)
-    raise StoreError(f"{folder} is removed as often as it is made")
+    raise StoreError(f"{folder} is removed as often as it is created")
 
 
-def let_go(folder: Path) -> None:
-    """Its owner is done with it; nothing happens where this process holds no lock."""
+def release(folder: Path) -> None:
+    """Release the folder's lock; does nothing if this process doesn't hold it."""
     descriptor = _held.pop(folder, None)
     if descriptor is not None:
         os.close(descriptor)
@@ -63,7 +62,7 @@ def let_go(folder: Path) -> None:
 
 @contextlib.contextmanager
 def dead(folder: Path) -> Iterator[bool]:
-    """Is nobody alive who owns the folder? While the block runs nobody can become its owner. Raises `OSError`."""
+    """Are all owners of the folder dead? None can take it while the block runs. Raises `OSError`."""
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:

@@ -1,4 +1,4 @@
-"""Doing a few slow things at once."""
+"""Runs a few slow calls concurrently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ R = TypeVar("R")
 
 
 def parallel_map(function: Callable[[T], R], items: Iterable[T], concurrency: int) -> list[R]:
-    """`list(map(function, items))` with up to `concurrency` calls at once; the first error is raised.
+    """`list(map(function, items))` with up to `concurrency` calls at once; raises the first error.
 
     A single item, or a concurrency of 1, runs in the calling thread.
     """

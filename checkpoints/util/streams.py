@@ -1,7 +1,7 @@
-"""Standard streams that a command can rely on: any encoding, a full disk, a reader that has gone, a closed descriptor.
+"""Standard streams that survive any encoding, a full disk, a reader that has gone, and a closed descriptor.
 
-stdout is the result: where it can't be written, the command ends with `OutputLost`. stderr is the story: a run of hours
-must not die because nobody can read it any more, so what can't be written there is dropped.
+stdout is the result: if it can't be written, the command ends with `OutputLost`. stderr is progress: a run of hours
+must not die because its terminal has gone, so what can't be written there is dropped.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from typing import Any, TextIO, cast
 from checkpoints.errors import NotusError
 
 REPLACE = "notus.replace"
-"""Our handler of characters that a stream's encoding lacks."""
+"""Our handler for characters that a stream's encoding lacks."""
 _PLAIN = dict(zip("━─│╭╮╰╯◆█…", "--|++++*#.", strict=True))
-"""What our tables and bars are drawn with, one character each, so that columns stay aligned."""
+"""The characters that draw our tables and bars, each with one replacement, so that columns stay aligned."""
 EXIT_PIPE = 141
-"""128 + SIGPIPE: as a shell reports any other program whose reader has gone."""
+"""128 + SIGPIPE, as a shell reports any other program whose reader has gone."""
 
 
 class OutputLost(NotusError):
-    """stdout can't be written."""
+    """stdout can't be written to."""
 
     exit_code = 2
 
 
 class ReaderGone(OutputLost):
-    """Whoever read stdout has had enough (`| head -1`): nothing to explain."""
+    """The reader of stdout has closed it (`| head -1`), which needs no message."""
 
     exit_code = EXIT_PIPE
 
 
 class _Guarded:
-    """A stream that turns `OSError` into what `_failed` says. Everything else is the stream's own."""
+    """A stream that hands each `OSError` to `_failed`. Everything else is the stream's own."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -46,7 +46,7 @@ class _Guarded:
         return getattr(self._stream, name)
 
     def write(self, data: Any) -> int:
-        if data == "":  # typer probes a stream with it and ignores what is raised, which would be the only report
+        if data == "":  # typer probes a stream with it and swallows the error, which would be the only report
             return 0
         try:
             return int(self._stream.write(data))
@@ -82,7 +82,7 @@ class _Result(_Guarded):
         ) from error
 
 
-class _Story(_Guarded):
+class _Progress(_Guarded):
     def _failed(self, error: OSError) -> None:
         _discard(self._stream)
 
@@ -97,7 +97,7 @@ def reliable_streams() -> Iterator[None]:
             stream.reconfigure(line_buffering=True, errors=REPLACE)
     before = sys.stdout, sys.stderr
     result = _Result(sys.stdout)
-    sys.stdout, sys.stderr = cast(TextIO, result), cast(TextIO, _Story(sys.stderr))
+    sys.stdout, sys.stderr = cast(TextIO, result), cast(TextIO, _Progress(sys.stderr))
     try:
         try:
             yield
@@ -108,7 +108,7 @@ def reliable_streams() -> Iterator[None]:
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
-    r"""Lines become ASCII lines, anything else `\uXXXX`, which JSON reads back as the character that it was."""
+    r"""Lines become ASCII lines, anything else `\uXXXX`, which JSON reads back as the original character."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lost = error.object[error.start : error.end]
@@ -124,15 +124,15 @@ def _escape(character: str) -> str:
 
 
 def _discard(stream: Any) -> None:
-    """Send the rest to /dev/null: the interpreter flushes at its exit, and would report the same failure again."""
+    """Send the rest to /dev/null: the interpreter flushes at exit, and would report the same failure again."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)
 
 
 def _open_closed() -> None:
-    """A descriptor that was closed (`>&-`) would be given to the next file that is opened: a checkpoint, say."""
+    """Reopen closed descriptors (`>&-`): otherwise the next file that is opened, such as a checkpoint, gets them."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             flags = os.O_RDONLY if number == 0 else os.O_WRONLY

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.run_log.log_mirror import read_journal
@@ -16,9 +20,11 @@ from checkpoints.util.clock import Clock, SystemClock
 from checkpoints.util.command_line import console
 from checkpoints.util.environment import user_home
 from launcher.cli_options import bucket_or_default
-from launcher.commands.receipts import read_receipt, show_receipt
+from launcher.commands.receipts import Report, check_page, read_report, write_page
+from launcher.commands.receipts import show_report as print_report
+from launcher.console import echo
 from launcher.errors import UnknownRun
-from launcher.report.run_tables import findings_table, status_table
+from launcher.report.run_tables import comparison_table, findings_table, status_table
 from launcher.report.status import OVER, RunStatus, read_status
 from launcher.run_identity import identity_here
 from launcher.sky import client
@@ -64,12 +70,32 @@ def _status_or_damage(url: str, name: str, now: datetime) -> RunStatus:
         return RunStatus.damaged(name)
 
 
-def show_report(bucket: str | None, name: str, output: str) -> None:
-    """Print the receipt of a run."""
+def show_report(
+    bucket: str | None, name: str, output: str, *, html: Path | None = None, compared_with: str | None = None
+) -> None:
+    """Print the report of a run, or of two side by side; `html` is where a page of it goes."""
+    if html is not None:
+        check_page(html)
+    reports = [_report(bucket, one) for one in ([compared_with] if compared_with else []) + [name]]
+    if html is not None:
+        write_page(reports[-1], html)
+        echo(f"the report is in {html}")
+    if len(reports) == 1:
+        print_report(reports[0], output)
+    elif output == "json":
+        sys.stdout.write(json.dumps([report.as_json() for report in reports], indent=2) + "\n")
+    else:
+        console().print(comparison_table([(report.receipt, report.results) for report in reports]))
+
+
+def _report(bucket: str | None, name: str) -> Report:
     store = existing_run(bucket, name)
     record = read_run_if_valid(store)
-    recipe = Recipe.model_validate(record.recipe) if record else None
-    show_receipt(read_receipt(store, name, recipe), output)
+    recipe = None
+    if record is not None:
+        with contextlib.suppress(ValidationError):  # damaged, or of another version; the report is complete without it
+            recipe = Recipe.model_validate(record.recipe)
+    return read_report(store, name, recipe)
 
 
 def show_doctor(*, fix: bool, output: str) -> int:

@@ -15,7 +15,7 @@ from checkpoints.storage.probe import probe
 from checkpoints.util.keys import check_run_name
 from launcher.check.check import Where, check_before_launch
 from launcher.cli_options import writable
-from launcher.commands.receipts import read_receipt, show_receipt
+from launcher.commands.receipts import keep_page, read_report, show_report
 from launcher.console import echo
 from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.local.backend import LocalBackend, LocalRun, committed_step
@@ -53,7 +53,7 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     if finished:
         _report_finished(name, options)
     if finished and not (options.compare and _has_no_comparison(store)):
-        show_receipt(read_receipt(store, name, recipe), output)
+        show_report(read_report(store, name, recipe), output)
         return 0
     run = LocalRun(
         run=name,
@@ -69,7 +69,7 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     echo(f"run {name} in {store.url}")
     if run.preemptions and not finished:
         echo(f"it will be killed {run.preemptions} times (seed {run.seed})")
-    outcome = None if finished else _run(run, recipe, store, label="run")
+    outcome = None if finished else run_here(run, recipe, store, label="run")
     if outcome is not None and outcome.kind != "finished":
         saved = committed_step(store)
         echo(f"stopped; saved at step {saved}" if saved > 0 else "stopped before anything was saved")
@@ -79,8 +79,10 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
         )
         return EXIT_STOPPED if outcome.kind in ("preempted", "stopped") else RunFailed.exit_code
     if options.compare:
-        _compare_with_twin(run, recipe, store)
-    show_receipt(read_receipt(store, name, recipe), output)
+        compare_with_twin(run, recipe, store)
+    report = read_report(store, name, recipe)
+    show_report(report, output)
+    keep_page(store, report)
     echo(f"the model is in {store.url}/final")
     return 0
 
@@ -106,21 +108,22 @@ def _has_no_comparison(store: Store) -> bool:
     return not of_kind(read_events(store), Compared)
 
 
-def _run(run: LocalRun, recipe: Recipe, store: Store, *, label: str) -> Outcome:
+def run_here(run: LocalRun, recipe: Recipe, store: Store, *, label: str) -> Outcome:
+    """Run it to its end on this machine, with its progress shown under `label`."""
     register_run(store, new_record(run.run, recipe))
     withdraw(store)  # an old stop request is not meant for this launch
     with watcher(label) as watching:
         return LocalBackend(run, store, home() / "scratch" / run.run, watching).run()
 
 
-def _compare_with_twin(run: LocalRun, recipe: Recipe, store: Store) -> None:
-    """Train an uninterrupted twin, and record whether the results are equal."""
+def compare_with_twin(run: LocalRun, recipe: Recipe, store: Store) -> None:
+    """Make the run that was never preempted, and note whether it is the same."""
     name = f"{run.run[:50].rstrip('-')}-uninterrupted"
     twin_store = open_run(run.bucket, name)
     if not _is_finished(twin_store, name, recipe):
         echo(f"now training without preemptions, to compare: {name}")
         twin = run.model_copy(update={"run": name, "preemptions": 0})
-        if _run(twin, recipe, twin_store, label="twin").kind != "finished":
+        if run_here(twin, recipe, twin_store, label="twin").kind != "finished":
             echo("the comparison was stopped; the run itself is complete")
             return
     result = compare_runs(store, twin_store)

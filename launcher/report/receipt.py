@@ -71,8 +71,13 @@ class MachineLine(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     place: str
+    where: str = Field(description="the cloud and the zone, or region")
+    gpus: str
+    spot: bool
+    since: datetime = Field(description="when it was requested in its zone")
+    until: datetime = Field(description="its end, or the receipt's time")
     price_usd_per_hour: float
-    hours: float = Field(description="from the request in its zone")
+    hours: float
     cost_usd: float
     ended: str = Field(description="preempted, moved, finished, ..., or running")
 
@@ -188,6 +193,11 @@ def _machines(events: Sequence[Event], now: datetime) -> tuple[MachineLine, ...]
         lines.append(
             MachineLine(
                 place=str(spell.place),
+                where=f"{spell.place.cloud}/{spell.place.zone or spell.place.region}",
+                gpus=spell.place.gpus,
+                spot=spell.place.spot,
+                since=spell.since,
+                until=spell.until or now,
                 price_usd_per_hour=spell.usd_per_hour,
                 hours=spell.hours(now),
                 cost_usd=spell.usd(now),

@@ -9,21 +9,25 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from launcher.console import counted
 from launcher.findings import Finding
 from launcher.report.receipt import Receipt
+from launcher.report.results import Results
 from launcher.report.status import RunStatus
 from launcher.report.tables import plain_table
 from trainer.runtime.startup_phases import BEFORE, phase_in_words
 
+EVALUATION_SHOWN = ("eval_loss", "eval_rewards/accuracies", "eval_rewards/margins")
+"""Of an evaluation, in the terminal; the page and JSON have all of it."""
 STATE_STYLES = {"ok": "green", "missing": "bold red", "wrong": "bold red", "warning": "yellow"}
 
 
-def receipt_panel(receipt: Receipt) -> RenderableType:
-    """The receipt as a panel."""
+def receipt_panel(receipt: Receipt, results: Results | None = None) -> RenderableType:
+    """The receipt as a panel, with the training's results."""
     figures = Table.grid(padding=(0, 2))
     figures.add_column(style="bold")
     figures.add_column()
-    for label, value in _figures(receipt):
+    for label, value in [*_figures(receipt), *result_figures(results or Results())]:
         figures.add_row(label, value)
     parts: list[RenderableType] = [figures, Text(), _attempt_table(receipt)]
     if receipt.machines:
@@ -57,6 +61,55 @@ def _figures(receipt: Receipt) -> list[tuple[str, str]]:
     if receipt.bit_exact is not None:
         lines.append(("bit-exact with an uninterrupted run", _verdict(receipt)))
     return lines
+
+
+def result_figures(results: Results) -> list[tuple[str, str]]:
+    """What the training came to, with a label each."""
+    lines = []
+    of_last = f"mean of the last {counted(results.last_steps, 'step')}"
+    if results.loss is not None:
+        lines.append(("loss", f"{results.loss:.4f} ({of_last})"))
+    rewards = results.rewards
+    if "rewards/accuracies" in rewards:
+        margins = f", margin {rewards['rewards/margins']:.4g}" if "rewards/margins" in rewards else ""
+        lines.append(("rewards", f"accuracy {rewards['rewards/accuracies']:.1%}{margins} ({of_last})"))
+    if results.evaluation:
+        chosen = {name: results.evaluation[name] for name in EVALUATION_SHOWN if name in results.evaluation}
+        text = ", ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in chosen.items())
+        lines.append(
+            ("evaluation", f"{text or counted(len(results.evaluation), 'figure')} at step {results.evaluated_at_step}")
+        )
+    if results.tokens_per_second is not None:
+        mfu = f", MFU {results.mfu:.1%}" if results.mfu is not None else ""
+        lines.append(("speed", f"{results.tokens_per_second:,.0f} tokens per second{mfu} (median)"))
+    return lines
+
+
+def comparison_table(reports: Sequence[tuple[Receipt, Results]]) -> Table:
+    """Runs side by side: a column each, a row per figure."""
+    table = plain_table()
+    table.add_column("")
+    for receipt, _ in reports:
+        table.add_column(receipt.run, overflow="fold")
+    columns = [_compared(receipt, results) for receipt, results in reports]
+    for label in dict.fromkeys(label for column in columns for label in column):
+        table.add_row(label, *(column.get(label, "-") for column in columns))
+    return table
+
+
+def _compared(receipt: Receipt, results: Results) -> dict[str, str]:
+    cost = {"cost": f"${receipt.cost_usd:,.2f}"} if receipt.machines else {}
+    return {
+        "state": receipt.state,
+        **cost,
+        "wall time": seconds(receipt.wall_s),
+        "machine hours": f"{receipt.machine_hours:.2f}",
+        "goodput": f"{receipt.goodput:.1%}",
+        "attempts": f"{len(receipt.attempts)} ({receipt.preemptions} preempted, {receipt.failures} failed)",
+        "steps": f"{receipt.steps} ({receipt.steps_redone} redone)",
+        "lost to preemptions": seconds(receipt.lost_to_preemptions_s),
+        **dict(result_figures(results)),
+    }
 
 
 def _verdict(receipt: Receipt) -> str:

@@ -61,7 +61,12 @@ class CloudRun:
         self.store: Store = open_run(BUCKET, name)
 
     def submit(
-        self, candidates: Sequence[Candidate], strategy: str = SKYPILOTS_OWN, *, setup: str | None = None, **more_envs: str
+        self,
+        candidates: Sequence[Candidate],
+        strategy: str = SKYPILOTS_OWN,
+        *,
+        setup: str | None = None,
+        **more_envs: str,
     ) -> None:
         """As a user of plain SkyPilot does."""
         self._task = self._clouds.folder / f"{self.name}.yaml"

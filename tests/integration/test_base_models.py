@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from trainer.config.recipe import Lora, load_recipe
 from trainer.data.dataset import prepare
 from trainer.data.token_ids import check_token_ids
 from trainer.errors import DataError
+from trainer.model.base_files import check_files
 from trainer.model.builtin_models import make_tiny_llama
-from trainer.model.generation_config import repair_generation_config
+from trainer.model.generation_config import loadable_generation_config, repair_generation_config
 from trainer.model.load_report import complete_weights
 from trainer.model.lora import check_targets
 from trainer.model.sound_weights import check_weights
@@ -95,6 +97,118 @@ def test_tensors_of_another_kind_may_be_left_out(folder: Path) -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+EXTRA: dict[str, Callable[[Tensors], Tensors]] = {
+    "biases": lambda tensors: {
+        name.replace("weight", "bias"): torch.ones(it.shape[0]) for name, it in tensors.items() if "q_proj" in name
+    },
+    "norms of queries": lambda tensors: {"model.layers.0.self_attn.q_norm.weight": torch.ones(16)},
+    "a bias of the output": lambda tensors: {"lm_head.bias": torch.ones(259)},
+    "scales of int8": lambda tensors: {"model.layers.0.mlp.up_proj.SCB": torch.ones(128)},
+    "scales of fp8": lambda tensors: {"model.layers.1.mlp.up_proj.weight_scale_inv": torch.ones(1, 1)},
+    "adapters": lambda tensors: {"model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(4, 64)},
+}
+
+
+@pytest.mark.parametrize("what", EXTRA)
+def test_tensors_that_the_config_has_no_place_for(folder: Path, what: str) -> None:
+    more = EXTRA[what](load_file(folder / "model.safetensors"))
+    edit(folder, lambda tensors: {**tensors, **more})
+    with pytest.raises(UserError, match=re.escape(f"more than its config.json: {min(more)}")):
+        load(folder)
+
+
+def test_no_layers_at_all(folder: Path) -> None:
+    set_config(folder, num_hidden_layers=0)
+    with pytest.raises(UserError, match=r"more than its config\.json: model\.layers\.0\."):
+        load(folder)
+
+
+def test_a_vision_tower_and_stored_tables_may_be_left_out(folder: Path) -> None:
+    more = {
+        "model.vision_tower.encoder.layers.0.mlp.fc1.weight": torch.ones(4),
+        "v_head.summary.bias": torch.ones(1),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
+    }
+    edit(folder, lambda tensors: {**tensors, **more})
+    load(folder)
+
+
+def test_norms_of_zeros(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.model.sound_weights.gather", lambda value: [value])  # one rank
+    edit(folder, lambda tensors: {n: it * 0 if "norm" in n else it for n, it in tensors.items()})
+    with pytest.raises(UserError, match=r"all zeros in model\.layers\.0\.input_layernorm\.weight"):
+        check_weights(load(folder), "model")
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a dangling link": (lambda path: (path.unlink(), path.symlink_to("/nowhere")), "is a link to /nowhere, which"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is a folder"),
+    "an unknown dtype": (lambda path: header(path, lambda h: h[min(h)].update(dtype="F7")), "unknown dtype F7"),
+    "a hole": (lambda path: header(path, lambda h: h.pop(min(h))), "begins at byte"),
+    "a shape that is not its size": (
+        lambda path: header(path, lambda h: h[min(h)].update(shape=[1, 1])), "is not its dtype times its shape",
+    ),
+}  # fmt: skip
+
+
+def header(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    read = json.loads(data[8 : 8 + length])
+    change(read)
+    text = json.dumps(read).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_file_of_weights_that_is_none_is_named(folder: Path, what: str) -> None:
+    damage, message = BROKEN[what]
+    path = folder / "model.safetensors"
+    edit(folder, dict)
+    header(path, lambda read: read.pop("__metadata__", None))
+    damage(path)
+    with pytest.raises(UserError, match=re.escape(str(path)) + ".*" + re.escape(message)):
+        check_files(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_file_of_json_that_is_cut_is_named(folder: Path, name: str) -> None:
+    path = folder / name
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(UserError, match=re.escape(str(path)) + " is not JSON"):
+        check_files(folder)
+
+
+def test_a_page_of_the_hub_is_no_pickle(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_text("<html>404</html>")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is truncated, or not a file of torch\.save"):
+        check_files(folder)
+
+
+def test_adapters_beside_the_weights(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"has adapters beside the weights \(adapter_config\.json\)"):
+        check_files(folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_return_sequences": 4}, {"eos_token_id": [2, None]}, {"eos_token_id": "2"}, {"max_new_tokens": -5},
+        {"cache_implementation": "nope"}, {"compile_config": {"a": 1}}, [],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_generation_settings_that_cannot_be_loaded(folder: Path, settings: Any, tmp_path: Path) -> None:
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings} if settings else settings))
+    with complete_weights("model"), loadable_generation_config("model"):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+    repair_generation_config(model, "model")
+    model.save_pretrained(tmp_path / "saved")
+    assert GenerationConfig.from_pretrained(tmp_path / "saved").eos_token_id == 2
+
+
 def test_the_report_is_transformers_own_again_afterwards(folder: Path) -> None:
     edit(folder, lambda tensors: {name: it for name, it in tensors.items() if name != "lm_head.weight"})
     with pytest.raises(UserError):
@@ -142,9 +256,9 @@ def filled(tensors: Tensors, name: str, value: float) -> Tensors:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("weight", 0.0, r"nothing but zeros in .* and 1\d more"),
-        ("layers.0.input_layernorm.weight", float("nan"), r"no numbers .* in model\.layers\.0\.input_layernorm"),
-        ("lm_head.weight", float("-inf"), r"no numbers .* in lm_head\.weight"),
+        ("weight", 0.0, r"all zeros in .* and 1\d more"),
+        ("layers.0.input_layernorm.weight", float("nan"), r"NaN or infinite in model\.layers\.0\.input_layernorm"),
+        ("lm_head.weight", float("-inf"), r"NaN or infinite in lm_head\.weight"),
     ],
 )
 def test_weights_that_no_training_left(
@@ -163,7 +277,7 @@ def test_a_matrix_of_zeros_is_found_in_shares_and_under_adapters(launcher: Launc
     mine = recipe(launcher.home, base, ("builtin:tiny-llama", str(folder)))
     refused = launcher.run(*launcher.local(mine, "--name", base))
     assert refused.code == 2, refused.err
-    assert re.search(r"nothing but zeros in model\.layers\.1\.mlp\.up_proj\.weight$", refused.err, re.MULTILINE)
+    assert re.search(r"all zeros in model\.layers\.1\.mlp\.up_proj\.weight$", refused.err, re.MULTILINE)
 
 
 def test_a_norm_of_zeros_is_no_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +286,7 @@ def test_a_norm_of_zeros_is_no_fault(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("trainer.model.sound_weights.gather", lambda value: [value])  # one rank
     model = load(folder)
     assert model.model.norm.weight.abs().max() == 0
+    model.config.model_type = "gemma2"
     check_weights(model, "model")
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.unit.trainer.data.test_trl_formats import ROWS, assistant, user
 from trainer.config.recipe import Dpo, Recipe, load_recipe
-from trainer.data.dataset import prepare, tokenise_row
-from trainer.data.trl_formats import read_row
+from trainer.data.dataset import prepare, tokenize_row
+from trainer.data.trl_formats import UnusableRow, read_row
 from trainer.errors import DataError
 
 TOOLS_TEMPLATE = (
@@ -62,6 +62,11 @@ AS_TRL_DOES = {
         "chosen": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}],
         "rejected": [{"role": "assistant", "tool_calls": [{"function": {"name": "g", "arguments": "{}"}}]}],
     },
+    "a text that begins with the other": {"chosen": "Q: x A: yes", "rejected": "Q: x A: yes, but"},
+    "turns that begin with the others": {
+        "chosen": [user("q"), assistant("a")],
+        "rejected": [user("q"), assistant("a"), user("r"), assistant("b")],
+    },
     "a text that ends already": {"chosen": "Q: q A: yes</s>", "rejected": "Q: q A: no"},
 }
 
@@ -101,7 +106,7 @@ def test_token_ids_are_those_of_trl(tokenizer: Any, template: str, name: str) ->
     table = datasets.Dataset.from_list([raw]).with_transform(remove_none_values)  # as TRL advises, for Arrow's nulls
     table = table if "null" in json.dumps(raw) else datasets.Dataset.from_list([raw])
     theirs = DPOTrainer._prepare_dataset(SimpleNamespace(_tokenizer=tokenizer), table, tokenizer, settings, "train")[0]
-    ours = tokenise_row(read_row(raw), tokenizer, Dpo(max_length=4096, max_prompt_length=2048))
+    ours = tokenize_row(read_row(raw), tokenizer, Dpo(max_length=4096, max_prompt_length=2048))
     for ids in ("prompt_ids", "chosen_ids", "rejected_ids"):
         assert ours[ids] == theirs[ids], ids
 
@@ -141,6 +146,57 @@ def test_what_a_template_drops_is_left_out_and_named(
         ("the model's chat template drops the tools", 1, ("p.jsonl:3",)),
     ]
     assert "left out 1 of 3 rows: the model's chat template drops tool calls (p.jsonl:2)" in caplog.text
+
+
+ESCAPING_TEMPLATE = TOOLS_TEMPLATE.replace(
+    "{{ m.content }}", "{{ m.content | tojson if m.role == 'tool' else m.content }}"
+)
+ONE_CALL_TEMPLATE = TOOLS_TEMPLATE.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]")
+NO_TEXT_BESIDE_A_CALL = TOOLS_TEMPLATE.replace("{{ m.content }}", "{{ m.content if not m.tool_calls else '' }}")
+
+
+def call(city: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "get_weather", "arguments": {"city": city}}}
+
+
+@pytest.mark.parametrize("result", ['{"temperature": 3}', 'a "quoted" word', "two\nlines", "é", "plain"])
+def test_a_tool_result_that_a_template_escapes_is_trained(tokenizer: Any, result: str) -> None:
+    """The templates of Llama 3.1 and 3.2 and of gpt-oss write results as JSON."""
+    turns = [user("q"), assistant("", tool_calls=[call("Oslo")]), {"role": "tool", "content": result}]
+    row = {"prompt": turns, "chosen": "a", "rejected": "b"}
+    template = with_template(tokenizer, ESCAPING_TEMPLATE)
+    ids = tokenize_row(read_row(row), template, Dpo(max_length=4096, max_prompt_length=2048))["prompt_ids"]
+    assert json.dumps(result, ensure_ascii=False) in template.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("template", "turn", "what"),
+    [
+        (ONE_CALL_TEMPLATE, assistant("", tool_calls=[call("Oslo"), call("Rome")]), "tool calls"),
+        (NO_TEXT_BESIDE_A_CALL, assistant("Let me look.", tool_calls=[call("Oslo")]), "the assistant's text beside a"),
+    ],
+)
+def test_what_is_dropped_in_part_is_named(tokenizer: Any, template: str, turn: dict[str, Any], what: str) -> None:
+    row = {"prompt": [user("q")], "chosen": [turn, assistant("a")], "rejected": [assistant("b")]}
+    cut = Dpo(max_length=4096, max_prompt_length=2048)
+    tokenize_row(read_row(row), with_template(tokenizer, TOOLS_TEMPLATE), cut)
+    with pytest.raises(UnusableRow, match=f"drops {what}"):
+        tokenize_row(read_row(row), with_template(tokenizer, template), cut)
+
+
+def test_the_order_of_rows_with_and_without_a_prompt_means_nothing(tokenizer: Any, tmp_path: Path) -> None:
+    explicit = {"prompt": [user("q")], "chosen": [assistant("a")], "rejected": [assistant("b")]}
+    implicit = {"chosen": [user("r"), assistant("a")], "rejected": [user("r"), assistant("b")]}
+    for rows in ([explicit, implicit], [implicit, explicit]):
+        assert len(prepare(recipe_for(tmp_path / "p.jsonl", rows), tokenizer).train) == 2
+
+
+def test_a_key_that_is_there_twice_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path / "p.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    with (tmp_path / "p.jsonl").open("a") as file:
+        file.write('{"prompt": "q", "chosen": "a", "rejected": "b", "chosen": "c"}\n')
+    with pytest.raises(DataError, match=r"p\.jsonl:2: not JSON: an object has the key 'chosen' twice"):
+        prepare(recipe, tokenizer)
 
 
 def test_null_content_is_no_text(tokenizer: Any, tmp_path: Path) -> None:

@@ -487,7 +487,7 @@ def test_a_damaged_note_of_the_columns_is_told(tokenizer: Any, tmp_path: Path, n
     path = tmp_path / "pairs.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([GOOD]).replace_schema_metadata({b"huggingface": note}), path)
     for read in (lambda: count_rows(Source(name=str(path))), lambda: prepare(recipe_for(path), tokenizer)):
-        with pytest.raises(DataError, match=r"what `datasets` noted of its columns .* is damaged") as told:
+        with pytest.raises(DataError, match=r"the metadata of `datasets` on its columns .* is damaged") as told:
             read()
         assert "replace_schema_metadata" in told.value.hint
 

@@ -190,7 +190,7 @@ def test_on_s3(
     assert "finished" in status.out
     logs = launcher.run("logs", "on-s3", *bucket)
     assert "=== attempt 2" in logs.out
-    assert logs.out.count("the tokenised pairs come from the bucket") == 1, "the second attempt tokenises nothing"
+    assert logs.out.count("the tokenized pairs come from the bucket") == 1, "the second attempt tokenises nothing"
     resumed_from = receipt["attempts"][1]["from_step"]
     assert (f"resuming from step {resumed_from}" if resumed_from else "no checkpoint yet") in logs.out.split("=== ")[2]
 
@@ -222,7 +222,7 @@ def test_one_rank_dies(launcher: Launcher, reference: Store) -> None:
         rank.send_signal(signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert "rank 1 died without a word" in err
+    assert "rank 1 died without reporting an error" in err
     log = launcher.run("logs", "crash", "--attempt", "2").out
     assert "restored from this machine's memory" in log
     assert_bit_exact(open_run(launcher.bucket, "crash"), reference)

@@ -100,7 +100,7 @@ def test_a_push_that_failed_is_repeated_by_the_same_command(
     words += ["--merge"] if merge else []
     with pytest.raises(TrainingFailed, match="the connection was reset") as caught:
         app(words, standalone_mode=False)
-    assert "the same command pushes that again" in caught.value.hint
+    assert "the same command tries to push it again" in caught.value.hint
     monkeypatch.setattr("trainer.export.export_command.release", None)  # what is there isn't made again
     (out / "README.md").write_text("---\n---\nin my own words")
     for _ in range(2):
@@ -116,7 +116,7 @@ def test_a_push_that_failed_is_repeated_by_the_same_command(
         app(words[:-1] if merge else [*words, "--merge"], standalone_mode=False)
     (out / "tokenizer.json").unlink()
     (out / "more.txt").touch()
-    with pytest.raises(UserError, match=r"isn't as it was made: more\.txt, tokenizer\.json"):
+    with pytest.raises(UserError, match=r"has changed since it was made: more\.txt, tokenizer\.json"):
         app(words, standalone_mode=False)
 
 

@@ -44,10 +44,10 @@ def texts(raw: dict[str, Any], tokenizer: Any, system: str | None = None) -> tup
 
 def test_an_empty_system_turn_and_answers_without_the_prompt(tokenizer: Any) -> None:
     """Golden: the exact text and ids that a model is trained on."""
-    from trainer.data.dataset import tokenise_row
+    from trainer.data.dataset import tokenize_row
 
     assert texts(ROW, tokenizer, "") == (PROMPT, "17 × 6 is 102.<|im_end|>\n", "112<|im_end|>\n")
-    assert tokenise_row(read_row(ROW), tokenizer, Dpo(), "") == {
+    assert tokenize_row(read_row(ROW), tokenizer, Dpo(), "") == {
         "prompt_ids": PROMPT_IDS,
         "chosen_ids": [33, 39, 15493, 216, 38, 314, 216, 33, 32, 34, 30, 2, 198],
         "rejected_ids": [33, 33, 34, 2, 198],
@@ -70,13 +70,13 @@ def test_a_conversation_keeps_its_own_system_turn(tokenizer: Any) -> None:
 
 
 def test_a_long_prompt_loses_its_beginning_and_a_long_answer_its_end(tokenizer: Any) -> None:
-    from trainer.data.dataset import tokenise_row
+    from trainer.data.dataset import tokenize_row
 
     row = {**ROW, "chosen": "yes " * 40, "rejected": "no " * 30}
-    cut = tokenise_row(read_row(row), tokenizer, Dpo(max_length=32, max_prompt_length=10), "")
+    cut = tokenize_row(read_row(row), tokenizer, Dpo(max_length=32, max_prompt_length=10), "")
     assert cut["prompt_ids"] == PROMPT_IDS[-10:]
     assert len(cut["chosen_ids"]) == len(cut["rejected_ids"]) == 22
-    fits = tokenise_row(read_row(ROW), tokenizer, Dpo(max_length=36, max_prompt_length=10), "")
+    fits = tokenize_row(read_row(ROW), tokenizer, Dpo(max_length=36, max_prompt_length=10), "")
     assert fits["prompt_ids"] == PROMPT_IDS, "23 + 13 tokens fit: nothing is cut"
 
 

@@ -92,7 +92,7 @@ def test_a_run_goes_on_without_wandb(launcher: Launcher, tracked: str, tmp_path:
     done = launcher.run(*launcher.local(tracked, "--name", "alone"))
     assert done.receipt()["steps"] == 24
     log = launcher.run("logs", "alone").out
-    assert "going on without wandb: CommError: Run initialization has timed out" in log
+    assert "continuing without wandb: CommError: Run initialization has timed out" in log
     assert len(scalars(Path(launcher.bucket) / "alone/tensorboard")["train/loss"]) == 24
 
 
@@ -131,5 +131,5 @@ def test_the_real_client_of_a_wandb_that_is_away_stops_nobody(tmp_path: Path) ->
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the client's own service, which an attempt's supervisor ends
     assert "done in" in out, err
-    assert "wandb does not answer: the training begins without it" in err
-    assert "wandb has never answered" in err
+    assert "wandb does not respond: training starts without it" in err
+    assert "wandb never responded" in err

@@ -1,1 +1,1 @@
-"""Code that is compiled once for a run: DeepSpeed operators and the flash-attn wheel, kept in its bucket."""
+"""Code that is compiled once per run and kept in its bucket: DeepSpeed operators and the flash-attn wheel."""

@@ -1,14 +1,14 @@
 """flash-attn on a new machine: its wheel from the run's folder of the bucket, else compiled here and kept there.
 
-`python -m trainer.flash RECIPE [CONSTRAINTS]`, in the set-up of a VM. There is no wheel of
-flash-attn for each torch; compiling one takes 20 minutes to hours of a machine that is paid, after each preemption
-again. So the first machine puts what it has compiled into the bucket:
+`python -m trainer.flash RECIPE [CONSTRAINTS]`, in the set-up of a VM. flash-attn doesn't have a wheel for every torch;
+compiling one takes 20 minutes to hours on a paid machine, again after each preemption. So the first machine puts its
+wheel into the bucket:
 
     cache/wheels/KEY/flash_attn-...whl
 
-A compiler gets `COMPILE_S`; where that isn't enough, a note beside the wheel keeps the next machines from paying for
-the same try. The key names all that the wheel depends on. It is code: see `signed_files` for whose is taken. Whatever
-fails here, the trainer then takes torch's own attention and says so.
+Compiling may take `COMPILE_S`; if that isn't enough, a marker beside the wheel keeps later machines from paying for
+the same try. The key covers everything that the wheel depends on. This is code: see `signed_artifacts` for which files
+are trusted. If anything fails here, the trainer uses torch's own attention and logs it.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ FOLDER = "cache/wheels"
 PACKAGE = "flash-attn"
 
 COMPILE_S = 1200.0
-"""The nodes that train a 7B model have a hundred cores and compile in some minutes."""
+"""The nodes that train a 7B model have a hundred cores and compile in a few minutes."""
 INSTALL_S = 300.0
 TOO_SLOW = "too-slow"
 
 Pip = Callable[[Sequence[str]], None]
-"""`pip ARGUMENTS...`; raises `CalledProcessError`, and `TimeoutExpired` where it takes too long."""
+"""`pip ARGUMENTS...`; raises `CalledProcessError`, or `TimeoutExpired` if it takes too long."""
 
 
 def main() -> int:
-    """0 also where there is no flash-attn in the end: the training goes on without."""
+    """Entry point; returns 0 even if flash-attn is not available: training then runs without it."""
     try:
         if load_recipe(sys.argv[1]).hardware.gpus is not None:
             install(run_pip, sys.argv[2] if sys.argv[2:] else None, os.environ)
     except (subprocess.SubprocessError, NotusError, OSError) as error:
-        say(f"flash-attn is not available ({error}), using torch's own attention")
+        log(f"flash-attn is not available ({error}), using torch's own attention")
     return 0
 
 
 def install(pip: Pip, constraints: str | None, environment: Mapping[str, str]) -> None:
-    """Raises `SubprocessError` where it can't be compiled or installed; a bucket that fails is none."""
+    """Install flash-attn. Raises `SubprocessError` if it can't be compiled or installed; bucket errors are ignored."""
     files = cache_of(environment, constraints)
     limits = ["-c", constraints] if constraints else []
     with tempfile.TemporaryDirectory(prefix="notus-wheel-") as folder:
@@ -62,15 +62,15 @@ def install(pip: Pip, constraints: str | None, environment: Mapping[str, str]) -
             try:
                 pip(["install", *limits, str(wheel)])
             except subprocess.SubprocessError:
-                say("the flash-attn of the bucket can't be installed: compiling it")
+                log("the flash-attn in the bucket can't be installed: compiling it")
             else:
-                say("flash-attn comes from the bucket")
+                log("flash-attn comes from the bucket")
                 return
         if files is not None and too_slow(files):
-            say("compiling flash-attn has taken an earlier machine too long: using torch's own attention")
+            log("compiling flash-attn took too long on an earlier machine: using torch's own attention")
             return
         built = Path(folder) / "built"
-        say(f"no flash-attn in the bucket: looking for a wheel, or compiling it (at most {COMPILE_S / 60:.0f} minutes)")
+        log(f"no flash-attn in the bucket: looking for a wheel, or compiling it (at most {COMPILE_S / 60:.0f} minutes)")
         try:
             pip(["wheel", *limits, "--no-build-isolation", "--no-deps", "-w", str(built), requirement()])
         except subprocess.TimeoutExpired:
@@ -84,57 +84,57 @@ def install(pip: Pip, constraints: str | None, environment: Mapping[str, str]) -
 
 
 def cache_of(environment: Mapping[str, str], constraints: str | None) -> SignedFiles | None:
-    """Where the run's wheel is; None where nothing is kept."""
+    """The run's cache of wheels; None if nothing is kept."""
     secret, bucket, run = signing_key(environment), environment.get("NOTUS_BUCKET"), environment.get("NOTUS_RUN")
     if secret is None or not bucket or not run:
         return None
     try:
         store: Store = open_run(bucket, run, environment)
-    except Exception as error:  # a bucket's client raises what it likes
-        say(f"the bucket doesn't open: {error}")
+    except Exception as error:  # a bucket's client may raise anything
+        log(f"can't open the bucket: {error}")
         return None
     return SignedFiles(store, f"{FOLDER}/{wheel_key(environment, constraints)}", secret)
 
 
 def fetched(files: SignedFiles, folder: Path) -> Path | None:
-    """The wheel of the bucket, if it has one and tells it."""
+    """The wheel in the bucket, if there is one that can be read."""
     try:
         return next((path for path in files.fetch(folder).values() if path.suffix == ".whl"), None)
     except (NotusError, OSError) as error:
-        say(f"the flash-attn of the bucket can't be used: {error}")
+        log(f"the flash-attn in the bucket can't be used: {error}")
         return None
 
 
 def too_slow(files: SignedFiles) -> bool:
-    """Has an earlier machine of the run tried for as long as it may?"""
+    """Has an earlier machine of the run run out of time compiling?"""
     try:
         return files.marked(TOO_SLOW)
     except NotusError as error:
-        say(f"the bucket doesn't tell whether flash-attn compiles: {error}")
+        log(f"can't read from the bucket whether flash-attn compiles: {error}")
         return False
 
 
 def remember_too_slow(files: SignedFiles) -> None:
-    """For the next machine."""
+    """Leave a marker for the next machine."""
     try:
         files.mark(TOO_SLOW)
     except NotusError as error:
-        say(f"the next machine will try again: {error}")
+        log(f"the next machine will try again: {error}")
 
 
 def keep(files: SignedFiles, wheel: Path) -> None:
-    """For the next machine."""
+    """Put the wheel into the bucket for the next machine."""
     try:
         files.publish({wheel.name: wheel})
     except (NotusError, OSError) as error:
-        say(f"flash-attn is not in the bucket: {error}")
+        log(f"can't put flash-attn into the bucket: {error}")
 
 
 def wheel_key(environment: Mapping[str, str], constraints: str | None) -> str:
-    """The key of what a compiler makes here. A wheel is for all kinds of GPU, or those of FLASH_ATTN_CUDA_ARCHS."""
+    """The key of what a compiler makes here. A wheel is for all GPUs, or those in FLASH_ATTN_CUDA_ARCHS."""
     pinned = Path(constraints).read_text().splitlines() if constraints else []
     cuda = {f"{found.name} {found.version}" for found in distributions() if "cuda-runtime" in (found.name or "")}
-    told = (
+    parts = (
         requirement(),
         *sorted(line for line in pinned if line.startswith(PACKAGE)),
         f"torch {version('torch')} python {sys.version}",
@@ -142,17 +142,17 @@ def wheel_key(environment: Mapping[str, str], constraints: str | None) -> str:
         *sorted(cuda),
         environment.get("FLASH_ATTN_CUDA_ARCHS", ""),
     )
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def requirement() -> str:
-    """As this project's `gpu` extra asks for it."""
-    asked = (line.partition(";")[0].strip() for line in requires("notus-launch") or [])
-    return next(line for line in asked if line.startswith(PACKAGE))
+    """flash-attn as required by this project's `gpu` extra."""
+    requirements = (line.partition(";")[0].strip() for line in requires("notus-launch") or [])
+    return next(line for line in requirements if line.startswith(PACKAGE))
 
 
 def run_pip(arguments: Sequence[str]) -> None:
-    """The pip of this environment, its output shown. Out of time, its compilers end with it."""
+    """Run this environment's pip and show its output. On a timeout its compilers are killed too."""
     command = [*module("pip"), *arguments]
     with subprocess.Popen(command, env=environment()) as process:
         try:
@@ -165,7 +165,7 @@ def run_pip(arguments: Sequence[str]) -> None:
         raise subprocess.CalledProcessError(code, command)
 
 
-def say(text: str) -> None:
-    """Into the log of the set-up, at once: a compiler may run for an hour after it."""
+def log(text: str) -> None:
+    """Write to the log of the set-up and flush: a compiler may run for an hour after it."""
     sys.stdout.write(f"notus: {text}\n")
     sys.stdout.flush()

@@ -1,14 +1,14 @@
-"""DeepSpeed's compiled operators on this machine, and no lock that outlives its process.
+"""DeepSpeed's compiled operators on this machine, without locks that outlive their process.
 
-torch compiles in one folder of all processes of a user, with a file as the lock (torch.utils.file_baton). Whoever is
-killed meanwhile leaves that file, and every later process of any run waits for its removal forever. So each attempt
-compiles in a folder of its own, which nobody else waits for, and what came of it is kept under a name that appears
-only once it is whole:
+torch compiles in one folder for all processes of a user, with a file as the lock (torch.utils.file_baton). A process
+that is killed meanwhile leaves that file, and every later process of any run waits forever for its removal. So each
+attempt compiles in its own folder, for which no other process waits, and the result is kept under a name that appears
+only once it is complete:
 
     KEPT/notus-KEY/NAME.so
 
-The others that write below a user's home while a run starts (the Hub's and datasets' downloads, inductor) lock with
-`flock`, which the kernel frees, and triton renames; see tests/integration/test_stale_locks.py.
+Other libraries that write below a user's home while a run starts (the Hub's and datasets' downloads, inductor) lock
+with `flock`, which the kernel releases, and triton renames; see tests/integration/test_stale_locks.py.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from trainer.build_cache.signed_artifacts import NAME
 logger = logging.getLogger(__name__)
 
 BUILD_FOLDER = "TORCH_EXTENSIONS_DIR"
-"""Environment: where torch compiles."""
+"""Environment variable: where torch compiles."""
 
 
 def kept_root(environment: Mapping[str, str]) -> Path:
-    """Where finished operators are kept: the user's own folder for them, or a cache."""
+    """Where finished operators are kept: the user's own folder for them, or a cache folder."""
     chosen = environment.get(BUILD_FOLDER)
     return Path(chosen) if chosen else platformdirs.user_cache_path("notus-launch", appauthor=False) / "operators"
 
 
 def compile_apart(folder: Path) -> None:
-    """From now on torch compiles in `folder`: this attempt's, shared by its ranks, and gone with it."""
+    """Make torch compile in `folder`, which is the attempt's, shared by its ranks, and removed with it."""
     folder.mkdir(parents=True, exist_ok=True)
     os.environ[BUILD_FOLDER] = str(folder)
 
@@ -50,11 +50,11 @@ class KeptOperators:
         self._folder = root / f"notus-{key}"
 
     def find(self) -> dict[str, Path]:
-        """By name."""
+        """The kept operators by name."""
         return {path.stem: path for path in self._folder.glob("*.so") if NAME.fullmatch(path.stem)}
 
     def keep(self, made: Mapping[str, Path]) -> None:
-        """Keep what was compiled here. A folder that can't be written costs a minute of the next start, and no run."""
+        """Keep what was compiled here. If the folder isn't writable, the next start takes a minute longer."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for name, path in made.items():
@@ -73,6 +73,6 @@ class KeptOperators:
             Path(temporary).unlink(missing_ok=True)
 
     def drop(self, name: str) -> None:
-        """One that can't be loaded is compiled again."""
+        """Remove an operator that can't be loaded, so that it is compiled again."""
         with contextlib.suppress(OSError):
             (self._folder / f"{name}.so").unlink()

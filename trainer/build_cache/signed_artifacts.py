@@ -1,12 +1,12 @@
-"""Compiled code in the run's folder of the bucket: a machine takes only what another machine of the run has signed.
+"""Compiled code in the run's folder of the bucket: a machine uses only what another machine of the run has signed.
 
-    FOLDER/NAME          a file, as the compiler left it
-    FOLDER/index.json    the files' sha256 and the signature of them; written last
+    FOLDER/NAME          a file, as the compiler wrote it
+    FOLDER/index.json    the files' sha256 and their signature; written last
 
-A bucket is no place to take code from: who may write there could run programs on the machines of others. So an index is
-signed with a key that only the run's own machines have, made from the Hugging Face token that the launcher hands them,
-and nothing is used that isn't signed. Without a token nothing is kept, and NOTUS_CODE_CACHE=0 switches it off; the code
-is then compiled, as ever.
+Code from a bucket can't be trusted: whoever may write there could run programs on other people's machines. So an index
+is signed with a key that only the run's own machines have, derived from the Hugging Face token that the launcher gives
+them, and nothing unsigned is used. Without a token nothing is kept, and NOTUS_CODE_CACHE=0 disables the cache; the code
+is then compiled as usual.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 MIN_TOKEN = 20
-"""A shorter one is a placeholder ("none"), which anybody could guess; real ones have 37 characters."""
+"""A shorter token is a placeholder ("none") that anyone could guess; real ones have 37 characters."""
 
 
 class SignedIndex(Record):
@@ -41,7 +41,7 @@ class SignedIndex(Record):
 
 
 def signing_key(environment: Mapping[str, str]) -> bytes | None:
-    """What only this run's machines know; None = no cache. Nobody can tell the token from it."""
+    """A key that only this run's machines have; None = no cache. It doesn't reveal the token."""
     token = environment.get("HF_TOKEN", "")
     if len(token) < MIN_TOKEN or environment.get("NOTUS_CODE_CACHE") == "0":
         return None
@@ -49,50 +49,50 @@ def signing_key(environment: Mapping[str, str]) -> bytes | None:
 
 
 def sign(secret: bytes, folder: str, files: Mapping[str, str]) -> str:
-    """Of the files of this folder, as hex: none can be put in another's place."""
-    told = "\n".join([folder, *(f"{name} {files[name]}" for name in sorted(files))])
-    return hmac.new(secret, told.encode(), hashlib.sha256).hexdigest()
+    """The signature of this folder's files, as hex: it covers their names, so none can replace another."""
+    listed = "\n".join([folder, *(f"{name} {files[name]}" for name in sorted(files))])
+    return hmac.new(secret, listed.encode(), hashlib.sha256).hexdigest()
 
 
 class SignedFiles:
-    """One folder of them."""
+    """A folder of signed files."""
 
     def __init__(self, store: Store, folder: str, secret: bytes) -> None:
-        """`folder` names all that the code depends on; `secret`: see `signing_key`."""
+        """`folder`: its name covers everything that the code depends on; `secret`: see `signing_key`."""
         self._store, self._folder, self._secret = store, folder, secret
 
     def fetch(self, target: Path) -> dict[str, Path]:
-        """The files that are there, by name, in the folder `target`; none where they aren't signed.
+        """Fetch the files into the folder `target` and return them by name; none if they aren't signed.
 
-        Raises `CorruptCheckpoint` where one differs from what was signed, `StoreError` as the store does.
+        Raises `CorruptCheckpoint` if one differs from what was signed, `StoreError` as the store does.
         """
         index = read_if_there(self._store, f"{self._folder}/index.json", SignedIndex)
         if index is None:
             return {}
         if not hmac.compare_digest(index.signature, sign(self._secret, self._folder, index.files)):
-            logger.warning("%s of the bucket is not signed by this run's machines: not used", self._folder)
+            logger.warning("%s in the bucket is not signed by this run's machines: not used", self._folder)
             return {}
         target.mkdir(parents=True, exist_ok=True)
         found = {}
-        for name, told in index.files.items():
+        for name, digest in index.files.items():
             if not NAME.fullmatch(name):
-                raise CorruptCheckpoint(f"{name!r} is no file's name")
+                raise CorruptCheckpoint(f"{name!r} is not a file name")
             found[name] = target / name
-            fetch_file(self._store, f"{self._folder}/{name}", found[name], told, hashlib.sha256)
+            fetch_file(self._store, f"{self._folder}/{name}", found[name], digest, hashlib.sha256)
         return found
 
     def publish(self, files: Mapping[str, Path]) -> None:
-        """Put them there, the index last. Raises `StoreError`, `OSError`."""
-        told = {name: hash_file(path, hashlib.sha256) for name, path in files.items()}
+        """Write the files, the index last. Raises `StoreError`, `OSError`."""
+        hashes = {name: hash_file(path, hashlib.sha256) for name, path in files.items()}
         for name, path in files.items():
             self._store.put_file(f"{self._folder}/{name}", path)
-        index = SignedIndex(files=told, signature=sign(self._secret, self._folder, told))
+        index = SignedIndex(files=hashes, signature=sign(self._secret, self._folder, hashes))
         self._store.put(f"{self._folder}/index.json", index.to_json())
 
     def mark(self, name: str) -> None:
-        """Leave an empty note beside them, which is no code and needs no signature. Raises `StoreError`."""
+        """Leave an empty marker beside the files. It isn't code and needs no signature. Raises `StoreError`."""
         self._store.put(f"{self._folder}/{name}", b"")
 
     def marked(self, name: str) -> bool:
-        """Raises `StoreError`."""
+        """Is there a marker of that name? Raises `StoreError`."""
         return any(entry.key == f"{self._folder}/{name}" for entry in self._store.list(self._folder))

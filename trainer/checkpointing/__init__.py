@@ -1,1 +1,1 @@
-"""When a training is saved, what is saved of it, and how ranks agree on it."""
+"""When to save, what to save, and how ranks agree on it."""

@@ -1,8 +1,8 @@
 """The checkpoint engine between DeepSpeed and `checkpoints`.
 
-DeepSpeed 0.19.8 has no configuration key for an engine of one's own, but its engine module looks the factory up by name
-when it is built: `install` puts ours there. It keeps references instead of writing files; the saver copies them into
-a snapshot before the next optimizer step changes them.
+DeepSpeed 0.19.8 has no configuration key for a custom engine, but its engine module looks up the factory by name when
+it is built, so `install` replaces that. Our engine keeps references instead of writing files; the saver copies them
+into a snapshot before the next optimizer step changes them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SCALERS = {scaler.__name__: scaler for scaler in (LossScaler, DynamicLossScaler
 
 
 class BucketEngine(CheckpointEngine):  # type: ignore[misc]  # deepspeed has no types
-    """Collects what DeepSpeed saves, and hands out what was restored. Nothing goes through a file or a pickle.
+    """Collects what DeepSpeed saves, and returns what was restored. Nothing goes through a file or a pickle.
 
     Paths are reduced to `<tag>/<file>`, the part that is the same on every machine. `save` keeps references: take the
     snapshot before the next optimizer step.
@@ -51,14 +51,14 @@ class BucketEngine(CheckpointEngine):  # type: ignore[misc]  # deepspeed has no 
         return True  # the real commit comes after RNG, scheduler and trainer state are captured too
 
     def preserves_storage_sharing(self) -> bool:
-        return False  # so DeepSpeed need not clone every tensor before it hands them over
+        return False  # so that DeepSpeed need not clone every tensor first
 
     def stage(self, files: dict[str, Any], folder: Path, whole: Whole | None = None) -> Path:
         """Make `engine.load_checkpoint(folder)` find `files`: DeepSpeed globs for names before it loads them.
 
-        The files in `folder` are empty; the contents come from `load`. Several tags may be among them; the last one is
-        the `latest`. `whole` is needed for loads without the optimizer's state: under ZeRO-3 DeepSpeed then wants all
-        ranks' weights, and reads the files by itself.
+        The files in `folder` are empty; the contents come from `load`. There may be several tags; the last one becomes
+        `latest`. `whole` is needed for loads without the optimizer's state: under ZeRO-3 DeepSpeed then needs all
+        ranks' weights, and would read the files itself.
         """
         self.restored = files
         self._whole = whole
@@ -74,15 +74,15 @@ class BucketEngine(CheckpointEngine):  # type: ignore[misc]  # deepspeed has no 
         if self._whole is None:
             raise UserError(
                 "load_optimizer_states=False needs the weights of all ranks",
-                "give `BucketEngine.stage` a function for them, for example of checkpoints.restore.consolidate",
+                "give `BucketEngine.stage` a function for them, for example from checkpoints.restore.consolidate",
             )
         return self._whole()
 
 
 def install() -> BucketEngine:
-    """Make DeepSpeed engines built from now on use one shared `BucketEngine`, and return it.
+    """Make DeepSpeed engines that are built from now on use one shared `BucketEngine`, and return it.
 
-    The reference model's engine gets it as well; it never saves.
+    The reference model's engine gets it too, but never saves.
     """
     engine = BucketEngine()
 

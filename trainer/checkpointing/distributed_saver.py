@@ -1,4 +1,4 @@
-"""Saving with several ranks: a `Saver` on every rank, and what the ranks have to agree on.
+"""Saves with several ranks: a `Saver` on every rank, and what the ranks have to agree on.
 
 Collective calls: `restore`, `settle`, `resolve_failure`, `give_up`, `choose`. What a rank does alone is in
 `DistributedSaver.local`.
@@ -27,12 +27,12 @@ from trainer.devices.collectives import gather
 logger = logging.getLogger(__name__)
 
 MAX_FAILED_SAVES = 5
-"""So many saves in a row may fail before the run does: training without a memory is not worth its price."""
+"""How many consecutive saves may fail before the run does: training that can't be saved isn't worth its cost."""
 SETTLE_POLL_S = 0.01
 
 
 class Pending(NamedTuple):
-    """What a rank knows about its save in flight. Not yet agreed between ranks."""
+    """The state of a rank's save in flight. Not yet agreed between ranks."""
 
     busy: bool
     failed: bool
@@ -53,11 +53,11 @@ class DistributedSaver:
     def restore(self, prefetch: Prefetch) -> Restored | None:
         """The newest checkpoint that is good on every rank, or None for a run without one.
 
-        Damaged ones are named in the log and in the diary, and set aside: HEAD keeps them, but not as checkpoints.
+        Damaged ones are reported in the log and in the diary, and set aside: HEAD keeps them, but not as checkpoints.
         """
         shard, damaged = newest_good(self._head.commits, prefetch.load, self._gather_faults)
         for commit, fault in damaged:
-            logger.warning("checkpoint of step %d is damaged and passed over: %s", commit.step, fault)
+            logger.warning("skipped the checkpoint of step %d, which is damaged: %s", commit.step, fault)
         if self._setup.rank == 0:
             diary = Diary(self._store, self._head.epoch)
             for commit, fault in damaged:
@@ -69,14 +69,14 @@ class DistributedSaver:
         return shard
 
     def poll(self) -> Pending:
-        """Look what this rank's uploader has said, without waiting."""
+        """Read the results of this rank's uploader, without waiting."""
         busy = self.local.poll()
         return Pending(busy, failed=self.local.failure is not None)
 
     def settle(self, *, tolerant: bool = False) -> None:
-        """Wait for the save in flight and agree on what became of it.
+        """Wait for the save in flight and agree on its result.
 
-        `tolerant`: a save that failed is only said, up to `MAX_FAILED_SAVES` in a row; the previous checkpoint still is
+        `tolerant`: a failed save is only logged, up to `MAX_FAILED_SAVES` in a row; the previous checkpoint is still
         the newest.
 
         Raises:
@@ -85,8 +85,8 @@ class DistributedSaver:
         """
         self.local.wait_copied()
         started = time.monotonic()
-        # Together and in small steps: rank 0 commits only when all have uploaded, so a rank that failed has to be
-        # heard while rank 0 still waits.
+        # Together and in small steps: rank 0 commits only when all have uploaded, so it has to learn of a rank's
+        # failure while it still waits.
         while True:
             pending = gather(self.poll())
             if any(rank.failed for rank in pending) or not any(rank.busy for rank in pending):
@@ -99,7 +99,7 @@ class DistributedSaver:
             raise error
 
     def resolve_failure(self) -> None:
-        """Some rank's save may have failed: give it up together and train on.
+        """If some rank's save has failed, abandon it on all ranks and continue training.
 
         Raises:
             Fenced, UserError: on every rank.
@@ -111,23 +111,23 @@ class DistributedSaver:
             return
         if isinstance(error, Fenced | UserError) or self._failures_in_a_row >= MAX_FAILED_SAVES:
             raise error
-        logger.warning("a save failed, training goes on: %s", error.message)
+        logger.warning("a save failed, training continues: %s", error.message)
 
     def give_up(self) -> None:
-        """Drop the save in flight on every rank: there is no time for it, or some rank has failed."""
+        """Abandon the save in flight on every rank: there is no time for it, or some rank has failed."""
         self.local.give_up()
-        # Also on ranks that had uploaded their part: all must answer alike when this step is to be saved again.
+        # Also on ranks that had uploaded their part: all must behave the same when this step is saved again.
         self.local.newest_step = -1
 
     def choose(self, seconds_left: float | None) -> Choice:
-        """Agree on what to do in the time that is left."""
+        """Agree on what to do in the remaining time."""
         mine = self._needed()
         ranks: list[tuple[float | None, Needed | Unknown]] = gather((seconds_left, mine))
         left = [seconds for seconds, _ in ranks if seconds is not None]
         return choose(min(left) if left else None, [rank for _, rank in ranks])
 
     def _needed(self) -> Needed | Unknown:
-        """Of this rank."""
+        """How long this rank needs."""
         saver = self.local
         busy, rate, size_bytes = saver.poll(), saver.bytes_per_second(), saver.size_bytes
         if rate is None or size_bytes is None:
@@ -141,7 +141,7 @@ class DistributedSaver:
         )
 
     def score(self, step: int, metric: str, metrics: dict[str, float]) -> None:
-        """Note in HEAD how good the checkpoint of `step` is. Raises `Fenced` on rank 0."""
+        """Record the score of the checkpoint of `step` in HEAD. Raises `Fenced` on rank 0."""
         if self._setup.rank != 0:
             return
         if metric not in metrics:
@@ -157,15 +157,15 @@ class DistributedSaver:
                 step, Score(metric=metric, value=value)
             )
         except StoreError as error:
-            logger.warning("the score of step %d is not noted: %s", step, error.message)
+            logger.warning("could not record the score of step %d: %s", step, error.message)
 
     def _agree_on_failure(self) -> NotusError | None:
         """Gather all ranks' failures; leave no rank waiting; return the worst, the same on every rank."""
-        answers: list[tuple[Done | None, int]] = gather((self.local.failure, self.local.done_count))
-        commits = answers[0][1]  # what rank 0 calls done is committed
-        if commits > self._commits_seen:  # the only thing that ends a row of failures
+        results: list[tuple[Done | None, int]] = gather((self.local.failure, self.local.done_count))
+        commits = results[0][1]  # on rank 0 done means committed
+        if commits > self._commits_seen:  # only this resets the count of failures
             self._commits_seen, self._failures_in_a_row = commits, 0
-        failures = [failure for failure, _ in answers if failure is not None]
+        failures = [failure for failure, _ in results if failure is not None]
         if not failures:
             return None
         self.give_up()
@@ -182,4 +182,4 @@ def _as_error(done: Done) -> NotusError:
         done.raise_error()
     except NotusError as error:
         return error
-    return StoreError("a save failed without a reason")
+    return StoreError("a save failed for an unknown reason")

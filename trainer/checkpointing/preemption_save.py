@@ -1,4 +1,4 @@
-"""What to do with the last seconds of a machine. Pure."""
+"""Decides what to do with the last seconds of a machine. Pure."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Literal, NamedTuple
 Choice = Literal["finish, then save", "finish, then see", "save now", "finish", "leave"]
 
 COMMIT_S = 1.5
-"""For the index, the manifest and HEAD after the last chunk: a handful of small requests one after the other."""
+"""For the index, the manifest and HEAD after the last chunk: a few consecutive small requests."""
 SAFETY = 1.2
-"""Bandwidth measured in peace is not the bandwidth of an emergency."""
+"""Bandwidth may be lower in an emergency than when it was measured."""
 STUCK_BYTES = 4 * (64 << 20)
-"""Chunks that are being sent when an upload is given up can't be called back: as many as are sent at once."""
+"""Chunks in flight when an upload is abandoned can't be cancelled: as many as are sent at once."""
 
 
 class Needed(NamedTuple):
-    """Seconds that a rank needs, by its own size and its own bandwidth."""
+    """Seconds that a rank needs, from its own size and bandwidth."""
 
     save_s: float
     """For a save of the newest step."""
     finish_s: float | None
-    """For the save on its way; None = none is."""
+    """For the save in flight; None if there is none."""
     give_up_s: float
-    """Until an upload on its way has let go of the network and the buffer."""
+    """Until an abandoned upload has released the network and the buffer."""
 
 
 class Unknown(NamedTuple):
-    """A rank that has nothing to judge by: no save is done, and of the first one no chunk has arrived."""
+    """A rank without measurements: no save is done, and no chunk of the first one has arrived."""
 
     busy: bool
 
@@ -35,9 +35,9 @@ class Unknown(NamedTuple):
 def needed(
     *, copy_s: float, snapshot_bytes: float, busy: bool, in_flight_bytes: float, bytes_per_second: float
 ) -> Needed:
-    """Estimate.
+    """Estimate what a rank needs.
 
-    `busy` and not `in_flight_bytes` says whether a save is on its way: one whose bytes have all arrived may still wait
+    `busy`, not `in_flight_bytes`, shows whether a save is in flight: one whose bytes have all arrived may still wait
     for other ranks, and is not committed.
     """
     rate = bytes_per_second / SAFETY
@@ -49,17 +49,17 @@ def needed(
 
 
 def choose(seconds_left: float | None, ranks: Sequence[Needed | Unknown]) -> Choice:
-    """What fits into the time that is left; of all ranks, the slowest counts.
+    """What fits into the remaining time; the slowest rank counts.
 
     Each rank's seconds come from its own figures: under LoRA rank 0 has all the bytes and the others a few kB, whose
     "bandwidth" is mostly latency.
 
-    Best is to finish the upload on its way and then save the newest step; then the newest step alone, which gives up
-    the upload on its way; then that upload alone. If nothing fits, the last commit stays valid, and it is better not
-    to start: a save that is cut short is only garbage.
+    The best choice is to finish the upload in flight and then save the newest step; then the newest step alone, which
+    abandons the upload in flight; then that upload alone. If nothing fits, the last commit stays valid, and it is
+    better not to start: a save that is cut short is only garbage.
 
-    `seconds_left` None: nobody is in a hurry. Where a rank has nothing to judge by, a save on its way is the better
-    bet: it is ahead of a new one by what was sent already, and its end is the first measurement.
+    `seconds_left` None: there is no hurry. If a rank has no measurements, a save in flight is the better bet: it is
+    ahead of a new one by what has been sent, and its end is the first measurement.
     """
     if seconds_left is None:
         return "finish, then save"

@@ -1,4 +1,4 @@
-"""Start fetching the checkpoint before torch is imported: the imports take longer than a small restore."""
+"""Starts fetching the checkpoint before torch is imported: the imports take longer than a small restore."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from checkpoints.commit.head import Head
 from checkpoints.commit.retention import Commit
 from checkpoints.errors import CorruptCheckpoint
-from checkpoints.records.verified_reads import believed
+from checkpoints.records.verified_reads import reread_slowly
 from checkpoints.restore.reshard import restore_for
 from checkpoints.restore.shard_restore import Restored
 from checkpoints.storage.base import Store
@@ -21,7 +21,7 @@ class _Result(NamedTuple):
 
 
 class Prefetch:
-    """Fetches one rank's state from the newest commit in a thread; older ones only when asked."""
+    """Fetches one rank's state from the newest commit in a thread; older ones only on demand."""
 
     def __init__(self, store: Store, head: Head, rank: int, world_size: int, local: Path | None = None) -> None:
         """`local`: see `checkpoints.restore.shard_restore.restore_shard`."""
@@ -42,7 +42,7 @@ class Prefetch:
         self._thread.join()
         result, self._result = self._result, None
         if result is None or result.shard is None:
-            raise (result.error if result and result.error else CorruptCheckpoint("the prefetch gave nothing"))
+            raise (result.error if result and result.error else CorruptCheckpoint("the prefetch returned nothing"))
         return result.shard
 
     def _fetch(self) -> None:
@@ -53,6 +53,6 @@ class Prefetch:
             self._result = _Result(None, error)
 
     def _restore(self, commit: Commit) -> Restored:
-        return believed(
+        return reread_slowly(
             self._store, lambda store: restore_for(store, commit, self._rank, self._world_size, local=self._local)
         )

@@ -1,4 +1,4 @@
-"""One rank's checkpoints: its trainer's state is handed to the saver at a save, and put back at the start."""
+"""A rank's checkpoints: passes its trainer's state to the saver, and restores it at the start."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ FIRST_SAVE_MINUTES = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What an attempt has claimed, and where it works: the same on every rank."""
+    """What an attempt has claimed, and where it runs: the same on every rank."""
 
     run: str
     store: Store
     """The run's own part of the bucket, fenced."""
     head: Head
-    """As of the claim."""
+    """HEAD at the time of the claim."""
     scratch: Scratch
     stop: StopRequest
 
@@ -63,11 +63,11 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedState:
-    """Whose state a checkpoint holds."""
+    """The objects whose state a checkpoint holds."""
 
     trainer: MethodTrainer
     engine: BucketEngine | None
-    """Under ZeRO-3."""
+    """Only under ZeRO-3."""
     record: StepRecord
     fingerprint: dict[str, Any]
     dataset: str
@@ -84,7 +84,7 @@ def start_saver(claim: Claim, saves: Saves, device: Device) -> DistributedSaver:
         writer_id=claim.head.writer.id,
         epoch=claim.head.epoch,
         retention=Retention(
-            newest=saves.keep + 1,  # and one as the fallback
+            newest=saves.keep + 1,  # plus one as the fallback
             every_steps=saves.keep_every_steps,
             best=saves.keep_best is not None,
         ),
@@ -106,16 +106,16 @@ class RankCheckpointer:
         self._claim, self._saves, self.saver = claim, saves, saver
         self._state, self._trainer = state, state.trainer
 
-    # --- back at the start ------------------------------------------------------------------------
+    # --- restoring --------------------------------------------------------------------------------
 
     def restore(self, prefetch: Prefetch, shared_prefetch: Prefetch) -> str | None:
-        """Stage the newest good checkpoint for the Trainer; returns the folder, or None to start from the base.
+        """Stage the newest good checkpoint for the Trainer; returns the folder, or None to start from the base model.
 
-        `prefetch` of this rank's shard; `shared_prefetch`: of the one that has the weights. Raises `NotExact`.
+        `prefetch`: this rank's shard; `shared_prefetch`: the shard that has the weights. Raises `NotExact`.
         """
         started = time.monotonic()
         shard = self.saver.restore(prefetch)
-        if dist.get_rank() == 0:  # every rank has read what it could
+        if dist.get_rank() == 0:  # all ranks have finished reading
             RunMemory(self._claim.store.url).remove_dead()
         if shard is None:
             logger.info("no checkpoint yet: starting from the base model")
@@ -145,7 +145,7 @@ class RankCheckpointer:
         return str(states.stage(trees, self._state.engine, folder))
 
     def finish_restore(self) -> None:
-        """What the Trainer doesn't restore by itself, before its first step."""
+        """Restore what the Trainer doesn't restore by itself, before its first step."""
         if (resumed := self._trainer.resume) is None:
             return
         states.restore_counters(self._trainer, resumed["counters"])
@@ -154,7 +154,7 @@ class RankCheckpointer:
         self._trainer.args.eval_on_start = resumed["cursor"]["evaluation_due"]
 
     def release_restored(self) -> None:
-        """The restored state has been copied to where it belongs: 7 GB a rank for a 7B model."""
+        """Free the restored state once it has been copied: 7 GB per rank for a 7B model."""
         self._trainer.resume = None
         if self._state.engine is not None:
             self._state.engine.restored = {}
@@ -162,19 +162,19 @@ class RankCheckpointer:
     # --- saving -----------------------------------------------------------------------------------
 
     def prepare(self, *, evaluation_due: bool) -> None:
-        """Get the memory that a save needs, after the first step: now the optimizer has its state."""
+        """Allocate the memory that a save needs, after the first step, when the optimizer has its state."""
         self.saver.local.prepare(self._captured(evaluation_due=evaluation_due))
 
     def save(self, reason: str, *, evaluation_due: bool) -> None:
-        """Start a save; wait for it only where nothing can be gained by going on."""
+        """Start a save; wait for it only at a stop or at the end."""
         step = self._trainer.state.global_step
-        if self.saver.local.newest_step == step:  # saved or on its way, the restored step too: nothing to add
+        if self.saver.local.newest_step == step:  # saved, in flight or just restored: nothing to add
             self.saver.settle(tolerant=True)
             if self.saver.local.newest_step == step:
                 return
         if reason == "stop" and not self._emergency():
             return
-        self.saver.settle(tolerant=True)  # the one before
+        self.saver.settle(tolerant=True)  # the previous one
         self._trainer.hooks.announce("saving")
         started = time.monotonic()
         trees = self._captured(evaluation_due=evaluation_due)
@@ -187,13 +187,13 @@ class RankCheckpointer:
         self._trainer.hooks.announce("training")
 
     def interval_minutes(self) -> float | None:
-        """By the clock: what the recipe says, or what the saves so far suggest; None = not by the clock."""
+        """Minutes between saves, from the recipe or from the cost of saves so far; None = don't save by the clock."""
         saves = self._saves
         if not saves.auto:
             return saves.every_minutes
         costs = self.saver.local.costs
         if costs is None:
-            return FIRST_SAVE_MINUTES  # soon: it is also the measurement
+            return FIRST_SAVE_MINUTES  # soon, because it is also the first measurement
         return auto_interval_minutes(
             stall_s=costs.stall_s,
             upload_s=costs.upload_s,
@@ -201,7 +201,7 @@ class RankCheckpointer:
         )
 
     def commits(self) -> Sequence[Commit]:
-        """What is in the bucket now; a save on its way may still come."""
+        """The commits in the bucket now; a save in flight may follow."""
         try:
             head = read_head(self._claim.store)
         except NotusError:
@@ -209,7 +209,7 @@ class RankCheckpointer:
         return head.commits if head else ()
 
     def _captured(self, *, evaluation_due: bool) -> dict[str, Any]:
-        """The state as trees of tensors that are not copied yet."""
+        """The state as trees of tensors, not copied yet."""
         return states.capture(
             self._trainer,
             self._state.engine,
@@ -219,9 +219,9 @@ class RankCheckpointer:
         )
 
     def _emergency(self) -> bool:
-        """Decide together what fits into the time that is left; True = save the newest step."""
+        """Decide together what fits into the remaining time; True = save the newest step."""
         while (choice := self.saver.choose(self._claim.stop.seconds_left())) == "finish, then see":
-            self.saver.settle(tolerant=True)  # the first save: from its end on there are figures
+            self.saver.settle(tolerant=True)  # the first save: once it is done there are measurements
         logger.info("stopping: %s", choice)
         if choice in ("save now", "leave"):
             self.saver.give_up()

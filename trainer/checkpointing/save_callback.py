@@ -1,4 +1,4 @@
-"""When to save and when to stop, decided by all ranks together: at each step and at each batch of an evaluation."""
+"""Decides, on all ranks together, when to save and when to stop: at each step and each batch of an evaluation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class EvaluationStopped(Exception):
-    """A stop was asked for in the middle of an evaluation. Raised on every rank at the same batch."""
+    """A stop was requested during an evaluation. Raised on every rank at the same batch."""
 
 
 @dataclass
 class SaveDecision:
-    """What all ranks have decided at the newest step, for the save that follows."""
+    """What all ranks have decided at the newest step, for the following save."""
 
     reason: str = "interval"
     stopping: bool = False
@@ -33,11 +33,11 @@ class SaveDecision:
 
 
 class SaveCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types that mypy follows here
-    """Turns `save_reason` into the Trainer's control flags, and hands its events to the hooks.
+    """Turns `save_reason` into the Trainer's control flags, and passes its events to the hooks.
 
-    A state is saved *before* an evaluation that is due, and notes it (`evaluation_due`): a run that is stopped during
-    the evaluation loses no step, and the attempt that resumes evaluates first. Evaluations leave the generators as they
-    found them (`NotusDPOTrainer._evaluate`), so neither order changes the training.
+    A state is saved *before* an evaluation that is due, and records that (`evaluation_due`): a run that is stopped
+    during the evaluation loses no step, and the attempt that resumes evaluates first. Evaluations leave the generators
+    unchanged (`NotusDPOTrainer._evaluate`), so neither order changes the training.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class SaveCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         hooks: TrainingHooks,
         decision: SaveDecision,
     ) -> None:
-        """`decision` is written here, and read by whoever saves."""
+        """`decision` is written here, and read when saving."""
         self._saves = saves
         self._stop = stop
         self._checkpointer = checkpointer
@@ -93,7 +93,7 @@ class SaveCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if self._decision.stopping:  # the Trainer also comes here when it stops; the next attempt evaluates
+        if self._decision.stopping:  # the Trainer also calls this when it stops; the next attempt evaluates
             control.should_save = control.should_evaluate = control.should_log = False
         return control
 
@@ -110,7 +110,7 @@ class SaveCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         control.should_evaluate = False
 
     def _agreed_moment(self, state: TrainerState, device: torch.device, *, epoch_ended: bool) -> Moment:
-        """The same on all ranks: clocks and signals differ between them."""
+        """The moment, the same on all ranks, although their clocks and signals differ."""
         minutes, interval = (time.monotonic() - self._saved_at) / 60, self._checkpointer.interval_minutes()
         over = interval is not None and minutes >= interval
         pending = self._checkpointer.saver.poll()

@@ -1,4 +1,4 @@
-"""How often to save, from what a save costs and how often the machine is taken away. Pure."""
+"""How often to save, from the cost of a save and the preemption rate. Pure."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Mapping
 from checkpoints.util.environment import number_of
 
 HOURS_TO_PREEMPTION = "NOTUS_HOURS_TO_PREEMPTION"
-"""In the environment: mean life of this machine. The NOTUS strategy sets it at each launch."""
+"""Environment variable: mean lifetime of this machine. The NOTUS strategy sets it at each launch."""
 ASSUMED_HOURS_TO_PREEMPTION = 6.0
-"""Where nobody says it."""
+"""The default if it isn't set."""
 
 MIN_MINUTES = 0.5
 MAX_MINUTES = 60.0
 
 
 def hours_to_preemption(environment: Mapping[str, str]) -> float:
-    """Mean life of this machine; raises `UserError` where the environment says something impossible."""
+    """Mean lifetime of this machine; raises `UserError` if the variable has an impossible value."""
     return number_of(environment, HOURS_TO_PREEMPTION, ASSUMED_HOURS_TO_PREEMPTION, at_least=1e-3, at_most=1e9)
 
 
 def best_interval_s(*, stall_s: float, mean_time_to_preemption_s: float) -> float:
-    """Seconds of training between two saves that lose the least time on average.
+    """Seconds of training between two saves that minimize the average loss of time.
 
     J. W. Young (1974), "A first order approximation to the optimum checkpoint interval", with the higher-order terms of
     J. T. Daly (2006), "A higher order estimate of the optimum checkpoint interval for restart dumps", eq. 37. With
@@ -30,7 +30,7 @@ def best_interval_s(*, stall_s: float, mean_time_to_preemption_s: float) -> floa
 
         sqrt(2 d M) (1 + 1/3 sqrt(d / 2M) + 1/9 (d / 2M)) - d    for d < 2M, else M
 
-    `stall_s` is what training stands still for a save, not the upload, which runs beside it.
+    `stall_s` is how long a save stalls training, without the upload, which runs in the background.
     """
     d, m = stall_s, mean_time_to_preemption_s
     if d >= 2 * m:
@@ -40,10 +40,10 @@ def best_interval_s(*, stall_s: float, mean_time_to_preemption_s: float) -> floa
 
 
 def auto_interval_minutes(*, stall_s: float, upload_s: float, mean_time_to_preemption_s: float) -> float:
-    """The interval for `saves.auto`: the best one, but never so short that saves queue up behind each other.
+    """The interval for `saves.auto`: the best one, but never so short that saves queue up.
 
-    An upload slows the training a little and holds the network; it may use at most half of the time. The optimum is
-    flat: twice the best interval loses a quarter more of what is little.
+    An upload slows training a little and uses the network; it may run for at most half of the time. The optimum is
+    flat: twice the best interval increases a small loss by a quarter.
     """
     best_s = best_interval_s(stall_s=max(stall_s, 0.01), mean_time_to_preemption_s=mean_time_to_preemption_s)
     return min(MAX_MINUTES, max(MIN_MINUTES, best_s / 60, 2 * upload_s / 60))

@@ -1,4 +1,4 @@
-"""When a state is worth saving, and which of the saved ones is good. Pure."""
+"""When to save a state, and which saved state is good. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.config.recipe import Saves
 
 
 class Moment(NamedTuple):
-    """What there is to know at the end of a step."""
+    """The situation at the end of a step."""
 
     step: int
     epoch_ended: bool
@@ -19,11 +19,11 @@ class Moment(NamedTuple):
     """By the clock (`every_minutes`, `auto`), on any rank."""
     evaluation_due: bool = False
     busy: bool = False
-    """The previous save is still on its way."""
+    """The previous save is still in flight."""
 
 
 def save_reason(saves: Saves, moment: Moment) -> str:
-    """Why this moment's state is saved; '' = it isn't."""
+    """Why this moment's state is saved; '' = don't save."""
     if moment.finished:
         return "final"
     if moment.stopping:
@@ -31,11 +31,11 @@ def save_reason(saves: Saves, moment: Moment) -> str:
     if moment.epoch_ended and saves.every_epoch:
         return "epoch"
     if moment.evaluation_due and saves.keep_best:
-        return "evaluation"  # also behind an upload: what isn't saved can't be kept
+        return "evaluation"  # even during an upload: what isn't saved can't be kept
     if moment.busy:
-        return ""  # the next interval will do; a step may not wait for the network
+        return ""  # the next interval will do; a step must not wait for the network
     if moment.evaluation_due:
-        return "evaluation"  # it takes minutes in which a preemption would cost all since the last save
+        return "evaluation"  # it takes minutes, and a preemption then would lose everything since the last save
     if saves.every_steps and moment.step % saves.every_steps == 0:
         return "interval"
     if moment.interval_over:
@@ -44,10 +44,10 @@ def save_reason(saves: Saves, moment: Moment) -> str:
 
 
 def what_is_left(committed: Iterable[int], step: int) -> str:
-    """Which checkpoint to go back to when `step` gave a loss or gradient that is no number; for the user.
+    """Tell the user which checkpoint to return to if the loss or gradient of `step` isn't finite.
 
-    `step` computed with the weights after `step` - 1, so those are the ones that it condemns. The weights before them
-    gave numbers in `step` - 1.
+    `step` computed with the weights after `step` - 1, so those are bad. The weights before them gave finite values in
+    `step` - 1.
     """
     steps = set(committed)
     suspect = f"; don't use that of step {step - 1}, whose weights gave this" if step - 1 in steps else ""

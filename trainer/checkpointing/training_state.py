@@ -1,12 +1,12 @@
-"""Everything that an exact resume needs from a Trainer, as plain trees, and back.
+"""Captures everything that an exact resume needs from a Trainer as plain trees, and restores it.
 
 trainer     TrainerState, on rank 0
 scheduler   the learning-rate scheduler
 rng         python, numpy, torch, cuda of this rank
 counters    TRL's token count and metrics, the running loss sums
-cursor      how far the data order is, and the order's identity
+cursor      the position in the data order, and the order's identity
 deepspeed/  what DeepSpeed saves: fp32 partitions, optimizer state, engine counters
-recomputed  hashes of the weights that training computes with, which DeepSpeed makes anew from the fp32 partitions
+recomputed  hashes of the weights that training computes with, which DeepSpeed recomputes from the fp32 partitions
 adapter, optimizer    LoRA under DDP: the trainable weights and their optimizer, on rank 0
 """
 
@@ -37,7 +37,7 @@ def capture(
 ) -> dict[str, Any]:
     """The state of this rank after an optimizer step. Collective. Tensors are references, not copies.
 
-    `evaluation_due`: the evaluation of this step comes after this state, so a resume has to make up for it.
+    `evaluation_due`: the evaluation of this step comes after this state, so a resume has to do it.
     """
     trainer.store_flos()
     trees: dict[str, Any] = {
@@ -49,7 +49,7 @@ def capture(
     if trainer.args.process_index == 0:
         trees["trainer"] = json.loads(json.dumps(dataclasses.asdict(trainer.state)))
     if engine is not None:
-        # Under LoRA the base model isn't part of the state: it is loaded anew.
+        # Under LoRA the base model isn't part of the state: it is loaded again.
         lora = len(trainable_state(trainer.model)) < len(list(trainer.model.parameters()))
         trainer.model_wrapped.save_checkpoint(str(scratch), save_latest=False, exclude_frozen_parameters=lora)
         trees |= {f"deepspeed/{name}": tree for name, tree in engine.saved.items()}
@@ -61,7 +61,7 @@ def capture(
 
 
 def stage(trees: dict[str, Any], engine: BucketEngine | None, folder: Path) -> Path:
-    """Make the folder that `Trainer.train(resume_from_checkpoint=...)` looks at: JSON and, for DeepSpeed, stubs."""
+    """Make the folder for `Trainer.train(resume_from_checkpoint=...)`: JSON and, for DeepSpeed, stubs."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "trainer_state.json").write_text(json.dumps(trees["trainer"]))
     if engine is not None:
@@ -75,7 +75,7 @@ def capture_rng() -> dict[str, Any]:
     """The random number generators of this process."""
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),  # the global generator is the one that libraries use
+        "numpy": np.random.get_state(),  # libraries use the global generator
         "torch": torch.random.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -93,10 +93,10 @@ def restore_rng(state: dict[str, Any]) -> None:
 
 
 def adapt_to_world_size(trees: dict[str, Any], saved_by: int) -> None:
-    """What a rank makes of another world size's trees, after `checkpoints.restore.reshard` has cut the partitions."""
+    """Adapt trees of another world size to this rank, after `checkpoints.restore.reshard` has recut the partitions."""
     trees.pop("recomputed", None)  # the hashes are of the old partitions
     rank = dist.get_rank()
-    if rank >= saved_by:  # nobody saved this rank's generators, and two ranks must not draw the same numbers
+    if rank >= saved_by:  # this rank's generators weren't saved, and two ranks must not draw the same numbers
         trees["rng"] = _fresh_rng(trees["cursor"]["seed"] + 1_000_003 * rank + trees["cursor"]["step"])
 
 
@@ -113,7 +113,7 @@ def _fresh_rng(seed: int) -> dict[str, Any]:
 def restore_counters(trainer: MethodTrainer, state: dict[str, Any]) -> None:
     """Restore what the Trainer resets at the start of `train()`.
 
-    Without it, the first log line after a resume averages over fewer steps than the uninterrupted run's, and the token
+    Otherwise the first log line after a resume averages over fewer steps than in an uninterrupted run, and the token
     count starts at zero.
     """
     trainer._total_train_tokens = state["num_tokens"]
@@ -125,23 +125,23 @@ def restore_counters(trainer: MethodTrainer, state: dict[str, Any]) -> None:
 
 
 def computed_weights(trainer: MethodTrainer) -> list[torch.Tensor]:
-    """This rank's part of the weights of forward and backward (bf16 mostly), one flat tensor a sub-group."""
+    """This rank's part of the weights for forward and backward (mostly bf16), one flat tensor per sub-group."""
     flats: list[torch.Tensor] = trainer.model_wrapped.optimizer.fp16_partitioned_groups_flat
     return flats
 
 
 def check_recomputed(weights: Sequence[torch.Tensor], saved: Sequence[Any]) -> None:
-    """They aren't stored because they are the rounded fp32 partitions; make sure of that. Raises `NotExact`."""
+    """Check that the weights, which aren't stored, equal the rounded fp32 partitions. Raises `NotExact`."""
     if [digest(tensor) for tensor in weights] != [bytes(hash_) for hash_ in saved]:
         raise NotExact(
-            "the weights that DeepSpeed recomputed from the fp32 state are not those that were trained with",
+            "the weights that DeepSpeed recomputed from the fp32 state differ from those used in training",
             "install the versions that the run was started with (see the fingerprint in `notus-ckpt show`), "
             "or start a new run with another --name",
         )
 
 
 def check_cursor(trainer: MethodTrainer, state: dict[str, Any], dataset: str) -> None:
-    """Refuse to go on in other data: the step number would point to other pairs. Raises `NotExact`."""
+    """Refuse to resume with other data: the step number would point to other pairs. Raises `NotExact`."""
     mine = _capture_cursor(trainer, dataset)
     for name in ("dataset", "rows", "batch", "seed"):
         if mine[name] != state[name]:
@@ -157,11 +157,11 @@ def trainable_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_trainable_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Inverse of `trainable_state`; the whole state or none. Raises `NotExact`."""
+    """Inverse of `trainable_state`; loads everything or nothing. Raises `NotExact`."""
     mine = trainable_state(model)
     if mine.keys() != state.keys():
-        odd = sorted(mine.keys() ^ state.keys())[0]
-        raise NotExact(f"the saved adapter has other parameters than this model, first {odd!r}")
+        first = sorted(mine.keys() ^ state.keys())[0]
+        raise NotExact(f"the saved adapter has other parameters than this model, first {first!r}")
     with torch.no_grad():
         for name, parameter in mine.items():
             parameter.copy_(state[name])
@@ -172,13 +172,13 @@ def _capture_counters(trainer: MethodTrainer) -> dict[str, Any]:
         "num_tokens": trainer._total_train_tokens,
         "total_loss": trainer._total_loss_scalar,
         "last_logged_step": trainer._globalstep_last_logged,
-        "running_loss": trainer._tr_loss.clone(),  # it grows at the next micro-step, beside the copy
+        "running_loss": trainer._tr_loss.clone(),  # it changes at the next micro-step, during the copy
         "metrics": {"train": dict(trainer._metrics["train"])},
     }
 
 
 def _capture_cursor(trainer: MethodTrainer, dataset: str) -> dict[str, Any]:
-    """The data order is a pure function of seed and epoch (accelerate's seedable sampler): its position is the step."""
+    """The position in the data. Its order is a pure function of seed and epoch (accelerate's seedable sampler)."""
     arguments = trainer.args
     return {
         "step": trainer.state.global_step,

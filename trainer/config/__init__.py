@@ -1,1 +1,1 @@
-"""What decides what a run computes: recipe, GPU types, model shapes, memory, batch, and their fingerprint."""
+"""What determines what a run computes: recipe, GPU types, model shapes, memory, batch, and their fingerprint."""

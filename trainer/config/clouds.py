@@ -1,7 +1,7 @@
-"""The clouds that runs can be in: one row each, read by the trainer on a VM and by the launcher on a laptop.
+"""The clouds where runs can train: one row each, read by the trainer on a VM and by the launcher on a laptop.
 
-To add one: a row here, its price list in `launcher/data/catalogs/`, and, where it announces preemptions, a source in
-`trainer/runtime/preemption_notice.py`. docs/how-to/add-a-cloud.md goes through it.
+To add one: a row here, its price list in `launcher/data/catalogs/`, and, if it announces preemptions, a source in
+`trainer/runtime/preemption_notice.py`. docs/how-to/add-a-cloud.md has the steps.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from typing import NamedTuple
 
 
 class Cloud(NamedTuple):
-    """What a run needs to know of a cloud. As SkyPilot 0.14.1 says (a test compares), but for spot."""
+    """What a run needs to know about a cloud. Matches SkyPilot 0.14.1 (checked by a test), except for spot."""
 
     name: str
-    """In a task's `infra`, in price lists and in SkyPilot's registry."""
+    """Its name in a task's `infra`, in price lists and in SkyPilot's registry."""
     label: str
     credentials: str
-    """The file, below the home folder, that SkyPilot looks for."""
+    """The file that SkyPilot looks for, relative to the home folder."""
     has_spot: bool = False
     notice: str = ""
-    """Which source of `preemption_notice.SOURCES` hears that a spot machine will be taken away; '' = none does."""
+    """Which source of `preemption_notice.SOURCES` announces preemptions; '' = none."""
     hosts_controller: bool = True
-    """May SkyPilot's jobs controller live on a VM there?"""
+    """Can SkyPilot's jobs controller run on a VM there?"""
     own_identity: bool = False
-    """Can its machines end themselves without the user's credential files?"""
+    """Can its machines terminate themselves without the user's credential files?"""
     keeps_files: bool = False
     """Does SkyPilot's configuration have `remote_identity` for it, which keeps those files off rented machines?"""
 
@@ -57,5 +57,5 @@ CLOUDS: Mapping[str, Cloud] = {
         Cloud("oci", "OCI", ".oci/config", keeps_files=True),
     )
 }
-"""RunPod's and Vast's spot columns of the price lists equal the on-demand price or zero, so they aren't read as spot
-here; OCI has no spot price for a node with 8 GPUs, which are bare metal there."""
+"""RunPod's and Vast's spot prices in the price lists equal the on-demand price or zero, so they don't count as spot
+here. OCI has no spot price for a node with 8 GPUs, which is bare metal there."""

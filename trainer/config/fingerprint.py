@@ -1,4 +1,4 @@
-"""What has to be equal for an exact resume, compared by name."""
+"""What must be equal for an exact resume, compared by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANOTHER_RUN = {
     "tokens": "a hash of all token ids; another tokenizer or chat template, or another version of its library",
     "global_batch": "pairs in an optimizer step",
 }
-"""A run that changes one of these is no longer that run."""
+"""A change in one of these makes it another run."""
 
 ANOTHER_ROUNDING = {
     "world_size": "sums over processes are added up in another order",
@@ -32,18 +32,18 @@ ANOTHER_ROUNDING = {
     "determinism": "kernels may add up in another order",
     "versions": "another version may compute in another order",
 }
-"""It goes on with the same state, and rounds otherwise from here on."""
+"""A change in one of these keeps the state, but rounding differs from then on."""
 
 Base = Mapping[str, str | None]
-"""A base model. `content`: a hash of its weights, `weights`: of pieces of them; `commit`: on the Hub; by their names,
-hashes of its other files. None where it isn't known. See `trainer.model.base_identity`."""
+"""A base model. `content`: a hash of its weights; `weights`: a hash of samples of them; `commit`: on the Hub; and
+hashes of its other files by name. None if unknown. See `trainer.model.base_identity`."""
 OF_WEIGHTS = ("content", "weights", "commit")
-"""The surest first."""
+"""The most reliable first."""
 CPU = "cpu"
 
 LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft", "flash-attn", "bitsandbytes")
-NOTED_LATER = ("tokenizers", "datasets")
-"""Runs that were begun before these were noted say nothing of them."""
+ADDED_LATER = ("tokenizers", "datasets")
+"""Added later: fingerprints of older runs lack them."""
 OWN_CODE = "notus-launch"
 
 
@@ -60,7 +60,7 @@ def fingerprint(
     base: Base,
     code: str,
 ) -> dict[str, Any]:
-    """What decides the numbers, by name. `code`: a hash of ours."""
+    """What determines the numbers, by name. `code`: a hash of our code."""
     return {
         "recipe": recipe.identity,
         "dataset": dataset,
@@ -79,9 +79,9 @@ def fingerprint(
 
 
 def cpu_device(capability: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """A CPU as a fingerprint's `device`: its model, and the instructions that torch takes there (its capability).
+    """A CPU as a fingerprint's `device`: its model, and the instruction set that torch uses there (its capability).
 
-    oneDNN and MKL choose their kernels by more than the capability: by the vendor, bf16 instructions, sizes of caches.
+    oneDNN and MKL choose their kernels by more than the capability: by vendor, bf16 instructions and cache sizes.
     """
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -94,16 +94,16 @@ def is_cpu(device: str) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    """Of those that are installed."""
+    """Versions of the libraries that are installed."""
     found = {}
-    for name in (*LIBRARIES, *NOTED_LATER):
+    for name in (*LIBRARIES, *ADDED_LATER):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
 
 
 def saved_fingerprint(store: Store, head: Head | None) -> dict[str, Any] | None:
-    """That of the newest checkpoint which can be read; an older one says the same. None for a new run."""
+    """The fingerprint of the newest readable checkpoint; older ones have the same. None for a new run."""
     for commit in head.commits if head else ():
         try:
             return dict(load_manifest(store, commit).fingerprint)
@@ -113,27 +113,27 @@ def saved_fingerprint(store: Store, head: Head | None) -> dict[str, Any] | None:
 
 
 def base_revision(base: Base | None, wanted: str | None) -> str | None:
-    """Which revision of the base model a run goes on with: the commit that it began with, whatever came later.
+    """The base model's revision for a run: the commit that it began with, even if there are later ones.
 
-    `base`: of the run, None where there is none yet; `wanted`: the recipe's `model.revision`, maybe a branch, or None.
+    `base`: the run's, None if there is none yet; `wanted`: the recipe's `model.revision`, possibly a branch, or None.
     """
     return (base or {}).get("commit") or wanted
 
 
 def base_change(old: Base | None, new: Base | None) -> Difference | None:
-    """Of the weights by what both know, then of the other files; None also where nothing can be compared."""
+    """The first change, in the weights by what both have, then in the other files; None if nothing can be compared."""
     old, new = old or {}, new or {}
     both = next((key for key in OF_WEIGHTS if old.get(key) and new.get(key)), None)
     if both is not None and old[both] != new[both]:
         return Difference(f"base.{both}", old[both], new[both])
-    before, now = ({name: told for name, told in base.items() if name not in OF_WEIGHTS} for base in (old, new))
+    before, now = ({name: value for name, value in base.items() if name not in OF_WEIGHTS} for base in (old, new))
     return next(differences(before, now, "base"), None) if before and now else None
 
 
 def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """Why a resume isn't exact, one reason each; none = it is. Each names the field and what it means.
+    """The reasons why a resume isn't exact; empty if it is. Each names the field and its meaning.
 
-    Raises `NotExact` where it would be another run.
+    Raises `NotExact` if it would be another run.
     """
     mine = {**mine, "versions": _known_to(saved, mine["versions"])}
     for field, meaning in ANOTHER_RUN.items():
@@ -150,7 +150,7 @@ def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
             "bring back the base model that the run began with, or start a new run with another --name and a pinned "
             "model.revision",
         )
-    if saved.get("device") == CPU and is_cpu(mine["device"]):  # an older run: it can't tell which
+    if saved.get("device") == CPU and is_cpu(mine["device"]):  # an older run: which CPU is unknown
         saved = {**saved, "device": mine["device"]}
     return [
         f"{changed} ({meaning})"
@@ -160,6 +160,6 @@ def check_fingerprint(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
 
 
 def _known_to(saved: dict[str, Any], versions: dict[str, str]) -> dict[str, str]:
-    """Without those that an older run never noted."""
-    noted = saved.get("versions") or {}
-    return {name: told for name, told in versions.items() if name in noted or name not in (*NOTED_LATER, OWN_CODE)}
+    """The versions, without those that an older run did not record."""
+    recorded = saved.get("versions") or {}
+    return {name: one for name, one in versions.items() if name in recorded or name not in (*ADDED_LATER, OWN_CODE)}

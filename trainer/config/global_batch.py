@@ -1,4 +1,4 @@
-"""The global batch of a run is part of what it computes: another number of processes has to make up the same one."""
+"""The global batch is part of what a run computes: any number of processes has to make up the same one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Batch(NamedTuple):
 
 
 def fit_batch(total: int, *, world_size: int, largest: int) -> Batch:
-    """Share `total` pairs a step between `world_size` processes, at most `largest` in a micro-step of each.
+    """Share `total` pairs per step between `world_size` processes, at most `largest` per micro-step of each.
 
-    The same pairs come into the same step whatever the world size: accelerate deals micro-batches out in order. Only
-    where the rows don't fill the last step of an epoch, it fills that one up with other pairs.
+    Each step gets the same pairs whatever the world size: accelerate deals micro-batches in order. Only if the rows
+    don't fill an epoch's last step does it fill that step with other pairs.
     Raises `NotExact`, naming the numbers of processes that work.
     """
     each, rest = divmod(total, world_size)
@@ -40,7 +40,7 @@ def fit_batch(total: int, *, world_size: int, largest: int) -> Batch:
 def batch_of_run(saved: Mapping[str, Any] | None, recipe: Recipe, world_size: int) -> Batch:
     """The batch that an attempt with `world_size` processes has to use.
 
-    It is that of the run, by the fingerprint of its checkpoint, or for a new run (None) the recipe's.
+    It is the run's, from the fingerprint of its checkpoint, or for a new run (None) the recipe's.
     """
     training = recipe.training
     total = _saved_total(saved) or training.per_device_batch * training.accumulation * world_size
@@ -50,7 +50,7 @@ def batch_of_run(saved: Mapping[str, Any] | None, recipe: Recipe, world_size: in
 def planned_steps(recipe: Recipe, rows: int, world_size: int) -> int:
     """Optimizer steps of a new run over `rows` training rows, as transformers' Trainer counts them.
 
-    Accelerate fills up the last micro-step of each process, and an epoch's last step may have fewer micro-steps.
+    Accelerate pads the last micro-step of each process, and an epoch's last step may have fewer micro-steps.
     """
     training = recipe.training
     if training.max_steps is not None:

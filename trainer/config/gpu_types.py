@@ -1,7 +1,7 @@
-"""The kinds of GPU that we know, one record each: memory, peak, speed in training.
+"""Known kinds of GPU, one record each: memory, peak performance, training speed.
 
-A kind that is not here can be named too: its memory is then not checked, its MFU not shown, and the hours on it have to
-be given.
+Other kinds can be named too: their memory is then not checked, their MFU not shown, and the hours on them have to be
+given.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import NamedTuple
 
 
 class GpuType(NamedTuple):
-    """One kind, by SkyPilot's name for it."""
+    """One kind of GPU, by SkyPilot's name for it."""
 
     name: str
     memory_gib: int
-    """As sold (NVIDIA's data sheets; a B200 by what clouds give of its 192)."""
+    """Nominal memory (NVIDIA's data sheets; for a B200, what clouds provide of its 192)."""
     tflops: Mapping[str, float] = {}
-    """bf16, dense, of one GPU, by the words in a device's name: NVIDIA's data sheets. The longest that fits counts."""
+    """bf16, dense, per GPU, by a part of the device's name (NVIDIA's data sheets). The longest match counts."""
     tokens_per_second: float | None = None
-    """Of one GPU in a node of 8 that trains a 7B model: see `launcher.catalog.gpu_speeds`."""
+    """Per GPU in a node of 8 that trains a 7B model: see `launcher.catalog.gpu_speeds`."""
     derived: str = ""
-    """How that speed was had for a kind that the table lacks, in words."""
+    """How the speed was derived for a kind that the table lacks, in words."""
     nvlink: bool = True
-    """Are the cards of a node joined?"""
+    """Are the GPUs of a node connected by NVLink?"""
 
 
 _H100_SPEED, _A100_SPEED = 10203.0, 3854.0
@@ -53,15 +53,15 @@ GPU_TYPES: Mapping[str, GpuType] = {
     )
 }
 NO_BF16 = frozenset({"V100", "V100-32GB", "P100", "P4", "K80", "M4000", "M60", "T4", "T4g", "RTX6000"})
-"""Made before Ampere: they don't compute in bfloat16, in which every recipe for GPUs trains."""
+"""Older than Ampere: they don't support bfloat16, which every recipe for GPUs uses."""
 NOT_CUDA = ("tpu-", "MI2", "MI3", "Gaudi", "Trainium", "Inferentia", "Radeon")
-"""How the names of accelerators begin that are not NVIDIA's: the trainer knows CUDA only."""
+"""Name prefixes of accelerators that are not NVIDIA's: the trainer supports only CUDA."""
 VISIBLE = 0.985
-"""Of that memory the driver shows so much: 39.4 GiB of an A100 with 40."""
+"""Share of the nominal memory that the driver shows: 39.4 GiB of an A100 with 40."""
 
 
 def unusable(kind: str) -> str:
-    """Why no recipe for GPUs trains on this kind; '' where nothing speaks against it."""
+    """Why no recipe for GPUs can train on this kind; '' if there is no reason."""
     if kind in NO_BF16:
         return f"a {kind} doesn't compute in bfloat16"
     if kind.lower().startswith(tuple(name.lower() for name in NOT_CUDA)):

@@ -1,4 +1,4 @@
-"""The losses of DPO that a recipe can name, and what each says where policy and reference agree.
+"""The DPO losses that a recipe can name, and the value of each when policy and reference agree.
 
 To add one: its name here, as TRL's `loss_type`, and its value in `first_loss`; tests/integration/test_losses.py
 compares with TRL's own.
@@ -26,7 +26,7 @@ Loss = Literal[
     "discopop",
 ]
 SMOOTHED: tuple[Loss, ...] = ("robust", "exo_pair", "aot", "aot_unpaired")
-"""The losses that look at `label_smoothing`."""
+"""The losses that use `label_smoothing`."""
 
 
 def first_loss(loss: Loss, *, beta: float, label_smoothing: float) -> float:

@@ -1,11 +1,11 @@
-"""What a GPU has to hold: weights, gradients, optimizer, reference model and activations of DPO. Pure, no torch.
+"""Memory that DPO needs on a GPU: weights, gradients, optimizer, reference model, activations. Pure, no torch.
 
-Bytes for each parameter under ZeRO-3 in mixed precision: 2 for the bf16 weight, 2 for its gradient, 4 for the fp32
-master, 4 for the fp32 gradient of the step, and 4 (RMSprop) or 8 (AdamW) for the optimizer's moments, all divided by
-the number of GPUs (Rajbhandari et al. 2020, "ZeRO", section 3, with DeepSpeed's fp32 gradients of the step). The live
-reference model adds 2. With offload the weights, or the rest, are in the host's memory. A test compares the sum with
-DeepSpeed's own estimator. Activations are those of Korthikanti et al. 2022, "Reducing activation recomputation",
-section 4, with flash attention (no score matrix) and, where it is on, with one checkpoint a layer.
+Bytes per parameter under ZeRO-3 in mixed precision: 2 for the bf16 weight, 2 for its gradient, 4 for the fp32 master, 4
+for the fp32 gradient of the step, and 4 (RMSprop) or 8 (AdamW) for the optimizer's moments, all divided by the number
+of GPUs (Rajbhandari et al. 2020, "ZeRO", section 3, with DeepSpeed's fp32 gradients of the step). The live reference
+model adds 2. With offload the weights, or the rest, are in host memory. A test compares the sum with DeepSpeed's own
+estimator. Activations are those of Korthikanti et al. 2022, "Reducing activation recomputation", section 4, with flash
+attention (no score matrix) and, with gradient checkpointing, one checkpoint per layer.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from trainer.config.recipe import Recipe
 
 GIB = 2**30
 USABLE = 2 / 3
-"""Of the memory: CUDA's context and NCCL take about 2 GiB, the allocator can't join all pieces, and this sum was
-measured on one GPU only (there it is 23 to 26 % above the peak, which has no fp32 gradients of all weights). So a
-third stays in reserve: a run that dies of memory costs more than an offload."""
+"""Usable share of GPU memory. CUDA's context and NCCL take about 2 GiB, memory gets fragmented, and this estimate was
+compared on one GPU only (there it is 23 to 26 % above the peak, which has no fp32 gradients of all weights). So a third
+stays in reserve: a run that dies out of memory costs more than an offload."""
 NF4_BYTES = 4.127 / 8
-"""Of a weight: 4 bits and 0.127 for its doubly quantized scale (Dettmers et al. 2023, "QLoRA", section 3)."""
+"""Per weight: 4 bits and 0.127 for its doubly quantized scale (Dettmers et al. 2023, "QLoRA", section 3)."""
 HOST_GIB_PER_RANK = 4
-"""Of the host's memory, for each rank's Python, torch, CUDA, NCCL and data, and the system's share. Assumed."""
+"""Host memory for each rank's Python, torch, CUDA, NCCL and data, and its share of the system's. Assumed."""
 LIVE_PARAMETERS = 1_000_000_000
-"""ZeRO-3 gathers weights up to this count, those of each model (stage3_max_live_parameters, DeepSpeed's default)."""
+"""ZeRO-3 gathers weights up to this count, per model (stage3_max_live_parameters, DeepSpeed's default)."""
 
 
 class Offload(NamedTuple):
-    """What is kept in the host's memory."""
+    """What is kept in host memory."""
 
     optimizer: bool
     parameters: bool
@@ -48,24 +48,24 @@ IN_ORDER = (Offload(False, False), Offload(True, False), Offload(True, True))
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one GPU, and of the host for all of them."""
+    """Bytes on each GPU, and on the host for all GPUs together."""
 
     states: int
     """Weights, gradients, masters, moments, reference model."""
     gathered: int
-    """The layers that ZeRO-3 has put together just now."""
+    """The layers that ZeRO-3 has gathered at a time."""
     activations: int
     host: int
     """What is offloaded."""
 
     @property
     def gpu(self) -> int:
-        """Of one GPU."""
+        """Bytes per GPU."""
         return self.states + self.gathered + self.activations
 
     @property
     def gib(self) -> float:
-        """Of one GPU, GiB of its nominal memory."""
+        """GiB of nominal memory per GPU."""
         return self.gpu / USABLE / GIB
 
 
@@ -75,17 +75,17 @@ class Fit:
 
     fits: bool
     offload: Offload | None
-    """The least that is needed; None where nothing fits or nothing is known."""
+    """The least that is needed; None if nothing fits or nothing is known."""
     reason: str
     """For people, with the figures."""
     host_gib: float | None = None
-    """Of the host's memory, with what a save copies there; None where nothing is known."""
+    """GiB of host memory, including the copy for a save; None if nothing is known."""
 
     def on_host(self, host_gib: float | None) -> Fit:
         """The fit on a node with `host_gib` GiB of memory, which may be too small.
 
-        None = the catalog doesn't list the memory, and nothing is refused for it. A checkpoint, an offload and the
-        ranks have to be there at once.
+        None = the catalog doesn't list the memory, so nothing is refused for it. A checkpoint, an offload and the ranks
+        have to fit at the same time.
         """
         if not self.fits or self.host_gib is None:
             return self
@@ -101,9 +101,9 @@ class Fit:
 
 
 def fit(recipe: Recipe, gpu_gib: float | None, count: int) -> Fit:
-    """The fastest way in which a recipe runs on `count` GPUs of that memory, or why it does not.
+    """The fastest way to run a recipe on `count` GPUs with that much memory, or why it can't run.
 
-    An offload that the recipe fixes is kept: it is part of the arithmetic. None = a kind whose memory is not known.
+    An offload that the recipe sets is kept: it affects the numbers. `gpu_gib` None = the memory is not known.
     """
     shape = shape_of(recipe.model.name)
     if recipe.hardware.gpus is None:
@@ -124,25 +124,25 @@ def fit(recipe: Recipe, gpu_gib: float | None, count: int) -> Fit:
 
 
 def host_gib(recipe: Recipe, need: Need, count: int) -> float:
-    """GiB of the host's memory: what is offloaded, the copy of the state that a save uploads from, and the ranks."""
+    """GiB of host memory: what is offloaded, the copy of the state that a save uploads from, and the ranks."""
     return (need.host + (state_bytes(recipe) or 0)) / GIB + count * HOST_GIB_PER_RANK
 
 
 def runs_with(recipe: Recipe, gpu_gib: float, count: int, offload: Offload) -> bool:
-    """Does it run with just that offload? An unknown model does."""
+    """Does it run with that offload? True for an unknown model."""
     shape = shape_of(recipe.model.name)
     return shape is None or need_of(recipe, shape, count, offload).gib <= gpu_gib
 
 
 def need_of(recipe: Recipe, shape: Shape, count: int, offload: Offload) -> Need:
-    """Bytes with that offload, on that many GPUs."""
+    """Bytes needed with that offload, on that many GPUs."""
     lora = recipe.method == "lora"
     parts = count if recipe.zero is not None else 1
     trained = shape.lora_parameters(recipe.lora.rank, recipe.lora.target_modules) if recipe.lora else shape.parameters
     moments = 4 if recipe.training.optimizer == "rmsprop" else 8
     optimizer = math.ceil(trained / parts) * (2 + 4 + 4 + moments)
     weights = math.ceil(_weight_bytes(recipe, shape) / parts)
-    # A LoRA model without its adapters is its own reference; a precomputed one is gone before the training.
+    # A LoRA model without its adapters is its own reference; a precomputed one is gone before training starts.
     alone = lora or recipe.dpo.reference == "precomputed"
     reference = 0 if alone else weights
     states = (0 if offload.optimizer else optimizer) + (0 if offload.parameters else weights + reference)
@@ -152,15 +152,15 @@ def need_of(recipe: Recipe, shape: Shape, count: int, offload: Offload) -> Need:
 
 
 def _weight_bytes(recipe: Recipe, shape: Shape) -> int:
-    """Of all weights that forward and backward compute with."""
+    """Bytes of all weights that forward and backward compute with."""
     if not recipe.needs_bitsandbytes:
         return 2 * shape.parameters
-    layers = shape.layers * shape.layer_parameters  # embeddings and head stay as they are
+    layers = shape.layers * shape.layer_parameters  # embeddings and head are not quantized
     return math.ceil(layers * NF4_BYTES) + 2 * (shape.parameters - layers)
 
 
 def state_bytes(recipe: Recipe) -> int | None:
-    """Of one checkpoint of the whole state: fp32 masters and moments of what is trained. None for an unknown model."""
+    """Bytes of a checkpoint: fp32 masters and moments of the trained weights. None for an unknown model."""
     shape = shape_of(recipe.model.name)
     if shape is None:
         return None
@@ -177,7 +177,7 @@ def _ways(recipe: Recipe) -> tuple[Offload, ...]:
 
 
 def _activations(recipe: Recipe, shape: Shape) -> int:
-    """Of one micro-step: chosen and rejected go through the model together."""
+    """Bytes of activations in one micro-step: chosen and rejected go through the model together."""
     training = recipe.training
     tokens = training.per_device_batch * 2 * recipe.dpo.max_length
     head = shape.head_size or shape.hidden // shape.heads
@@ -188,6 +188,6 @@ def _activations(recipe: Recipe, shape: Shape) -> int:
     backward = 2 * 3 * shape.intermediate  # the gradients of three of them at once
     layer = tokens * (norms + attention + mlp)
     checkpoints = shape.layers * tokens * shape.hidden * 2
-    # TRL 1.16 projects through the head in tiles: the logits of all tokens are never there at once.
+    # TRL 1.16 projects through the head in tiles: the logits of all tokens never exist at once.
     kept = checkpoints + layer if training.gradient_checkpointing else shape.layers * layer
     return kept + tokens * backward

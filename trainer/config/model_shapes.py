@@ -1,7 +1,7 @@
-"""Shapes of the models that we know by name: enough to count parameters and bytes without loading anything.
+"""Shapes of known models, to count parameters and bytes without loading anything.
 
-The figures are those of each model's published `config.json`. A local folder's own `config.json` comes first; a model
-that is not known here is planned without a check of its memory, and the plan says so.
+The figures are from each model's published `config.json`. A local folder's own `config.json` takes precedence. An
+unknown model is planned without checking its memory, and the plan notes that.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Shape:
     head_size: int = 0
     """0 = hidden / heads."""
     attention_bias: bool = False
-    """Of the query, key and value projections (Qwen 2)."""
+    """Do the query, key and value projections have biases (Qwen 2)?"""
     norms: int = 2
-    """RMSNorms of a layer."""
+    """RMSNorms per layer."""
 
     @property
     def layer_parameters(self) -> int:
-        """Of one decoder layer."""
+        """Parameters of one decoder layer."""
         head = self.head_size or self.hidden // self.heads
         query, key_value = self.heads * head, self.kv_heads * head
         attention = 2 * self.hidden * query + 2 * self.hidden * key_value
@@ -46,22 +46,22 @@ class Shape:
 
     @property
     def embedding_parameters(self) -> int:
-        """Of one embedding matrix."""
+        """Parameters of one embedding matrix."""
         return self.vocabulary * self.hidden
 
     @property
     def parameters(self) -> int:
-        """Of the whole model."""
+        """Parameters of the whole model."""
         embeddings = self.embedding_parameters * (1 if self.tied else 2)
         return embeddings + self.layers * self.layer_parameters + self.hidden
 
     @property
     def largest_layer_parameters(self) -> int:
-        """What ZeRO-3 gathers at once at the most."""
+        """The most that ZeRO-3 gathers at once."""
         return max(self.layer_parameters, self.embedding_parameters)
 
     def lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
-        """Of adapters of that rank on these projections of every layer."""
+        """Parameters of adapters of that rank on these projections of every layer."""
         head = self.head_size or self.hidden // self.heads
         sizes = {
             "q_proj": (self.hidden, self.heads * head),
@@ -99,7 +99,7 @@ KNOWN: tuple[tuple[str, Shape], ...] = (
 
 
 def shape_of(name: str) -> Shape | None:
-    """The shape of a model by its hub name or local folder; None where it is not known."""
+    """The shape of a model by its hub name or local folder; None if it is not known."""
     config = user_path(name) / "config.json"
     if config.is_file():
         return shape_from_config(json.loads(config.read_text()))
@@ -108,7 +108,7 @@ def shape_of(name: str) -> Shape | None:
 
 
 def shape_from_config(config: Mapping[str, Any]) -> Shape | None:
-    """From the fields of a `config.json`; None for a model that is built in another way."""
+    """The shape from the fields of a `config.json`; None for a model with another architecture."""
     kind = str(config.get("model_type", ""))
     if kind not in ("llama", "mistral", "qwen2", "gemma", "gemma2"):
         return None

@@ -1,4 +1,4 @@
-"""Which offload an attempt uses where the recipe says `auto`: what the run began with, else the least that fits."""
+"""Chooses the offload if the recipe has `auto`: what the run began with, else the least that fits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MOST = IN_ORDER[-1]
 def settle_offload(
     recipe: Recipe, *, gpu_gib: float | None, count: int, saved: Mapping[str, Any] | None
 ) -> tuple[Recipe, str]:
-    """The recipe with `auto` replaced, and why, for the log; '' where there was nothing to decide.
+    """The recipe with `auto` replaced, and why, for the log; '' if there was nothing to decide.
 
     Args:
         recipe: any.
         gpu_gib: memory of the smallest GPU; None on a CPU, where nothing is offloaded.
         count: GPUs of the attempt.
-        saved: fingerprint of the checkpoint to go on from. Its offload is kept while it fits: another one rounds
-            otherwise, and the run would no longer be exact.
+        saved: fingerprint of the checkpoint to resume from. Its offload is kept while it fits: another one rounds
+            differently, and the run would no longer be exact.
     """
     zero = recipe.zero
     if zero is None or "auto" not in (zero.offload_optimizer, zero.offload_parameters):
@@ -36,10 +36,10 @@ def settle_offload(
 
 
 def _saved_offload(saved: Mapping[str, Any] | None) -> Offload | None:
-    told = (saved or {}).get("offload")
-    if not isinstance(told, Mapping):
+    offload = (saved or {}).get("offload")
+    if not isinstance(offload, Mapping):
         return None
-    return Offload(told.get("offload_optimizer") == "cpu", told.get("offload_parameters") == "cpu")
+    return Offload(offload.get("offload_optimizer") == "cpu", offload.get("offload_parameters") == "cpu")
 
 
 def _with(recipe: Recipe, offload: Offload) -> Recipe:

@@ -1,6 +1,6 @@
-"""Recipes: everything that decides what a training run computes, as typed YAML.
+"""Recipes: everything that determines what a training run computes, as typed YAML.
 
-Importing this module imports no torch: a wrong recipe is refused in a tenth of a second.
+Importing this module doesn't import torch: an invalid recipe is rejected in a tenth of a second.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class Model(Settings):
-    """The base model. The reference model of DPO is always this one too, also after a resume."""
+    """The base model. It is always DPO's reference model too, also after a resume."""
 
     name: str = Field(description="hub name, local folder, `builtin:tiny-llama` (for tests) or `builtin:smollm2-135m`")
     revision: str | None = Field(default=None, description="hub revision; pin it for an exact resume months later")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        default="auto", description="of the loaded weights; `auto` = as they are stored"
+        default="auto", description="dtype of the loaded weights; `auto` = as stored"
     )
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = Field(
         default="auto",
-        description="`auto` = flash_attention_2 on a GPU where flash-attn is installed, else sdpa",
+        description="`auto` = flash_attention_2 on a GPU if flash-attn is installed, else sdpa",
     )
 
 
 class Columns(Settings):
-    """What a set calls its columns. Those that aren't named here are looked for under the names that are usual."""
+    """The data set's column names. Columns that aren't named here are looked up by their usual names."""
 
-    prompt: str | None = Field(default=None, description="a text or turns; without one it is what both answers share")
+    prompt: str | None = Field(default=None, description="text or turns; without one, what both answers start with")
     chosen: str | None = Field(default=None, description="the better answer")
     rejected: str | None = Field(default=None, description="the worse answer")
     tools: str | None = Field(default=None, description="function schemas for the chat template")
@@ -54,10 +54,10 @@ class Source(Settings):
         description="hub name, a .jsonl or .parquet file (relative to the recipe), or `builtin:tiny-preferences`"
     )
     config: str | None = Field(default=None, description="configuration (subset) of a hub data set that has several")
-    columns: Columns = Field(default=Columns(), description="the set's own names of its columns")
-    split: str = Field(default="train", description="of a hub data set")
+    columns: Columns = Field(default=Columns(), description="the data set's own column names")
+    split: str = Field(default="train", description="split of a hub data set")
     revision: str | None = Field(default=None, description="hub revision")
-    fraction: float = Field(default=1.0, gt=0, le=1, description="share of its rows that is used, from the first on")
+    fraction: float = Field(default=1.0, gt=0, le=1, description="share of its rows to use, from the first on")
 
     def share_of(self, rows: int) -> int:
         """How many of its rows are used; at least one."""
@@ -65,7 +65,7 @@ class Source(Settings):
 
     @property
     def file_name(self) -> str | None:
-        """The local data file that it names, or None for a hub name or a built-in set."""
+        """The local data file, or None for a hub name or a built-in set."""
         local = not self.name.startswith(BUILTIN) and self.name.endswith((".jsonl", ".json", ".parquet"))
         return self.name if local else None
 
@@ -73,31 +73,31 @@ class Source(Settings):
 class Dataset(Source):
     """Preference pairs: columns `prompt, chosen, rejected` or `instruction, chosen_response, rejected_response`."""
 
-    also: tuple[Source, ...] = Field(default=(), description="further sets, mixed in: a list of `name, fraction, ...`")
+    also: tuple[Source, ...] = Field(default=(), description="more data sets to add: a list of `name, fraction, ...`")
     system: str | None = Field(
         default=None,
         description='system turn before a prompt that has none; `""` = an empty one, as Zephyr and Notus were trained; '
-        "null = what the chat template does",
+        "null = the chat template's default",
     )
-    rows: PositiveInt | None = Field(default=None, description="use only the first rows, for a quick try")
+    rows: PositiveInt | None = Field(default=None, description="use only the first N rows, for a quick try")
     eval_rows: Annotated[int, Field(ge=0, le=10**9)] = Field(default=0, description="rows held out for evaluation")
     shuffle: Seed | None = Field(
         default=None, description="seed of a shuffle before `rows` and the split; null = in the set's own order"
     )
-    seed: Seed = Field(default=42, description="of the split into training and evaluation rows")
+    seed: Seed = Field(default=42, description="seed of the split into training and evaluation rows")
     end_tokens: Literal["required", "optional"] = Field(
-        default="required", description="`required` = answers that end without an end token are refused"
+        default="required", description="`required` = refuse answers without an end token"
     )
-    workers: Processes = Field(default=1, description="processes that tokenise")
+    workers: Processes = Field(default=1, description="processes that tokenize")
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """All of them, the first one first."""
+        """All sources, this one first."""
         return (self, *self.also)
 
 
 class Dpo(Settings):
-    """The loss."""
+    """The DPO loss."""
 
     beta: float = Field(default=0.1, gt=0, description="strength of the pull towards the reference model")
     loss: Loss = Field(default="sigmoid", description="TRL's loss_type; `aot...` compare the pairs of a micro-step")
@@ -106,11 +106,11 @@ class Dpo(Settings):
     )
     reference: Literal["live", "precomputed"] = Field(
         default="live",
-        description="`precomputed` = the reference model's log-probabilities are computed once, before the training, "
-        "and kept in the bucket; it then needs no memory and no time in a step",
+        description="`precomputed` = compute the reference model's log-probabilities once, before training, and keep "
+        "them in the bucket; it then needs no memory and no time in a step",
     )
     max_length: PositiveInt = Field(default=1024, description="tokens of prompt and response together")
-    max_prompt_length: PositiveInt = Field(default=512, description="tokens kept of a prompt that is too long")
+    max_prompt_length: PositiveInt = Field(default=512, description="tokens to keep of a prompt that is too long")
 
     @model_validator(mode="after")
     def _smoothing_means_something(self) -> Dpo:
@@ -130,10 +130,10 @@ class Dpo(Settings):
 
 
 class Training(Settings):
-    """The optimiser and its schedule."""
+    """The optimizer and its schedule."""
 
     epochs: PositiveInt = Field(default=1)
-    max_steps: PositiveInt | None = Field(default=None, description="stop after so many optimizer steps")
+    max_steps: PositiveInt | None = Field(default=None, description="stop after this many optimizer steps")
     optimizer: Literal["rmsprop", "adamw"] = Field(default="rmsprop", description="torch.optim.RMSprop or AdamW")
     learning_rate: float = Field(gt=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
@@ -144,14 +144,14 @@ class Training(Settings):
     per_device_eval_batch: PositiveInt = Field(default=4)
     accumulation: PositiveInt = Field(default=1, description="micro-steps per optimizer step")
     dataloader_workers: Annotated[int, Field(ge=0, le=MAX_PROCESSES)] = Field(
-        default=0, description="processes of each rank that put batches together; the rows are tokenised already"
+        default=0, description="processes per rank that collate batches; the rows are already tokenized"
     )
     gradient_checkpointing: bool = Field(default=True)
     reentrant_checkpointing: bool = Field(default=True)
     bf16: bool = Field(default=True)
     deterministic: bool = Field(
         default=True,
-        description="on GPUs: only kernels that give the same bits each time. Without it a resumed run is not exact",
+        description="on GPUs: use only kernels that give the same bits each time; otherwise a resume is not exact",
     )
     seed: Seed = Field(default=42)
     eval_every_steps: PositiveInt | None = Field(default=None)
@@ -166,9 +166,9 @@ class Training(Settings):
 
 
 class Zero(Settings):
-    """DeepSpeed ZeRO stage 3. Offload is part of the arithmetic: a run that changes it goes on, but not bit-exact.
+    """DeepSpeed ZeRO stage 3. Offload affects the numbers: a run that changes it resumes, but not bit-exact.
 
-    `auto` takes the least that the memory of the GPUs asks for, and keeps what the run began with while that fits.
+    `auto` takes the least offload that fits the GPUs' memory, and keeps what the run began with while that fits.
     """
 
     offload_optimizer: Literal["none", "cpu", "auto"] = Field(default="none")
@@ -190,24 +190,24 @@ class Lora(Settings):
 
 
 class Saves(Settings):
-    """When the whole state goes to the bucket. A stop and the end of training always save."""
+    """When the full state is saved to the bucket. A stop and the end of training always save."""
 
     every_steps: PositiveInt | None = Field(default=None)
     every_minutes: float | None = Field(
-        default=None, gt=0, le=7 * 24 * 60, description="of wall time, agreed between the ranks"
+        default=None, gt=0, le=7 * 24 * 60, description="minutes of wall time, agreed between the ranks"
     )
     auto: bool = Field(
         default=False,
-        description="choose the minutes from what a save costs here and how often machines are taken away",
+        description="choose the minutes from the cost of a save here and the preemption rate",
     )
     every_epoch: bool = Field(default=True)
-    keep: PositiveInt = Field(default=1, description="newest checkpoints kept; one more stays as the fallback")
+    keep: PositiveInt = Field(default=1, description="newest checkpoints to keep; one more stays as the fallback")
     keep_every_steps: PositiveInt | None = Field(
-        default=None, description="also keep the checkpoints at multiples of so many steps, for good"
+        default=None, description="also keep the checkpoints at multiples of this many steps, permanently"
     )
 
     keep_best: Literal["eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"] | None = Field(
-        default=None, description="also keep the checkpoint whose evaluation was the best by this metric"
+        default=None, description="also keep the checkpoint with the best evaluation by this metric"
     )
 
     @model_validator(mode="after")
@@ -225,8 +225,8 @@ class Hardware(Settings):
         pattern=r"^[A-Za-z0-9-]+:[1-9][0-9]{0,2}$",
         description="for example A100:8; null = runs on a CPU",
     )
-    cpu_processes: Processes = Field(default=2, description="ranks where there is no GPU")
-    hours: float = Field(gt=0, le=MAX_HOURS, description="of work on `gpus` without any preemption")
+    cpu_processes: Processes = Field(default=2, description="ranks if there is no GPU")
+    hours: float = Field(gt=0, le=MAX_HOURS, description="hours of work on `gpus` without any preemption")
 
 
 class Hub(Settings):
@@ -275,16 +275,16 @@ class Recipe(Settings):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers: equal identities on equal hardware give equal losses, bit for bit.
+        """What determines the numbers: equal identities on equal hardware give equal losses, bit for bit.
 
-        Where a local data file lies isn't part of it (it differs from machine to machine; the fingerprint of a
-        checkpoint has the hash of its rows), nor how many processes tokenise or load, nor which kernels compute,
-        nor where ZeRO-3 keeps its state.
+        Not part of it: the path of a local data file (it differs between machines; a checkpoint's fingerprint has the
+        hash of its rows), the number of processes that tokenize or load, which kernels compute, and where ZeRO-3 keeps
+        its state.
         """
         identity = self.model_dump(
             mode="json", include={"method", "model", "dataset", "dpo", "training", "zero", "lora"}
         )
-        # A run that was begun before a key was there goes on where the key's default changes nothing.
+        # A run that began before a key existed can resume if the key's default changes nothing.
         if not self.dpo.label_smoothing:
             del identity["dpo"]["label_smoothing"]
         if self.lora is not None and not self.needs_bitsandbytes:
@@ -294,9 +294,9 @@ class Recipe(Settings):
         del identity["dataset"]["end_tokens"]
         del identity["dataset"]["workers"]
         del identity["training"]["dataloader_workers"]
-        del identity["training"]["deterministic"]  # a run that changes it goes on, but not exactly
+        del identity["training"]["deterministic"]  # a run that changes it resumes, but not exactly
         if self.zero is not None:
-            identity["zero"] = {}  # an offload that changes is no other run, only no longer exact: see the fingerprint
+            identity["zero"] = {}  # changing the offload isn't another run, only inexact: see the fingerprint
         for source in (identity["dataset"], *identity["dataset"]["also"]):
             source["columns"] = {ours: theirs for ours, theirs in source["columns"].items() if theirs}
             for key in ("config", "columns"):
@@ -343,7 +343,7 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 
 def _located(source: Source, recipe: Path) -> Source:
-    """With an absolute path, where it is a local file. Raises `RecipeError` for one that isn't there."""
+    """The source, with an absolute path if it is a local file. Raises `RecipeError` if that is missing."""
     if source.file_name is None:
         return source
     data = data_path(source.file_name, recipe.parent)
@@ -355,5 +355,5 @@ def _located(source: Source, recipe: Path) -> Source:
 
 
 def data_path(name: str, folder: Path) -> Path:
-    """Where the data file of a recipe in `folder` is."""
+    """The path of the data file of a recipe in `folder`."""
     return (folder / user_path(name)).absolute()

@@ -1,4 +1,4 @@
-"""From a recipe to the settings of TRL and DeepSpeed. Pure: values in, dictionaries out."""
+"""Translates a recipe to settings of TRL and DeepSpeed. Pure: values in, dictionaries out."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from trainer.config.recipe import Recipe, Zero
 
 Device = Literal["cuda", "cpu"]
 COLLECTIVE_TIMEOUT_S = 4 * 3600
-"""Rank 0 alone may tokenise a large data set for hours; a rank that dies is noticed by torchrun."""
+"""Rank 0 alone may tokenize a large data set for hours; torchrun notices a rank that dies."""
 Attention = Literal["flash_attention_2", "sdpa", "eager"]
 
 
 def choose_attention(wanted: str, *, device: Device, flash_installed: bool) -> tuple[Attention, str]:
-    """The attention implementation and why, for the log. Raises nothing: what is missing falls back to sdpa."""
+    """The attention implementation and the reason, for the log. Falls back to sdpa instead of raising."""
     if wanted in ("sdpa", "eager"):
         return wanted, "as the recipe says"  # type: ignore[return-value]
     if device == "cuda" and flash_installed:
@@ -25,11 +25,11 @@ def choose_attention(wanted: str, *, device: Device, flash_installed: bool) -> t
 
 
 def deepspeed_config(zero: Zero, *, device: Device) -> dict[str, Any]:
-    """The ZeRO-3 configuration. `auto` values in it are filled in by the Trainer; an offload is settled before."""
+    """The ZeRO-3 configuration. The Trainer fills in `auto` values; the offload is already settled."""
     assert "auto" not in (zero.offload_optimizer, zero.offload_parameters), "settle_offload comes first"
     stage: dict[str, Any] = {
         "stage": 3,
-        # Overlap needs a second stream; on a CPU it is only a thread that fights for the core.
+        # Overlap needs a second stream; on a CPU it is only a thread that competes for the core.
         "overlap_comm": device == "cuda",
         "contiguous_gradients": True,
         "sub_group_size": 1_000_000_000,
@@ -41,14 +41,14 @@ def deepspeed_config(zero: Zero, *, device: Device) -> dict[str, Any]:
         "stage3_gather_16bit_weights_on_model_save": True,
     }
     if zero.offload_optimizer == "cpu":
-        # pin_memory has no effect on the fp32 masters in 0.19.8 (they stay pageable), and none is claimed.
+        # pin_memory has no effect on the fp32 masters in 0.19.8 (they stay pageable), so it isn't set.
         stage["offload_optimizer"] = {"device": "cpu"}
     if zero.offload_parameters == "cpu":
         stage["offload_param"] = {"device": "cpu", "pin_memory": zero.pin_memory}
     return {
         "bf16": {"enabled": "auto"},
         "zero_optimization": stage,
-        # Otherwise accelerate silently replaces RMSprop by DeepSpeedCPUAdam as soon as the optimizer is offloaded.
+        # Otherwise accelerate silently replaces RMSprop with DeepSpeedCPUAdam if the optimizer is offloaded.
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "gradient_accumulation_steps": "auto",
@@ -69,10 +69,10 @@ def dpo_arguments(
     run: str,
     revision: str | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments of `trl.DPOConfig`. `revision`: of the base model.
+    """Keyword arguments for `trl.DPOConfig`. `revision`: the base model's.
 
-    The Trainer's own saving is off: `trainer.checkpointing.distributed_saver` saves, at the steps that `Saves` names.
-    So is its reporting, which would show redone steps twice and end the run where W&B is away:
+    The Trainer's own saving is off: `trainer.checkpointing.distributed_saver` saves, at the steps given by `Saves`. So
+    is its reporting, which would show repeated steps twice and fail the run if W&B is unavailable:
     `trainer.metrics.trackers` reports.
     """
     training = recipe.training
@@ -105,12 +105,12 @@ def dpo_arguments(
         "dataloader_num_workers": training.dataloader_workers,
         "gradient_checkpointing": training.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": training.reentrant_checkpointing},
-        "disable_dropout": True,  # that of LoRA too: `trainer.model.dropout` switches it on again
+        "disable_dropout": True,  # also LoRA's: `trainer.model.dropout` enables that again
         "bf16": training.bf16,
         "seed": training.seed,
         "logging_steps": training.log_every_steps,
         "logging_first_step": True,
-        "logging_nan_inf_filter": False,  # a NaN has to be seen
+        "logging_nan_inf_filter": False,  # a NaN must be visible
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -123,7 +123,7 @@ def dpo_arguments(
 
 
 def _quantization(recipe: Recipe) -> dict[str, Any]:
-    """QLoRA (Dettmers et al. 2023): the base in 4-bit NormalFloat, its scales quantized too, products in 16 bits."""
+    """QLoRA (Dettmers et al. 2023): the base in 4-bit NormalFloat, with quantized scales, computing in 16 bits."""
     if recipe.lora is None or not recipe.needs_bitsandbytes:
         return {}
     settings = {
@@ -148,7 +148,7 @@ def _evaluation(recipe: Recipe) -> dict[str, Any]:
 def _parallel(recipe: Recipe, device: Device) -> dict[str, Any]:
     """ZeRO-3 under DeepSpeed, or DDP."""
     if recipe.zero is not None:
-        # On a CPU the process group is there already (`Attempt._configure_accelerate_on_cpu`).
+        # On a CPU the process group exists already (`device._configure_accelerate_on_cpu`).
         accelerator = {"accelerator_config": {"use_configured_state": True}} if device == "cpu" else {}
         return {"deepspeed": deepspeed_config(recipe.zero, device=device), **accelerator}
     backend = {"ddp_backend": "gloo"} if device == "cpu" else {}

@@ -1,4 +1,4 @@
-"""YAML into frozen pydantic models, with errors that point at the line."""
+"""Loads YAML into frozen pydantic models, with errors that point at the line."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def load_settings(model: type[M], path: Path) -> M:
     """Parse and validate a YAML file.
 
     Raises:
-        RecipeError: can't be read, isn't YAML, or breaks the model; one line for each problem, with file, line, key and
-            the nearest valid key.
+        RecipeError: the file can't be read, isn't YAML, or doesn't match the model; one line per problem, with file,
+            line, key and the nearest valid key.
     """
     try:
         document = YAML(typ="rt").load(io.StringIO(path.read_text(encoding="utf-8")))
@@ -52,7 +52,7 @@ def load_settings(model: type[M], path: Path) -> M:
 
 
 def plain(value: Any) -> Any:
-    """Return ruamel's round-trip containers and scalars as plain Python."""
+    """Convert ruamel's round-trip containers and scalars to plain Python."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -68,7 +68,7 @@ def _page(model: type[Settings]) -> str:
 
 
 def _explain(detail: ErrorDetails, model: type[Settings], document: CommentedMap, path: Path) -> tuple[int, str]:
-    """The line number of one problem, and the whole message."""
+    """The line number of a problem, and the full message."""
     location = [part for part in detail["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
     key = ".".join(str(part) for part in location)
     line = _line(document, location)

@@ -1,1 +1,1 @@
-"""From raw ratings to preference pairs: `notus-data curate`."""
+"""Turns raw ratings into preference pairs: `notus-data curate`."""

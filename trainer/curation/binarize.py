@@ -1,6 +1,6 @@
-"""One preference pair from one rated record: the answer with the highest mean rating against a lower one. Pure.
+"""Makes a preference pair from a rated record: the answer with the highest mean rating against a lower one. Pure.
 
-By the mean of the four aspects and not by UltraFeedback's overall score, which is often wrong: the finding behind
+It uses the mean of the four aspects, not UltraFeedback's overall score, which is often wrong: the finding behind
 Notus 7B.
 """
 
@@ -36,7 +36,7 @@ class Pair(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A record that makes no pair, and why."""
+    """Why a record makes no pair."""
 
     reason: str
 
@@ -48,14 +48,14 @@ class Rules:
     rejected: Rejected = "random"
     seed: int = 42
     contaminated: Set[str] = frozenset()
-    """Instructions to leave out, as `plain` spells them: those of a test set."""
+    """Instructions to leave out, for example those of a test set, normalized by `plain`."""
     dropped_sources: Set[str] = frozenset()
     ratings: Ratings = "any"
-    """What an answer has to have: any aspect rated, or all four."""
+    """What an answer must have: any aspect rated, or all four."""
 
 
 def binarize(record: Record, rules: Rules) -> Pair | LeftOut:
-    """The pair of a record. The same record and rules give the same pair, wherever it stands in the data."""
+    """The pair of a record. The same record and rules give the same pair, wherever it is in the data."""
     if not record.instruction.strip():
         return LeftOut("no instruction")
     if not encodable(record.instruction):
@@ -66,7 +66,7 @@ def binarize(record: Record, rules: Rules) -> Pair | LeftOut:
         return LeftOut(CONTAMINATED)
     if len(record.completions) < 2:
         return LeftOut("fewer than two rated answers")
-    chosen = max(record.completions, key=lambda one: one.mean)  # of equals the first
+    chosen = max(record.completions, key=lambda one: one.mean)  # the first if several are equal
     lower = [one for one in record.completions if one.mean < chosen.mean]
     if not lower:
         return LeftOut("a tie of all answers")
@@ -82,12 +82,12 @@ def binarize(record: Record, rules: Rules) -> Pair | LeftOut:
 
 
 def from_source(name: str) -> str:
-    """The reason of a record whose source is dropped."""
+    """The reason for a record whose source is dropped."""
     return f"source {name}"
 
 
 def overall_disagrees(record: Record) -> bool | None:
-    """Would the overall score have chosen another answer? None where an answer has no score."""
+    """Would the overall score have chosen another answer? None if an answer has no score."""
     scores = [one.overall for one in record.completions]
     if len(scores) < 2 or any(score is None for score in scores):
         return None
@@ -97,7 +97,7 @@ def overall_disagrees(record: Record) -> bool | None:
 
 
 def plain(text: str) -> str:
-    """A text for comparison: one form of Unicode, no case, single spaces."""
+    """A text normalized for comparison: Unicode NFKC, case-folded, single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -106,6 +106,6 @@ def _lowest(completions: list[Completion]) -> Completion:
 
 
 def _draw(text: str, seed: int, count: int) -> int:
-    """A number below `count` from the text and the seed: the same on every machine, in every order of the records."""
+    """A number below `count` from the text and the seed, the same on every machine and in any order of records."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=seed.to_bytes(8, "little", signed=True)).digest()
     return int.from_bytes(digest, "little") % count

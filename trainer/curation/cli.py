@@ -1,4 +1,4 @@
-"""`notus-data`: make preference data. Thin."""
+"""`notus-data`: make preference data. A thin command line."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def curate(
         Path, typer.Option("--out", help="New folder for data/*.parquet, README.md, report.json, histograms.")
     ],
     rejected: Annotated[str, typer.Option(help="random (a seeded one of the lower answers) or lowest.")] = "random",
-    seed: Annotated[int, typer.Option(help="Of the random choice.", min=0, max=MAX_SEED)] = 42,
+    seed: Annotated[int, typer.Option(help="Seed of the random choice.", min=0, max=MAX_SEED)] = 42,
     contamination: Annotated[
-        Path | None, typer.Option(help="Instructions to leave out: a text file, one a line, or .jsonl.")
+        Path | None, typer.Option(help="Instructions to leave out: a text file with one per line, or .jsonl.")
     ] = None,
     drop_source: Annotated[
         list[str] | None, typer.Option(help="Leave out a source, e.g. truthful_qa. Repeatable.")
     ] = None,
     ratings: Annotated[
-        str, typer.Option(help="any: the mean of the aspects that are rated; all: leave out an answer that lacks one.")
+        str, typer.Option(help="any: the mean of the rated aspects; all: leave out answers that lack a rating.")
     ] = "any",
-    shard_rows: Annotated[int, typer.Option(help="Rows in a parquet file, at most.", min=1, max=10**9)] = 50_000,
+    shard_rows: Annotated[int, typer.Option(help="Maximum rows per parquet file.", min=1, max=10**9)] = 50_000,
     push: Annotated[
         str | None, typer.Option(help="Also push to this data set on the Hub: OWNER/NAME. Needs HF_TOKEN.")
     ] = None,
@@ -55,7 +55,7 @@ def curate(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Make preference pairs by the mean of the aspect ratings. The same input gives the same output."""
-    from trainer.curation.pipeline import Destination, curate_files, told
+    from trainer.curation.pipeline import Destination, as_text, curate_files
 
     if rejected not in ("random", "lowest"):
         raise UserError(f"--rejected {rejected!r} is not known", "use random or lowest")
@@ -73,7 +73,9 @@ def curate(
         drop_sources=drop_source or [],
         ratings="all" if ratings == "all" else "any",
     )
-    sys.stdout.write(json.dumps(report, indent=2, ensure_ascii=False) + "\n" if output == "json" else told(report, out))
+    sys.stdout.write(
+        json.dumps(report, indent=2, ensure_ascii=False) + "\n" if output == "json" else as_text(report, out)
+    )
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Records from files larger than memory, pairs to parquet shards, and the card of the data set."""
+"""Reads records from files larger than memory, and writes pairs as parquet shards and the data set's card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
-    """The data files of files and folders, in order of their names; raises `DataError` where there are none."""
+    """The data files in `paths` (files and folders), ordered by name; raises `DataError` if there are none."""
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -32,7 +32,7 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows one after the other. Raises `DataError` with the line, or what parquet says."""
+    """Yield the rows. Raises `DataError` with the line, or with parquet's error."""
     if path.suffix != ".parquet":
         yield from read_jsonl(path)
         return
@@ -42,12 +42,12 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS):
             yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:  # the last: a text that isn't UTF-8
-        raise DataError(f"can't read {path} as parquet: {error}", "write it anew") from error
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:  # the last: text that isn't UTF-8
+        raise DataError(f"can't read {path} as parquet: {error}", "rewrite the file") from error
 
 
 def read_contamination(path: Path) -> frozenset[str]:
-    """Instructions to leave out: one a line, or the `instruction`, `prompt` or `question` of JSON lines."""
+    """Instructions to leave out: one per line, or the `instruction`, `prompt` or `question` of JSON lines."""
     if path.suffix == ".jsonl":
         names = ("instruction", "prompt", "question")
         rows = read_jsonl(path)
@@ -59,7 +59,7 @@ def read_contamination(path: Path) -> frozenset[str]:
 
 
 def write_shards(pairs: Iterable[Pair], folder: Path, shard_rows: int) -> list[Path]:
-    """data/train-00000.parquet and so on, at most `shard_rows` rows in each; returns them."""
+    """Write data/train-00000.parquet and so on, with at most `shard_rows` rows each; returns the paths."""
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -1,4 +1,4 @@
-"""The story of a curation: read, pair, count, write, push."""
+"""The steps of a curation: read, pair, count, write, push."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def curate_files(
     drop_sources: Sequence[str],
     ratings: Ratings = "any",
 ) -> dict[str, Any]:
-    """Make the pairs of all files; returns the report. Raises `DataError` and `UserError`, and leaves nothing then.
+    """Make the pairs of all files; returns the report. Raises `DataError` and `UserError`, and leaves no folder then.
 
-    A push that fails raises `TrainingFailed` and leaves the folder: the same call then only pushes it.
+    A failed push raises `TrainingFailed` and leaves the folder: repeating the call only pushes it.
     """
     files = find_files(inputs)
     contaminated = read_contamination(contamination) if contamination else frozenset()
@@ -70,7 +70,7 @@ def curate_files(
 
 
 def _curate(files: Sequence[Path], where: Destination, rules: Rules, made: dict[str, Any]) -> dict[str, Any]:
-    """The folder; returns the report."""
+    """Write the folder; returns the report."""
     report = Report()
     with whole_folder(where.folder.absolute(), made) as folder:
         write_shards(_pairs(files, rules, report), folder, where.shard_rows)
@@ -104,7 +104,7 @@ def _pairs(files: Sequence[Path], rules: Rules, report: Report) -> Iterator[Pair
                 yield made
 
 
-def told(report: dict[str, Any], folder: Path) -> str:
+def as_text(report: dict[str, Any], folder: Path) -> str:
     """The report for people."""
     lines = [f"{report['pairs']:,} pairs from {report['records']:,} records, in {folder}/data"]
     for what, counts in (("records", report["left_out"]), ("answers", report["answers_left_out"])):

@@ -1,4 +1,4 @@
-"""What a curation did: counts, how often the mean and the overall score disagree, and histograms."""
+"""The report of a curation: counts, how often the mean and the overall score disagree, and histograms."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from trainer.curation.ultrafeedback import Record
 
 REPORT = "report.json"
 BINS_A_POINT = 4
-"""A mean of four whole ratings is a quarter of a point."""
+"""Bins per point: a mean of four whole ratings is a multiple of a quarter of a point."""
 
 
 class Report:
-    """Counts, fed one record at a time."""
+    """Counts, updated one record at a time."""
 
     def __init__(self) -> None:
         self.records = 0
@@ -32,7 +32,7 @@ class Report:
         self.chosen_models: Counter[str] = Counter()
 
     def add(self, record: Record, made: Pair | LeftOut) -> None:
-        """Count a record and what came of it."""
+        """Count a record and its result."""
         self.records += 1
         self.oddities.update(record.oddities)
         self.unrated.update(aspect for answer in record.completions for aspect in answer.unrated)
@@ -50,7 +50,7 @@ class Report:
         self.chosen_models[made.chosen_model] += 1
 
     def as_dict(self, rules: Rules) -> dict[str, Any]:
-        """For JSON: the same data and rules give the same text."""
+        """The report for JSON: the same data and rules give the same text."""
         return {
             "records": self.records,
             "pairs": self.pairs,
@@ -71,7 +71,7 @@ class Report:
         }
 
     def _matched_nothing(self, rules: Rules) -> list[str]:
-        """What was asked to be left out, and nothing was."""
+        """Options to leave something out that matched nothing."""
         sources = [
             f"--drop-source {name}" for name in sorted(rules.dropped_sources) if not self.left_out[from_source(name)]
         ]
@@ -79,7 +79,7 @@ class Report:
         return sources + listed
 
     def write(self, folder: Path, rules: Rules) -> None:
-        """report.json and histograms.png."""
+        """Write report.json and histograms.png."""
         text = json.dumps(self.as_dict(rules), indent=2, ensure_ascii=False) + "\n"
         (folder / REPORT).write_text(text, encoding="utf-8")
         if self.pairs:

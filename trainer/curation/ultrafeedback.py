@@ -1,10 +1,10 @@
-"""UltraFeedback's records as they are published by OpenBMB, read with all that is odd in them. Pure.
+"""Reads UltraFeedback's records as published by OpenBMB, with all their irregularities. Pure.
 
 A record has an `instruction` and `completions`, each with a `response`, the `model` that wrote it, an `overall_score`
 and `annotations` of four aspects. An aspect is one annotation or a list of them; a `Rating` is a number from 1 to 5 as
-text, or "N/A": UltraFeedback's own prompt asks for that where an aspect has no meaning, as honesty in creative writing.
-So an answer's rating is the mean of the aspects that are rated, as in UltraFeedback's own script. What is missing or
-odd is counted, and never guessed.
+text, or "N/A", which UltraFeedback's own prompt asks for if an aspect doesn't apply (honesty in creative writing). So
+an answer's rating is the mean of its rated aspects, as in UltraFeedback's own script. Missing or invalid values are
+counted, never guessed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ LOWEST, HIGHEST = 1.0, 5.0
 
 
 class Completion(NamedTuple):
-    """An answer that is rated."""
+    """A rated answer."""
 
     model: str
     response: str
     mean: float
-    """Of the aspects that are rated, 1 to 5."""
+    """Mean of the rated aspects, 1 to 5."""
     overall: float | None
     unrated: tuple[str, ...] = ()
     """Aspects without a rating."""
@@ -39,18 +39,18 @@ class Record(NamedTuple):
     instruction: str
     completions: tuple[Completion, ...]
     oddities: Mapping[str, int]
-    """What was left out of it, and why."""
+    """How many answers were left out, by reason."""
 
 
 def read_record(row: Mapping[str, Any], *, strict: bool = False) -> Record:
     """Read a published record; answers that can't be compared are left out and counted by reason.
 
-    `strict` also leaves out the answers for which an aspect is not rated.
+    `strict` also leaves out answers with an unrated aspect.
     """
     odd: Counter[str] = Counter()
     rated = []
-    told = row.get("completions")
-    for completion in told if isinstance(told, Sequence) and not isinstance(told, str) else ():
+    completions = row.get("completions")
+    for completion in completions if isinstance(completions, Sequence) and not isinstance(completions, str) else ():
         reason, found = _read_completion(completion, strict=strict)
         if found is None:
             odd[reason] += 1
@@ -61,22 +61,22 @@ def read_record(row: Mapping[str, Any], *, strict: bool = False) -> Record:
 
 
 def rating(annotation: Any) -> float | None:
-    """The rating of an aspect: the mean of its annotations' numbers from 1 to 5; None where there is none."""
+    """The rating of an aspect: the mean of its annotations' numbers from 1 to 5; None if there are none."""
     annotations = annotation if isinstance(annotation, list) else [annotation]
     found = [number for one in annotations if isinstance(one, Mapping) and (number := _number(one.get("Rating")))]
     valid = [number for number in found if LOWEST <= number <= HIGHEST]
     return sum(valid) / len(valid) if valid else None
 
 
-def _read_completion(told: Any, *, strict: bool) -> tuple[str, Completion | None]:
-    if not isinstance(told, Mapping):
+def _read_completion(completion: Any, *, strict: bool) -> tuple[str, Completion | None]:
+    if not isinstance(completion, Mapping):
         return "not an answer", None
-    response = told.get("response")
+    response = completion.get("response")
     if not isinstance(response, str) or not response.strip():
         return "empty response", None
     if not encodable(response):
         return "response with half a character (a lone surrogate)", None
-    annotations = told.get("annotations")
+    annotations = completion.get("annotations")
     if not isinstance(annotations, Mapping):
         return "no annotations", None
     rated = {aspect: value for aspect in ASPECTS if (value := rating(annotations.get(aspect))) is not None}
@@ -84,11 +84,13 @@ def _read_completion(told: Any, *, strict: bool) -> tuple[str, Completion | None
     if not rated or (strict and unrated):
         return (f"{unrated[0]} not rated (N/A)" if rated else "no aspect rated"), None
     mean = math.fsum(rated.values()) / len(rated)
-    return "", Completion(_name(told.get("model")), response, mean, _number(told.get("overall_score")), unrated)
+    return "", Completion(
+        _name(completion.get("model")), response, mean, _number(completion.get("overall_score")), unrated
+    )
 
 
 def _name(value: Any) -> str:
-    """Of a source or a model; "" where there is none that can be written down."""
+    """The name of a source or a model; "" if it is missing or can't be encoded."""
     return value if isinstance(value, str) and encodable(value) else ""
 
 

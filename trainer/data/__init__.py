@@ -1,1 +1,1 @@
-"""From a data set to token ids."""
+"""Turns a data set into token ids."""

@@ -1,13 +1,14 @@
-"""A row as the texts that are tokenised: by the model's chat template, or plain with an end token.
+"""Renders a row as the texts to tokenize, with the model's chat template, or plain with an end token.
 
-As TRL 1.16's DPOTrainer renders it, but for two things. A prompt that is a plain text becomes the user's turn where
-the model has a chat template (TRL would train it bare), and `dataset.system` may come before it. And what a template
-drops, a tool call for example, makes the row unusable, where TRL would train the rest.
+Like TRL 1.16's DPOTrainer, with two exceptions. A plain-text prompt becomes the user's turn if the model has a chat
+template (TRL would train on it bare), and `dataset.system` may precede it. And if a template drops something, such as a
+tool call, the row is unusable (TRL would train on the rest).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
@@ -17,21 +18,21 @@ from trainer.data.trl_formats import Row, Turn, UnusableRow
 from trainer.errors import DataError
 
 _OF_A_TEMPLATE = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
-"""What a template stumbles over: a turn without content, tools of another form, arguments that aren't strings."""
+"""What a template raises for a turn without content, tools in another format, arguments that aren't strings."""
 
 
 class Rendered(NamedTuple):
     """The texts of a row."""
 
     prompt: str
-    """Up to where an answer begins."""
+    """Up to the start of the answer."""
     chosen: str
     """Prompt and answer."""
     rejected: str
 
 
 def render_row(row: Row, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> Rendered:
-    """`system`: a turn before a prompt that has none; None = no such turn. Raises `UnusableRow`."""
+    """Render a row. `system`: a turn before a prompt that has none; None = no such turn. Raises `UnusableRow`."""
     if row.plain or not tokenizer.chat_template:
         return _plain(row, tokenizer)
     prompt, chosen, rejected = _turns(row)
@@ -44,13 +45,13 @@ def render_row(row: Row, tokenizer: PreTrainedTokenizerBase, system: str | None 
         _render(tokenizer, prompt + rejected, **more),
     )
     for turns, text in ((prompt + chosen, rendered.chosen), (prompt + rejected, rendered.rejected)):
-        for what in _dropped(turns, row.tools or [], text):
-            raise UnusableRow(f"the model's chat template drops {what}", "take a model whose template renders them")
+        for what in _dropped(tokenizer, turns, text, more):
+            raise UnusableRow(f"the model's chat template drops {what}", "use a model whose template renders them")
     return rendered
 
 
 def _turns(row: Row) -> tuple[list[Turn], list[Turn], list[Turn]]:
-    """A row of texts is a user's turn and two of the assistant."""
+    """The row as turns: plain texts become a user's turn and two assistant turns."""
     if isinstance(row.prompt, str):
         prompt = [{"role": "user", "content": row.prompt}]
         chosen, rejected = ([{"role": "assistant", "content": answer}] for answer in (row.chosen, row.rejected))
@@ -70,7 +71,7 @@ def _only_text(part: str | list[Turn]) -> str:
         return part
     if len(part) > 1 or part[0].get("tool_calls"):
         raise UnusableRow(
-            "it is a conversation, and the model has no chat template", "take a model that was made for conversations"
+            "it is a conversation, and the model has no chat template", "use a model that was made for conversations"
         )
     return str(part[0]["content"])
 
@@ -88,25 +89,64 @@ def _render(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], **more: Any) 
         system = any(turn.get("role") == "system" for turn in turns)
         raise UnusableRow(
             f"the model's chat template refuses a conversation of {roles}: {error}",
-            "where it has no system turn (Gemma), leave out dataset.system and system turns of the prompts"
+            "if it has no system turn (Gemma), leave out dataset.system and system turns of the prompts"
             if system
-            else "look at the model's chat_template, and at what this row hands to it",
+            else "check the model's chat_template, and what this row passes to it",
         ) from error
 
 
-def _dropped(turns: list[Turn], tools: list[Any], text: str) -> Iterator[str]:
-    """What of a conversation isn't in its text. Of the assistant's words a template may leave out some: thoughts."""
-    for turn in turns:
-        if turn["role"] != "assistant" and turn.get("content", "").strip() not in text:
-            yield f"turns of role {turn['role']}"
-        if not all(name in text for name in _function_names(turn.get("tool_calls") or [])):
-            yield "tool calls"
-    if not all(name in text for name in _function_names(tools)):
+def _dropped(
+    tokenizer: PreTrainedTokenizerBase, turns: list[Turn], text: str, more: Mapping[str, Any]
+) -> Iterator[str]:
+    """The parts of a conversation that are missing in its text. A template may drop the assistant's thoughts."""
+    if not all(name in text for name in _function_names(more.get("tools") or [])):
         yield "the tools"
+    if all(_is_plainly_there(turn, text) for turn in turns):
+        return
+    marked, marks = _marked(turns)
+    try:
+        shown = _render(tokenizer, marked, **more)
+    except UnusableRow:  # the template looks into what was marked, so it doesn't drop it
+        return
+    for mark, what in marks.items():
+        if mark not in shown:
+            yield what
+
+
+def _is_plainly_there(turn: Turn, text: str) -> bool:
+    """Is a turn in the text as it is? Templates escape some, and the same function may be called twice."""
+    if turn.get("tool_calls"):
+        return False
+    return turn["role"] == "assistant" or turn.get("content", "").strip() in text
+
+
+def _marked(turns: list[Turn]) -> tuple[list[Turn], dict[str, str]]:
+    """The turns with a mark in the place of each part that must not get lost, and what each mark stands for.
+
+    The assistant's text counts only beside a call: elsewhere a template may cut its thoughts.
+    """
+    marks: dict[str, str] = {}
+
+    def mark(what: str) -> str:
+        marks[made := f"notusmark{len(marks):06d}x"] = what
+        return made
+
+    marked = []
+    for turn in turns:
+        changed = copy.deepcopy(turn)
+        calls = changed.get("tool_calls") or []
+        if turn.get("content", "").strip() and (turn["role"] != "assistant" or calls):
+            changed["content"] = mark(
+                "the assistant's text beside a tool call" if calls else f"turns of role {turn['role']}"
+            )
+        for call in calls:
+            call.get("function", call)["name"] = mark("tool calls")
+        marked.append(changed)
+    return marked, marks
 
 
 def _function_names(described: list[Any]) -> list[str]:
-    """Of calls or of tools, each as `{"function": {"name": ...}}` or without the outer object."""
+    """The names of calls or tools, each as `{"function": {"name": ...}}` or without the outer object."""
     inner = [one.get("function", one) if isinstance(one, dict) else {} for one in described]
     return [one["name"] for one in inner if isinstance(one, dict) and isinstance(one.get("name"), str)]
 

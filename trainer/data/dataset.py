@@ -1,4 +1,4 @@
-"""The recipe's data set as token ids: loaded, checked, formatted, cut, split."""
+"""The recipe's data set as token ids: loaded, checked, formatted, truncated, split."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from trainer.data.preference_pairs import (
 from trainer.data.raw_rows import as_text, first_places, left_out, no_rows, rows_of_jsonl
 from trainer.data.trl_formats import Row, UnusableRow, read_row, without_nulls
 from trainer.errors import DataError
-from trainer.hub.load_errors import blaming
+from trainer.hub.load_errors import translated_errors
 from trainer.runtime.startup_phases import Tally
 
 logger = logging.getLogger(__name__)
 
 PARALLEL_FROM_ROWS = 2000
-"""Below, starting worker processes takes longer than tokenising."""
+"""With fewer rows, starting worker processes takes longer than tokenizing."""
 BATCH_ROWS = 10_000
 """Rows held as Python objects at once."""
 
 
 class Pairs(NamedTuple):
-    """Tokenised preference pairs and what identifies them."""
+    """Tokenized preference pairs and their fingerprint."""
 
     train: datasets.Dataset
     evaluation: datasets.Dataset | None
     fingerprint: str
-    """xxh3 of the raw rows in order: a data set that changed between two attempts is noticed."""
+    """xxh3 of the raw rows in order, to notice a data set that changed between two attempts."""
     rows: int = 0
-    """That were looked at. 0 where the pairs come from a cache."""
+    """How many were read. 0 if the pairs come from a cache."""
     left_out: tuple[LeftOutRows, ...] = ()
 
-    def told(self) -> DataPrepared:
-        """For the diary."""
+    def as_event(self) -> DataPrepared:
+        """The event for the diary."""
         return DataPrepared(
             rows=self.rows,
             train=len(self.train),
@@ -62,7 +62,7 @@ class Pairs(NamedTuple):
 
 
 def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tally: Tally | None = None) -> Pairs:
-    """Load the recipe's data set and turn it into token ids. `tally` counts the rows that are done.
+    """Load the recipe's data set and turn it into token ids. `tally` counts the finished rows.
 
     Raises:
         DataError: the set can't be found or read, lacks a column, or has no usable row.
@@ -74,26 +74,26 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tally: Tally | N
     if dataset.rows:
         rows = rows.select(range(min(dataset.rows, len(rows))))
     fingerprint = fingerprint_rows(map(json.loads, rows["row"]))
-    tokenised, unusable = _tokenise(rows, recipe, tokenizer, tally)
-    pairs = Pairs(tokenised, None, fingerprint, len(rows), unusable)
+    tokenized, unusable = _tokenize(rows, recipe, tokenizer, tally)
+    pairs = Pairs(tokenized, None, fingerprint, len(rows), unusable)
     if not dataset.eval_rows:
         return pairs
-    if dataset.eval_rows >= len(tokenised):
+    if dataset.eval_rows >= len(tokenized):
         raise DataError(
-            f"dataset.eval_rows is {dataset.eval_rows}, but {dataset.name} has only {len(tokenised)} usable rows",
+            f"dataset.eval_rows is {dataset.eval_rows}, but {dataset.name} has only {len(tokenized)} usable rows",
             "hold out fewer rows",
         )
-    split = tokenised.train_test_split(test_size=dataset.eval_rows, seed=dataset.seed)
+    split = tokenized.train_test_split(test_size=dataset.eval_rows, seed=dataset.seed)
     return pairs._replace(train=split["train"], evaluation=split["test"])
 
 
-def _tokenise(
+def _tokenize(
     rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tally: Tally | None
 ) -> tuple[datasets.Dataset, tuple[LeftOutRows, ...]]:
-    """Token ids of each row that can be trained; says which can't, and how many were cut."""
+    """Token ids of each usable row, and which rows are unusable; logs how many were cut."""
     name = recipe.dataset.name
-    tokenised = rows.map(
-        _tokenise_raw,
+    tokenized = rows.map(
+        _tokenize_raw,
         fn_kwargs={
             "tokenizer": tokenizer,
             "dpo": recipe.dpo,
@@ -103,65 +103,65 @@ def _tokenise(
         },
         remove_columns=rows.column_names,
         num_proc=recipe.dataset.workers if len(rows) > PARALLEL_FROM_ROWS else None,
-        desc="tokenising",
+        desc="tokenizing",
     )
-    unusable = left_out(zip(rows["where"], tokenised["reason"], strict=True))
+    unusable = left_out(zip(rows["where"], tokenized["reason"], strict=True))
     for found in unusable:
         where = first_places(found)
         logger.warning("%s: left out %d of %d rows: %s (%s)", name, found.rows, len(rows), found.reason, where)
     if sum(found.rows for found in unusable) == len(rows):
         worst = unusable[0]
-        hint = next(row["hint"] for row in tokenised if row["reason"] == worst.reason)
-        told = f"{worst.reason} ({first_places(worst)})"
-        raise DataError(f"none of the {len(rows)} rows of {name} can be trained: {told}", hint)
+        hint = next(row["hint"] for row in tokenized if row["reason"] == worst.reason)
+        where = first_places(worst)
+        raise DataError(f"none of the {len(rows)} rows of {name} can be trained: {worst.reason} ({where})", hint)
     if unusable:
-        tokenised = tokenised.filter(lambda reason: not reason, input_columns="reason", desc="checking rows")
-    cuts = Cut(*(sum(tokenised[field]) for field in Cut._fields))
-    _say(cuts, len(tokenised), recipe)
-    if cuts.same_answers == len(tokenised):
+        tokenized = tokenized.filter(lambda reason: not reason, input_columns="reason", desc="checking rows")
+    cuts = Cut(*(sum(tokenized[field]) for field in Cut._fields))
+    _warn_of_cuts(cuts, len(tokenized), recipe)
+    if cuts.same_answers == len(tokenized):
         raise DataError(
             f"no pair of {name} has two answers that differ within their first tokens",
             f"raise dpo.max_length (now {recipe.dpo.max_length})",
         )
     if cuts.same_answers:
-        tokenised = tokenised.filter(lambda same: not same, input_columns="same_answers", desc="checking cuts")
+        tokenized = tokenized.filter(lambda same: not same, input_columns="same_answers", desc="checking cuts")
         reason = "after the cut both answers are the same (dpo.max_length)"
         same = LeftOutRows(reason=reason, rows=cuts.same_answers)
         unusable = (*unusable, same)
-    return tokenised.remove_columns([*Cut._fields, "reason", "hint"]), unusable
+    return tokenized.remove_columns([*Cut._fields, "reason", "hint"]), unusable
 
 
-def _say(cuts: Cut, rows: int, recipe: Recipe) -> None:
-    """A warning for each kind of cut that happened."""
+def _warn_of_cuts(cuts: Cut, rows: int, recipe: Recipe) -> None:
+    """Log a warning for each kind of cut that happened."""
     name, dpo = recipe.dataset.name, recipe.dpo
-    told = (
+    messages = (
         (cuts.cut_prompt, f"prompts were cut to their last {dpo.max_prompt_length} tokens (dpo.max_prompt_length)"),
         (cuts.cut_answers, f"pairs have an answer that was cut (dpo.max_length {dpo.max_length})"),
         (cuts.same_answers, "pairs were left out: after the cut both answers are the same"),
         (
             cuts.cut_between,
-            "prompts lost their last tokens, which the template renders otherwise before an answer",
+            "prompts lost their last tokens, which the template renders differently before an answer",
         ),
     )
-    for count, what in told:
+    for count, what in messages:
         if count:
             logger.warning("%s: %d of %d %s", name, count, rows, what)
 
 
-def _tokenise_raw(raw: Mapping[str, Any], tally: Tally | None, **settings: Any) -> dict[str, Any]:
-    """A row of the table as `tokenise_row` gives it, with the reason why it can't be trained, or ''."""
+def _tokenize_raw(raw: Mapping[str, Any], tally: Tally | None, **settings: Any) -> dict[str, Any]:
+    """A row of the table as `tokenize_row` returns it, with the reason why it is unusable, or ''."""
     if tally is not None:
         tally.add()
     try:
         if raw["broken"]:
             raise UnusableRow(raw["broken"])
-        return {**tokenise_row(read_row(json.loads(raw["row"])), **settings), "reason": "", "hint": ""}
+        return {**tokenize_row(read_row(json.loads(raw["row"])), **settings), "reason": "", "hint": ""}
     except UnusableRow as error:
         nothing = {**PairIds([], [], [])._asdict(), **Cut(0, 0, 0, 0)._asdict()}
         return {**nothing, "reason": str(error), "hint": error.hint}
 
 
-def tokenise_row(
+def tokenize_row(
     row: Row,
     tokenizer: PreTrainedTokenizerBase,
     dpo: Dpo,
@@ -170,9 +170,9 @@ def tokenise_row(
 ) -> dict[str, Any]:
     """One row as `prompt_ids, chosen_ids, rejected_ids`, cut to length, with the fields of `Cut`.
 
-    Prompt and answer are tokenised together, as inference sees them, and parted where the two pairs and the prompt
-    alone stop to agree: a tokenizer that marks the beginning of a text would otherwise start every answer with a token
-    that never follows a prompt. `ends`: the tokens that may end an answer; None = anything may. Raises `UnusableRow`.
+    Prompt and answer are tokenized together, as in inference, and split at the first token that differs between the
+    two pairs and the prompt alone: otherwise a tokenizer that marks the start of a text would begin every answer with a
+    token that never follows a prompt. `ends`: the tokens that may end an answer; None = any. Raises `UnusableRow`.
     """
     texts = render_row(row, tokenizer, system)
     if ends is not None and not all(text.rstrip().endswith(ends) for text in texts[1:]):
@@ -180,7 +180,7 @@ def tokenise_row(
             "an answer doesn't end with an end token, so a model trained on it never stops",
             "let the chat template end an answer with the tokenizer's end token, or set dataset.end_tokens: optional",
         )
-    # The template has put the special tokens where they belong; adding them again would double the first one.
+    # The template has already added the special tokens; adding them again would double the first one.
     special = row.plain or not tokenizer.chat_template
     alone, *together = (list(tokenizer(text, add_special_tokens=special)["input_ids"]) for text in texts)
     length = min(common_prefix(alone, whole) for whole in together)
@@ -190,14 +190,16 @@ def tokenise_row(
 
 
 def _share(source: Source) -> datasets.Dataset:
-    """The wanted share of a set as a table of `row` (JSON), `where` (its place, for people) and `broken` (a reason).
+    """The share of a set as a table of `row` (JSON), `where` (its position, for people) and `broken` (a reason).
 
-    JSON, because a column of a table has one type, and gives each row the keys of all rows. Raises `DataError`.
+    JSON, because a table's column has one type, which gives each row the keys of all rows. Raises `DataError`.
     """
     try:
         table = pyarrow.Table.from_batches(_batches(source), _SCHEMA)
-    except UnicodeDecodeError as error:  # parquet: Arrow doesn't look
-        raise DataError(f"a text of {source.name} is not UTF-8: {error}", "rewrite the file as UTF-8") from error
+    except UnicodeDecodeError as error:  # parquet: Arrow doesn't check
+        raise DataError(
+            f"{source.name} contains text that is not valid UTF-8: {error}", "re-encode the file as UTF-8"
+        ) from error
     except (pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{source.name} can't be read: {error.__cause__ or error}", "rewrite the file") from error
     if not len(table):
@@ -221,7 +223,7 @@ def _batches(source: Source) -> Iterator[pyarrow.RecordBatch]:
 
 
 def _raw_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row of a set, by our names of its columns, with where it is."""
+    """Each row of a set, with our column names, and where it is."""
     path = local_path(source)
     if path is not None and path.suffix != ".parquet":
         yield from rows_of_jsonl(path, source)  # our own reader, for errors with a line number
@@ -230,18 +232,17 @@ def _raw_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     columns = find_columns(rows.column_names, source)
     name = source.name if path is None else path.name
     for number, row in enumerate(rows.select_columns(list(columns.values())), 1):
-        told = {ours: without_nulls(row[theirs]) for ours, theirs in columns.items()}
-        yield f"{name} row {number}", told
+        yield f"{name} row {number}", {ours: without_nulls(row[theirs]) for ours, theirs in columns.items()}
 
 
 def _load(source: Source) -> datasets.Dataset:
     """A set on the Hub or in a parquet file, through `datasets`."""
     path = local_path(source)
     if path is None:
-        with blaming("the data set", source.name, "dataset.name"):
+        with translated_errors("the data set", source.name, "dataset.name"):
             return datasets.load_dataset(source.name, source.config, split=source.split, revision=source.revision)
-    parquet_columns(path)  # raises for a file that is no parquet
+    parquet_columns(path)  # raises for a file that isn't parquet
     if not parquet.read_metadata(path).num_rows:  # `datasets` can't load it
         raise no_rows(source)
-    with blaming("the data set", source.name, "dataset.name"):
+    with translated_errors("the data set", source.name, "dataset.name"):
         return datasets.Dataset.from_parquet(str(path))

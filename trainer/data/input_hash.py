@@ -1,6 +1,6 @@
-"""What a machine was given to run, as one hash: the recipe, its local data, this code.
+"""A hash of what a machine was given to run: the recipe, its local data, this code.
 
-Two attempts with the same one differ in their machines only, so what the first got past isn't the recipe's fault.
+Two attempts with the same hash differ only in their machines, so what worked in the first isn't the recipe's fault.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ PIECE_BYTES = 16 << 20
 def inputs_digest(recipe: Recipe) -> str:
     """Hash a run's inputs: its recipe, the code, and its local data and model files.
 
-    Where a local file or folder lies isn't part of it, because that differs from cloud to cloud. What a hub name stands
-    for counts by name and revision only.
+    The path of a local file or folder isn't part of it, because it differs between clouds. Models and data sets on the
+    Hub count by name and revision only.
     """
     settings = recipe.model_dump(mode="json")
     for source in (settings["dataset"], *settings["dataset"]["also"], settings["model"]):
@@ -43,7 +43,7 @@ def inputs_digest(recipe: Recipe) -> str:
 
 @cache
 def code_digest() -> str:
-    """Of the packages that run on the machine, from a checkout or installed."""
+    """A hash of the packages that run on the machine, from a checkout or installed."""
     digest = xxhash.xxh3_128()
     for package in PACKAGES:
         root = Path(str(files(package)))
@@ -62,6 +62,6 @@ def _file_digest(path: Path) -> str:
 
 
 def _model_files(folder: Path) -> Iterator[Path]:
-    """Of a local base model; a hub name has none here. Their bytes are compared at the restore."""
+    """The files of a local base model; none for a hub name. Their content is compared on restore."""
     if folder.is_dir():
         yield from sorted(path for path in folder.iterdir() if path.is_file())

@@ -1,6 +1,6 @@
-"""Preference pairs without the training stack: columns, local files, cutting to length.
+"""Preference pairs without the training stack: columns, local files, truncation.
 
-The launcher checks a data file with it before any machine is paid for; `trainer.data.dataset` builds on it.
+The launcher uses it to check a data file before any machine is paid for; `trainer.data.dataset` builds on it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.errors import DataError
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 OTHER_FILES = (".csv", ".tsv", ".txt", ".xlsx", ".arrow", ".gz", ".zst", ".zip", ".xml", ".yaml", ".yml", ".db")
-"""Of data files that aren't read. A name on the Hub may have a dot too."""
+"""Extensions of data files that aren't supported. A name on the Hub may have a dot too."""
 COLUMN_SETS = (("prompt", "chosen", "rejected"), ("instruction", "chosen_response", "rejected_response"))
 
 
@@ -33,7 +33,7 @@ class PairIds(NamedTuple):
 
 
 def check_local(dataset: Dataset) -> None:
-    """Check the columns of local and built-in sets in their first row, and the names of others. Raises `DataError`."""
+    """Check the columns of local and built-in sets by their first row, and the names of others. Raises `DataError`."""
     for source in dataset.sources:
         path = local_path(source)
         if path is None:
@@ -45,7 +45,7 @@ def check_local(dataset: Dataset) -> None:
 
 
 def check_hub_name(source: Source) -> None:
-    """Can it be a set on the Hub, or a folder that `datasets` reads? Raises `DataError`."""
+    """Check that it can be a set on the Hub, or a folder that `datasets` reads. Raises `DataError`."""
     path = Path(source.name)
     if path.is_dir():
         return
@@ -63,9 +63,9 @@ def check_hub_name(source: Source) -> None:
 
 
 def find_columns(names: Sequence[str], source: Source) -> dict[str, str]:
-    """Which of a set's columns are prompt, chosen and rejected, and those for the chat template: theirs by ours.
+    """Which columns are prompt, chosen and rejected, and which are for the chat template: the set's names by ours.
 
-    There may be no prompt: then it is what both answers begin with. Raises `DataError` naming what is missing.
+    There may be no prompt column: then it is what both answers begin with. Raises `DataError` naming what is missing.
     """
     wanted = source.columns.model_dump(exclude_none=True)
     if missing := [column for column in wanted.values() if column not in names]:
@@ -84,7 +84,7 @@ def find_columns(names: Sequence[str], source: Source) -> dict[str, str]:
         missing = [column for column in best if column not in names and column not in wanted.values()]
         raise DataError(
             f"{source.name} has no column {_listed(missing)}; it has {', '.join(names)}",
-            "tell in dataset.columns which are prompt, chosen and rejected, or rename them",
+            "set in dataset.columns which are prompt, chosen and rejected, or rename them",
         )
     return found
 
@@ -99,28 +99,37 @@ def read_jsonl(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON-lines file with the numbers of their lines; raises `DataError` naming the line."""
+    """The objects of a JSON-lines file with their line numbers; raises `DataError` naming the line."""
     count = 0
     for number, line in read_lines(path):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and 1,000 brackets
-            told = getattr(error, "msg", error)
-            raise DataError(f"{path}:{number}: not JSON: {told}", "one JSON object a line") from error
+            row = json.loads(line, object_pairs_hook=_without_repeats)
+        except (ValueError, RecursionError) as error:  # also for a number of 5,000 digits, or 1,000 brackets
+            problem = getattr(error, "msg", error)
+            raise DataError(f"{path}:{number}: not JSON: {problem}", "write one JSON object per line") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: not a JSON object", "one JSON object a line")
+            raise DataError(f"{path}:{number}: not a JSON object", "write one JSON object per line")
         count += 1
         yield number, row
     if not count:
-        raise DataError(f"{path} has no rows", "one JSON object a line")
+        raise DataError(f"{path} has no rows", "write one JSON object per line")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that is there twice Python would silently keep the last value."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has the key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return made
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 text with their numbers, from 1; raises `DataError` naming line and byte.
 
-    Decoded one by one: a decoder of the whole file tells the place in its buffer.
+    Decoded line by line: decoding the whole file would report the position in its buffer.
     """
     start = 0
     try:
@@ -137,10 +146,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def parquet_columns(path: Path) -> list[str]:
-    """Column names of a parquet file; empty where pyarrow is missing (a laptop without the trainer's extra).
+    """Column names of a parquet file; empty if pyarrow is missing (a laptop without the trainer's extra).
 
-    Raises `DataError` for a file that is none, that has two columns of one name, or whose note of its columns' types,
-    which `datasets` leaves in it, can't be read.
+    Raises `DataError` if the file isn't parquet, has two columns of the same name, or has damaged metadata of
+    `datasets` on its column types.
     """
     try:
         import pyarrow
@@ -153,27 +162,26 @@ def parquet_columns(path: Path) -> list[str]:
         raise DataError(f"can't read {path} as parquet: {error}") from error
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise DataError(f"{path} has two columns called {twice[0]!r}", "rename or drop one of them")
-    noted_types(path, schema.metadata or {})
+    recorded_types(path, schema.metadata or {})
     return list(schema.names)
 
 
-def noted_types(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """The types of columns that `datasets` has noted in a parquet file, by name; empty where it hasn't.
+def recorded_types(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """The column types that `datasets` has recorded in a parquet file, by name; empty if it hasn't.
 
-    Raises `DataError` where the note is damaged.
+    Raises `DataError` if that metadata is damaged.
     """
-    note = metadata.get(b"huggingface")
-    if note is None:
+    entry = metadata.get(b"huggingface")
+    if entry is None:
         return {}
     try:
-        told = json.loads(note)
-        features = told.get("info", {}).get("features") or {}
+        features = json.loads(entry).get("info", {}).get("features") or {}
         if not isinstance(features, dict):
             raise TypeError(f"features are a {type(features).__name__}")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path}: what `datasets` noted of its columns (the schema's 'huggingface') is damaged: {error}",
-            "write it again without: pq.write_table(pq.read_table(FILE).replace_schema_metadata(None), FILE)",
+            f"{path}: the metadata of `datasets` on its columns (the schema's 'huggingface') is damaged: {error}",
+            "rewrite the file without it: pq.write_table(pq.read_table(FILE).replace_schema_metadata(None), FILE)",
         ) from error
     return features
 
@@ -190,7 +198,7 @@ def local_path(source: Source) -> Path | None:
 
 
 def fit_pair(prompt: list[int], chosen: list[int], rejected: list[int], dpo: Dpo) -> PairIds:
-    """Cut a pair to `max_length` as TRL did in 2023 (max_prompt_length with keep_end, gone from today's TRL).
+    """Cut a pair to `max_length` as TRL did in 2023 (max_prompt_length with keep_end, since removed from TRL).
 
     Only if the prompt and the longer response don't fit together, the prompt is cut to its *last*
     `max_prompt_length` tokens; only if that is not enough, the responses are cut to their first
@@ -206,20 +214,20 @@ def fit_pair(prompt: list[int], chosen: list[int], rejected: list[int], dpo: Dpo
 
 
 class Cut(NamedTuple):
-    """What of one pair had to go, or of many: then each is a count."""
+    """What was cut from a pair (0 or 1 each), or from many pairs (counts)."""
 
     cut_prompt: int
-    """The prompt lost its beginning."""
+    """The prompt lost its start."""
     cut_answers: int
     """An answer lost its end."""
     same_answers: int
-    """What is left of the two answers is the same: nothing can be learned from it."""
+    """What is left of the two answers is the same, so there is nothing to learn."""
     cut_between: int
-    """The prompt alone ends in tokens that it doesn't have before an answer; they are left out, as TRL does."""
+    """The prompt alone ends in tokens that it doesn't have before an answer; they are left out, as in TRL."""
 
 
 def what_was_cut(whole: PairIds, fitted: PairIds, between: bool) -> Cut:
-    """0 or 1 each."""
+    """What was cut from one pair: 0 or 1 each."""
     return Cut(
         cut_prompt=int(len(fitted.prompt_ids) < len(whole.prompt_ids)),
         cut_answers=int(fitted[1:] != whole[1:]),
@@ -229,7 +237,7 @@ def what_was_cut(whole: PairIds, fitted: PairIds, between: bool) -> Cut:
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many leading tokens agree."""
+    """How many leading tokens are the same."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 

@@ -1,7 +1,8 @@
-"""What a data file holds, counted on a laptop: every row is read as the trainer reads it, without torch.
+"""Counts a data file's rows on a laptop: every row is read as the trainer reads it, without torch.
 
-Not counted here, because only a chat template and a tokenizer know it: rows that the template refuses or drops, answers
-without an end token, and what is cut to `dpo.max_length`. `RowCount.sample` has rows to tokenise for an estimate.
+Not counted here, because that needs the chat template and the tokenizer: rows that the template rejects or drops parts
+of, answers without an end token, and truncation to `dpo.max_length`. `RowCount.sample` has rows to tokenize for an
+estimate.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from typing import Any, NamedTuple
 
 from checkpoints.run_log.event_kinds import LeftOutRows
 from trainer.config.recipe import Source
-from trainer.data.preference_pairs import find_columns, local_path, noted_types, parquet_columns
+from trainer.data.preference_pairs import find_columns, local_path, parquet_columns, recorded_types
 from trainer.data.raw_rows import left_out, no_rows, no_text, rows_of_jsonl, why_broken
 from trainer.data.trl_formats import Row, Turn, UnusableRow, read_row, without_nulls
 from trainer.errors import DataError
 
 SAMPLE_ROWS = 500
 BATCH_ROWS = 2_000
-TOLD_EVERY_ROWS = 2_000
+REPORT_EVERY_ROWS = 2_000
 PLAIN_TYPES = ("Value", "List", "Sequence", "LargeList")
-"""Column types of `datasets` whose values are in the file as they are read. Its `Json` is text in the file and an
-object for whoever reads it through `datasets`; a type that it doesn't know is for `datasets` to refuse."""
+"""Column types of `datasets` whose values are in the file as they are read. Its `Json` is text in the file, but an
+object when read through `datasets`; unknown types are left to `datasets` to reject."""
 
 
 class Texts(NamedTuple):
-    """A row's words, without what a chat template puts around them."""
+    """A row's text, without what a chat template adds."""
 
     prompt: str
     chosen: str
@@ -43,7 +44,7 @@ class Texts(NamedTuple):
 
 @dataclass(frozen=True)
 class RowCount:
-    """Of one local set, or of the share of it that the recipe uses."""
+    """The rows of a local set, or of the share of it that the recipe uses."""
 
     name: str
     rows: int
@@ -53,9 +54,9 @@ class RowCount:
     characters: tuple[int, ...]
     """`Texts.longest` of each usable row, in order."""
     unusable: tuple[int, ...]
-    """The numbers of the others, from 0."""
+    """The numbers of the unusable rows, from 0."""
     sample: tuple[Texts, ...]
-    """Up to `SAMPLE_ROWS` usable rows, drawn evenly and always the same ones."""
+    """Up to `SAMPLE_ROWS` usable rows, drawn uniformly, always the same ones."""
 
     @property
     def usable(self) -> int:
@@ -64,13 +65,13 @@ class RowCount:
 
 
 Told = Callable[[str, int], None]
-"""Called now and then with the set's name and the rows that were read."""
+"""Called periodically with the set's name and the number of rows read so far."""
 
 
 def count_rows(source: Source, told: Told = lambda name, rows: None) -> RowCount | None:
     """Read a local or built-in set to its end.
 
-    None for a set on the Hub or in a folder, and for a file that only a package reads that isn't here. Raises
+    None for a set on the Hub or in a folder, and for a file that needs a package that isn't installed. Raises
     `DataError` for a file that can't be read, naming the line, and for one without rows.
     """
     path = local_path(source)
@@ -82,7 +83,7 @@ def count_rows(source: Source, told: Told = lambda name, rows: None) -> RowCount
     reading = _Reading(source)
     for where, raw in rows:
         reading.add(where, raw)
-        if reading.rows % TOLD_EVERY_ROWS == 0:
+        if reading.rows % REPORT_EVERY_ROWS == 0:
             told(source.name, reading.rows)
     if not reading.rows:
         raise no_rows(source)
@@ -91,7 +92,7 @@ def count_rows(source: Source, told: Told = lambda name, rows: None) -> RowCount
 
 @dataclass
 class _Reading:
-    """Of each row one number, and of an unusable one its place and reason."""
+    """Collects a number per usable row, and the position and reason of each unusable one."""
 
     source: Source
     rows: int = 0
@@ -133,7 +134,7 @@ class _Reading:
 
 
 def texts_of(row: Row) -> Texts:
-    """The words of a row's prompt and answers."""
+    """The text of a row's prompt and answers."""
     return Texts(*(_words(part) for part in row[:3]))
 
 
@@ -144,7 +145,7 @@ def _words(part: str | list[Turn]) -> str:
 
 
 def _rows_of_parquet(path: Path, source: Source) -> Iterator[tuple[str, dict[str, Any]]] | None:
-    """None where pyarrow isn't here, or where a column isn't what its type says."""
+    """The rows; None if pyarrow isn't installed, or a column's values differ from what is in the file."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -156,8 +157,8 @@ def _rows_of_parquet(path: Path, source: Source) -> Iterator[tuple[str, dict[str
         columns = find_columns(names, source)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"can't read {path} as parquet: {error}") from error
-    noted = noted_types(path, file.schema_arrow.metadata or {})
-    if not all(_as_it_is(noted.get(name)) for name in columns.values()):
+    recorded = recorded_types(path, file.schema_arrow.metadata or {})
+    if not all(_as_it_is(recorded.get(name)) for name in columns.values()):
         return None
     return _parquet_rows(file, path, columns)
 
@@ -170,16 +171,16 @@ def _parquet_rows(file: Any, path: Path, columns: dict[str, str]) -> Iterator[tu
         for batch in file.iter_batches(BATCH_ROWS, columns=list(columns.values())):
             for row in batch.to_pylist():
                 number += 1
-                told = {ours: without_nulls(row[theirs]) for ours, theirs in columns.items()}
-                yield f"{path.name} row {number}", json.loads(json.dumps(told, default=no_text))
+                values = {ours: without_nulls(row[theirs]) for ours, theirs in columns.items()}
+                yield f"{path.name} row {number}", json.loads(json.dumps(values, default=no_text))
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} can't be read behind row {number}: {error}", "rewrite the file") from error
 
 
-def _as_it_is(noted: Any) -> bool:
-    """Does a column hold what is written in the file, by the type that `datasets` noted?"""
-    if isinstance(noted, list):
-        return all(map(_as_it_is, noted))
-    if isinstance(noted, dict):
-        return noted.get("_type", "Value") in PLAIN_TYPES and all(map(_as_it_is, noted.values()))
+def _as_it_is(recorded: Any) -> bool:
+    """Are a column's values the same as in the file, by the type that `datasets` recorded?"""
+    if isinstance(recorded, list):
+        return all(map(_as_it_is, recorded))
+    if isinstance(recorded, dict):
+        return recorded.get("_type", "Value") in PLAIN_TYPES and all(map(_as_it_is, recorded.values()))
     return True

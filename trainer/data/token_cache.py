@@ -1,10 +1,10 @@
-"""Tokenised pairs in the run's folder of the bucket: a restart neither loads the data set nor tokenises it again.
+"""Tokenized pairs in the run's folder of the bucket: a restart neither loads nor tokenizes the data set again.
 
     cache/tokens/KEY/train.arrow, evaluation.arrow    Arrow streams of int32 token ids
     cache/tokens/KEY/index.json                       their hashes and the raw rows' fingerprint; written last
 
-The key names all that decides the ids: the sets, their local files' bytes, the lengths, the tokenizer. A set of a hub
-whose revision isn't pinned is the one that the run's first attempt saw, whatever happens to it later.
+The key covers everything that determines the ids: the sets, their local files' bytes, the lengths, the tokenizer. A hub
+data set without a pinned revision stays as the run's first attempt saw it, even if it changes later.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def tokens_key(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
     paths = [local_path(source) for source in recipe.dataset.sources]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    told = {
+    inputs = {
         "format": 2,
         "dataset": recipe.identity["dataset"],
         "files": [hash_file(path) if path else None for path in paths],
@@ -65,11 +65,11 @@ def tokens_key(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
         "special": str(tokenizer.special_tokens_map),
         "versions": [version(name) for name in ("tokenizers", "transformers", "datasets")],
     }
-    return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True).encode())
+    return xxhash.xxh3_128_hexdigest(json.dumps(inputs, sort_keys=True).encode())
 
 
 class TokenCache:
-    """The pairs of one run: in the bucket, and in a folder that the ranks of a machine share."""
+    """The pairs of a run: in the bucket, and in a folder that the ranks of a machine share."""
 
     def __init__(self, store: Store, folder: Path) -> None:
         self._store = store
@@ -77,23 +77,23 @@ class TokenCache:
         self._thread: threading.Thread | None = None
 
     def prefetch(self) -> None:
-        """Begin to fetch what the bucket has, beside the imports: a run has one key, unless a version has changed."""
+        """Start fetching from the bucket during the imports: a run has one key, unless a version has changed."""
         self._thread = threading.Thread(target=self._prefetch, name="tokens", daemon=True)
         self._thread.start()
 
     def fetch(self, key: str) -> bool:
-        """Is it in the folder, or can it be brought there from the bucket? What is damaged there counts as missing."""
+        """Fetch into the folder unless it is there; returns whether it is. Damaged files count as missing."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         try:
             return self._fetch(key)
         except (NotusError, OSError) as error:
-            logger.warning("the tokenised pairs in the bucket can't be used: %s", error)
+            logger.warning("the tokenized pairs in the bucket can't be used: %s", error)
             return False
 
     def load(self, key: str) -> Pairs:
-        """From the folder, mapped into memory."""
+        """The pairs from the folder, mapped into memory."""
         import datasets
 
         from trainer.data.dataset import Pairs
@@ -104,7 +104,7 @@ class TokenCache:
         return Pairs(train, evaluation[0] if evaluation else None, index.fingerprint)
 
     def keep(self, key: str, pairs: Pairs) -> None:
-        """Into the folder."""
+        """Write the pairs into the folder."""
         folder = self._folder / key
         folder.mkdir(parents=True, exist_ok=True)
         sets = {TRAIN: pairs.train} | ({} if pairs.evaluation is None else {EVALUATION: pairs.evaluation})
@@ -114,13 +114,13 @@ class TokenCache:
         replace_file(folder / INDEX, index.to_json())
 
     def publish(self, key: str) -> None:
-        """From the folder into the bucket, if it answers. Another attempt's files are the same: replaced."""
+        """Copy from the folder into the bucket, if it responds. Another attempt's files are the same, and replaced."""
         folder = self._folder / key
         try:
             for name in (*_names(parse(TokenIndex, (folder / INDEX).read_bytes(), INDEX)), INDEX):
                 self._store.put_file(f"{FOLDER}/{key}/{name}", folder / name)
         except NotusError as error:
-            logger.warning("the tokenised pairs are not in the bucket: %s", error.message)
+            logger.warning("can't put the tokenized pairs into the bucket: %s", error.message)
 
     def _prefetch(self) -> None:
         try:
@@ -128,7 +128,7 @@ class TokenCache:
             if len(keys) == 1 and KEY.fullmatch(key := keys.pop()):
                 self._fetch(key)
         except (NotusError, OSError) as error:
-            logger.info("no tokenised pairs in advance: %s", error)
+            logger.info("can't prefetch tokenized pairs: %s", error)
 
     def _fetch(self, key: str) -> bool:
         folder = self._folder / key
@@ -141,15 +141,15 @@ class TokenCache:
         for name in _names(index):
             fetch_file(self._store, f"{FOLDER}/{key}/{name}", folder / name, index.files[name])
         replace_file(folder / INDEX, index.to_json())
-        logger.info("the tokenised pairs come from the bucket")
+        logger.info("the tokenized pairs come from the bucket")
         return True
 
 
 def _names(index: TokenIndex) -> list[str]:
-    """The files, by our own names: what a bucket calls a file is no path. Raises `CorruptCheckpoint`."""
+    """The files, checked against our own names: a bucket's names can't be used as paths. Raises `CorruptCheckpoint`."""
     names = [name for name in (TRAIN, EVALUATION) if name in index.files]
     if TRAIN not in names or len(names) != len(index.files):
-        raise CorruptCheckpoint(f"an index of tokenised pairs names the files {', '.join(sorted(index.files))}")
+        raise CorruptCheckpoint(f"an index of tokenized pairs names the files {', '.join(sorted(index.files))}")
     return names
 
 

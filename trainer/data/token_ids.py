@@ -1,6 +1,6 @@
-"""The token ids of a run: their identity, and whether the model's embedding has a row for each.
+"""The token ids of a run: their hash, and whether the model's embedding has a row for each.
 
-An id without one is an index error in the first step, on a GPU an assertion of the device.
+An id without one causes an index error in the first step, on a GPU a device-side assertion.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from trainer.data.dataset import Pairs
 from trainer.errors import DataError
 
 FIX = (
-    "take the tokenizer that belongs to the model, or give the model its rows: "
+    "use the tokenizer that belongs to the model, or give the model its rows: "
     "model.resize_token_embeddings(len(tokenizer)), and save both"
 )
 
 
 def check_token_ids(pairs: Pairs, tokenizer: Any, config: Any, name: str) -> None:
-    """Has the embedding of the base model `name` a row for each token id of `pairs`, and for the one that fills up?
+    """Check that the embedding of the base model `name` has a row for each token id of `pairs`, and for padding.
 
     Raises `DataError`.
     """
@@ -34,14 +34,14 @@ def check_token_ids(pairs: Pairs, tokenizer: Any, config: Any, name: str) -> Non
     if largest >= rows:
         token = tokenizer.convert_ids_to_tokens(largest)
         raise DataError(
-            f"token id {largest} {token!r} of {name}'s tokenizer is outside of the embedding of {rows} rows "
+            f"token id {largest} {token!r} of {name}'s tokenizer is outside the embedding of {rows} rows "
             "(vocab_size in config.json)",
             FIX,
         )
 
 
 def hash_ids(pairs: Pairs) -> str:
-    """xxh3-128 of all ids in order, of the training and then of the evaluation."""
+    """xxh3-128 of all ids in order, training rows first, then evaluation rows."""
     digest = xxhash.xxh3_128()
     for part in filter(None, (pairs.train, pairs.evaluation)):
         for name in sorted(part.column_names):
@@ -52,7 +52,7 @@ def hash_ids(pairs: Pairs) -> str:
 
 
 def _largest(rows: Any) -> int:
-    """Of all ids in a set."""
+    """The largest id in a set."""
     table = rows.data.table
     columns = (table.column(name) for name in table.column_names if name.endswith("_ids"))
     return max(

@@ -4,12 +4,12 @@
     text         texts, or turns that begin with the assistant's
     turns        texts, or turns
     none, text   turns that begin alike: that beginning is the prompt (implicit prompt)
-    none         texts that begin alike: the same, and no chat template is applied
+    none         texts that begin alike: likewise, and no chat template is applied
 
-`tools` and `chat_template_kwargs` are handed to the chat template. A content may be text, parts of text, or nothing
-beside `tool_calls`. A key whose value is null is not there: that is how Arrow writes a key that only other rows have.
+`tools` and `chat_template_kwargs` are passed to the chat template. The content may be text, a list of text parts, or
+missing if there are `tool_calls`. A key whose value is null counts as missing: Arrow gives each row the keys of others.
 
-What can't be trained as it stands is left out with a reason, never bent into something else.
+A row that can't be trained on as it is is left out with a reason, never converted into something else.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ NOT_A_ROWS = frozenset(
 )
 """Arguments of a tokenizer's `apply_chat_template` that are not for the template."""
 FOR_TEMPLATE = ("tools", "chat_template_kwargs")
-"""Columns that are handed to the chat template."""
+"""Columns that are passed to the chat template."""
 
 
 class UnusableRow(Exception):
-    """A row that can't be trained.
+    """A row that can't be trained on.
 
     Args:
         reason: the same for all rows of that kind.
-        hint: what to do where all rows are like that.
+        hint: what to do if all rows are like that.
     """
 
     def __init__(self, reason: str, hint: str = "docs/how-to/own-data.md has the formats") -> None:
@@ -56,11 +56,11 @@ class Row(NamedTuple):
     tools: list[Any] | None = None
     template_settings: Mapping[str, Any] = {}
     plain: bool = False
-    """Texts that are no turns: no chat template is applied to them."""
+    """Texts instead of turns: no chat template is applied to them."""
 
 
 def read_row(raw: Mapping[str, Any]) -> Row:
-    """From the values by the names of `PARTS` and `FOR_TEMPLATE`. Raises `UnusableRow`."""
+    """Read a row from its values by the names in `PARTS` and `FOR_TEMPLATE`. Raises `UnusableRow`."""
     prompt, chosen, rejected = (_value(name, raw.get(name)) for name in PARTS)
     for name, answer in zip(ANSWERS, (chosen, rejected), strict=True):
         if not answer:
@@ -80,17 +80,19 @@ def _from_texts(prompt: str | list[Turn], chosen: str, rejected: str) -> Row:
         return Row(prompt, _as_answer(chosen), _as_answer(rejected))
     if not prompt:
         prompt, chosen, rejected = _split(chosen, rejected)
-        if not (prompt.strip() and chosen.strip() and rejected.strip()):
+        if not prompt.strip():
             raise UnusableRow("there is no prompt, and the answers have no beginning in common")
+        if not (chosen.strip() and rejected.strip()):
+            raise UnusableRow("there is no prompt, and after what the answers have in common one of them is empty")
         return Row(prompt, chosen, rejected, plain=True)
     return Row(prompt, chosen, rejected)
 
 
 def _from_turns(prompt: str | list[Turn], chosen: list[Turn], rejected: list[Turn]) -> Row:
-    if prompt and _begins(chosen, prompt) and _begins(rejected, prompt):  # it is told twice
+    if prompt and _begins(chosen, prompt) and _begins(rejected, prompt):  # the answers repeat it
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     elif not prompt or (isinstance(prompt, str) and chosen[0]["role"] != "assistant"):
-        length = _common(chosen, rejected)
+        length = _implicit(chosen, rejected)
         prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
     if not prompt:
         raise UnusableRow("there is no prompt, and the answers have no turns in common")
@@ -101,7 +103,7 @@ def _from_turns(prompt: str | list[Turn], chosen: list[Turn], rejected: list[Tur
             raise UnusableRow(f"{name} is empty")
         if (role := turns[-1]["role"]) != "assistant":
             raise UnusableRow(f"the last turn of {name} is of role {role}, and not the assistant's answer")
-        if not _says_something(turns[-1]):
+        if not _has_content(turns[-1]):
             raise UnusableRow(f"{name} is empty")
     return Row(prompt, chosen, rejected)
 
@@ -112,20 +114,20 @@ def _begins(turns: list[Turn], prompt: str | list[Turn]) -> bool:
 
 def _check_difference(row: Row) -> None:
     prompt, chosen, rejected = row[:3]
-    if isinstance(prompt, list) and not any(_says_something(turn) for turn in prompt):
+    if isinstance(prompt, list) and not any(_has_content(turn) for turn in prompt):
         raise UnusableRow("the prompt is empty")
     if _bare(chosen) == _bare(rejected):
         raise UnusableRow("both answers are the same")
 
 
 def _bare(answer: str | list[Turn]) -> Any:
-    """Without the blanks around texts."""
+    """The answer without whitespace around its texts."""
     if isinstance(answer, str):
         return answer.strip()
     return [{**turn, "content": turn.get("content", "").strip()} for turn in answer]
 
 
-def _says_something(turn: Turn) -> bool:
+def _has_content(turn: Turn) -> bool:
     return bool(turn.get("content", "").strip() or turn.get("tool_calls"))
 
 
@@ -134,23 +136,28 @@ def _as_answer(answer: str | list[Turn]) -> list[Turn]:
 
 
 def _split(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """At the first difference, or before the blank that precedes it, as TRL's `extract_prompt` does."""
-    length = _common(chosen, rejected)
-    if length and chosen[length - 1] == " ":
+    """Split at the first difference, or before the space that precedes it, as TRL's `extract_prompt` does."""
+    length = _implicit(chosen, rejected)
+    if length and chosen[length - 1] == " " and chosen[length : length + 1] != rejected[length : length + 1]:
         length -= 1
     return chosen[:length], chosen[length:], rejected[length:]
 
 
-def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many leading elements agree."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _implicit(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """The length of an implicit prompt: up to the first difference.
+
+    If one answer begins with the whole of the other, the last common element stays with the answers, as in TRL's
+    `extract_prompt`.
+    """
+    shorter = min(len(one), len(other))
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), max(0, shorter - 1))
 
 
 # --- values -----------------------------------------------------------------------------------------
 
 
 def _value(name: str, value: Any) -> str | list[Turn]:
-    """A column's value; '' where there is nothing."""
+    """A column's value; '' if it is empty."""
     if value is None or value == []:
         return ""
     if not encodable(value):
@@ -163,22 +170,22 @@ def _value(name: str, value: Any) -> str | list[Turn]:
 
 
 def _turn(name: str, turn: Turn) -> Turn:
-    """Without the keys that are null, and with its content as text."""
+    """A turn without the keys that are null, and with its content as text."""
     kept = {key: value for key, value in turn.items() if value is not None}
     if not isinstance(kept.get("role"), str):
-        told = "from and value, and TRL knows role and content" if {"from", "value"} <= kept.keys() else "no role"
-        raise UnusableRow(f"a turn of {name} has {told}")
+        keys = "from and value, and TRL knows role and content" if {"from", "value"} <= kept.keys() else "no role"
+        raise UnusableRow(f"a turn of {name} has {keys}")
     if "content" in kept:
         kept["content"] = _text(name, kept["content"])
     elif not kept.get("tool_calls"):
         raise UnusableRow(f"a turn of {name} has neither content nor tool_calls")
     if not all(_names_a_function(call) for call in _listed(kept.get("tool_calls"))):
-        raise UnusableRow(f"a turn of {name} has tool_calls that are no list of function calls")
+        raise UnusableRow(f"a turn of {name} has tool_calls that are not a list of function calls")
     return kept
 
 
 def _listed(value: Any) -> list[Any]:
-    """What is no list counts as one odd element."""
+    """The value as a list; anything else becomes its only, invalid element."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
@@ -199,11 +206,11 @@ def _text(name: str, content: Any) -> str:
 
 
 def _tools(value: Any) -> list[Any] | None:
-    """As TRL takes them: a list of function schemas, or the JSON text of one."""
+    """The tools as TRL accepts them: a list of function schemas, or that list as JSON text."""
     try:
         read = json.loads(value) if isinstance(value, str) and value.strip() else value
     except ValueError as error:
-        raise UnusableRow("tools is a text that is not JSON") from error
+        raise UnusableRow("tools is text that is not JSON") from error
     if read and not (isinstance(read, list) and all(isinstance(tool, dict) for tool in read)):
         raise UnusableRow("tools is not a list of function schemas")
     return read or None
@@ -225,7 +232,7 @@ def encodable(value: Any) -> bool:
     if isinstance(value, dict):
         return encodable(list(value)) and encodable(list(value.values()))
     if isinstance(value, list):
-        for inner in value:  # plain loops: this is asked of every text of a set, several times
+        for inner in value:  # plain loops: this runs for every text of a set, several times
             if not encodable(inner):
                 return False
     return True
@@ -240,7 +247,7 @@ def _has_no_half_character(text: str) -> bool:
 
 
 def without_nulls(value: Any) -> Any:
-    """Without the keys that are null, at any depth: Arrow has given each row the keys of all rows."""
+    """The value without keys that are null, at any depth: Arrow gives each row the keys of all rows."""
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value

@@ -1,1 +1,1 @@
-"""GPUs and CPUs: what a rank computes on, how bits stay the same, how ranks talk."""
+"""GPUs and CPUs: what a rank computes on, reproducible bits, communication between ranks."""

@@ -1,4 +1,4 @@
-"""What the ranks tell each other: small Python values, by torch's process group."""
+"""Exchanges small Python values between ranks, through torch's process group."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""The same bits each time from the same GPUs: what has to be set before the first kernel runs.
+"""The same bits each time from the same GPUs: settings that must be made before the first kernel runs.
 
-- cuBLAS: with a fixed workspace, products of matrices don't depend on what other streams do (NVIDIA's cuBLAS guide,
-  "Results reproducibility").
-- flash-attention: the backward pass adds up in the order in which blocks finish, unless told otherwise; transformers
-  hands FLASH_ATTENTION_DETERMINISTIC on. It then takes some more memory and is slower.
-- torch: deterministic versions of its own kernels, where there are; an operation that has none warns, and runs.
-- NCCL: one algorithm and protocol, and not whatever a tuning finds on this node.
+- cuBLAS: with a fixed workspace, matrix products don't depend on other streams (NVIDIA's cuBLAS guide, "Results
+  reproducibility").
+- flash-attention: by default the backward pass adds up in the order in which blocks finish; transformers passes on
+  FLASH_ATTENTION_DETERMINISTIC, which makes it deterministic, slower, and takes some more memory.
+- torch: deterministic versions of its own kernels, if they exist; an operation without one warns, and runs.
+- NCCL: a fixed algorithm and protocol, instead of whatever its tuning finds on this node.
 
-torch's own attention (sdpa) keeps a backward pass on GPUs that is not: `not_reproducible` says so. The CPU needs
-nothing: one thread a rank adds up in one order.
+On GPUs the backward pass of torch's own attention (sdpa) stays nondeterministic: `not_reproducible` reports it. A CPU
+needs no settings: with one thread per rank, sums have one order.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ CUDA_ENVIRONMENT = {
 
 
 def not_reproducible(fingerprint: Mapping[str, Any]) -> list[str]:
-    """Why a resume can't be exact on this device, whatever the attempt before was; none = it can."""
+    """Why a resume can't be exact on this device, whatever the previous attempt ran on; empty if it can."""
     if is_cpu(fingerprint["device"]):
         return []
     if not fingerprint["determinism"]:
         return ["training.deterministic is off: kernels add up in whatever order their blocks finish"]
-    # torch 2.13 takes the deterministic kernel only where an operation without one is an error, not a warning.
+    # torch 2.13 uses the deterministic kernel only if an operation without one is an error, not a warning.
     sdpa = "sdpa's backward pass adds up in whatever order its blocks finish; flash-attn or eager don't"
     return [sdpa] if fingerprint["attention"] == "sdpa" else []
 
 
 def make_deterministic() -> dict[str, str]:
-    """Set it for this process, and return what is set now, for the fingerprint. A value of the user's own is kept."""
+    """Make the settings for this process, and return them, for the fingerprint. The user's own values are kept."""
     import torch
 
     for name, value in CUDA_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it finds bugs, and costs a pass over each new tensor
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that fills each new tensor
     torch.backends.cudnn.benchmark = False
     return {"torch": "deterministic", **{name: os.environ[name] for name in CUDA_ENVIRONMENT}}

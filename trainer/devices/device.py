@@ -1,4 +1,4 @@
-"""What an attempt computes on and with which kernels: GPU or CPU, attention, determinism."""
+"""What an attempt computes on, and with which kernels: GPU or CPU, attention, determinism."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from trainer.errors import HardwareError
 logger = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
-    """Of one rank; all ranks have the same."""
+class DeviceSetup(NamedTuple):
+    """The device and kernels of a rank; the same on all ranks."""
 
     device: Device
     name: str
-    """The kind of GPU or CPU, as the fingerprint has it."""
+    """The kind of GPU or CPU, as in the fingerprint."""
     attention: Attention
     determinism: dict[str, str]
-    """The settings that were made, see `trainer.devices.determinism`."""
+    """The settings, see `trainer.devices.determinism`."""
 
     @property
     def gpu(self) -> str | None:
@@ -36,15 +36,15 @@ class Place(NamedTuple):
 
 
 def compiles_operators(recipe: Recipe) -> bool:
-    """Will DeepSpeed look for a compiler: for its collectives on a CPU, or for its optimizer of offloaded state?"""
+    """Will DeepSpeed need a compiler, for its collectives on a CPU or its optimizer for offloaded state?"""
     on_cpu = not torch.cuda.is_available()
     return recipe.zero is not None and (on_cpu or recipe.zero.offload_optimizer == "cpu")
 
 
-def settle_place(recipe: Recipe) -> Place:
-    """Set torch and accelerate up for this machine, before anything is computed.
+def set_up_device(recipe: Recipe) -> DeviceSetup:
+    """Set up torch and accelerate for this machine, before anything is computed.
 
-    Raises `HardwareError` where there are more ranks than GPUs.
+    Raises `HardwareError` if there are more ranks than GPUs.
     """
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     determinism = make_deterministic() if device == "cuda" and recipe.training.deterministic else {}
@@ -57,12 +57,12 @@ def settle_place(recipe: Recipe) -> Place:
         if ranks > torch.cuda.device_count():
             raise HardwareError(
                 f"{ranks} ranks, but torch sees {torch.cuda.device_count()} GPUs",
-                "set --processes, or look at CUDA_VISIBLE_DEVICES",
+                "set --processes, or check CUDA_VISIBLE_DEVICES",
             )
     flash = device == "cuda" and is_flash_attn_2_available()
     attention, why = choose_attention(recipe.model.attention, device=device, flash_installed=flash)
     logger.info("attention: %s (%s)", attention, why)
-    return Place(
+    return DeviceSetup(
         device,
         torch.cuda.get_device_name() if device == "cuda" else cpu_device(get_cpu_capability()),
         attention,
@@ -71,7 +71,7 @@ def settle_place(recipe: Recipe) -> Place:
 
 
 def smallest_gpu_gib() -> float | None:
-    """Memory of this node's smallest GPU; all its ranks see the same. None on a CPU."""
+    """Memory of this node's smallest GPU, the same on all its ranks. None on a CPU."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(count)]
     return min(sizes) / 2**30 if sizes else None

@@ -1,4 +1,4 @@
-"""Copying from a GPU beside the training: on a stream of its own, into pinned memory."""
+"""Copies from a GPU during training, on a separate stream, into pinned memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 def copy_scope(device: Device) -> Callable[[], AbstractContextManager[None]]:
-    """A context for the snapshot thread: inside it, copies from the GPU don't queue up with the training's kernels.
+    """A context for the snapshot thread, in which copies from the GPU don't queue behind the training's kernels.
 
-    On a CPU there is nothing to do.
+    Does nothing on a CPU.
     """
     if device == "cpu":
         return contextlib.nullcontext
@@ -38,7 +38,7 @@ def copy_scope(device: Device) -> Callable[[], AbstractContextManager[None]]:
 
 
 def pinning(device: Device) -> Pin | None:
-    """Pins the shared memory, so that the GPU writes to it by itself, without a copy on the way."""
+    """A function that pins the shared memory, so that the GPU writes to it directly; None on a CPU."""
     return None if device == "cpu" else _pin
 
 
@@ -46,15 +46,15 @@ def _pin(memory: memoryview) -> Callable[[], None]:
     address = np.frombuffer(memory, dtype=np.uint8).ctypes.data
     driver = torch.cuda.cudart()
     code = driver.cudaHostRegister(address, memory.nbytes, 0)
-    if int(code) != 0:  # a file on a disk, or the limit of locked memory: slower, and right all the same
+    if int(code) != 0:  # a file on a disk, or the limit of locked memory: slower, but still correct
         logger.warning("the snapshot's memory can't be pinned (CUDA error %s): copies will be slower", int(code))
-        _take_error()
+        _clear_error()
         return lambda: None
     return lambda: driver.cudaHostUnregister(address)
 
 
-def _take_error() -> None:
-    """CUDA keeps the error of a failed call for whoever asks next: without this, the training's next kernel."""
+def _clear_error() -> None:
+    """Clear the error of a failed CUDA call, which the next call reports: otherwise training's next kernel."""
     with contextlib.suppress(RuntimeError):
         torch.zeros(1, device="cuda")
-    torch.zeros(1, device="cuda")  # an error that isn't gone now is one of the GPU
+    torch.zeros(1, device="cuda")  # an error that persists is a fault of the GPU

@@ -1,1 +1,1 @@
-"""The finished model: as a Hugging Face folder, with a model card, merged and pushed on request."""
+"""Exports the finished model as a Hugging Face folder with a model card, optionally merged and pushed."""

@@ -1,4 +1,4 @@
-"""`notus-train export RUN`: the finished model from the bucket as a folder, on request merged and pushed."""
+"""`notus-train export RUN`: fetch the finished model from the bucket, and optionally merge and push it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainer.config.fingerprint import Base, base_change, base_revision
 from trainer.config.run_pins import run_record
 from trainer.errors import TrainingFailed
 from trainer.export.model_card import model_card
-from trainer.hub.load_errors import blaming
+from trainer.hub.load_errors import translated_errors
 from trainer.hub.push import SHARD, check_push, push_folder
 from trainer.model.base_identity import identify_base
 
@@ -34,12 +34,12 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 ADAPTER = "adapter_model.safetensors"
 TOLERANCE = 1e-3
-"""Of the logits' standard deviation, in float32: a merge there is off by some 1e-5, other weights by about 1."""
+"""Share of the logits' standard deviation, in float32: a merge is off by about 1e-5, other weights by about 1."""
 PROBE_TOKENS = 64
 LEAST_KEPT = 0.9
-"""Of what was trained: with less left after rounding, a merged model is stored in float32."""
+"""Share of the training's change: if less is left after rounding, a merged model is stored in float32."""
 MOST_NOISE = 0.5
-"""The same for what rounding adds."""
+"""The same for the noise that rounding adds."""
 
 
 @app.command()
@@ -52,7 +52,7 @@ def export(
     public: Annotated[bool, typer.Option("--public", help="Push as public; the default is private.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """The finished model of a run as a Hugging Face folder with a card. Every file is checked against its hash."""
+    """Fetch a run's finished model as a Hugging Face folder with a card. Every file is checked against its hash."""
     if push is not None:
         check_push(push)
     store = open_run(bucket, check_run_name(run))
@@ -79,14 +79,14 @@ class Finished(NamedTuple):
 
 
 def read_finished(store: Store, run: str, *, merge: bool) -> Finished:
-    """What a run tells of its model. Raises `UserError` where there is none, or nothing to merge."""
+    """Read a run's record of its model. Raises `UserError` if there is none, or nothing to merge."""
     record = run_record(store)
     events = read_events(store)
     model = _exported(store, events)
     if record is None or model is None:
         raise UserError(
             f"run {run} in {store.url} has no finished model",
-            "let it finish first, or take a checkpoint: notus-ckpt export",
+            "let it finish first, or export a checkpoint: notus-ckpt export",
         )
     if merge and ADAPTER not in model.files:
         raise UserError(f"run {run} trained all weights: there are no adapters to merge", "leave out --merge")
@@ -94,7 +94,7 @@ def read_finished(store: Store, run: str, *, merge: bool) -> Finished:
 
 
 def release(store: Store, finished: Finished, folder: Path, *, merge: bool) -> None:
-    """Fetch, merge on request, and write the card."""
+    """Fetch the model, merge it if requested, and write the card."""
     if not merge:
         _fetch(store, finished.files, folder)
     else:
@@ -108,7 +108,7 @@ def release(store: Store, finished: Finished, folder: Path, *, merge: bool) -> N
 
 
 def _exported(store: Store, events: list[Event]) -> Exported | None:
-    """What the end of the run has told: in its diary, or where that line is damaged or lost, in the files' list."""
+    """The `exported` event, or if it is damaged or lost, the same from the list of files."""
     if exported := [payload for _, payload in of_kind(events, Exported)]:
         return exported[-1]
     listed = read_list(store, FINAL)
@@ -116,31 +116,33 @@ def _exported(store: Store, events: list[Event]) -> Exported | None:
 
 
 def _fetch(store: Store, files: dict[str, str], folder: Path) -> None:
-    """Each file of the model, if it is what the run has noted; raises `CorruptCheckpoint`."""
+    """Fetch each file of the model and check its hash; raises `CorruptCheckpoint`."""
     fetch_files(store, FINAL, files, folder)
 
 
 def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, folder: Path, work: Path) -> None:
-    """Base model plus adapters as one model, if it says the same as both together.
+    """Merge base model and adapters into one model, if its logits match.
 
-    Of a base model on the Hub the commit that the run was trained on is taken, whatever came later.
+    From the Hub, the commit of the base model that the run was trained on is used, even if there are later ones.
 
-    Merged and compared in float32, 4 bytes a parameter (28 GB for 7B): rounded to bf16 first, the two differ by a
-    quarter of the logits' spread where the adapters are strong, and a wrong merge could hide in that. Then rounded to
-    what the recipe's `model.dtype` says, which for `auto` is the base model's, and compared once more: at the learning
-    rates of DPO most of what was trained may be less than the last bit of a bf16 weight.
+    Merged and compared in float32, 4 bytes per parameter (28 GB for 7B): if rounded to bf16 first, the two differ by a
+    quarter of the logits' spread for strong adapters, which could hide a wrong merge. Then rounded to the recipe's
+    `model.dtype` (`auto`: the base model's) and compared again: at DPO's learning rates most of the training's change
+    may be smaller than the last bit of a bf16 weight.
     """
     import torch
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from trainer.model.base_files import POSITIONS
     from trainer.model.builtin_models import make_base_model
+    from trainer.model.generation_config import loadable_generation_config, repair_generation_config
 
     model = recipe["model"]
     name = make_base_model(model["name"], work)
     revision = base_revision(base_of_run, model.get("revision"))
     check_base(base_of_run, identify_base(name, revision))
-    with blaming("the base model", name, "model.name"):
+    with translated_errors("the base model", name, "model.name"), loadable_generation_config(name):
         stored = AutoConfig.from_pretrained(name, revision=revision).dtype
         base = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32)
     if model["dtype"] != "auto":
@@ -148,7 +150,8 @@ def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, fold
     both = PeftModel.from_pretrained(base, adapter)
     both.eval()
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, base.config.vocab_size, (1, PROBE_TOKENS), generator=generator)
+    length = min([PROBE_TOKENS, *(most for key in POSITIONS if (most := getattr(base.config, key, 0)))])
+    ids = torch.randint(0, base.config.vocab_size, (1, length), generator=generator)
     with torch.no_grad():
         with both.disable_adapter():
             untrained = both(input_ids=ids).logits
@@ -159,34 +162,35 @@ def _merge(recipe: dict[str, Any], base_of_run: Base | None, adapter: Path, fold
             found = merged(input_ids=ids).logits
             kept, noise = kept_share(untrained, expected, found), noise_share(untrained, expected, found)
     if kept < LEAST_KEPT or noise > MOST_NOISE:
-        told = (
+        message = (
             f"rounded to {stored} the merged model keeps {min(kept, 1.0):.0%} of what was trained, and is off by "
             f"{noise:.0%} of it: stored in float32"
         )
-        logger.warning("%s", told)
+        logger.warning("%s", message)
         stored = torch.float32
     else:
         logger.info("rounded to %s the merged model keeps %.0f %% of what was trained", stored, 100 * min(kept, 1.0))
+    repair_generation_config(merged, name)
     merged.to(stored).save_pretrained(folder, max_shard_size=SHARD)
     AutoTokenizer.from_pretrained(adapter).save_pretrained(folder)
 
 
 def check_base(of_run: Base | None, found: Base) -> None:
-    """Raises `UserError` where the base model isn't the one that the run noted. Older runs noted none."""
+    """Raises `UserError` if the base model isn't the one that the run recorded. Older runs recorded none."""
     if of_run is None:
-        logger.warning("this run doesn't tell its base model: the one of today is taken")
+        logger.warning("this run has no record of its base model: using today's")
     if changed := base_change(of_run, found):
         raise UserError(
             f"the adapters were trained on another base model: {changed}",
-            "bring back the one that the run was trained on; for the next run pin model.revision",
+            "restore the one that the run was trained on; for the next run pin model.revision",
         )
 
 
 @contextlib.contextmanager
 def rounded(model: Any, dtype: Any) -> Iterator[None]:
-    """Within this context, the model computes with weights rounded to `dtype`.
+    """Inside this context, the model computes with weights rounded to `dtype`.
 
-    One module's weights are rounded at a time, so that no copy of all of them is needed.
+    One module's weights are rounded at a time, to avoid a copy of all weights.
     """
     hooks = []
     for module in model.modules():
@@ -212,9 +216,9 @@ def rounded(model: Any, dtype: Any) -> Iterator[None]:
 
 
 def kept_share(untrained: Any, trained: Any, rounded: Any) -> float:
-    """Of the change of the logits that training made, what is left after rounding: its projection on that change.
+    """The share of training's change of the logits that is left after rounding, as a projection on that change.
 
-    1 = all of it; a model that was not trained at all keeps everything.
+    1 = all of it; an untrained model keeps everything.
     """
     change = (trained - untrained).flatten().double()
     size = float(change @ change)
@@ -222,20 +226,20 @@ def kept_share(untrained: Any, trained: Any, rounded: Any) -> float:
 
 
 def noise_share(untrained: Any, trained: Any, rounded: Any) -> float:
-    """How far rounding is off, as a share of the change that training made: noise that no projection sees."""
+    """The error of rounding as a share of training's change: noise that the projection doesn't show."""
     size = float((trained - untrained).double().norm())
     return float((rounded - trained).double().norm()) / size if size > 0 else 0.0
 
 
 def check_logits(expected: Any, found: Any) -> None:
-    """Raises `TrainingFailed` where the merged model says something else than base and adapters."""
+    """Raises `TrainingFailed` if the merged model's logits differ from those of base and adapters."""
     difference = float((expected - found).abs().max() / expected.std())
     logger.info("merged logits differ by at most %.2g of their standard deviation", difference)
     if not difference <= TOLERANCE:
         raise TrainingFailed(
             f"the merged model differs from base and adapters by {difference:.2g} of the logits' spread "
             f"(at most {TOLERANCE:g} is rounding)",
-            "use base and adapters unmerged, and report it",
+            "use base and adapters unmerged, and please report it",
         )
 
 

@@ -30,8 +30,8 @@ def export_model(
 ) -> None:
     """Gather the weights (LoRA: the adapter) on rank 0 and put them, tokenizer, config and card into `final/`.
 
-    Collective. Safe to repeat: an attempt that died in the export is followed by one that exports again. The event
-    `exported` names every file with its hash and what `base` model it came from, as `final.json` does, and comes last.
+    Collective. Safe to repeat: if an attempt dies during the export, the next one exports again. The event `exported`
+    comes last; like `final.json` it has the hash of every file and the `base` model.
     """
     trainer.save_model(str(folder))
     error: NotusError | None = None
@@ -40,7 +40,7 @@ def export_model(
         try:
             (folder / CARD).write_text(
                 card_at_the_end(store, attempt, base), encoding="utf-8"
-            )  # peft's is an empty form
+            )  # replaces peft's empty template
             paths = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != PICKLED]
             listed = put_files(store, FINAL, paths, dict(base))
             diary.write(Exported(files=listed.files, base=dict(base)))
@@ -52,7 +52,7 @@ def export_model(
 
 
 def keep_model_files(trainer: MethodTrainer, tokenizer: Any, store: Store, folder: Path) -> None:
-    """Config and tokenizer into `model/`, with their list: what a checkpoint's weights need to become a model."""
+    """Write config and tokenizer to `model/`, with their list: what a checkpoint's weights need to be a model."""
     tokenizer.save_pretrained(folder)
     trainer.model.config.save_pretrained(folder)
     if trainer.model.generation_config is not None:
@@ -61,11 +61,11 @@ def keep_model_files(trainer: MethodTrainer, tokenizer: Any, store: Store, folde
 
 
 def model_files_are_kept(store: Store) -> bool:
-    """Are they all there? Of an older run the list isn't. What is damaged or missing is written anew."""
+    """Are they all there? An older run has no list. Damaged or missing files are rewritten."""
     try:
         listed = read_list(store, MODEL)
     except CorruptCheckpoint as error:
-        logger.warning("%s: written anew", error.message)
+        logger.warning("%s: rewriting it", error.message)
         return False
     there = {entry.key for entry in store.list(MODEL)}
     return listed is not None and all(f"{MODEL}/{name}" in there for name in listed.files)

@@ -30,10 +30,9 @@ def card_at_the_end(store: Store, attempt: int, base: Base) -> str:
 def model_card(
     record: RunRecord, events: Sequence[Event], base: Base | None, *, merged: bool, running: int | None = None
 ) -> str:
-    """What a reader of the model has to know: data, settings, how often it was preempted.
+    """What users of the model should know: data, settings, how often it was preempted.
 
-    No local path: where a model or a file lay on some machine is nobody's business, and the Hub refuses metadata that
-    names no model of its own.
+    Contains no local paths: they are private, and the Hub refuses metadata that names a model it doesn't have.
 
     Args:
         record: the run.
@@ -62,12 +61,12 @@ a run that was preempted gives the same weights as one that never was.
 
 
 def _left_out(events: Sequence[Event]) -> str:
-    """Rows that were not trained, by reason; without where they are in whose file."""
-    told = [data for _, data in of_kind(events, DataPrepared)]
-    if not told or not told[-1].left_out:
+    """Rows that were not trained on, by reason, without their files and positions."""
+    prepared = [data for _, data in of_kind(events, DataPrepared)]
+    if not prepared or not prepared[-1].left_out:
         return ""
-    reasons = "; ".join(f"{found.rows}: {found.reason}" for found in told[-1].left_out)
-    return f" Of its {told[-1].rows} rows these were left out: {reasons}."
+    reasons = "; ".join(f"{found.rows}: {found.reason}" for found in prepared[-1].left_out)
+    return f" Of its {prepared[-1].rows} rows these were left out: {reasons}."
 
 
 def _metadata(name: str, base: Base | None, sources: Sequence[Mapping[str, Any]], *, adapters: bool) -> str:
@@ -80,32 +79,32 @@ def _metadata(name: str, base: Base | None, sources: Sequence[Mapping[str, Any]]
 
 
 def _model(model: Mapping[str, Any], base: Base | None) -> str:
-    """The base model and what of it was loaded."""
+    """The base model and its revision."""
     name, revision = public_base(model["name"], model.get("revision"), base)
     return f"`{name}`" + (f" (revision `{revision}`)" if revision else "")
 
 
 def public_base(name: str, revision: str | None, base: Base | None) -> tuple[str, str | None]:
-    """Name and revision of the base model as others may read them: of a local folder the last part, without one."""
+    """Public name and revision of the base model; for a local folder only its name, without a revision."""
     if _base_on_the_hub(name, base):
         return name, base_revision(base, revision)
     return _last_part(name), None
 
 
 def _source(source: Mapping[str, Any]) -> str:
-    """A data set, and which share of which revision."""
+    """A data set with its share, split and revision."""
     on_the_hub = _set_on_the_hub(source["name"])
-    told = [f"{source['fraction']:.4g} of its rows"] if source.get("fraction", 1) != 1 else []
+    details = [f"{source['fraction']:.4g} of its rows"] if source.get("fraction", 1) != 1 else []
     if on_the_hub and source.get("split", "train") != "train":
-        told.append(f"split `{source['split']}`")
+        details.append(f"split `{source['split']}`")
     if on_the_hub and source.get("revision"):
-        told.append(f"revision `{source['revision']}`")
+        details.append(f"revision `{source['revision']}`")
     name = source["name"] if on_the_hub else _last_part(source["name"])
-    return f"`{name}`" + (f" ({', '.join(told)})" if told else "")
+    return f"`{name}`" + (f" ({', '.join(details)})" if details else "")
 
 
 def _base_on_the_hub(name: str, base: Base | None) -> bool:
-    """A local folder may be called like a model of the Hub; the run noted that it has no commit."""
+    """Is the base model on the Hub? A local folder may have such a name too, but then the run recorded no commit."""
     local = base is not None and base.get("weights") and not base.get("commit")
     return not local and HUB_NAME.fullmatch(name) is not None
 
@@ -115,12 +114,12 @@ def _set_on_the_hub(name: str) -> bool:
 
 
 def _last_part(name: str) -> str:
-    """Of a path; a built-in one's name as it is."""
+    """The last part of a path; a built-in name is unchanged."""
     return name if name.startswith(BUILTIN) else Path(name).name
 
 
 def history(events: Sequence[Event], *, running: int | None = None) -> str:
-    """How often it was preempted, on what it ran, what that cost: two sentences."""
+    """How often the run was preempted, on which machines it ran and their cost, in one or two sentences."""
     started = sorted({event.attempt for event, _ in of_kind(events, AttemptStarted)})
     preempted = sum(_was_preempted(attempt, events) for attempt in started if attempt != running)
     trained = f"Trained in {len(started)} {'attempt' if len(started) == 1 else 'attempts'} ({preempted} preempted)"
@@ -133,7 +132,7 @@ def history(events: Sequence[Event], *, running: int | None = None) -> str:
 
 
 def _was_preempted(attempt: int, events: Sequence[Event]) -> bool:
-    """As the receipt says it. A machine that is taken away without a word leaves an attempt without an end."""
+    """Was the attempt preempted, as on the receipt? A machine taken away without notice leaves it without an end."""
     mine = [event for event in events if event.attempt == attempt]
     outcomes = [ended.outcome for _, ended in of_kind(mine, AttemptEnded)]
     if not outcomes:

@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: pushing to it, and whose fault an error is."""
+"""The Hugging Face Hub: pushing to it, and classifying its errors."""

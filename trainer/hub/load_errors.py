@@ -1,7 +1,7 @@
-"""Loading from the Hub: whose fault is an error, the user's or the network's?
+"""Classifies errors of loading from the Hub: the user's or the network's?
 
 The libraries raise OSError for nearly everything. A wrong name is the user's error and is never retried; a Hub that
-does not answer is a failure that the next attempt may not see.
+does not respond is a failure that the next attempt may not see.
 """
 
 from __future__ import annotations
@@ -38,39 +38,39 @@ _OF_INPUT = (
     SafetensorError,
     StrictDataclassError,
 )
-"""What a library raises over its input, which is the same on every machine. A RuntimeError may be a broken GPU's."""
+"""What a library raises for its input, which is the same on every machine. A RuntimeError may be a broken GPU's."""
 MOST_LINES, MOST_CHARACTERS = 4, 500
-"""Of a library's error: the second line may hold the names that one can choose from."""
+"""How much of a library's error is shown: the second line may list the valid names."""
 
 
 @contextlib.contextmanager
-def blaming(what: str, name: str, key: str) -> Iterator[None]:
+def translated_errors(what: str, name: str, key: str) -> Iterator[None]:
     """Turn errors of loading `what` (called `name`, from the recipe's `key`) into a UserError or a TrainingFailed."""
     try:
         yield
     except NotusError:
         raise
     except Exception as error:
-        raise blame(error, what, name, key) from error
+        raise translate_error(error, what, name, key) from error
 
 
-def blame(error: Exception, what: str, name: str, key: str) -> NotusError:
-    """The error to show for `error`. A library's own words may be empty, or a number: its name comes with them."""
-    told = " ".join(line.strip() for line in str(error).splitlines()[:MOST_LINES] if line.strip())[:MOST_CHARACTERS]
-    if not isinstance(error, OSError) or not told:
-        told = f"{type(error).__name__}: {told}".removesuffix(": ")
-    message = f"can't load {what} {name!r}: {told}"
+def translate_error(error: Exception, what: str, name: str, key: str) -> NotusError:
+    """The error to show for `error`. A library's message may be empty, or a number, so the error's name is added."""
+    text = " ".join(line.strip() for line in str(error).splitlines()[:MOST_LINES] if line.strip())[:MOST_CHARACTERS]
+    if not isinstance(error, OSError) or not text:
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    message = f"can't load {what} {name!r}: {text}"
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
-        return TrainingFailed(message, "the local disk or the network of this machine")
+        return TrainingFailed(message, "check the local disk and the network of this machine")
     if isinstance(error, ConnectionError) or _is_network(str(error)):
-        return TrainingFailed(message, "the Hub did not answer; the next attempt tries again")
+        return TrainingFailed(message, "the Hub did not respond; the next attempt tries again")
     if not isinstance(error, (OSError, *_OF_INPUT)) and type(error) is not Exception:  # which tokenizers raises
-        return TrainingFailed(message, "the memory or the GPUs of this machine; the log has the traceback")
+        return TrainingFailed(message, "check the memory and the GPUs of this machine; the log has the traceback")
     private = f"check {key} in the recipe, and HF_TOKEN if it is private"
     if not key.startswith("dataset"):
         return UserError(message, private)
     return DataError(
-        message, f"{private}; dataset.config chooses one of several; local data ends in .jsonl or .parquet"
+        message, f"{private}; dataset.config selects a configuration; local data ends in .jsonl or .parquet"
     )
 
 

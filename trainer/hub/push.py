@@ -1,4 +1,4 @@
-"""Pushing to the Hugging Face Hub. Safe to repeat: the same files make no new commit."""
+"""Pushes to the Hugging Face Hub. Safe to repeat: the same files make no new commit."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from trainer.errors import TrainingFailed
 logger = logging.getLogger(__name__)
 
 PICKLED = "training_args.bin"
-"""The Trainer writes it; nobody should have to load a pickle to use a model."""
+"""Written by the Trainer; using a model shouldn't require loading a pickle."""
 SHARD = "4GB"
-"""A file of weights at most, unless one tensor is larger: what of it was sent is lost with a connection."""
+"""Maximum size of a file of weights, unless one tensor is larger: a broken connection loses what was sent of a file."""
 Kind = Literal["model", "dataset"]
 STALE: Mapping[Kind, Sequence[str]] = {
     "model": ("adapter_*", "model*.safetensors*", "config.json", "generation_config.json"),
     "dataset": ("data/*.parquet",),
 }
-"""Of an earlier push of another kind or size. Beside merged weights an adapter_config.json makes transformers load
-base and adapters, and a model.safetensors comes before the shards."""
+"""Files of an earlier push of another kind or size. Beside merged weights an adapter_config.json makes transformers
+load base and adapters, and a model.safetensors takes precedence over shards."""
 
 
 def push_model(hub: Hub, folder: Path, diary: Diary) -> bool:
-    """Push an exported folder; returns whether it is there now.
+    """Push an exported folder; returns whether it was pushed.
 
-    A push that can't be done doesn't fail the run: the model is in the bucket, and the log says what is missing.
+    A failed push doesn't fail the run: the model is in the bucket, and the log has the reason.
     """
     if not os.environ.get("HF_TOKEN"):
         logger.warning("no HF_TOKEN: not pushed to %s (the model is in the bucket, in final/)", hub.repo)
@@ -49,18 +49,18 @@ def push_model(hub: Hub, folder: Path, diary: Diary) -> bool:
 
 
 def check_push(repo: str, kind: Kind = "model") -> None:
-    """Raises `UserError` for a name that is none, or without a token: before anything is done that takes long."""
+    """Check name and token before anything that takes long. Raises `UserError`."""
     if repo.count("/") != 1 or not all(repo.split("/")):
         what = "data set" if kind == "dataset" else kind
         raise UserError(f"--push {repo!r} is not a {what} on the Hub", "give OWNER/NAME")
     if not os.environ.get("HF_TOKEN"):
-        raise UserError("--push needs a token of the Hub", "set HF_TOKEN to one that may write")
+        raise UserError("--push needs a token for the Hub", "set HF_TOKEN to one that may write")
 
 
 def push_folder(repo: str, folder: Path, *, private: bool, kind: Kind = "model") -> str:
     """Push a folder, without pickles, in one commit; returns the commit.
 
-    Files that an earlier push left and this one doesn't bring (`STALE`) are deleted in the same commit. Safe to repeat:
+    Files from an earlier push that this one doesn't contain (`STALE`) are deleted in the same commit. Safe to repeat:
     what the Hub already has is not sent again.
 
     Raises `TrainingFailed`.
@@ -82,6 +82,6 @@ def push_folder(repo: str, folder: Path, *, private: bool, kind: Kind = "model")
         )
     except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:  # the last: a large file
         raise TrainingFailed(
-            f"not pushed to {repo}: {error}", f"it is in {folder}: the same command pushes that again"
+            f"not pushed to {repo}: {error}", f"it is in {folder}: the same command tries to push it again"
         ) from error
     return str(commit.oid)

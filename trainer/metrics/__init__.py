@@ -1,1 +1,1 @@
-"""What is measured in each step, and where it is shown."""
+"""The metrics of each step, and the trackers that show them."""

@@ -1,7 +1,7 @@
-"""What the trackers were shown by earlier attempts, read from the run's record beside the imports.
+"""The trackers' rows of earlier attempts, read from the run's record during the imports.
 
-A machine that is lost takes the last seconds of its trackers' rows with it, and its successor does some steps again. So
-each attempt draws the curves anew from the record, up to the step that it resumes from: nothing twice, no gap.
+A lost machine takes the last seconds of its trackers' rows with it, and its successor repeats some steps. So each
+attempt redraws the curves from the record, up to the step that it resumes from: no duplicates, no gaps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from checkpoints.storage.base import Store
 logger = logging.getLogger(__name__)
 
 LOGGED = "logged"
-"""In a step's line of the record: the row that the trackers see."""
+"""Key in a step's line of the record: the row for the trackers."""
 
 
 class Row(NamedTuple):
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
     step: int
     evaluation: bool
-    """Of the model after the step, and not of the step itself; it comes after the step's own row."""
+    """Is it an evaluation of the model after the step? It comes after the step's own row."""
     values: dict[str, float]
 
 
@@ -43,7 +43,7 @@ class History:
         self._thread.start()
 
     def rows(self, step: int, *, evaluation_due: bool) -> list[Row]:
-        """The rows up to `step`, in order; without its evaluation if that is due again. Nothing if it can't be read."""
+        """The rows up to `step`, in order; without its evaluation if that is due again. Empty if unreadable."""
         self._thread.join()
         return past_rows(self._metrics, self._events, step, evaluation_due=evaluation_due)
 
@@ -55,15 +55,15 @@ class History:
 
 
 def past_rows(metrics: Iterable[StepMetrics], events: Iterable[Event], step: int, *, evaluation_due: bool) -> list[Row]:
-    """See `History.rows`. Of a step that was done again, the last attempt's row counts."""
+    """See `History.rows`. For a repeated step, the last attempt's row counts."""
     rows = [Row(line.step, False, line.values[LOGGED]) for line in metrics if LOGGED in line.values]
     rows += [Row(found.step, True, numbers(found.metrics)) for _, found in of_kind(events, Evaluated)]
     kept = {(row.step, row.evaluation): row for row in rows if row.step <= step}
     if evaluation_due:
         kept.pop((step, True), None)
-    return [kept[place] for place in sorted(kept)]
+    return [kept[key] for key in sorted(kept)]
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
-    """Those of the values that a curve can have."""
+    """The values that are numbers, so that a curve can show them."""
     return {name: value for name, value in values.items() if isinstance(value, int | float)}

@@ -1,4 +1,4 @@
-"""One rank's record of the training: a line for each step, into the bucket with each save and before W&B sees it."""
+"""A rank's record of the training: a line per step, written to the bucket with each save and before W&B gets it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class StepRecord:
-    """Notes each step, and keeps the lines until they are delivered."""
+    """Records each step, and keeps the lines until they are delivered."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class StepRecord:
         rank: int,
         wandb: bool,
     ) -> None:
-        """`wandb`: does this rank report to W&B? It isn't shown what the bucket lacks."""
+        """`wandb`: does this rank report to W&B? W&B gets only what is in the bucket."""
         self._trainer = trainer
         self._meter = meter
         self._saver = saver
@@ -45,25 +45,25 @@ class StepRecord:
         self._wandb = wandb
         self._bucket_answers = True
         self.lines: list[dict[str, Any]] = []
-        """Of the steps that no save has taken yet."""
+        """Lines of the steps that no save has taken yet."""
         self._held: list[Row] = []
-        """That no tracker may see yet."""
+        """Rows that no tracker may show yet."""
         self._started, self._tokens_before = time.monotonic(), 0
         self.loss: float | None = None
-        """Of the newest step."""
+        """The loss of the newest step."""
 
     def begin_step(self) -> None:
-        """A step begins now."""
+        """Start measuring a step."""
         self._started = time.monotonic()
         self._tokens_before = self._trainer._total_train_tokens
 
     def end_step(self, state: TrainerState) -> str:
-        """Note the step; returns what in it is no number, '' = all is well, and else notes nothing."""
+        """Record the step and return ''; or return what in it isn't finite, and record nothing."""
         trainer, seconds = self._trainer, time.monotonic() - self._started
         losses = [loss.item() for loss in trainer.micro_losses]
         trainer.micro_losses = []
-        if nonsense := _nonsense(losses, trainer.grad_norm):
-            return nonsense
+        if fault := _non_finite(losses, trainer.grad_norm):
+            return fault
         self.loss = sum(losses) / len(losses)
         self.lines.append(
             {
@@ -86,19 +86,19 @@ class StepRecord:
         return ""
 
     def taken(self) -> None:
-        """A save has taken the lines, and delivers them."""
+        """A save has taken the lines and will deliver them."""
         self.lines = []
         self._bucket_answers = True
 
     def more_figures(self) -> dict[str, float]:
-        """What a log line of the training has beside TRL's figures: means since the last one."""
+        """What a log line of the training has besides TRL's figures: means since the last one."""
         return self._meter.means()
 
     def logged(self, row: Row) -> list[Row]:
-        """A row for the trackers; returns those that they may see now, in order.
+        """Add a row for the trackers; returns the rows that they may show now, in order.
 
-        The record comes before W&B, whose run may be away or be deleted. A bucket that doesn't answer isn't asked again
-        until the next save, which takes the lines: trying at each step would stop the training.
+        The record is written before W&B, whose run may be unavailable or deleted. If the bucket doesn't respond, the
+        next try is the next save, which takes the lines: trying at each step would stall the training.
         """
         if not row.evaluation and self.lines and self.lines[-1]["step"] == row.step:
             self.lines[-1][LOGGED] = row.values
@@ -114,7 +114,7 @@ class StepRecord:
         return self._shown() if self._bucket_answers else []
 
     def flush(self) -> list[Row]:
-        """Everything into the bucket, at the end of the training; returns the rows that the trackers still lack."""
+        """Write everything to the bucket at the end of the training; returns the rows that the trackers still lack."""
         self._write()
         self._saver.undelivered = []
         return self._shown()
@@ -124,21 +124,21 @@ class StepRecord:
         return rows
 
     def _write(self) -> None:
-        """With the lines of a save on its way, which may never arrive."""
+        """Write the lines, including those of a save in flight, which may fail."""
         write_metrics(self._store, self._attempt, self._rank, [*self._saver.undelivered, *self.lines])
         self.lines = []
 
 
-def _nonsense(losses: list[float], grad_norm: float) -> str:
-    """A gradient that isn't a number is one on every rank, a loss perhaps on one only."""
-    odd = next((loss for loss in losses if not math.isfinite(loss)), None)
-    if odd is not None:
-        return f"the loss is {odd}"
+def _non_finite(losses: list[float], grad_norm: float) -> str:
+    """What isn't finite, or ''. The gradient's norm is the same on all ranks; a loss may be NaN on only one."""
+    bad = next((loss for loss in losses if not math.isfinite(loss)), None)
+    if bad is not None:
+        return f"the loss is {bad}"
     return "" if math.isfinite(grad_norm) else f"the gradient's norm is {grad_norm}"
 
 
 def _peak_memory_gib() -> float:
-    """The most that this rank has used so far: of its GPU where it has one, else of the host."""
+    """Peak memory of this rank so far: on its GPU if it has one, else on the host."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated()) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

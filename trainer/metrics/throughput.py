@@ -1,9 +1,9 @@
-"""What each step was like: tokens, rewards, speed, memory. For the run's record in the bucket and for the trackers.
+"""Metrics of each step: tokens, rewards, speed, memory. For the run's record in the bucket and for the trackers.
 
-FLOPs of a token: 2 for each weight that it meets in a forward pass, and twice that for the backward pass, once for
-the inputs and once for the weights (Kaplan et al. 2020, "Scaling laws", section 2.1). A frozen weight saves the
-last part; a live reference model adds one forward pass. MFU (Chowdhery et al. 2022, "PaLM", appendix B) counts no
-recomputation; the quadratic part of attention is left out (4 % of a 7B model at 1,024 tokens), and so is padding.
+FLOPs per token: 2 per weight in a forward pass, and twice that in the backward pass, once for the inputs and once for
+the weights (Kaplan et al. 2020, "Scaling laws", section 2.1). A frozen weight saves the last part; a live reference
+model adds one forward pass. MFU (Chowdhery et al. 2022, "PaLM", appendix B) excludes recomputation; the quadratic part
+of attention is left out (4 % of a 7B model at 1,024 tokens), and so is padding.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/
 
 @dataclass(frozen=True)
 class Speedometer:
-    """Turns tokens and seconds into tokens a second and MFU."""
+    """Turns tokens and seconds into tokens per second and MFU."""
 
     flops_per_token: float | None
     """None for a model whose shape isn't known."""
     peak_flops: float | None
-    """A second, of all GPUs together. None on a CPU or a GPU that isn't in the table."""
+    """Per second, of all GPUs together. None on a CPU or a GPU that isn't in the table."""
 
     def read(self, tokens: float, seconds: float) -> dict[str, float]:
-        """`tokens_per_second` of all ranks, and `mfu` (0 to 1) where it can be told."""
+        """`tokens_per_second` of all ranks, and `mfu` (0 to 1) if it is known."""
         speed = tokens / max(seconds, 1e-9)
         found = {"tokens_per_second": round(speed, 1)}
         if self.flops_per_token and self.peak_flops:
@@ -38,7 +38,7 @@ class Speedometer:
 
 
 class Meter:
-    """Reads each step, and keeps the readings until the trackers ask for their means."""
+    """Measures each step, and keeps the readings until their means are read for the trackers."""
 
     def __init__(self, speedometer: Speedometer, attempt: int) -> None:
         self._speedometer = speedometer
@@ -46,14 +46,14 @@ class Meter:
         self._readings: list[dict[str, float]] = []
 
     def read(self, *, tokens: float, seconds: float, stalled_s: float, memory_gib: float) -> dict[str, float]:
-        """One step: its tokens on all ranks; `memory_gib` is the peak of this rank so far."""
+        """Measure one step. `tokens`: on all ranks; `memory_gib`: this rank's peak so far."""
         reading = {"memory_gib": round(memory_gib, 3), "stalled_s": round(stalled_s, 4)}
         reading |= self._speedometer.read(tokens, seconds)
         self._readings.append(reading)
         return reading
 
     def means(self) -> dict[str, float]:
-        """Of the steps since the last call, with the attempt's number, which marks where one attempt ends."""
+        """Means over the steps since the last call, with the attempt's number, which marks where an attempt ends."""
         readings, self._readings = self._readings, []
         if not readings:
             return {}
@@ -64,7 +64,7 @@ class Meter:
 def speedometer(
     shape: Shape | None, *, gpu: str | None, world_size: int, lora: bool, live_reference: bool
 ) -> Speedometer:
-    """For a model of that shape on `world_size` of those GPUs; `gpu` is the device's name, None on a CPU."""
+    """The speedometer for a model of that shape on `world_size` GPUs; `gpu`: the device's name, None on a CPU."""
     peak = peak_tflops(gpu) if gpu else None
     passes = (4 if lora else 6) + (2 if live_reference else 0)
     return Speedometer(
@@ -74,18 +74,18 @@ def speedometer(
 
 
 def peak_tflops(device: str) -> float | None:
-    """bf16, dense, of the GPU with this device's name; None where it isn't known."""
+    """Peak of the GPU with this device name, bf16, dense; None if it isn't known."""
     named = {words: tflops for kind in GPU_TYPES.values() for words, tflops in kind.tflops.items()}
     found = [words for words in named if re.search(rf"\b{words}\b", device)]
     return named[max(found, key=len)] if found else None
 
 
 def matrix_weights(shape: Shape) -> int:
-    """Weights that a token is multiplied with: all, but the input embeddings, which are only looked up."""
+    """Weights that a token is multiplied with: all except the input embeddings, which are only looked up."""
     return shape.parameters - (0 if shape.tied else shape.embedding_parameters)
 
 
 def rewards_of(metrics: Mapping[str, Sequence[float]], micro_steps: int) -> dict[str, float]:
-    """Of the newest optimizer step, from TRL's list of a value for each micro-step since the last log."""
+    """The rewards of the newest optimizer step, from TRL's list of one value per micro-step since the last log."""
     newest = {name: list(metrics.get(name, ()))[-micro_steps:] for name in REWARDS}
     return {name: sum(values) / len(values) for name, values in newest.items() if values}

@@ -1,4 +1,4 @@
-"""Trackers: which can work here, and what they leave on the local disk."""
+"""Trackers: which ones work here, and what they leave on the local disk."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ logger = logging.getLogger(__name__)
 
 
 def usable_trackers(recipe: Recipe, environment: Mapping[str, str]) -> list[str]:
-    """The recipe's trackers that can work here. W&B without a key would ask a question that nobody answers."""
+    """The recipe's trackers that work here. Without a key W&B would prompt, and wait forever for an answer."""
     trackers: list[str] = list(recipe.tracking)
     offline = environment.get("WANDB_MODE") in ("offline", "disabled")
     if "wandb" in trackers and not offline and not environment.get("WANDB_API_KEY"):
-        logger.warning("no WANDB_API_KEY: not reporting to W&B (the metrics are in the bucket all the same)")
+        logger.warning("no WANDB_API_KEY: not reporting to W&B (the metrics are in the bucket anyway)")
         trackers.remove("wandb")
     return trackers
 
 
 def hide_wandb() -> None:
-    """Keep transformers and TRL from importing wandb, which takes a fifth of all import time, at each restart.
+    """Keep transformers and TRL from importing wandb, which takes a fifth of the import time of each restart.
 
-    They import it wherever it is installed. `trainer.metrics.trackers` brings it back where it reports to W&B. None in
-    `sys.modules` is Python's own mark for a module that isn't there.
+    They import it if it is installed. `trainer.metrics.trackers` restores it to report to W&B. None in `sys.modules` is
+    Python's own marker for a missing module.
     """
     sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # typeshed leaves the None out
 
 
 def tracker_links() -> list[str]:
-    """Where people look at this run: the W&B page, if W&B is in use here. Imports nothing for it."""
+    """Pages that show this run: W&B's, if W&B is in use here. Imports nothing."""
     run = getattr(sys.modules.get("wandb"), "run", None)
     url = getattr(run, "url", None)
     return [str(url)] if url else []
 
 
 class TensorBoardMirror:
-    """Puts TensorBoard's event files into the bucket: a VM's disk is gone with the VM.
+    """Copies TensorBoard's event files to the bucket: a VM's disk is gone with the VM.
 
-    Each attempt writes files of its own; TensorBoard shows a folder of them as one curve.
+    Each attempt writes its own files; TensorBoard shows a folder of them as one curve.
     """
 
     def __init__(self, store: Store, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""The base model: which one it is, whether it is whole, and what is added to it."""
+"""The base model: its identity, whether it is complete, and what is added to it."""

@@ -1,4 +1,4 @@
-"""A tiny Llama and a byte-level tokenizer made on the spot: the same weights on every machine, no download."""
+"""Creates a tiny Llama and a byte-level tokenizer: the same weights on every machine, without a download."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TEMPLATE = (
 
 
 def make_base_model(name: str, work: Path) -> str:
-    """Make a recipe's base model, if it is a built-in one; returns what `from_pretrained` takes."""
+    """Create a recipe's base model if it is a built-in one; returns the argument for `from_pretrained`."""
     folder = base_model(name, work)
     if name == f"{BUILTIN}{SMOLLM2}":
         smollm2_folder()
@@ -31,9 +31,9 @@ def make_base_model(name: str, work: Path) -> str:
 
 
 def base_model(name: str, work: Path) -> str:
-    """A hub name or folder as it is; for a built-in model where `make_base_model` puts it on this machine.
+    """A hub name or folder unchanged; for a built-in model, where `make_base_model` puts it on this machine.
 
-    Raises `UserError` for a built-in one that doesn't exist.
+    Raises `UserError` for an unknown built-in model.
     """
     if not name.startswith(BUILTIN):
         return name
@@ -48,7 +48,7 @@ def base_model(name: str, work: Path) -> str:
 def make_tiny_llama(folder: Path) -> None:
     """Write a model of 150,000 parameters and its tokenizer to `folder` (Hugging Face format).
 
-    One token a byte: nothing is learned from data, so the tokenizer can't differ between machines.
+    One token per byte: nothing is learned from data, so the tokenizer can't differ between machines.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     specials = ["<pad>", "<s>", "</s>"]

@@ -1,8 +1,8 @@
-"""Which dropouts are on: those of the adapters, as the recipe says, and no others.
+"""Enables the adapters' dropout, as set in the recipe, and disables all others.
 
 DPO compares a model with itself, so a base model's own dropouts would be noise in the difference: GPT-2, OPT and Falcon
-have some of 0.1. TRL switches off all modules of that kind, those of LoRA too. Some models keep a number instead, in a
-module (OPT) or in their config (Falcon).
+have some of 0.1. TRL disables all dropout modules, including LoRA's. Some models have a number instead, in a module
+(OPT) or in their config (Falcon).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from trainer.config.recipe import Lora
 
 NOISE = ("drop", "jitter")
-"""In the names of numbers that make a forward pass random; mixtures of experts have a jitter of their routers."""
+"""Words in the names of numbers that make a forward pass random; mixtures of experts have router jitter."""
 Numbers = dict[str, float]
-"""Dropouts of a config, by key."""
+"""A config's dropouts, by key."""
 
 
 def settle_dropouts(model: Any, lora: Lora | None) -> Numbers:
-    """After TRL has switched them off: the rest of the base model's too, and the adapters' on again.
+    """After TRL has disabled its modules: disable the rest of the base model's, and enable the adapters' again.
 
-    Returns what was in the model's config: it belongs into the exported one, see `as_given`.
+    Returns what was in the model's config: it belongs in the exported one, see `as_given`.
     """
     for path, module in model.named_modules():
         for name in _numbers(vars(module)):
@@ -39,7 +39,7 @@ def settle_dropouts(model: Any, lora: Lora | None) -> Numbers:
 
 @contextlib.contextmanager
 def as_given(model: Any, given: Mapping[str, Any]) -> Iterator[None]:
-    """The model's config with the values of the base model's, while it is written."""
+    """Restore the base model's values in the model's config while it is written."""
     training = {name: getattr(model.config, name) for name in given}
     for name, value in given.items():
         setattr(model.config, name, value)

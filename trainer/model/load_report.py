@@ -1,8 +1,7 @@
-"""What transformers reports in its log while a model is loaded, as an error.
+"""Turns what transformers only logs while it loads a model into an error.
 
-A weight that no file has is filled with random numbers there, and one of another shape too; the run goes on, and its
-model is none. `trainer.model.base_files` looks at the files alone: which names a model wants is known only to its
-class.
+It fills weights that are missing, or have another shape, with random numbers; the run continues with a useless model.
+`trainer.model.base_files` checks the files alone: only the model's class knows which names it needs.
 """
 
 from __future__ import annotations
@@ -10,20 +9,22 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import Any
 
 from transformers import modeling_utils
 
 from checkpoints.errors import UserError
-from trainer.model.base_files import some
+from trainer.model.base_files import first_names
 
 MOST_NAMES = 4
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+BUFFERS = (r"rotary_emb\.inv_freq$", r"\.(attn|attention|self_attn)\.(masked_)?bias$", r"num_batches_tracked$")
+"""Tables that older versions of transformers stored with the weights, and now compute."""
 
 
 @contextlib.contextmanager
 def complete_weights(name: str) -> Iterator[None]:
-    """Within, loading the model `name` raises `UserError` where its files leave out, or don't fit, a tensor."""
+    """Inside this context, loading the model `name` raises `UserError` if a tensor is missing or doesn't fit."""
     report = modeling_utils.log_state_dict_report
 
     def check(*args: Any, loading_info: Any, model: Any, **kwargs: Any) -> None:
@@ -38,31 +39,34 @@ def complete_weights(name: str) -> Iterator[None]:
 
 
 def refuse_incomplete(name: str, model: Any, info: Any) -> None:
-    """`info`: transformers' `LoadStateDictInfo`. Raises `UserError` naming the tensors."""
+    """Check transformers' `LoadStateDictInfo`. Raises `UserError` naming the tensors."""
     if info.mismatched_keys:
         key, found, wanted = min(info.mismatched_keys)
         raise UserError(
             f"the weights of {name} don't fit its config.json: {key} has the shape {tuple(found)} in the file and "
             f"{tuple(wanted)} in the model{_more(len(info.mismatched_keys) - 1)}",
-            "take config.json and weights from one and the same model",
+            "use config.json and weights of the same model",
         )
     if info.error_msgs or info.conversion_errors:
-        told = [*info.error_msgs, *info.conversion_errors.values()]
-        raise UserError(f"the weights of {name} don't fit its config.json: {' '.join(told[0].split())}", "see the log")
+        messages = [*info.error_msgs, *info.conversion_errors.values()]
+        first = " ".join(messages[0].split())
+        raise UserError(f"the weights of {name} don't fit its config.json: {first}", "see the log")
     if info.missing_keys:
         raise UserError(
-            f"the weights of {name} lack {some(info.missing_keys, MOST_NAMES)}: {_why(model, info)}",
-            "save the model again with save_pretrained, and with a config.json that fits",
+            f"the weights of {name} lack {first_names(info.missing_keys, MOST_NAMES)}: {_why(model, info)}",
+            "save the model again with save_pretrained, with a matching config.json",
         )
-    if cut := _of_cut_layers(model, info.unexpected_keys):
+    if dropped := _without_a_place(model, info.unexpected_keys):
         raise UserError(
-            f"the weights of {name} have more than its config.json: {some(cut, MOST_NAMES)} would be left out",
-            "correct the number of layers in config.json (num_hidden_layers)",
+            f"the weights of {name} have more than its config.json: {first_names(dropped, MOST_NAMES)} would be left "
+            "out",
+            "use config.json and weights of the same model (num_hidden_layers, attention_bias, quantization_config); "
+            "adapters have to be merged into the weights first",
         )
 
 
 def _why(model: Any, info: Any) -> str:
-    """Also the likely cause, where the names tell one."""
+    """The consequence, or the likely cause if the names suggest one."""
     missing = sorted(info.missing_keys)
     for other in sorted(info.unexpected_keys):
         if other.endswith(f".{missing[0]}"):
@@ -72,15 +76,24 @@ def _why(model: Any, info: Any) -> str:
     return "they would be random numbers"
 
 
-def _of_cut_layers(model: Any, unexpected: Iterable[str]) -> list[str]:
-    """Those of the tensors without a place that are called as others of the model are, but for a layer's number."""
-    ignored = "|".join(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
-    patterns = {_NUMBER.sub("*", key) for key in model.state_dict()}
+def _without_a_place(model: Any, unexpected: Iterable[str]) -> list[str]:
+    """Unexpected tensors of modules that the model has: more layers, biases, scales of quantized weights, adapters.
+
+    Others belong to modules of their own, such as a value head or a vision tower, and don't change what the rest
+    computes.
+    """
+    ignored = "|".join((*BUFFERS, *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())))
+    modules = {key for key, module in model.named_modules() if "." in key or not any(module.children())}
+    modules.discard("")
     return [
         key
         for key in unexpected
-        if "." in key and _NUMBER.sub("*", key) in patterns and not (ignored and re.search(ignored, key))
+        if not re.search(ignored, key) and any(parent in modules for parent in accumulate(key.split(".")[:-1], _join))
     ]
+
+
+def _join(parent: str, child: str) -> str:
+    return f"{parent}.{child}"
 
 
 def _more(count: int) -> str:

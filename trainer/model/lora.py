@@ -26,11 +26,11 @@ def peft_settings(lora: Lora) -> LoraConfig:
 
 
 def check_targets(lora: Lora, config: Any, name: str) -> None:
-    """Has the base model `name`, of this transformers `config`, every module that gets an adapter?
+    """Check that the base model `name`, with this transformers `config`, has every module that gets an adapter.
 
-    peft leaves out the ones that it doesn't find, without a word, as long as it finds one. Raises `UserError`.
+    peft silently skips those that it doesn't find, as long as it finds one. Raises `UserError`.
     """
-    # Not from_config: while DeepSpeed is set up, that one takes the weights apart.
+    # Not from_config: once DeepSpeed is set up, that partitions the weights.
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
         model = model_class(copy.deepcopy(config))
@@ -46,7 +46,7 @@ def check_targets(lora: Lora, config: Any, name: str) -> None:
 def name_base(model: PeftModel, name: str, revision: str | None) -> None:
     """Name the base model in adapter_config.json.
 
-    PEFT would write where the model was loaded from, which may be a scratch folder, and no revision.
+    PEFT would write the path that the model was loaded from, which may be a scratch folder, and no revision.
     """
     for config in model.peft_config.values():
         config.base_model_name_or_path, config.revision = name, revision
@@ -55,7 +55,7 @@ def name_base(model: PeftModel, name: str, revision: str | None) -> None:
 def in_full_precision(model: torch.nn.Module) -> None:
     """Cast the adapters to fp32: TRL casts those of a quantized model to bf16.
 
-    There is no fp32 master of them under DDP, and at the learning rates of DPO most updates would be rounded away.
+    Under DDP they have no fp32 master, and at DPO's learning rates most updates would be rounded away.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -63,7 +63,7 @@ def in_full_precision(model: torch.nn.Module) -> None:
 
 
 def count_quantized(model: torch.nn.Module) -> tuple[int, int]:
-    """How many of the base model's matrices are in 4 bits, and how many there are."""
+    """How many of the base model's matrices are in 4 bits, and how many there are in total."""
     base = [module for name, module in model.named_modules() if "lora_" not in name]
     found = [module for module in base if isinstance(module, torch.nn.Linear)]
     return sum(type(module).__name__ == "Linear4bit" for module in found), len(found)

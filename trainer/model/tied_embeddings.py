@@ -1,7 +1,7 @@
-"""Models whose config.json says that input and output embeddings are one matrix, while their files have two.
+"""Checks for models whose config.json ties input and output embeddings, while their files have two different matrices.
 
-transformers leaves them apart then, with a line in its log; under ZeRO-3 it takes one of the two; and what serves the
-model later takes one as well. Three models under one name.
+transformers then keeps both, with a line in its log; under ZeRO-3 it uses one of the two; and an inference server may
+use the other one. These are different models under one name.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from checkpoints.errors import UserError
 
 INPUTS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
 OUTPUTS = ("lm_head", "embed_out", "output")
-"""What a file of weights calls the modules."""
+"""Names of the modules in files of weights."""
 PIECE_BYTES = 16 << 20
 
 
 class _Tensor(NamedTuple):
-    """One in a safetensors file."""
+    """A tensor in a safetensors file."""
 
     path: Path
     name: str
@@ -37,9 +37,9 @@ class _Tensor(NamedTuple):
 
 
 def check_tied(folder: Path, config: Mapping[str, Any], headers: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Do input and output embeddings agree where `config` says that they are one? Raises `UserError`.
+    """Check that input and output embeddings are the same if `config` ties them. Raises `UserError`.
 
-    `headers`: what each safetensors file of the folder names.
+    `headers`: the headers of the folder's safetensors files.
     """
     if not config.get("tie_word_embeddings"):
         return
@@ -49,7 +49,7 @@ def check_tied(folder: Path, config: Mapping[str, Any], headers: Mapping[Path, M
     if len(inputs) == len(outputs) == 1 and not _are_equal(*inputs, *outputs):
         raise UserError(
             f"{folder / 'config.json'} has tie_word_embeddings: true, but {inputs[0].name}, {outputs[0].name} differ",
-            "if both were trained: set tie_word_embeddings to false there; else take the one that is too many out",
+            "if both were trained, set tie_word_embeddings to false there; otherwise remove the superfluous one",
         )
 
 

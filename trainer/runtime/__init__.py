@@ -1,1 +1,1 @@
-"""One attempt's processes and folder on its machine."""
+"""An attempt's processes and folder on its machine."""

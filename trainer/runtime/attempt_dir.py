@@ -1,11 +1,11 @@
-"""The attempt's folder on the local disk: how the supervisor, the ranks and the launcher of one machine talk.
+"""The attempt's folder on the local disk, through which the supervisor, the ranks and a local launcher communicate.
 
 attempt.json    from the supervisor: HEAD as this attempt claimed it
 progress.json   from rank 0, each step
 outcome-rR.json from rank R, once, at its end
 result.json     from the supervisor, last: the outcome of the attempt
-stop            from the supervisor: please save and stop
-log.txt         what torchrun and the ranks print
+stop            from the supervisor: a request to save and stop
+log.txt         the output of torchrun and the ranks
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ Phase = Literal[
 BEFORE_TRAINING: frozenset[Phase] = frozenset(
     ("starting", "importing", "compiling", "preparing data", "loading the model", "reference log-probs", "restoring")
 )
-"""An attempt has nothing of its own to save yet."""
+"""Phases in which an attempt has nothing of its own to save yet."""
 
 
 class Progress(BaseModel):
-    """Where rank 0 is."""
+    """The progress of rank 0."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,16 +50,17 @@ class Progress(BaseModel):
     total_steps: int = 0
     loss: float | None = None
     done: int = 0
-    """What the phase counts, see `trainer.runtime.startup_phases`; of how many, where that is known."""
+    """The phase's progress, see `trainer.runtime.startup_phases`."""
     of: int = 0
+    """Its total; 0 = not known."""
     moved: int = 0
-    """Changes while anything of a phase before the training moves; the number itself says nothing."""
+    """Changes while a phase before training makes progress; the number itself means nothing."""
     save_s: float | None = None
-    """A whole save takes, as measured on rank 0; for the supervisor, not for the heartbeat."""
+    """Duration of a save, as measured on rank 0; for the supervisor, not for the heartbeat."""
 
 
 class Outcome(BaseModel):
-    """How a rank ended, in its own words: torchrun's exit code is 1 for nearly everything."""
+    """How a rank ended, as it reports itself: torchrun's exit code is 1 for nearly everything."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,9 +71,9 @@ class Outcome(BaseModel):
     progressed: bool = False
     """Has the attempt committed anything?"""
     gave_up: bool = False
-    """Of a failure: it was one failed start too many, and the run ends (`trainer.supervisor.restart_policy`)."""
+    """For a failure: it was one failed start too many, and the run ends (`trainer.supervisor.restart_policy`)."""
     limit: AnyLimit | None = None
-    """Of a stop: the limit that the run has reached."""
+    """For a stop: the limit that the run has reached."""
 
 
 class Scratch:
@@ -95,7 +96,7 @@ class Scratch:
 
     @property
     def work(self) -> Path:
-        """For base models, engine files and exports of this attempt."""
+        """Folder for base models, engine files and exports of this attempt."""
         return self.folder / "work"
 
     def write_head(self, head: Head) -> None:
@@ -132,13 +133,13 @@ class Scratch:
             return None
 
     def read_outcomes(self) -> dict[int, Outcome]:
-        """The outcomes of all ranks that had one, by rank."""
+        """The outcomes of all ranks that have one, by rank."""
         paths = {int(path.stem.removeprefix("outcome-r")): path for path in self.folder.glob("outcome-r*.json")}
         return {rank: Outcome.model_validate_json(paths[rank].read_bytes()) for rank in sorted(paths)}
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace a small file in one step, so that a reader never sees half of it."""
+    """Replace a small file atomically, so that a reader never sees a partial one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data)
     temporary.replace(path)

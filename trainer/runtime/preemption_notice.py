@@ -1,7 +1,7 @@
-"""Preemption notices: the cloud says shortly before that it will take the machine away.
+"""Preemption notices: shortly before taking a machine away, the cloud announces it.
 
-SkyPilot passes nothing on to a VM (skypilot-facts), so the supervisor asks the metadata server itself. A notice is a
-chance, not a promise: the periodic saves are what a run can count on.
+SkyPilot doesn't forward notices to a VM (skypilot-facts), so the supervisor queries the metadata server itself. A
+notice is not guaranteed: a run can only rely on its periodic saves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GCP_NOTICE_S = 30.0
 POLL_S = 1.0
 CONNECT_S = 1.0
 SILENT_POLLS = 5
-"""Unanswered questions in a row that are worth a warning."""
+"""Consecutive failed polls before a warning."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +33,16 @@ class Notice(NamedTuple):
 
     source: str
     deadline: datetime | None
-    """When, as far as it is known."""
+    """When, if known."""
 
 
 class NoticeSource(Protocol):
-    """Somebody who may know."""
+    """A source of notices."""
 
     name: str
 
     def poll(self) -> Notice | None:
-        """A notice, or None. Raises `OSError` where there is nobody to ask."""
+        """A notice, or None. Raises `OSError` if the source does not respond."""
 
 
 class GcpMetadata:
@@ -71,19 +71,19 @@ class AwsMetadata:
         self._base_url = base_url
 
     def poll(self) -> Notice | None:
-        token = self._ask("/latest/api/token", method="PUT", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"})
+        token = self._request("/latest/api/token", method="PUT", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"})
         try:
-            data = self._ask(
+            data = self._request(
                 "/latest/meta-data/spot/instance-action", headers={"X-aws-ec2-metadata-token": token.decode()}
             )
         except urllib.error.HTTPError as error:
-            if error.code == 404:  # the usual answer: nothing is planned
+            if error.code == 404:  # the usual response: nothing is planned
                 return None
             raise
         action = json.loads(data)
         return Notice(self.name, datetime.fromisoformat(action["time"]) if "time" in action else None)
 
-    def _ask(self, path: str, *, method: str = "GET", headers: dict[str, str]) -> bytes:
+    def _request(self, path: str, *, method: str = "GET", headers: dict[str, str]) -> bytes:
         request = urllib.request.Request(f"{self._base_url}{path}", method=method, headers=headers)  # noqa: S310
         with urllib.request.urlopen(request, timeout=CONNECT_S) as answer:  # noqa: S310
             data: bytes = answer.read()
@@ -91,11 +91,11 @@ class AwsMetadata:
 
 
 SOURCES: Mapping[str, Callable[[], NoticeSource]] = {"gcp": GcpMetadata, "aws": AwsMetadata}
-"""By the word that `trainer.config.clouds` has for them."""
+"""The sources by their name in `trainer.config.clouds`."""
 
 
 class FileNotice:
-    """A file that appears: for tests, and for whoever knows of a preemption before we do.
+    """A file that appears: for tests, and for tools that know of a preemption before we do.
 
     Its content may be JSON, `{"seconds": 30}`.
     """
@@ -113,15 +113,15 @@ class FileNotice:
         try:
             deadline = datetime.now(UTC) + timedelta(seconds=float(json.loads(text)["seconds"]))
         except (ValueError, TypeError, KeyError, OverflowError):
-            deadline = None  # a notice without a time, or with one that we can't read, is a notice all the same
+            deadline = None  # a notice without a time, or with an unreadable one, is still a notice
         return Notice(self.name, deadline)
 
 
 class NoticePoller:
-    """Asks every source once a second, in a thread, and calls `on_notice` once.
+    """Polls every source once per second, in a thread, and calls `on_notice` once.
 
-    Never gives a source up: the sources are those of the cloud that the machine is in, and a metadata server may be
-    slow in the first seconds of a boot, or away for minutes.
+    Never gives up on a source: they are those of the machine's own cloud, and a metadata server may be slow in the
+    first seconds after boot, or unavailable for minutes.
     """
 
     def __init__(self, sources: Sequence[NoticeSource], on_notice: Callable[[Notice], None]) -> None:
@@ -135,15 +135,15 @@ class NoticePoller:
     def stop(self) -> None:
         self._ended.set()
 
-    def ask_all(self) -> Notice | None:
-        """One round."""
+    def poll_all(self) -> Notice | None:
+        """Poll each source once."""
         for source in self._silent_polls:
             try:
                 notice = source.poll()
-            except Exception as error:  # whatever one source says, the others are to be heard, and this one next time
+            except Exception as error:  # whatever one source raises, poll the others, and this one again next time
                 self._silent_polls[source] += 1
                 if self._silent_polls[source] == SILENT_POLLS:
-                    logger.warning("no preemption notice can be heard from %s just now: %r", source.name, error)
+                    logger.warning("can't query %s for preemption notices right now: %r", source.name, error)
                 continue
             self._silent_polls[source] = 0
             if notice is not None:
@@ -152,6 +152,6 @@ class NoticePoller:
 
     def _run(self) -> None:
         while not self._ended.wait(POLL_S):
-            if (notice := self.ask_all()) is not None:
+            if (notice := self.poll_all()) is not None:
                 self._on_notice(notice)
                 return

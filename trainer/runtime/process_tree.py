@@ -1,4 +1,4 @@
-"""No process of ours outlives us: orphans come to us, and we end them."""
+"""Makes sure that no child process outlives this one: orphans are adopted and killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PR_SET_PDEATHSIG = 1
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent dies.
 
-    torchrun starts each rank in a session of its own, so a process group can't catch them; the subreaper can.
+    torchrun starts each rank in its own session, so a process group can't catch them, but the subreaper can.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
@@ -27,8 +27,8 @@ def die_with_parent(signum: int) -> None:
 def is_alive(pid: int) -> bool:
     """Is the process still running?
 
-    An exited process that is never reaped (a container's first process often reaps nothing) keeps its pid for as long
-    as the container lives.
+    An exited process that is never reaped (a container's first process often reaps nothing) keeps its pid until the
+    container ends.
     """
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -48,7 +48,7 @@ def any_descendant(word: str) -> bool:
 
 
 def kill_descendants(pid: int | None = None, *, grace_s: float = 10.0) -> int:
-    """SIGKILL every descendant of `pid` (default: of this process) and reap ours; returns how many there were."""
+    """SIGKILL every descendant of `pid` (default: this process) and reap ours; returns how many there were."""
     try:
         found = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:

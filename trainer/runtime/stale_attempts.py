@@ -1,7 +1,7 @@
-"""Folders of attempts on this machine: a lock tells whose attempt lives, and who comes next removes the others.
+"""Folders of attempts on this machine: a lock shows which attempts are alive, and the next one removes the others.
 
-A launcher or an attempt that is killed can't clean up. Its folder may hold a base model and an exported one, which is
-14 GB each for 7B. The kernel frees the lock of the dead, so whoever starts here next knows, of whatever run.
+A launcher or an attempt that is killed can't clean up. Its folder may hold a base model and an exported one, 14 GB each
+for 7B. The kernel releases a dead process's lock, so the next attempt here, of any run, can tell.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from pathlib import Path
 from checkpoints.util import owner_locks
 
 TEXTS = (".txt", ".json")
-"""What stays of an attempt that failed: its log, and what it said of itself."""
+"""What is kept of a failed attempt: its log and its own records."""
 TEXTS_KEPT_S = 7 * 86400.0
 UNLOCKED_KEPT_S = 86400.0
-"""A folder without a lock is being made, or an older version's."""
+"""A folder without a lock is just being created, or was left by an older version."""
 
 
 def release(folder: Path, *, keep_texts: bool = False) -> None:
-    """The attempt is over: remove its folder, but for its texts on request."""
-    owner_locks.let_go(folder)
+    """Remove the folder of an attempt that is over, optionally keeping its text files."""
+    owner_locks.release(folder)
     _remove(folder, keep_texts=keep_texts)
 
 
 def sweep(root: Path, pattern: str) -> None:
     """Remove what dead attempts have left in the folders of `root` that match `pattern`.
 
-    The texts of attempts that ended by themselves are removed after a week, everything else at once.
+    Text files of attempts that ended by themselves are removed after a week, everything else immediately.
     """
     for folder in root.glob(pattern):
-        with contextlib.suppress(OSError):  # another user's, or somebody is faster
+        with contextlib.suppress(OSError):  # another user's, or another process was faster
             _sweep(folder)
         if folder.parent != root:
             with contextlib.suppress(OSError):  # not empty

@@ -1,10 +1,10 @@
-"""The phases of an attempt before it trains: what people read, what is counted, and how long nothing may move.
+"""The phases of an attempt before it trains: their labels, what they count, and how long they may make no progress.
 
-In nearly all of them something moves all the time: modules are imported, rows are tokenised, bytes are fetched. So the
-limit is not on how long a phase takes (a first download may take an hour) but on how long nothing of it moves, on a
-rented machine and on the user's own. Then the attempt has failed, and counts as a failed start
-(`trainer.supervisor.restart_policy`). In "starting" there is no rank yet that could report: its limit is on the phase
-itself.
+In nearly all of them something changes all the time: modules are imported, rows tokenized, bytes fetched. So the limit
+is not on how long a phase takes (a first download may take an hour) but on how long nothing changes, on a rented
+machine as well as on the user's own. Beyond it the attempt has failed, and counts as a failed start
+(`trainer.supervisor.restart_policy`). In "starting" there is no rank yet that could report, so its limit is on the
+phase itself.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from typing import NamedTuple
 from trainer.runtime.attempt_dir import Phase, Progress, Scratch
 
 EVERY_S = 1.0
-"""How often what moves is looked at."""
+"""How often progress is checked."""
 MIB = 20
-"""Bits."""
+"""Bits of a shift to MiB."""
 ALARM_SHARE = 0.5
-"""Of a limit: after so much of it an alarm is raised."""
+"""Share of a limit after which an alarm is raised."""
 
 
 class Traits(NamedTuple):
-    """Of a phase."""
+    """The properties of a phase."""
 
     words: str
     """For people."""
     quiet_s: float
-    """For so long nothing may move."""
+    """How long it may make no progress."""
     unit: str = ""
-    """Of what is counted."""
+    """What is counted."""
 
 
 BEFORE: dict[Phase, Traits] = {
@@ -47,24 +47,24 @@ BEFORE: dict[Phase, Traits] = {
     "reference log-probs": Traits("computing the reference's log-probs", 1800.0, "rows"),
     "restoring": Traits("restoring the checkpoint", 1800.0),
 }
-"""Several times the longest silences seen on a slow machine: a C++ file that compiles for 4 min beside other work, a
-model that is put together for minutes."""
+"""Several times the longest pauses seen on a slow machine: a C++ file that compiles for 4 min beside other work, a
+model that takes minutes to assemble."""
 
 
 class Count(NamedTuple):
-    """How far a phase is; `of` 0 = how much it will be isn't known."""
+    """The progress of a phase; `of` 0 = the total isn't known."""
 
     done: int = 0
     of: int = 0
 
 
 def quiet_limit_s(phase: Phase) -> float | None:
-    """None once the attempt trains: a step of a large model on a CPU may take its time."""
+    """The phase's limit; None during training: a step of a large model on a CPU may take long."""
     return BEFORE[phase].quiet_s if phase in BEFORE else None
 
 
 def phase_in_words(phase: str, done: int = 0, of: int = 0) -> str:
-    """`preparing data (43,000 of 61,966 rows)`. Takes any text for a phase: an older attempt has others."""
+    """`preparing data (43,000 of 61,966 rows)`. Accepts any text as the phase: older attempts have others."""
     traits = BEFORE.get(phase)  # type: ignore[call-overload]
     if traits is None:
         return phase
@@ -80,7 +80,7 @@ def in_words(progress: Progress) -> str:
 
 
 class PhaseReport:
-    """Says what rank 0 is doing: at each change, and while a phase before the training moves."""
+    """Reports what rank 0 is doing, at each change, and while a phase before training makes progress."""
 
     def __init__(self, scratch: Scratch, moved: Callable[[], int] = lambda: 0) -> None:
         """`moved`: bytes that this rank has read from the bucket."""
@@ -93,7 +93,7 @@ class PhaseReport:
         threading.Thread(target=self._run, name="phases", daemon=True).start()
 
     def begin(self, progress: Progress, count: Callable[[], Count] = Count) -> None:
-        """Another phase, or another step. `count` tells how far the phase is."""
+        """Begin another phase, or another step. `count` returns the phase's progress."""
         with self._lock:
             self._progress, self._count = progress, count
             self._scratch.write_progress(progress)
@@ -101,7 +101,7 @@ class PhaseReport:
             self._ended.set()
 
     def look(self) -> None:
-        """Write what has moved since the last look."""
+        """Write the progress since the last call."""
         with self._lock:
             if self._progress.phase not in BEFORE:
                 return
@@ -114,26 +114,26 @@ class PhaseReport:
 
     def _run(self) -> None:
         while not self._ended.wait(EVERY_S):
-            with contextlib.suppress(OSError):  # a full disk is told by whoever needs it
+            with contextlib.suppress(OSError):  # a full disk is reported by whatever needs it
                 self.look()
 
 
 def modules() -> Count:
-    """Python modules that are imported."""
+    """How many Python modules are imported."""
     return Count(len(sys.modules))
 
 
 def compiled_in(folder: Path) -> Count:
-    """Files that a compiler has written there."""
+    """How many files a compiler has written there."""
     return Count(sum(1 for path in folder.rglob("*") if path.suffix in (".o", ".so")))
 
 
 def activity(processes: Sequence[Path] | None = None) -> int:
     """A number that grows while any rank of this machine reads, writes or imports.
 
-    It adds up MiB to and from files and disks (a mapped file shows up only as a disk read), page faults that had to
-    wait for a disk, and this rank's modules. What this thread reads and writes is left out: otherwise looking would be
-    what moves.
+    The sum of MiB to and from files and disks (a mapped file shows up only as a disk read), page faults that had to
+    wait for a disk, and this rank's modules. What this thread reads and writes is subtracted: otherwise checking would
+    count as progress.
     """
     moved_bytes, faults = -_io_bytes(Path("/proc/thread-self")), 0
     for process in ranks_here() if processes is None else processes:
@@ -144,7 +144,7 @@ def activity(processes: Sequence[Path] | None = None) -> int:
 
 
 def _io_bytes(process: Path) -> int:
-    """0 for one that is gone, or on a kernel that doesn't tell."""
+    """Bytes that a process has read and written; 0 if it is gone, or the kernel doesn't report them."""
     try:
         fields = dict(line.split(": ") for line in (process / "io").read_text().splitlines())
         return sum(int(fields[name]) for name in ("rchar", "wchar", "read_bytes"))
@@ -153,17 +153,17 @@ def _io_bytes(process: Path) -> int:
 
 
 def ranks_here(proc: Path = Path("/proc")) -> list[Path]:
-    """The children of torchrun, whose one this process is. One of them may fetch for all."""
+    """The children of torchrun, of which this process is one. One of them may download for all."""
     parent = os.getppid()
     try:
-        told = (proc / f"{parent}/task/{parent}/children").read_text().split()
-    except OSError:  # a kernel that doesn't tell
-        told = []
-    return [proc / pid for pid in told] or [proc / "self"]
+        children = (proc / f"{parent}/task/{parent}/children").read_text().split()
+    except OSError:  # a kernel without that file
+        children = []
+    return [proc / pid for pid in children] or [proc / "self"]
 
 
 class Tally:
-    """Counts rows in several processes: each appends a byte for so many of them to one file."""
+    """Counts rows in several processes: each appends a byte per `ROWS_A_BYTE` rows to one file."""
 
     ROWS_A_BYTE = 100
 
@@ -179,7 +179,7 @@ class Tally:
                 file.write(b".")
 
     def read(self) -> int:
-        """Rows of all processes, in hundreds."""
+        """Rows of all processes, rounded down to hundreds per process."""
         try:
             return self._path.stat().st_size * self.ROWS_A_BYTE
         except OSError:

@@ -1,1 +1,1 @@
-"""The parent of the ranks: it claims the run, watches, and decides what a failure means."""
+"""The parent of the ranks: claims the run, monitors it, and classifies failures."""

@@ -1,7 +1,7 @@
-"""What an attempt does in the bucket while its ranks compute, in a thread of its own.
+"""What an attempt does in the bucket while its ranks compute, in a separate thread.
 
-A bucket that is away holds each request for minutes. The supervisor must not wait for that: notices, stops, the kill of
-ranks that hang and the budget are its affair, and need no bucket.
+An unavailable bucket blocks each request for minutes. The supervisor must not wait for that: notices, stops, hung ranks
+and the budget are its job, and need no bucket.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ TICK_S = 0.5
 HEARTBEAT_S = 5.0
 CONTROLLER_S = 60.0
 JOIN_S = 150.0
-"""For the request on its way when the attempt ends; the store's clients give one up after two minutes."""
+"""For the request in flight when the attempt ends; the store's clients give up after two minutes."""
 
 
 class Renewable(Protocol):
-    """The lease, as far as it is kept here."""
+    """The part of a lease that is used here."""
 
     head: Head
 
@@ -43,7 +43,7 @@ class Renewable(Protocol):
 
 
 class Upkeep:
-    """Renews the lease, beats, hears requests and the controller, mirrors the log. Started once."""
+    """Renews the lease, writes heartbeats, reads requests and the controller's beat, mirrors the log. Started once."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Upkeep:
         mirrors: Sequence[Callable[[], None]],
         controller: Controller,
     ) -> None:
-        """`mirrors` send what is new in the attempt's files."""
+        """`mirrors`: functions that send what is new in the attempt's files."""
         self._store, self._lease, self._diary, self._scratch = store, lease, diary, scratch
         self._mirrors = mirrors
         self._controller = controller
@@ -65,30 +65,30 @@ class Upkeep:
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
         self._next_renewal = self._next_beat = self._next_look = self._answered_at = time.monotonic()
         self.fenced: Fenced | None = None
-        """A successor has the run: nothing of this attempt counts any more."""
+        """Set once a successor has the run: nothing of this attempt counts any more."""
         self.request: Request | None = None
-        """The stop or move that this attempt was asked for."""
+        """The stop or move that was requested from this attempt."""
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> bool:
-        """Returns whether it has ended: if not, the lease is still in its hands."""
+        """End the thread; returns whether it has ended. If not, it may still use the lease."""
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join(JOIN_S)
         return not self._thread.is_alive()
 
     def away_s(self, now: float) -> float:
-        """Seconds since the bucket's last answer."""
+        """Seconds since the bucket's last response."""
         return now - self._answered_at
 
     def note(self, payload: Payload) -> None:
-        """An event of now, which goes into the diary when the bucket takes it."""
+        """Queue an event with the current time, to be written to the diary when the bucket accepts it."""
         self._unwritten.put(self._diary.compose(payload))
 
-    def hear_request(self) -> bool:
-        """Is this attempt asked to save and end? The ranks are told as of a notice. Raises what the store raises."""
+    def check_request(self) -> bool:
+        """Is there a request to save and end? If so, request the ranks to stop. Raises what the store raises."""
         request = read_request(self._store)
         if request is None or not request.is_for(self._epoch):
             return False
@@ -97,7 +97,7 @@ class Upkeep:
         return True
 
     def write_notes(self) -> None:
-        """Raises what the store raises; what isn't written yet stays."""
+        """Write the queued events. Raises what the store raises; events that aren't written yet stay queued."""
         while not self._unwritten.empty():
             event = self._unwritten.get()
             try:
@@ -107,14 +107,14 @@ class Upkeep:
                 raise
 
     def once(self) -> None:
-        """Whatever is due. Raises `Fenced`, and what the store raises."""
+        """Do whatever is due. Raises `Fenced`, and what the store raises."""
         if (now := time.monotonic()) >= self._next_renewal:
             self._lease.renew()
             self._answered_at = time.monotonic()
             self._next_renewal = now + LEASE_S / 3
         if (now := time.monotonic()) >= self._next_beat:
             self._beat()
-            self.hear_request()
+            self.check_request()
             self._answered_at = time.monotonic()
             self.write_notes()
             for mirror in self._mirrors:
@@ -132,11 +132,11 @@ class Upkeep:
                 self.fenced = error
                 return
             except NotusError as error:
-                # The store may be back before the lease runs out; a save that fails for good ends the ranks.
-                logger.warning("the bucket does not answer: %s", error.message)
+                # The store may be back before the lease expires; a save that fails permanently ends the ranks.
+                logger.warning("the bucket does not respond: %s", error.message)
                 self._pause()
-            except Exception:  # a bucket's client raises what it likes, and the lease must not end with this thread
-                logger.exception("the bucket does not answer")
+            except Exception:  # a bucket's client may raise anything, and the lease must not end with this thread
+                logger.exception("the bucket does not respond")
                 self._pause()
             self._ended.wait(TICK_S)
 
@@ -145,17 +145,17 @@ class Upkeep:
 
     def _beat(self) -> None:
         progress = self._scratch.read_progress()
-        told = progress.model_dump(exclude={"save_s"})
-        self._store.put(HEARTBEAT_KEY, Heartbeat(attempt=self._epoch, time=datetime.now(UTC), **told).to_json())
+        fields = progress.model_dump(exclude={"save_s"})
+        self._store.put(HEARTBEAT_KEY, Heartbeat(attempt=self._epoch, time=datetime.now(UTC), **fields).to_json())
 
     def _look_for_controller(self) -> None:
         self._controller.look(read_controller_beat(self._store), time.monotonic())
         now = time.monotonic()
         if self._controller.just_fell_silent(now):
             progress = self._scratch.read_progress()
-            logger.warning("the controller is silent: this machine keeps the budget by itself")
+            message = "no sign of life from the controller: this machine enforces the budget by itself"
+            logger.warning("%s", message)
             silent_s = round(self._controller.silent_s(now))
-            message = "the controller is silent: this machine keeps the budget by itself"
             self.note(
                 Alarm(about="controller", step=progress.step, phase=progress.phase, stuck_s=silent_s, message=message)
             )

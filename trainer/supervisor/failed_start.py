@@ -1,12 +1,11 @@
-"""A machine that failed before it could begin an attempt: noted in the run's diary, which decides about the next one.
+"""Records a machine that failed before it could begin an attempt in the run's diary, which decides about the next one.
 
-The thin edge of `trainer.supervisor.restart_policy`, for the trainer before its claim and for the set-up of a VM. The
-latter runs
+Applies `trainer.supervisor.restart_policy` for the trainer before its claim and for the set-up of a VM. The latter runs
 
     python -m trainer.failed_start COMMAND LOG
 
-where COMMAND has failed and the last lines of the file LOG tell why. Its exit code: 0 = another machine may get past
-it, `SET_UP_GAVE_UP` = the run has had its failed starts. Anything else: the diary could not be read.
+COMMAND is what failed, and the last lines of the file LOG are the reason. Exit codes: 0 = another machine may succeed;
+`SET_UP_GAVE_UP` = the run has used up its failed starts; anything else: the diary could not be read.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from trainer.supervisor.restart_policy import MAX_FAILED_STARTS, gives_up
 LAST_LINES = 12
 MESSAGE_CHARS = 2000
 PRICE = "NOTUS_PRICE_USD_H"
-"""Environment: the price of this machine. The NOTUS strategy sets it with each launch."""
+"""Environment variable: the price of this machine. The NOTUS strategy sets it at each launch."""
 
 
 def conducted(environment: Mapping[str, str]) -> bool:
-    """Does the NOTUS strategy look after this machine? It bounds by itself what is paid without progress.
+    """Does the NOTUS strategy manage this machine? It limits what is paid without progress.
 
-    SkyPilot's own strategies start another machine for each exit code 75, without end. Where the diary can't be read
-    there is no count, so only a conducted run may ask for another machine then.
+    SkyPilot's own strategies start another machine for each exit code 75, without a limit. If the diary can't be read
+    there is no count, so then only a run under the NOTUS strategy may request another machine.
     """
     return bool(environment.get(PRICE))
 
 
 def note_failed_start(store: Store, message: str, command: str) -> bool:
-    """Note it, and the end of the run where it was one too many; returns whether another machine is worth its price.
+    """Record a failed start, and the end of the run if it was one too many; returns whether to try another machine.
 
     Raises what the store raises.
     """
@@ -55,7 +54,7 @@ def note_failed_start(store: Store, message: str, command: str) -> bool:
 
 
 def gave_up_because(message: str) -> str:
-    """The run's last word."""
+    """The final message of the run."""
     return f"gave up after {MAX_FAILED_STARTS} failed starts in a row without a new checkpoint: {message}"
 
 
@@ -69,7 +68,7 @@ def last_lines(path: Path) -> str:
 
 
 def main() -> int:
-    """Report a command of the set-up."""
+    """Report a failed command of the set-up."""
     command, log = sys.argv[1], Path(sys.argv[2])
     message = last_lines(log) or "no output"
     sys.stderr.write(f"notus: the set-up failed at: {command}\n")
@@ -77,5 +76,5 @@ def main() -> int:
     if not bucket or not run:
         raise UserError("the task has no NOTUS_BUCKET or no NOTUS_RUN", "see docs/how-to/real-cloud.md")
     again = note_failed_start(open_run(bucket, run), message, command)
-    sys.stderr.write(f"notus: {'another machine may get past it' if again else gave_up_because(message)}\n")
+    sys.stderr.write(f"notus: {'another machine may succeed' if again else gave_up_because(message)}\n")
     return 0 if again else SET_UP_GAVE_UP

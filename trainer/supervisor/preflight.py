@@ -1,8 +1,8 @@
-"""Is this machine what the recipe needs? Asked in the set-up of a VM, so that a wrong one fails before it trains.
+"""Checks in the set-up of a VM whether it is what the recipe needs, so that a wrong one fails before it trains.
 
-`python -m trainer.preflight RECIPE`. Exit code 2 for what every machine would meet, also in the run's diary:
-SkyPilot then ends the job and tries no other one. 75 for a fault of this machine: the set-up reports it and asks for
-another.
+`python -m trainer.preflight RECIPE`. Exit code 2 for an error on every machine, also recorded in the run's diary:
+SkyPilot then ends the job and tries no other machine. 75 for a fault of this machine: the set-up reports it and
+requests another one.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from trainer.supervisor.restart_policy import of_this_machine
 from trainer.supervisor.single_node import check_nodes_here
 
 MEMORY_TOLERANCE = 0.9
-"""A card sold with 40 GB has 39.4 to 40 GiB, one with 80 GB has 79 to 80 GiB."""
+"""A card sold as 40 GB has 39.4 to 40 GiB, one sold as 80 GB has 79 to 80 GiB."""
 DISK_GIB = 50
-"""For the base weights and their cache; the export of a 7B model needs 15 more."""
+"""For the base weights and their cache; exporting a 7B model needs 15 more."""
 
 
 TORCH_S = 200.0
@@ -47,22 +47,22 @@ class Card(NamedTuple):
 
 
 def read_cards() -> list[Card]:
-    """The GPUs as the driver sees them; raises `MachineFault` where there is no driver that works."""
+    """The GPUs that the driver reports; raises `MachineFault` if there is no working driver."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True)
     except FileNotFoundError:
-        raise MachineFault("nvidia-smi is not there: no NVIDIA driver", "use an image with the driver") from None
+        raise MachineFault("nvidia-smi is missing: no NVIDIA driver", "use an image with the driver") from None
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        said = str(getattr(error, "stdout", "") or error).strip()
+        output = str(getattr(error, "stdout", "") or error).strip()
         raise MachineFault(
-            f"nvidia-smi fails: {said[:300]}", "the driver doesn't match the kernel or the card"
+            f"nvidia-smi fails: {output[:300]}", "the driver doesn't match the kernel or the card"
         ) from error
     return parse_cards(done.stdout)
 
 
 def parse_cards(text: str) -> list[Card]:
-    """The CSV lines of nvidia-smi; a line that isn't one of a card (`[N/A]` memory) is left out."""
+    """Parse the CSV lines of nvidia-smi; lines that aren't a card's (`[N/A]` memory) are skipped."""
     cards = []
     for line in text.splitlines():
         parts = [part.strip() for part in line.split(",")]
@@ -74,16 +74,16 @@ def parse_cards(text: str) -> list[Card]:
 def check(hardware: Hardware, cards: Sequence[Card], free_gib: float) -> None:
     """Check this machine's GPUs and disk. A recipe without GPUs needs no check.
 
-    Raises `HardwareError` where all cards are too small, and `MachineFault` where only some are, for too few cards, or
-    for a full disk.
+    Raises `HardwareError` if all cards are too small, and `MachineFault` if only some are, for too few cards, or for a
+    full disk.
     """
     if hardware.gpus is None:
         return
     kind, _, count = hardware.gpus.partition(":")
     if len(cards) < int(count or 1):
         raise MachineFault(
-            f"the recipe needs {hardware.gpus}, and the driver shows {len(cards)} GPUs",
-            "a card may have fallen off the bus: give the machine back, and launch again",
+            f"the recipe needs {hardware.gpus}, but the driver shows {len(cards)} GPUs",
+            "a card may have fallen off the bus: release the machine, and launch again",
         )
     smallest = min(cards, key=lambda card: card.memory_gib)
     needed_gib = GPU_TYPES[kind].memory_gib if kind in GPU_TYPES else 0
@@ -91,17 +91,17 @@ def check(hardware: Hardware, cards: Sequence[Card], free_gib: float) -> None:
     if too_small:
         kind_of_error = HardwareError if len(too_small) == len(cards) else MachineFault
         raise kind_of_error(
-            f"{smallest.name} has {smallest.memory_gib:.0f} GiB, and the recipe needs {needed_gib}",
-            "launch with --gpus of the kind that the recipe names, or a larger one",
+            f"{smallest.name} has {smallest.memory_gib:.0f} GiB, but the recipe needs {needed_gib}",
+            "launch with the kind of --gpus that the recipe names, or a larger one",
         )
     if free_gib < DISK_GIB:
         raise MachineFault(f"only {free_gib:.0f} GiB of disk are free; {DISK_GIB} are needed", "raise disk_size")
 
 
 def check_torch() -> None:
-    """Can this torch use every GPU? Raises `MachineFault` with torch's own words."""
+    """Check that this torch can use every GPU. Raises `MachineFault` with torch's error."""
     code = "import torch; [torch.zeros(1, device=i).add(1).item() for i in range(torch.cuda.device_count())]"
-    code += "; torch.zeros(1, device='cuda')"  # which says why, where the loop had nothing to go over
+    code += "; torch.zeros(1, device='cuda')"  # which raises the reason if there was no device to loop over
     try:
         done = subprocess.run(
             [*SAFE, "-c", code], capture_output=True, text=True, check=False, timeout=TORCH_S, env=environment()
@@ -114,7 +114,7 @@ def check_torch() -> None:
 
 
 def main() -> int:
-    """Check this machine for the recipe named."""
+    """Check this machine for the given recipe."""
     recipe = None
     try:
         check_nodes_here(os.environ)
@@ -132,9 +132,9 @@ def main() -> int:
 
 
 def judge(error: NotusError, recipe: Recipe | None, environment: Mapping[str, str]) -> int:
-    """Return the exit code for `error`, and note in the run's diary what ends the run.
+    """Return the exit code for `error`, and record in the run's diary what ends the run.
 
-    Whoever follows the run can read it there: SkyPilot keeps a set-up's output for its own logs. The note is best
+    Users who follow the run can read it there: SkyPilot keeps a set-up's output in its own logs. The record is best
     effort: without the diary the job ends with the same code.
     """
     bucket, run = environment.get("NOTUS_BUCKET"), environment.get("NOTUS_RUN")
@@ -145,6 +145,6 @@ def judge(error: NotusError, recipe: Recipe | None, environment: Mapping[str, st
         if of_this_machine(error, read_events(store), inputs_digest(recipe) if recipe else ""):
             return EXIT_PREEMPTED
         Diary(store, 0).write(Failed(message=error.message, hint=error.hint, exit_code=error.exit_code))
-    except Exception as trouble:  # a bucket's client raises what it likes, and the first error is the one to show
-        sys.stderr.write(f"notus-train: could not note that in {bucket}: {trouble}\n")
+    except Exception as trouble:  # a bucket's client may raise anything, and the first error is the one to show
+        sys.stderr.write(f"notus-train: could not record that in {bucket}: {trouble}\n")
     return error.exit_code

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from trainer.errors import TaskError
 
 NODES = "SKYPILOT_NUM_NODES"
-"""How many there are, as SkyPilot tells the set-up and the job."""
+"""Environment variable of SkyPilot in the set-up and the job: the number of nodes."""
 
 
 def check_nodes(count: int | None) -> None:
@@ -15,12 +15,12 @@ def check_nodes(count: int | None) -> None:
     if count is not None and count > 1:
         raise TaskError(
             f"the task asks for {count} nodes, and a run has one: its GPUs have to be in one machine",
-            "leave num_nodes out of the task, and ask for a larger node: accelerators: A100:8",
+            "leave num_nodes out of the task, and request a larger node: accelerators: A100:8",
         )
 
 
 def check_nodes_here(environment: Mapping[str, str]) -> None:
-    """`check_nodes` with what the environment of this machine says; on every node, before anything else."""
+    """`check_nodes` with the number in this machine's environment; on every node, before anything else."""
     text = environment.get(NODES, "").strip()
     if text.isdecimal() and len(text) < 10:
         check_nodes(int(text))

@@ -1,6 +1,6 @@
-"""One attempt as its machine sees it: claim the run, start the ranks, keep the lease, mirror the log, say how it ended.
+"""Runs one attempt on its machine: claim the run, start the ranks, keep the lease, mirror the log, report the outcome.
 
-Imports no torch: the supervisor stays responsive while the ranks compute, and refuses bad input at once.
+Doesn't import torch: the supervisor stays responsive while the ranks compute, and rejects bad input immediately.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ from trainer.supervisor.restart_policy import gives_up, passed_before
 logger = logging.getLogger(__name__)
 
 PREDECESSOR_GONE = "NOTUS_PREDECESSOR_GONE"
-"""Environment: the id of a writer that is known to be dead, from whoever saw its machine terminated."""
+"""Environment variable: the id of a writer that is known to be dead, because its machine was seen terminated."""
 STOP_GRACE_S = 600.0
 """How long an attempt may take to save and end after a stop; a step of a 7B model and its save take far less."""
 HUNG_S = 1200.0
 HUNG_GRACE_S = 60.0
-"""The same for ranks that have done no step and begun no phase for `HUNG_S`: they hang in a collective or a kernel, and
-don't look whether they are asked to stop."""
+"""The same for ranks without a new step or phase for `HUNG_S`: they hang in a collective or a kernel, and don't check
+for a stop."""
 FINISH_S = 180.0
-"""For the last words of an attempt; one request to a bucket that is away may take two minutes more."""
+"""For the final records of an attempt; one request to an unavailable bucket may take two more minutes."""
 KILL_S = 60.0
 """A killed process may take this long to be gone: the kernel closes its files first."""
 
 
 def pid_scope() -> str:
-    """Identifies where a pid means something: this boot of the kernel, and this container's pid namespace."""
+    """Identifies where a pid is valid: this boot of the kernel, and this container's pid namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}-{Path('/proc/self/ns/pid').readlink()}"
@@ -97,7 +97,7 @@ class Supervisor:
         self._processes = processes
         self._verdict: Verdict = ""
         self._kill_at = float("inf")
-        """Until then the ranks may obey a stop."""
+        """Until then the ranks may act on a stop."""
         self._inputs = inputs_digest(recipe)
         self._switch = DeadMansSwitch(os.environ, age_s=machine_age_s(), now_s=time.monotonic())
 
@@ -105,7 +105,7 @@ class Supervisor:
         """Run the attempt to its end and return how it ended.
 
         `gone` is the id of a predecessor that is known to be dead (see `checkpoints.commit.head.next_claim`). Raises
-        `RunHeld` if somebody else holds the run for longer than `wait_s`, before any process is started.
+        `RunHeld` if another writer holds the run for longer than `wait_s`, before any process is started.
         """
         self._scratch.folder.mkdir(parents=True, exist_ok=True)
         writer = Writer(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), pid_scope=pid_scope())
@@ -134,8 +134,8 @@ class Supervisor:
         outcome = Outcome(kind="failed", message="the attempt ended without an outcome")
         try:
             stopped = Outcome(kind="preempted", step=self._resumed_step())
-            outcome = self._judge(stopped if self._asked_already() else self._supervise())
-        except Exception as error:  # a full disk, no memory for a process: of this machine, so it is no end of the run
+            outcome = self._judge(stopped if self._stop_requested() else self._supervise())
+        except Exception as error:  # a full disk, no memory for a process: this machine's fault doesn't end the run
             logger.exception("the supervisor failed")
             outcome = self._judge(Outcome(kind="failed", message=f"{type(error).__name__}: {error}"))
         finally:
@@ -144,11 +144,11 @@ class Supervisor:
             outcome = self._finish(outcome)
         return outcome
 
-    def _asked_already(self) -> bool:
+    def _stop_requested(self) -> bool:
         try:
-            return self._upkeep.hear_request()
+            return self._upkeep.check_request()
         except NotusError as error:
-            logger.warning("the bucket does not answer: %s", error.message)
+            logger.warning("the bucket does not respond: %s", error.message)
             return False
 
     def _supervise(self) -> Outcome:
@@ -183,10 +183,10 @@ class Supervisor:
     def _watch(self, process: subprocess.Popen[bytes]) -> Outcome | None:
         """Wait for the ranks, and for what ends them. Nothing here waits for the bucket.
 
-        Returns an outcome only if it isn't for the ranks to say: we were fenced, stopped before the first step, or they
+        Returns an outcome only if the ranks can't report it: we were fenced, stopped before the first step, or they
         hang.
         """
-        told = False
+        stop_seen = False
         while process.poll() is None:
             now = time.monotonic()
             if (error := self._upkeep.fenced) is not None:
@@ -196,12 +196,12 @@ class Supervisor:
             self._raise_alarm(progress, now)
             if (hopeless := self._keep_limits(progress, now)) is not None:
                 return hopeless
-            if not told and (stop := read_stop(self._scratch.stop)) is not None:
-                told = True
+            if not stop_seen and (stop := read_stop(self._scratch.stop)) is not None:
+                stop_seen = True
                 self._kill_at = min(self._kill_at, now + (HUNG_GRACE_S if stuck_s > HUNG_S else STOP_GRACE_S))
                 self._upkeep.note(NoticeEvent(source=stop.source, deadline=stop.deadline, step=progress.step))
                 if progress.phase in BEFORE_TRAINING:
-                    # Nothing to save yet; the ranks would hear of it only after minutes of tokenising or loading.
+                    # Nothing to save yet; the ranks would see it only after minutes of tokenizing or loading.
                     return Outcome(kind="preempted", step=self._resumed_step())
             if now > self._kill_at:
                 logger.error("the ranks did not stop in time: killing them")
@@ -211,17 +211,17 @@ class Supervisor:
         return None
 
     def _raise_alarm(self, progress: Progress, now: float) -> None:
-        """Before the training; of a run that trains the controller does."""
+        """Raise an alarm before training; during training the controller does."""
         limit_s = quiet_limit_s(progress.phase)
         if limit_s is None or not self._switch.alarm(progress, now):
             return
         stuck_s = self._switch.stuck_s(progress, now)
         ends = f"after {limit_s / 60:.0f} min the attempt is ended"
-        logger.warning("%s: nothing has moved for %.0f min; %s", in_words(progress), stuck_s / 60, ends)
+        logger.warning("%s: no progress for %.0f min; %s", in_words(progress), stuck_s / 60, ends)
         self._upkeep.note(Alarm(step=progress.step, phase=progress.phase, stuck_s=round(stuck_s), message=ends))
 
     def _keep_limits(self, progress: Progress, now: float) -> Outcome | None:
-        """The dead man's switch. The budget asks the ranks to save; an outcome means that they can't."""
+        """Apply the dead man's switch. For the budget the ranks are asked to save; otherwise they can't: an outcome."""
         if self._verdict:
             return None
         self._verdict = self._switch.verdict(progress, away_s=self._upkeep.away_s(now), now_s=now)
@@ -232,11 +232,11 @@ class Supervisor:
             request_stop(self._scratch.stop, "budget", datetime.now(UTC) + timedelta(seconds=seconds))
         elif self._verdict:
             minutes = self._switch.stuck_s(progress, now) / 60
-            told = {
-                "hung": f"nothing has moved for {minutes:.0f} min: {in_words(progress)}",
-                "bucket away": f"the bucket has not answered for {BUCKET_AWAY_S / 60:.0f} min",
+            messages = {
+                "hung": f"no progress for {minutes:.0f} min: {in_words(progress)}",
+                "bucket away": f"the bucket has not responded for {BUCKET_AWAY_S / 60:.0f} min",
             }
-            return Outcome(kind="failed", step=progress.step, message=told[self._verdict])
+            return Outcome(kind="failed", step=progress.step, message=messages[self._verdict])
         return None
 
     def _resumed_step(self) -> int:
@@ -244,7 +244,7 @@ class Supervisor:
         return commits[0].step if commits else 0
 
     def _drain_uploaders(self) -> Outcome | None:
-        """Ranks that died may have left a whole snapshot behind: their uploaders finish and commit it.
+        """Ranks that died may have left a complete snapshot behind: their uploaders finish and commit it.
 
         Returns an outcome only if we were fenced meanwhile.
         """
@@ -266,15 +266,15 @@ class Supervisor:
     # --- how it ended -----------------------------------------------------------------------------
 
     def _judge(self, outcome: Outcome) -> Outcome:
-        """What the ranks said, and what it means for the run."""
+        """Turn the ranks' outcome into what it means for the run."""
         outcome = outcome.model_copy(update={"progressed": self._has_committed()})
         request = self._upkeep.request
         if self._verdict == "budget" and outcome.kind in ("preempted", "failed"):
             message = "the budget is reached on this machine"
             return outcome.model_copy(update={"kind": "stopped", "limit": "budget", "message": message})
         if outcome.kind in ("preempted", "failed") and request is not None and request.action == "stop":
-            told = {"kind": "stopped", "message": request.reason, "limit": request.limit}
-            return outcome.model_copy(update=told)
+            changes = {"kind": "stopped", "message": request.reason, "limit": request.limit}
+            return outcome.model_copy(update=changes)
         if outcome.kind == "user_error" and self._passed_before():
             message = f"{outcome.message} (an earlier attempt with the same input got past this)"
             return outcome.model_copy(update={"kind": "failed", "message": message})
@@ -298,7 +298,7 @@ class Supervisor:
         return passed_before(events, self._inputs, attempt=epoch, phase=progress.phase, step=progress.step)
 
     def _finish(self, outcome: Outcome) -> Outcome:
-        """Leave everything in the bucket that a successor or a person wants; each part on its own, while time lasts."""
+        """Leave everything in the bucket that a successor or a user needs, each part separately, while time allows."""
         step = max(outcome.step, self._scratch.read_progress().step)
         lease_is_free = self._upkeep.stop()
         self._finish_by = time.monotonic() + FINISH_S
@@ -321,10 +321,10 @@ class Supervisor:
         return outcome
 
     def _holds_the_run(self) -> bool:
-        """A machine that was cut off may end at a limit of its own, while the run goes on elsewhere."""
+        """Does this attempt still hold the run? If this machine was cut off, the run may have moved elsewhere."""
         try:
             head = read_head(self._store)
-        except Exception:  # a bucket's client raises what it likes; then the event doesn't get there either
+        except Exception:  # a bucket's client may raise anything; then the event can't be written either
             return True
         return head is None or head.epoch == self._lease.head.epoch
 
@@ -334,17 +334,17 @@ class Supervisor:
     def _gives_up(self) -> bool:
         try:
             return gives_up(read_events(self._store))
-        except Exception as error:  # a bucket's client raises what it likes
+        except Exception as error:  # a bucket's client may raise anything
             logger.warning("the diary can't be read: %s", error)
             return not conducted(os.environ)
 
     def _best_effort(self, what: str, act: Callable[[], object]) -> None:
-        if time.monotonic() > self._finish_by:  # the machine is paid, and the bucket isn't there
+        if time.monotonic() > self._finish_by:  # the machine costs money, and the bucket is unavailable
             logger.warning("no time for %s", what)
             return
         try:
             act()
-        except Exception as error:  # a bucket's client raises what it likes, and the other parts count too
+        except Exception as error:  # a bucket's client may raise anything, and the other parts count too
             logger.warning("could not leave %s in the bucket: %s", what, error)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
@@ -361,7 +361,7 @@ class Supervisor:
             "--standalone",
             "--max-restarts=0",
             f"--log-dir={self._scratch.folder / 'torchrun'}",
-            "--no-python",  # torchrun's own way to a module puts the current folder first
+            "--no-python",  # torchrun's own way to run a module puts the current folder first
             *module("trainer.training.worker"),
         ]
 
@@ -378,9 +378,9 @@ class Supervisor:
 
 
 def combine_outcomes(outcomes: Mapping[int, Outcome], *, processes: int, step: int, returncode: int | None) -> Outcome:
-    """The attempt's outcome from those of its ranks, by rank: the worst that one of them said.
+    """The attempt's outcome from those of its ranks: the worst that one of them reports.
 
-    A rank that died without a word is named first: the others' errors are then mostly that it is gone.
+    A rank that died without reporting comes first: the others' errors are then mostly that it is gone.
     """
     for kind in ("fenced", "user_error"):
         for outcome in outcomes.values():
@@ -390,17 +390,17 @@ def combine_outcomes(outcomes: Mapping[int, Outcome], *, processes: int, step: i
     failed = [f"rank {rank}: {outcome.message}" for rank, outcome in outcomes.items() if outcome.kind == "failed"]
     if silent:
         names = ", ".join(map(str, silent))
-        failed.insert(0, f"rank {names} died without a word (torchrun ended with {returncode})")
+        failed.insert(0, f"rank {names} died without reporting an error (torchrun exited with {returncode})")
     if failed:
-        hint = "see `notus-launch logs`" + ("; the kernel kills like this when memory runs out" if silent else "")
+        hint = "see `notus-launch logs`" + ("; a likely cause is running out of memory" if silent else "")
         return Outcome(kind="failed", step=step, message="; ".join(failed), hint=hint)
     return outcomes[0]
 
 
 def notice_sources(environment: Mapping[str, str], scratch: Path) -> list[NoticeSource]:
-    """Whom to ask for a notice: the metadata server of the cloud that SkyPilot says we are in, and a file.
+    """Where to look for a notice: the metadata server of the cloud that SkyPilot reports, and a file.
 
-    Nobody is asked where SkyPilot didn't start us: a laptop has no metadata server, and its network isn't ours.
+    If SkyPilot didn't start us, only the file: a laptop has no metadata server, and its network may be anyone's.
     """
     sources: list[NoticeSource] = [FileNotice(Path(environment.get("NOTUS_NOTICE_FILE") or scratch / "notice"))]
     try:
@@ -419,7 +419,7 @@ def rank_environment(
     """The environment of the ranks. `predecessor` is the writer whose memory may still be on this machine."""
     environment = {
         **safe_environment(base),
-        # ninja and torchrun's children are looked up by name
+        # ninja and torchrun's children are found by name
         "PATH": f"{Path(sys.executable).parent}:{base.get('PATH', '')}",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -442,7 +442,7 @@ def rank_environment(
 def gpus_here(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> int:
     """How many NVIDIA GPUs this process may use, without importing torch.
 
-    SkyPilot sets CUDA_VISIBLE_DEVICES to what was asked for, also where the driver shows no GPU.
+    SkyPilot sets CUDA_VISIBLE_DEVICES to what was requested, even if the driver shows no GPU.
     """
     found = len([path for path in devices.glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()])
     if (devices / "dxg").exists():  # WSL: one device for all

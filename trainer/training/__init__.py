@@ -1,1 +1,1 @@
-"""The training itself, on every rank. DPO."""
+"""DPO training, on every rank."""

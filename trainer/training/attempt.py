@@ -1,4 +1,4 @@
-"""The training itself, on every rank: build, restore, train, save, export. Reads top to bottom as the story."""
+"""An attempt on every rank, from top to bottom: build, restore, train, save, export."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from trainer.training.inputs import Inputs, prepare_inputs, settle_arguments
 
 
 def run_attempt(context: AttemptContext, prefetch: Prefetch, shared_prefetch: Prefetch) -> Outcome:
-    """Do the attempt and return how it ended.
+    """Run the attempt and return how it ended.
 
-    `prefetch` is of this rank's shard, `shared_prefetch` of the one with the weights. Raises `NotusError`.
+    `prefetch` has this rank's shard, `shared_prefetch` the one with the weights. Raises `NotusError`.
     """
-    arguments, place = settle_arguments(context)
-    saver = start_saver(context.claim, context.recipe.saves, place.device)
-    inputs = prepare_inputs(context, place)
+    arguments, setup = settle_arguments(context)
+    saver = start_saver(context.claim, context.recipe.saves, setup.device)
+    inputs = prepare_inputs(context, setup)
     context.announce("loading the model")
-    components = build(context, inputs, arguments, place, saver)
+    components = build(context, inputs, arguments, setup, saver)
     _keep_model_files(context, inputs, components)
     context.announce("restoring")
     resume_from = components.checkpointer.restore(prefetch, shared_prefetch)

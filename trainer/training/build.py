@@ -1,4 +1,4 @@
-"""Builds the trainer and everything that works with it. Nothing here changes afterwards."""
+"""Builds the trainer and everything that it works with. Nothing here changes afterwards."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from trainer.checkpointing.rank_checkpointer import RankCheckpointer, SavedState
 from trainer.checkpointing.save_callback import SaveCallback, SaveDecision
 from trainer.config.model_shapes import shape_from_config
 from trainer.devices.collectives import from_rank_0
-from trainer.devices.device import Place
+from trainer.devices.device import DeviceSetup
 from trainer.export.model_card import public_base
-from trainer.hub.load_errors import blaming
+from trainer.hub.load_errors import translated_errors
 from trainer.metrics.step_log import StepRecord
 from trainer.metrics.throughput import Meter, speedometer
 from trainer.model.base_files import read_headers
 from trainer.model.base_identity import folder_of
 from trainer.model.dropout import settle_dropouts
-from trainer.model.generation_config import repair_generation_config
+from trainer.model.generation_config import loadable_generation_config, repair_generation_config
 from trainer.model.load_report import complete_weights
 from trainer.model.sound_weights import check_weights
 from trainer.model.tied_embeddings import check_tied
@@ -48,20 +48,20 @@ class Components:
     hooks: AttemptHooks
     decision: SaveDecision
     as_loaded: dict[str, Any]
-    """Settings of the base model's configuration that differ while it is trained."""
+    """Settings of the base model's configuration that differ during training."""
 
 
 def build(
-    context: AttemptContext, inputs: Inputs, arguments: DPOConfig, place: Place, saver: DistributedSaver
+    context: AttemptContext, inputs: Inputs, arguments: DPOConfig, setup: DeviceSetup, saver: DistributedSaver
 ) -> Components:
     """Load the model and build its trainer. Raises `UserError` for weights that can't be trained. Collective."""
     recipe, claim = context.recipe, context.claim
     engine = _install_engine() if recipe.zero is not None else None
-    trainer = _build_trainer(context, inputs, arguments, place)
+    trainer = _build_trainer(context, inputs, arguments, setup)
     as_loaded = _settle_model(context, inputs, trainer)
     record = StepRecord(
         trainer,
-        _meter(context, trainer, place),
+        _meter(context, trainer, setup),
         saver.local,
         claim.store,
         attempt=claim.head.epoch,
@@ -89,14 +89,16 @@ def _install_engine() -> BucketEngine:
     return install()
 
 
-def _build_trainer(context: AttemptContext, inputs: Inputs, arguments: DPOConfig, place: Place) -> NotusDPOTrainer:
+def _build_trainer(
+    context: AttemptContext, inputs: Inputs, arguments: DPOConfig, setup: DeviceSetup
+) -> NotusDPOTrainer:
     peft_config = None
     if context.recipe.lora is not None:
         from trainer.model.lora import peft_settings
 
         peft_config = peft_settings(context.recipe.lora)
     name = context.recipe.model.name
-    with blaming("the model", name, "model.name"), complete_weights(name):
+    with translated_errors("the model", name, "model.name"), complete_weights(name), loadable_generation_config(name):
         return NotusDPOTrainer(
             model=inputs.model_name,
             args=arguments,
@@ -104,12 +106,14 @@ def _build_trainer(context: AttemptContext, inputs: Inputs, arguments: DPOConfig
             eval_dataset=inputs.pairs.evaluation,
             processing_class=inputs.tokenizer,
             peft_config=peft_config,
-            reference=lambda rows, batch: _reference_cache(context, inputs, place, rows, batch),
+            reference=lambda rows, batch: _reference_cache(context, inputs, setup, rows, batch),
         )
 
 
-def _reference_cache(context: AttemptContext, inputs: Inputs, place: Place, rows: Any, batch: int) -> ReferenceCache:
-    """The run's own: its key names all that decides the values, but not how many processes compute them."""
+def _reference_cache(
+    context: AttemptContext, inputs: Inputs, setup: DeviceSetup, rows: Any, batch: int
+) -> ReferenceCache:
+    """The run's cache. Its key covers everything that determines the values, but not the number of processes."""
     context.announce("reference log-probs")
     identity = {
         "model": context.recipe.model.model_dump(mode="json"),
@@ -117,7 +121,7 @@ def _reference_cache(context: AttemptContext, inputs: Inputs, place: Place, rows
         "bf16": context.recipe.training.bf16,
         "batch": batch,
         "device": inputs.fingerprint["device"],
-        "attention": place.attention,
+        "attention": setup.attention,
         "versions": inputs.fingerprint["versions"],
     }
     key = from_rank_0(reference_key(identity, rows) if dist.get_rank() == 0 else "")
@@ -135,7 +139,7 @@ def _settle_model(context: AttemptContext, inputs: Inputs, trainer: NotusDPOTrai
         check_tied(folder, model.config.to_dict(), read_headers(folder))
     repair_generation_config(model, name)
     as_loaded: dict[str, Any] = dict(settle_dropouts(model, recipe.lora))
-    if inputs.use_cache is not None:  # the Trainer switches it off, and a model that is used has it
+    if inputs.use_cache is not None:  # the Trainer disables it, but the exported model needs it
         as_loaded["use_cache"] = inputs.use_cache
     if recipe.lora is not None:
         from trainer.model.lora import name_base
@@ -149,10 +153,10 @@ def _settle_model(context: AttemptContext, inputs: Inputs, trainer: NotusDPOTrai
     return as_loaded
 
 
-def _meter(context: AttemptContext, trainer: NotusDPOTrainer, place: Place) -> Meter:
+def _meter(context: AttemptContext, trainer: NotusDPOTrainer, setup: DeviceSetup) -> Meter:
     speed = speedometer(
         shape_from_config(trainer.model.config.to_dict()),
-        gpu=place.gpu,
+        gpu=setup.gpu,
         world_size=dist.get_world_size(),
         lora=context.recipe.lora is not None,
         live_reference=context.recipe.dpo.reference == "live",

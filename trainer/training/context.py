@@ -1,4 +1,4 @@
-"""What an attempt on one rank starts from. Collected by `trainer.training.worker` beside the imports."""
+"""What an attempt on one rank starts from. Collected by `trainer.training.worker` during the imports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.data.token_cache import TokenCache
 from trainer.metrics.past_rows import History
 from trainer.runtime.attempt_dir import Phase, Progress
 from trainer.runtime.startup_phases import Count, PhaseReport
-from trainer.training.reference_log_probs import Ahead
+from trainer.training.reference_log_probs import ChunkPrefetch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +28,15 @@ class AttemptContext:
     tokens: TokenCache
     ops: OpsCache
     report: PhaseReport | None
-    """Of rank 0; the other ranks report nothing."""
+    """Only on rank 0; the other ranks report nothing."""
     trackers: list[str]
-    """Those that this rank reports to."""
+    """The trackers that this rank reports to."""
     history: History | None
-    """Of the earlier attempts, if there are trackers to show it to."""
-    log_probs: Ahead | None
-    """If the reference's log-probabilities are precomputed."""
+    """The earlier attempts' rows, if there are trackers to show them."""
+    log_probs: ChunkPrefetch | None
+    """Only if the reference's log-probabilities are precomputed."""
 
     def announce(self, phase: Phase, count: Callable[[], Count] = Count) -> None:
-        """Report a phase before the training; `count` returns how far it is."""
+        """Report a phase before training; `count` returns its progress."""
         if self.report is not None:
             self.report.begin(Progress(phase=phase), count)

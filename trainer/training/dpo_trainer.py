@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer with our saving and resuming in the place of its own."""
+"""TRL's DPOTrainer with our own saving and resuming."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from trainer.training.reference_log_probs import ReferenceCache, Values, compute
 logger = logging.getLogger(__name__)
 
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
-"""As TRL's collator and loss call them."""
+"""Column names in TRL's collator and loss."""
 
 
 class SigtermSafeCollator:
-    """A collator whose loader processes survive a SIGTERM, which a machine that shuts down sends to every process.
+    """A collator whose loader processes survive the SIGTERM that a machine sends to every process on shutdown.
 
-    A rank takes it as a request to save and stop, and still needs its batches for the current step.
+    A rank treats it as a request to save and stop, and still needs its batches for the current step.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
@@ -45,7 +45,7 @@ class SigtermSafeCollator:
 
 @contextlib.contextmanager
 def _unhashed() -> Iterator[None]:
-    """Keep TRL 1.16 from hashing all weights for the name of a cache that we replace.
+    """Keep TRL 1.16 from hashing all weights to name a cache that we replace.
 
     That would be 28 GB of float32 for a 7B model with LoRA, at 1.5 GB/s per core.
     """
@@ -60,7 +60,7 @@ def _unhashed() -> Iterator[None]:
 class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
     """DPO whose state lives in `checkpoints`.
 
-    `resume` holds the restored trees; the overrides below put them where the Trainer would read pickled files.
+    `resume` holds the restored trees; the overrides below use them where the Trainer would read pickled files.
     """
 
     control: Any
@@ -73,10 +73,10 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
     def __init__(
         self, *args: Any, reference: Callable[[datasets.Dataset, int], ReferenceCache] | None = None, **kwargs: Any
     ) -> None:
-        """`reference` gives the cache for a data set and a batch size, where log-probabilities are precomputed."""
+        """`reference` returns the cache for a data set and a batch size, if log-probabilities are precomputed."""
         self.micro_losses: list[torch.Tensor] = []
         self.grad_norm = 0.0
-        """Of the newest step, over all ranks, before clipping."""
+        """The newest step's, over all ranks, before clipping."""
         self._reference = reference
         with _unhashed():
             super().__init__(*args, **kwargs)
@@ -84,7 +84,7 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         self.data_collator = SigtermSafeCollator(self.data_collator)
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
-        """From the bucket, or computed and put there. TRL's own cache is a file that the next machine doesn't have."""
+        """Read from the bucket, or compute and store there: the next machine wouldn't have TRL's own cache file."""
         assert self._reference is not None
         cache = self._reference(dataset, batch_size)
         generators = states.capture_rng()
@@ -102,16 +102,16 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         return datasets.concatenate_datasets([dataset, datasets.Dataset.from_dict(columns)], axis=1)
 
     def _release_precompute_engine(self) -> None:
-        """TRL keeps it for data sets that come later, with its hooks on every module of the model that is trained."""
+        """Destroy the engine that TRL keeps for later data sets, with hooks on every module of the trained model."""
         if self._precompute_engine is not None:
             self._precompute_engine.destroy()
             self._precompute_engine = None
 
     def _reference_logps(self, dataset: datasets.Dataset, rows: range) -> Values:
-        """Of these rows, by the untrained model (its adapters off). Collective under ZeRO-3."""
+        """Log-probabilities of these rows by the untrained model (adapters off). Collective under ZeRO-3."""
         model = self.model
         if self.is_deepspeed_enabled:
-            # Built for the first batch that nobody has computed yet: an attempt that finds all of them needs none.
+            # Built for the first batch that isn't in the cache: an attempt that finds all of them needs no engine.
             if self._precompute_engine is None:
                 self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
             model = self._precompute_engine
@@ -122,7 +122,7 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         return values
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Move the inputs to the device, with precomputed log-probabilities in their own precision.
+        """Move the inputs to the device, keeping the precision of precomputed log-probabilities.
 
         The Trainer casts all floating-point inputs to bf16 under DeepSpeed: a log-probability of -407.1 would become
         -408.
@@ -133,7 +133,7 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         return {**super()._prepare_inputs(rest), **{name: value.to(device) for name, value in kept.items()}}
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset  # `trainer.data.dataset` has formatted, cut and tokenised it
+        return dataset  # `trainer.data.dataset` has formatted, cut and tokenized it
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         result = super().compute_loss(*args, **kwargs)
@@ -149,12 +149,12 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
 
     @property
     def rewards(self) -> dict[str, list[float]]:
-        """TRL's figures of each micro-step since the last log, by name."""
+        """TRL's figures for each micro-step since the last log, by name."""
         figures: dict[str, list[float]] = self._metrics["train"]
         return figures
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        of_steps = self.model.training and "loss" in logs  # and neither an evaluation nor the summary at the end
+        of_steps = self.model.training and "loss" in logs  # neither an evaluation nor the summary at the end
         if of_steps:
             logs.update(self.hooks.more_figures())
         super().log(logs, *args, **kwargs)  # adds TRL's figures to `logs`
@@ -162,10 +162,10 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
             self.hooks.on_logged(logs)
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate without touching the training: save first if a save is wanted, and put the generators back.
+        """Evaluate without affecting training: save first if a save is due, and restore the generators.
 
-        An evaluation draws from torch's generator; left alone, a run that evaluates after a resume would go on with
-        other dropout masks than one that did before.
+        An evaluation draws from torch's generator; otherwise a run that evaluates after a resume would continue with
+        other dropout masks than one that evaluated before.
         """
         if self.control.should_save:
             self._save_checkpoint(self.model, None)
@@ -175,7 +175,7 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         try:
             return super()._evaluate(*args, **kwargs)
         except EvaluationStopped:
-            # The save before this evaluation is skipped while an upload is on its way: make up for it.
+            # The save before this evaluation is skipped if an upload is in flight: save now.
             self._metrics["eval"].clear()
             states.restore_rng(generators)
             self._save_checkpoint(self.model, None)
@@ -185,8 +185,8 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
             self.hooks.announce("training")
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The Trainer looks at max_steps and at a stop only after a step: resumed at its end in mid-epoch, or stopped in
-        # the evaluation that a resume makes up for, it would do one step more.
+        # The Trainer checks max_steps and a stop only after a step: resumed at its last step in mid-epoch, or stopped
+        # in the evaluation right after a resume, it would do one more step.
         if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
             return
@@ -196,11 +196,11 @@ class NotusDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl has no types
         self.hooks.save()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The weights, called by `save_model`: in shards, where the Trainer's own writes one file of up to 50 GB."""
+        """Write the weights for `save_model`, in shards: the Trainer's own method writes one file of up to 50 GB."""
         self.model.save_pretrained(output_dir, state_dict=state_dict, max_shard_size=SHARD)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # Called without DeepSpeed only, before the model is wrapped: the LoRA path.
+        # Called only without DeepSpeed, before the model is wrapped: the LoRA path.
         states.load_trainable_state(self.model, self._resumed("adapter"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -1,4 +1,4 @@
-"""What an attempt does at the moments of its training: checks, saves, the diary, the trackers."""
+"""What an attempt does at each event of its training: checks, saves, the diary, the trackers."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class AttemptHooks:
         self._record.begin_step()
 
     def on_step_end(self, state: TrainerState) -> None:
-        if nonsense := self._record.end_step(state):
-            self._refuse(nonsense, state.global_step)
+        if fault := self._record.end_step(state):
+            self._refuse(fault, state.global_step)
         if self._first_step:
             self._first_step = False
             self._after_first_step(state)
@@ -80,7 +80,7 @@ class AttemptHooks:
 
     def on_evaluated(self, state: TrainerState, metrics: dict[str, float]) -> None:
         if dist.get_rank() == 0:
-            self._note_evaluation(Row(state.global_step, True, numbers(metrics)))
+            self._record_evaluation(Row(state.global_step, True, numbers(metrics)))
         if (metric := self._recipe.saves.keep_best) is not None:
             saver = self._checkpointer.saver
             saver.settle(tolerant=True)  # the checkpoint has to be in HEAD to get its score
@@ -90,7 +90,7 @@ class AttemptHooks:
         self._checkpointer.save(self._decision.reason, evaluation_due=self._decision.evaluation_due)
 
     def on_train_end(self) -> None:
-        """Finish the save in flight, and show the trackers what they still lack. Collective."""
+        """Finish the save in flight, and give the trackers the rows that they still lack. Collective."""
         saver = self._checkpointer.saver
         saver.settle()
         saver.local.close()
@@ -100,7 +100,7 @@ class AttemptHooks:
     # --- parts --------------------------------------------------------------------------------------
 
     def _open_curves(self) -> None:
-        """After the restore: only then is it known which rows the trackers lack."""
+        """Open the trackers after the restore: only then is it known which rows they lack."""
         context, step = self._context, self._trainer.state.global_step
         due = self._trainer.args.eval_on_start
         past = context.history.rows(step, evaluation_due=due) if context.history else []
@@ -113,7 +113,7 @@ class AttemptHooks:
         self._curves.show(past)
 
     def _after_first_step(self, state: TrainerState) -> None:
-        """The first step of this attempt: what it was restored from can go, and its optimizer has its state."""
+        """After this attempt's first step: free what it was restored from, now that the optimizer has its state."""
         self._check_reference(state.global_step)
         self._checkpointer.release_restored()
         self._checkpointer.prepare(evaluation_due=self._decision.evaluation_due)
@@ -133,21 +133,21 @@ class AttemptHooks:
                 "start a new run with another --name; if it happens again, please report it",
             )
 
-    def _refuse(self, nonsense: str, step: int) -> NoReturn:
+    def _refuse(self, fault: str, step: int) -> NoReturn:
         """Stop before this step is saved. Raises `UserError`: the next attempt would compute the same."""
         left = what_is_left((commit.step for commit in self._checkpointer.commits()), step)
-        export = "" if self._recipe.lora else "; a checkpoint as a model: notus-ckpt export --step"
+        export = "" if self._recipe.lora else "; to export a checkpoint as a model: notus-ckpt export --step"
         raise UserError(
-            f"{nonsense} at step {step}: training stops, {left}",
-            f"lower training.learning_rate (now {self._recipe.training.learning_rate:g}) or look at the data, and "
+            f"{fault} at step {step}: training stops, {left}",
+            f"lower training.learning_rate (now {self._recipe.training.learning_rate:g}) or check the data, and "
             f"start a new run{export}",
         )
 
-    def _note_evaluation(self, row: Row) -> None:
-        """Write it to the diary before the trackers have it."""
+    def _record_evaluation(self, row: Row) -> None:
+        """Write an evaluation to the diary before the trackers get it."""
         try:
             self._context.claim.diary.write(Evaluated(step=row.step, metrics=row.values))
         except NotusError as error:
-            logger.warning("the evaluation of step %d is not noted: %s", row.step, error.message)
+            logger.warning("could not record the evaluation of step %d: %s", row.step, error.message)
         else:
             self._curves.show(self._record.logged(row))

@@ -1,4 +1,4 @@
-"""What an attempt trains with, settled and checked before the model is loaded: device, base model, token ids, identity.
+"""Settles and checks what an attempt trains with before the model is loaded: device, base model, token ids, identity.
 
 Collective: every rank calls these functions, in the same order.
 """
@@ -27,8 +27,8 @@ from trainer.data.input_hash import code_digest
 from trainer.data.token_cache import tokens_key
 from trainer.data.token_ids import check_token_ids, hash_ids
 from trainer.devices.collectives import from_rank_0
-from trainer.devices.device import Place, compiles_operators, settle_place
-from trainer.hub.load_errors import blaming
+from trainer.devices.device import DeviceSetup, compiles_operators, set_up_device
+from trainer.hub.load_errors import translated_errors
 from trainer.model.base_files import CONFIG, check_config
 from trainer.model.base_identity import identify_base
 from trainer.model.builtin_models import base_model, make_base_model
@@ -38,38 +38,38 @@ from trainer.training.context import AttemptContext
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What decides the result of an attempt."""
+    """What determines the result of an attempt."""
 
     model_name: str
     """The base model's name on the Hub, or its folder."""
     use_cache: bool | None
-    """As the base model's configuration has it; None if it has none."""
+    """The value in the base model's configuration; None if it has none."""
     tokenizer: Any
     pairs: Pairs
     fingerprint: dict[str, Any]
 
 
-def settle_arguments(context: AttemptContext) -> tuple[DPOConfig, Place]:
-    """Return TRL's settings, and what is computed on. Creating the settings starts the process group."""
-    # First: DeepSpeed's process group, which comes with the place, looks for a compiler.
+def settle_arguments(context: AttemptContext) -> tuple[DPOConfig, DeviceSetup]:
+    """Return TRL's settings, and the device. Creating the settings starts the process group."""
+    # First, because setting up the device creates DeepSpeed's process group, which needs a compiler.
     if not context.ops.install() and compiles_operators(context.recipe):
         context.announce("compiling", lambda: compiled_in(Path(os.environ[BUILD_FOLDER])))
-    place = settle_place(context.recipe)
+    setup = set_up_device(context.recipe)
     work = context.claim.scratch.work
     work.mkdir(parents=True, exist_ok=True)
     settings = dpo_arguments(
         context.recipe,
         context.batch,
-        device=place.device,
-        attention=place.attention,
+        device=setup.device,
+        attention=setup.attention,
         output=work / "trainer",
         run=context.claim.run,
         revision=context.revision,
     )
-    return DPOConfig(**settings), place
+    return DPOConfig(**settings), setup
 
 
-def prepare_inputs(context: AttemptContext, place: Place) -> Inputs:
+def prepare_inputs(context: AttemptContext, setup: DeviceSetup) -> Inputs:
     """Read, check and identify everything. Raises `UserError`, and `NotExact` if this is not the run it was."""
     recipe = context.recipe
     context.announce("preparing data")
@@ -81,9 +81,9 @@ def prepare_inputs(context: AttemptContext, place: Place) -> Inputs:
         recipe,
         world_size=dist.get_world_size(),
         global_batch=context.batch.total,
-        device=place.name,
-        attention=place.attention,
-        determinism=place.determinism,
+        device=setup.name,
+        attention=setup.attention,
+        determinism=setup.determinism,
         dataset=pairs.fingerprint,
         tokens=hash_ids(pairs),
         base=_identify_base(context, model_name),
@@ -109,12 +109,12 @@ def _base_model(context: AttemptContext) -> str:
 
 
 def _tokenizer_and_config(context: AttemptContext, model_name: str) -> tuple[Any, Any]:
-    """Those of the base model; whatever doesn't fit the recipe is refused before the weights are loaded."""
+    """The base model's tokenizer and config; a misfit with the recipe is refused before the weights are loaded."""
     recipe = context.recipe
     name = recipe.model.name
-    with blaming("the tokenizer of", name, "model.name"):
+    with translated_errors("the tokenizer of", name, "model.name"):
         tokenizer = AutoTokenizer.from_pretrained(model_name, revision=context.revision)
-    with blaming("the model", name, "model.name"):
+    with translated_errors("the model", name, "model.name"):
         config = AutoConfig.from_pretrained(model_name, revision=context.revision)
         check_config(config.to_dict(), recipe, f"{name}/{CONFIG}")
         if recipe.lora is not None:
@@ -125,7 +125,7 @@ def _tokenizer_and_config(context: AttemptContext, model_name: str) -> tuple[Any
 
 
 def _prepare_pairs(context: AttemptContext, tokenizer: Any) -> Pairs:
-    """From the bucket, or made by rank 0 for all: they are on one machine."""
+    """The pairs, from the bucket or made by rank 0 for all ranks, which are on one machine."""
     tokens = context.tokens
     key, is_new = "", False
     if dist.get_rank() == 0:
@@ -133,7 +133,7 @@ def _prepare_pairs(context: AttemptContext, tokenizer: Any) -> Pairs:
         if is_new := not tokens.fetch(key):
             made = _tokenize(context, tokenizer)
             tokens.keep(key, made)
-            context.claim.diary.try_write(made.told())
+            context.claim.diary.try_write(made.as_event())
     key = from_rank_0(key)
     pairs = tokens.load(key)
     if is_new:  # in the background
@@ -154,7 +154,7 @@ def _identify_base(context: AttemptContext, model_name: str) -> Base:
 
 
 def _check_pins(context: AttemptContext, identity: dict[str, Any]) -> None:
-    """Is this still the run that its first attempt began?"""
+    """Check that this is still the run that its first attempt began."""
     error: NotusError | None = None
     if dist.get_rank() == 0:
         try:

@@ -1,4 +1,4 @@
-"""Is the recipe's optimizer the one that runs?"""
+"""Checks that the recipe's optimizer is the one that runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_optimizer(trainer: MethodTrainer, recipe: Recipe) -> torch.optim.Optimizer:
-    """The innermost optimizer, once it is the recipe's (see `zero_force_ds_cpu_optimizer`); raises `HardwareError`."""
+    """The innermost optimizer if it is the recipe's (see `zero_force_ds_cpu_optimizer`); raises `HardwareError`."""
     wanted = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}[recipe.training.optimizer]
     inner = trainer.optimizer
     while type(inner) is not wanted and hasattr(inner, "optimizer"):

@@ -1,12 +1,12 @@
 """Log-probabilities of the reference model, computed once and kept in the run's folder of the bucket.
 
-DPO compares the policy with a model that never changes. Computed before the training, that model needs no memory and
-no forward pass in any step. The rows are worked off in chunks, each an object of its own: an attempt that is preempted
-in the middle leaves the chunks that were done, and every later attempt reads all of them. What a chunk holds depends
-on nothing but its key: the same batches of the same rows, in the same order, whatever the number of processes.
+DPO compares the policy with a model that never changes. If its values are computed before training, that model needs no
+memory and no forward pass in any step. The rows are processed in chunks, each a separate object: an attempt that is
+preempted meanwhile leaves the finished chunks, and every later attempt reads them. A chunk's content depends only on
+its key: the same batches of the same rows, in the same order, whatever the number of processes.
 
-A chunk is a hash (xxh3-128) and the values, little-endian float32: chosen, rejected, one pair a row. One that is
-damaged is computed again.
+A chunk is a hash (xxh3-128) and the values, little-endian float32: chosen and rejected, one pair per row. A damaged
+chunk is computed again.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from checkpoints.util.parallel import parallel_map
 logger = logging.getLogger(__name__)
 
 CHUNK_BATCHES = 64
-"""Of one object: some 512 pairs, a minute of work for a 7B model on 8 GPUs."""
+"""Batches per object: about 512 pairs, a minute of work for a 7B model on 8 GPUs."""
 HASH_BYTES = 16
 FOLDER = "cache/reference"
 CONNECTIONS = 16
-"""To the bucket, to read chunks: 60,000 pairs are 120 of them."""
+"""Concurrent reads of chunks: 60,000 pairs are 120 chunks."""
 Values = NDArray[np.float32]
 """[rows, 2]: chosen and rejected."""
 
@@ -48,8 +48,8 @@ def reference_key(identity: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     return digest.hexdigest()
 
 
-class Ahead:
-    """The chunks of a run, read beside the imports: which data set they are of is known only when it is tokenised."""
+class ChunkPrefetch:
+    """Reads the chunks of a run during the imports, before the data set is tokenized and their keys are known."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -58,7 +58,7 @@ class Ahead:
         self._thread.start()
 
     def take(self, name: str) -> bytes | None:
-        """The object's bytes, once; None where they weren't there."""
+        """The object's bytes, once; None if it didn't exist."""
         self._thread.join()
         return self._found.pop(name, None)
 
@@ -68,17 +68,17 @@ class Ahead:
             read = parallel_map(lambda name: self._store.get(name).data, names, CONNECTIONS)
             self._found = dict(zip(names, read, strict=True))
         except NotusError as error:
-            logger.info("no reference log-probs in advance: %s", error.message)
+            logger.info("can't prefetch reference log-probs: %s", error.message)
 
 
 class ReferenceCache:
     """The chunks of one data set."""
 
-    def __init__(self, store: Store, key: str, rows: int, batch: int, ahead: Ahead | None = None) -> None:
-        """`rows` in all, `batch` of them in each forward pass."""
-        self._store, self._key, self.rows, self.batch, self._ahead = store, key, rows, batch, ahead
+    def __init__(self, store: Store, key: str, rows: int, batch: int, prefetched: ChunkPrefetch | None = None) -> None:
+        """`rows`: in total; `batch`: rows per forward pass."""
+        self._store, self._key, self.rows, self.batch, self._prefetched = store, key, rows, batch, prefetched
         self.done = 0
-        """Rows whose values are known by now."""
+        """Rows whose values are known so far."""
 
     def chunks(self) -> Iterator[range]:
         """The rows of each chunk."""
@@ -92,31 +92,31 @@ class ReferenceCache:
         ]
 
     def read_all(self) -> list[Values | None]:
-        """Of each chunk, see `read`; several at once."""
+        """The values of each chunk, see `read`; reads several at once."""
         return parallel_map(self.read, self.chunks(), CONNECTIONS)
 
     def read(self, chunk: range) -> Values | None:
-        """What was computed; None where it was not, or is damaged."""
-        data = self._ahead.take(self._name(chunk)) if self._ahead else None
+        """The values of a chunk; None if it is missing or damaged."""
+        data = self._prefetched.take(self._name(chunk)) if self._prefetched else None
         try:
             if data is None:
                 data = self._store.get(self._name(chunk)).data
         except ObjectMissing:
             return None
-        told, values = data[:HASH_BYTES], data[HASH_BYTES:]
-        if xxhash.xxh3_128(values).digest() != told or len(values) != len(chunk) * 2 * 4:
-            logger.warning("%s is damaged: it is computed again", self._name(chunk))
+        checksum, values = data[:HASH_BYTES], data[HASH_BYTES:]
+        if xxhash.xxh3_128(values).digest() != checksum or len(values) != len(chunk) * 2 * 4:
+            logger.warning("%s is damaged: computing it again", self._name(chunk))
             self._store.delete(self._name(chunk))
             return None
         return np.frombuffer(values, dtype="<f4").reshape(len(chunk), 2)
 
     def write(self, chunk: range, values: Values) -> None:
-        """Keep what was computed. Another attempt's word stands where there is one: it is the same."""
+        """Store the values of a chunk. If another attempt has stored it, that is kept: it is the same."""
         data = np.ascontiguousarray(values, dtype="<f4").tobytes()
         try:
             self._store.create(self._name(chunk), xxhash.xxh3_128(data).digest() + data)
         except AlreadyExists:
-            logger.info("%s is there already", self._name(chunk))
+            logger.info("%s already exists", self._name(chunk))
 
     def _name(self, chunk: range) -> str:
         return f"{FOLDER}/{self._key}/{chunk.start:09d}-{chunk.stop:09d}"
@@ -136,17 +136,17 @@ def compute(
 
     Args:
         cache: where they are kept; rank 0 reads and writes.
-        forward: log-probabilities of these rows; every rank has to call it the same number of times (ZeRO-3 gathers
-            the weights in it).
+        forward: returns log-probabilities of these rows; every rank has to call it the same number of times (ZeRO-3
+            gathers the weights in it).
         rank: this process's rank.
         world_size: the number of ranks.
-        share: every rank's value, by rank.
-        first: rank 0's value.
-        done: called with the number of rows that are there.
+        share: returns every rank's value, by rank.
+        first: returns rank 0's value.
+        done: called with the number of finished rows.
     """
-    there = first(cache.read_all() if rank == 0 else [])
+    stored = first(cache.read_all() if rank == 0 else [])
     found = []
-    for chunk, values in zip(cache.chunks(), there, strict=True):
+    for chunk, values in zip(cache.chunks(), stored, strict=True):
         if values is None:
             values = _compute_chunk(cache, chunk, forward, rank, world_size, share)
             if rank == 0:
@@ -165,7 +165,7 @@ def _compute_chunk(
     world_size: int,
     share: Callable[[Any], list[Any]],
 ) -> Values:
-    """The batches are dealt out in order. A rank without one left does the last one again, and it is not counted."""
+    """Compute a chunk, with batches dealt out in order. A rank without one repeats the last one and discards it."""
     batches = cache.batches(chunk)
     mine: dict[int, Values] = {}
     for start in range(0, len(batches), world_size):

@@ -1,6 +1,6 @@
 """One rank of an attempt, started by torchrun: resume or start, train, finish.
 
-Reads top to bottom as the story. torch is imported in `_run`, after the checkpoint's download has begun.
+torch is imported in `_run`, after the checkpoint's download has begun.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from trainer.runtime.attempt_dir import Outcome, Progress, Scratch
 from trainer.runtime.process_tree import die_with_parent
 from trainer.runtime.startup_phases import PhaseReport, modules
 from trainer.runtime.stop_flag import StopRequest
-from trainer.training.reference_log_probs import Ahead
+from trainer.training.reference_log_probs import ChunkPrefetch
 
 logger = logging.getLogger("trainer")
 
 
 def main() -> None:
-    """Run this rank and leave its outcome in the scratch folder; the exit code is for torchrun only."""
+    """Run this rank and write its outcome to the scratch folder; the exit code is only for torchrun."""
     rank = int(os.environ["RANK"])
     die_with_parent(signal.SIGKILL)  # a rank that outlives its attempt would hold the GPUs
     scratch = Scratch(Path(os.environ["NOTUS_SCRATCH"]))
@@ -50,7 +50,7 @@ def main() -> None:
         stream=sys.stdout,
         force=True,
     )
-    # DeepSpeed 0.19.8 calls these at every step; the warning would fill the log of the run.
+    # DeepSpeed 0.19.8 calls these at every step; the warnings would fill the run's log.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     try:
         outcome = _run(rank, scratch, stop)
@@ -81,13 +81,13 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     store = open_claimed_run(os.environ["NOTUS_BUCKET"], run)
     head = scratch.read_head()
     if head is None:
-        raise UserError("this rank was started without a claim of the run", "start `notus-train RECIPE`")
+        raise UserError("this rank was started without a claim on the run", "run `notus-train RECIPE` instead")
     shared = rank if recipe.zero else 0  # under DDP rank 0 saves the weights for all
     world_size = int(os.environ["WORLD_SIZE"])
     predecessor = os.environ.get("NOTUS_PREDECESSOR", "")
 
-    def fetch(whose: int) -> Prefetch:
-        return Prefetch(store, head, whose, world_size, RunMemory(store.url).left_by(predecessor, whose))
+    def fetch(of_rank: int) -> Prefetch:
+        return Prefetch(store, head, of_rank, world_size, RunMemory(store.url).left_by(predecessor, of_rank))
 
     prefetch = fetch(rank)
     shared_prefetch = fetch(shared) if shared != rank else prefetch
@@ -98,14 +98,14 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
     compile_apart(scratch.work / "compiled")
     ops = OpsCache(store, scratch.work / f"ops-r{rank}", signing_key(os.environ) if recipe.zero else None, kept)
     ops.prefetch()
-    log_probs = Ahead(store) if rank == 0 and recipe.dpo.reference == "precomputed" else None
+    log_probs = ChunkPrefetch(store) if rank == 0 and recipe.dpo.reference == "precomputed" else None
     saved = saved_fingerprint(store, head)
     pinned = saved or read_pins(store)
     batch = batch_of_run(pinned, recipe, world_size)
     report = PhaseReport(scratch, lambda: store.bytes_read) if rank == 0 else None
     if report is not None:
         report.begin(Progress(phase="importing"), modules)
-    # Only the first rank reports; the callbacks of the others would do nothing.
+    # Only the first rank reports; the other ranks' callbacks would do nothing.
     trackers = usable_trackers(recipe, os.environ) if rank == 0 else []
     history = History(store) if trackers and head.commits else None
     hide_wandb()
@@ -116,8 +116,8 @@ def _run(rank: int, scratch: Scratch, stop: StopRequest) -> Outcome:
 
     recipe, why = settle_offload(recipe, gpu_gib=smallest_gpu_gib(), count=world_size, saved=saved)
     if why and recipe.zero is not None:
-        told = recipe.zero.model_dump(include={"offload_optimizer", "offload_parameters"})
-        logger.info("offload %s (%s)", told, why)
+        chosen = recipe.zero.model_dump(include={"offload_optimizer", "offload_parameters"})
+        logger.info("offload %s (%s)", chosen, why)
     context = AttemptContext(
         recipe=recipe,
         batch=batch,

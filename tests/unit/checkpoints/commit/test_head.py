@@ -51,7 +51,7 @@ def test_a_running_lease_is_respected_and_its_holder_named() -> None:
     store, clock = ObjectStore.memory(), FakeClock()
     Lease.claim(store, writer("a"), clock=clock)
     clock.sleep(10)
-    with pytest.raises(RunHeld, match=r"attempt 1 on host-a \(pid 1\), which lives or has died without") as caught:
+    with pytest.raises(RunHeld, match=r"attempt 1 on host-a \(pid 1\), which is alive or died without") as caught:
         Lease.claim(store, writer("b"), clock=clock)
     assert caught.value.exit_code == 2
 
@@ -132,7 +132,7 @@ def test_no_clock_takes_a_live_run_from_its_holder(skew_s: float) -> None:
             held.renew()
 
     claimer = Shared(world, skew_s)
-    with pytest.raises(RunHeld, match="which lives: it has changed HEAD while we looked"):
+    with pytest.raises(RunHeld, match="which is alive: it has just changed HEAD"):
         Lease.claim(store, writer("b"), clock=claimer, wait_s=PATIENCE_S)
     assert claimer.monotonic() == PATIENCE_S
     held.renew()
@@ -182,7 +182,7 @@ def test_a_person_who_claims_hears_at_once_that_the_holder_lives() -> None:
         lambda clock: silent_holder(store, clock),
     ):
         clock = Shared(lambda waited_s: held.renew() if waited_s == 20 else None)
-        with pytest.raises(RunHeld, match="which lives"):
+        with pytest.raises(RunHeld, match="which is alive"):
             claim(clock)
         assert clock.monotonic() == 20
 

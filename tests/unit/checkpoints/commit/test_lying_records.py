@@ -55,6 +55,10 @@ LIES: dict[str, Change] = {
     "a shape below nothing": lambda i: i["tensors"][0].update(shape=[-20]),
     "a dtype that numpy takes for code": lambda i: i["tensors"][0].update(kind="numpy", dtype=","),
     "a number that no float is": lambda i: i["trees"].update(model={"$float": 10**400}),
+    "a dtype of nothing": lambda i: i["tensors"][0].update(kind="numpy", dtype="|V0"),
+    "a dtype that nobody knows": lambda i: i["tensors"][0].update(kind="torch", dtype="float7"),
+    "a shape that is not its size": lambda i: i["tensors"][0].update(shape=[3]),
+    "sizes that are texts": lambda i: i["trees"].update(model={"$size": ["two"]}),
     "a path out of the bucket": lambda i: i["chunks"][0].update(key="../x"),
 }
 
@@ -65,6 +69,15 @@ def test_a_lie_is_a_corrupt_checkpoint(what: str) -> None:
     commit = lie(run.store, run.save(5), LIES[what])  # type: ignore[arg-type]
     with pytest.raises(CorruptCheckpoint):
         restore_shard(run.store, commit, 0).trees()
+
+
+@pytest.mark.parametrize("what", LIES)
+def test_a_lie_is_not_called_good(what: str) -> None:
+    """verify said "good", and the restore failed."""
+    run = Run(ObjectStore.memory())
+    commit = lie(run.store, run.save(5), LIES[what])  # type: ignore[arg-type]
+    with pytest.raises(CorruptCheckpoint):
+        verify(run.store, commit)
 
 
 @pytest.mark.parametrize("field", ["step", "epoch"])

@@ -12,12 +12,16 @@ import pytest
 
 from checkpoints import cli
 from checkpoints.commit.folder_manifest import FINAL, MODEL, put_files
-from checkpoints.records.manifest import Record
-from checkpoints.run_log.event_log import Diary
+from checkpoints.errors import CorruptCheckpoint
+from checkpoints.records.manifest import CHECK, Record, checksum
+from checkpoints.restore.download import pull
+from checkpoints.run_log.event_kinds import Damaged
+from checkpoints.run_log.event_log import Diary, read_events
 from checkpoints.run_log.launches import take_launch_number
-from checkpoints.run_log.metrics import missing_metrics, write_metrics
-from checkpoints.run_log.run_record import PINS_KEY, RunRecord, register_run
+from checkpoints.run_log.metrics import MOST_RANKS, missing_metrics, read_metrics, write_metrics
+from checkpoints.run_log.run_record import PINS_KEY, Heartbeat, RunRecord, is_run, read_heartbeat, register_run
 from checkpoints.storage.filesystem import FolderStore
+from tests.unit.checkpoints.commit.test_lying_records import signed
 from tests.unit.checkpoints.restore.test_shard_restore import Run
 
 
@@ -71,7 +75,7 @@ def test_a_good_run_is_good_and_what_was_not_read_is_named(
     rows = verify(store, monkeypatch, capsys)
     assert not [name for name, row in rows.items() if row["good"] is False]
     assert {name for name, row in rows.items() if row["good"] is None} == {"cache/", "logs/", "somebody-elses.txt"}
-    assert rows["somebody-elses.txt"]["unread"] == "not of this run: nothing reads it"
+    assert rows["somebody-elses.txt"]["unread"] == "not part of this run: nothing reads it"
     assert {"step 10", "step 5", "run.json", "pins.json", "model/config.json", "final/model.safetensors"} <= set(rows)
     assert len([name for name in rows if name.startswith(("events/", "metrics/", "launches/"))]) == 8
 
@@ -100,6 +104,77 @@ def test_every_damage_is_found_or_named_as_harmless(
         harmless += ("final.json",)  # the diary tells the same
     assert [key for key in unnoticed if not key.startswith(harmless)] == []
     assert {key.split("/")[0] for key in unnoticed} >= {"cache", "logs", "somebody-elses.txt"}
+
+
+def test_a_list_of_the_finished_model_that_is_gone_or_signed_again(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    listed = store.get("final.json").data
+    store.delete("final.json")
+    row = verify(store, monkeypatch, capsys)["final.json"]
+    assert (row["good"], row["unread"]) == (None, "is missing: final/ is checked by the hashes in the diary")
+    store.put("final.json", listed)
+    (tmp_path / "final/config.json").write_text('{"rms_norm_eps": 1}')
+    put_files(store, FINAL, sorted((tmp_path / "final").iterdir()))
+    row = verify(store, monkeypatch, capsys)["final.json"]
+    assert (row["good"], row["fault"]) == (False, "differs from the diary's record of the export")
+
+
+@pytest.mark.parametrize("key", ["run.json", "pins.json"])
+def test_a_damaged_record_keeps_no_checkpoint_from_being_pulled(
+    store: FolderStore, key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.put(key, store.get(key).data.replace(b"a", b"b", 1))
+    head = cli.read_head(store)
+    assert head is not None
+    target = pull(store, head, head.commits[0], tmp_path / "pulled")
+    assert cli.verify(target, head.commits[0]).step == 10
+    assert key not in {entry.key for entry in target.list("")}
+    assert f"{key} differs from its checksum: left out" in caplog.text
+
+
+def test_a_run_whose_record_is_lost_is_still_a_run(store: FolderStore) -> None:
+    store.delete("run.json")
+    assert is_run(store)
+    store.delete("pins.json")
+    assert not is_run(store), "another tool's folder"
+
+
+SIGNED_AGAIN = {
+    "HEAD": lambda read: read.update(lease_until="2026-11-29T10:00:00"),
+    "heartbeat.json": lambda read: read.update(time="2026-11-29T10:00:00"),
+    "events": lambda read: read.update(time="2026-11-29T10:00:00"),
+}
+
+
+@pytest.mark.parametrize("what", SIGNED_AGAIN)
+def test_a_time_without_a_zone_is_damage(store: FolderStore, what: str) -> None:
+    """Comparing it with another is a TypeError, and one such run hid all others of its bucket."""
+    store.put("heartbeat.json", Heartbeat(attempt=1, time=datetime.now(UTC), phase="training").to_json())
+    key = next(entry.key for entry in store.list(what)) if what == "events" else what
+    read = json.loads(store.get(key).data)
+    SIGNED_AGAIN[what](read)
+    store.put(key, signed(read))
+    if what == "HEAD":
+        with pytest.raises(CorruptCheckpoint):
+            cli.read_head(store)
+    elif what == "heartbeat.json":
+        assert read_heartbeat(store) is None
+    else:
+        assert any(isinstance(event.payload, Damaged) for event in read_events(store))
+
+
+@pytest.mark.parametrize("line", [{"loss": 1.0}, [1], {"step": "x"}, {"step": 1, "seconds": "long"}], ids=str)
+def test_a_line_that_is_no_steps_metrics_is_damage(store: FolderStore, line: Any) -> None:
+    lines = [line]
+    data = "".join(json.dumps(one) + "\n" for one in (*lines, {CHECK: checksum(lines)}))
+    store.put("metrics/a0001-r00000-s00000011-00000011.jsonl", data.encode())
+    assert [item.step for item in read_metrics(store, rank=0)] == list(range(1, 11))
+
+
+def test_an_attempt_of_a_billion_processes_is_read_in_time() -> None:
+    keys = ["metrics/a0001-r00000-s00000001-00000005.jsonl"]
+    assert len(missing_metrics(keys, {1: 10**9}, 5)) == MOST_RANKS - 1
 
 
 def test_a_foreign_file_beside_the_model_is_named(

@@ -6,7 +6,7 @@ import pytest
 
 from checkpoints.errors import CorruptCheckpoint
 from checkpoints.records import verified_reads
-from checkpoints.records.verified_reads import believed
+from checkpoints.records.verified_reads import reread_slowly
 from checkpoints.storage.base import Store
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.util.clock import FakeClock
@@ -19,7 +19,7 @@ class Proxied(ObjectStore):
 
     made = 0
 
-    def afresh(self) -> ObjectStore:
+    def reconnected(self) -> ObjectStore:
         type(self).made += 1
         return ObjectStore.memory()
 
@@ -40,7 +40,7 @@ def test_wrong_bytes_of_one_connection_condemn_nothing() -> None:
             raise CorruptCheckpoint("differs")
         return "good"
 
-    assert believed(store, read, clock) == "good"
+    assert reread_slowly(store, read, clock) == "good"
     assert seen[1] - seen[0] >= 1.0
 
 
@@ -52,12 +52,12 @@ def test_damage_is_believed_after_seconds() -> None:
         raise CorruptCheckpoint("differs")
 
     with pytest.raises(CorruptCheckpoint):
-        believed(ObjectStore.memory(), read, clock)
+        reread_slowly(ObjectStore.memory(), read, clock)
     assert len(looks) == len(PAUSES_S) + 1
     assert clock.monotonic() - began >= 5.0
 
 
 def test_what_is_good_is_read_once() -> None:
     looks: list[Store] = []
-    believed(ObjectStore.memory(), looks.append, FakeClock())
+    reread_slowly(ObjectStore.memory(), looks.append, FakeClock())
     assert len(looks) == 1

@@ -315,7 +315,7 @@ def test_pinned_checkpoints_stay(folder_run: Run, monkeypatch: pytest.MonkeyPatc
 
 def test_a_step_that_is_gone_cannot_be_pinned(run: Run) -> None:
     run.save(5)
-    with pytest.raises(UserError, match="no checkpoint of step 99 any more"):
+    with pytest.raises(UserError, match="the checkpoint of step 99 is gone"):
         pin(run.store, 99)
 
 
@@ -387,7 +387,7 @@ def test_gc_leaves_readers_time_and_keeps_what_they_read(
     assert ckpt("gc", store.url, "--abandoned", monkeypatch=monkeypatch) == 0
     told = capsys.readouterr().out
     assert "deleted 3 expired checkpoints" in told
-    assert "kept 1 expired checkpoints: somebody reads them" in told
+    assert "kept 1 expired checkpoints: they have a reader" in told
     assert clock.monotonic() == lease_over_s(LEASE_S) + BURIED_S
     assert verify(store, commit).step == 20
     head = read_head(store)

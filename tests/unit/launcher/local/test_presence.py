@@ -22,7 +22,7 @@ from checkpoints.run_log.event_log import Diary, Event, of_kind, read_events
 from checkpoints.run_log.run_record import HEARTBEAT_KEY, Heartbeat, open_run, register_run
 from checkpoints.storage.object_store import ObjectStore
 from launcher import cli
-from launcher.commands.receipts import read_receipt
+from launcher.commands.receipts import PAGE, read_report
 from launcher.local.backend import LocalRun
 from launcher.local.presence import LAUNCHER_KEY, LauncherRecord, is_gone, no_process_here, record_launcher
 from launcher.report.receipt import make_receipt
@@ -103,7 +103,7 @@ def test_the_receipt_of_an_attempt_that_was_killed_with_its_launcher_says_so() -
     store = ObjectStore.memory()
     local_run(store, writer=NO_PID)
     store.put(LAUNCHER_KEY, record(NO_PID).to_json())
-    receipt = read_receipt(store, "r")
+    receipt = read_report(store, "r").receipt
     assert (receipt.state, receipt.attempts[0].ended, receipt.preemptions) == ("stopped", "killed", 0)
     begun = read_events(store)[0].time
     assert receipt.attempts[0].ended_at == max(begun, NOW - timedelta(seconds=1)), "the last sign of life, not now"
@@ -183,7 +183,9 @@ def test_a_finished_run_is_not_started_again(
 ) -> None:
     monkeypatch.setenv("NOTUS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("launcher.commands.launch_local._run", lambda *_, **__: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(
+        "launcher.commands.launch_local.run_here", lambda *_, **__: pytest.fail("nothing is left to do")
+    )
     (tmp_path / "bucket").mkdir()
     store = open_run(str(tmp_path / "bucket"), "r")
     register_run(store, new_record("r", load_recipe("tiny-dpo")))
@@ -193,7 +195,7 @@ def test_a_finished_run_is_not_started_again(
     diary.write(Finished(step=24))
     before = sorted(entry.key for entry in store.list(""))
     made: list[str] = []
-    monkeypatch.setattr("launcher.commands.launch_local._compare_with_twin", lambda run, *_: made.append(run.run))
+    monkeypatch.setattr("launcher.commands.launch_local.compare_with_twin", lambda run, *_: made.append(run.run))
 
     def launch(*more: str) -> int:
         command = ["notus-launch", "--cloud", "local", "--name", "r", "--bucket", str(tmp_path / "bucket"), *more]
@@ -219,7 +221,7 @@ def test_a_finished_run_is_not_started_again(
         assert launch("--recipe", "tiny-dpo", *asked) == 0
         assert "run r is already finished" in capsys.readouterr().err
     assert made == ["r", "r"]
-    assert sorted(entry.key for entry in store.list("")) == before
+    assert sorted(entry.key for entry in store.list("")) == sorted([*before, PAGE]), "with the comparison on it"
     diary.write(Compared(equal=True))
     assert launch("--recipe", "tiny-dpo", "--compare") == 0
     assert made == ["r", "r"], "it has been compared"
@@ -241,7 +243,7 @@ def test_a_stopped_run_is_started_again(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_finished_twin_is_only_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from launcher.commands import launch_local as story
 
-    monkeypatch.setattr("launcher.commands.launch_local._run", lambda *_, **__: pytest.fail("the twin is done"))
+    monkeypatch.setattr("launcher.commands.launch_local.run_here", lambda *_, **__: pytest.fail("the twin is done"))
     recipe, bucket = load_recipe("tiny-dpo"), str(tmp_path)
     for name in ("r", "r-uninterrupted"):
         store = open_run(bucket, name)
@@ -250,7 +252,7 @@ def test_a_finished_twin_is_only_compared(monkeypatch: pytest.MonkeyPatch, tmp_p
     run = LocalRun(run="r", recipe="tiny-dpo", bucket=bucket, processes=1)
     compared = SimpleNamespace(equal=True, steps=24, tensors=64, differences=())
     monkeypatch.setattr("launcher.commands.launch_local.compare_runs", lambda *_: compared)
-    story._compare_with_twin(run, recipe, open_run(bucket, "r"))
+    story.compare_with_twin(run, recipe, open_run(bucket, "r"))
     [(_, result)] = of_kind(read_events(open_run(bucket, "r")), Compared)
     assert (result.equal, result.twin) == (True, "r-uninterrupted")
 

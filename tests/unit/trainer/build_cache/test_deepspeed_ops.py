@@ -142,7 +142,7 @@ def test_a_name_is_no_path(
     store.put(f"cache/ops/{machine_key()}/index.json", forged(machine_key(), {"../evil": "0" * 64}).to_json())
     attempt(store, tmp_path / "b")
     assert operators == {}
-    assert "no file's name" in caplog.text
+    assert "not a file name" in caplog.text
 
 
 def test_it_can_be_switched_off_and_needs_a_token() -> None:

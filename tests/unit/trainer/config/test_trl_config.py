@@ -22,7 +22,7 @@ from trainer.config.recipe import Saves, load_recipe
 from trainer.config.trl_config import choose_attention, deepspeed_config, dpo_arguments
 from trainer.devices.determinism import not_reproducible
 from trainer.errors import HardwareError, TrainingFailed
-from trainer.hub.load_errors import blame
+from trainer.hub.load_errors import translate_error
 from trainer.main import default_processes, exit_code
 from trainer.metrics.tracker_setup import tracker_links, usable_trackers
 from trainer.runtime.attempt_dir import Outcome, Progress, Scratch
@@ -316,8 +316,8 @@ BAD_DATA = Outcome(kind="user_error", message="no rows", hint="add some")
         ({0: DONE, 1: DONE}, "finished", ""),
         ({0: CRASH, 1: BAD_DATA}, "user_error", "no rows"),
         ({0: DONE, 1: CRASH}, "failed", "rank 1: RuntimeError: connection closed by peer"),
-        ({0: CRASH}, "failed", "rank 1 died without a word (torchrun ended with 1); rank 0: RuntimeError"),
-        ({}, "failed", "rank 0, 1 died without a word"),
+        ({0: CRASH}, "failed", "rank 1 died without reporting an error (torchrun exited with 1); rank 0: RuntimeError"),
+        ({}, "failed", "rank 0, 1 died without reporting an error"),
         ({1: Outcome(kind="fenced", message="taken over")}, "fenced", "taken over"),
     ],
 )
@@ -374,7 +374,7 @@ def test_exit_codes(outcome: Outcome, code: int) -> None:
     ],
 )
 def test_whose_fault_a_failed_load_is(error: Exception, kind: type[Exception]) -> None:
-    assert type(blame(error, "the model", "x", "model.name")) is kind
+    assert type(translate_error(error, "the model", "x", "model.name")) is kind
 
 
 def test_the_trackers_page_is_known_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:

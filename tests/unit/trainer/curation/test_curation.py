@@ -17,7 +17,7 @@ from tests.support.hub_fake import HubFake
 from trainer.config.recipe import Source
 from trainer.curation.binarize import LeftOut, Pair, Rules, binarize, overall_disagrees, plain
 from trainer.curation.cli import app
-from trainer.curation.pipeline import Destination, curate_files, told
+from trainer.curation.pipeline import Destination, as_text, curate_files
 from trainer.curation.ultrafeedback import ASPECTS, Completion, Record, rating, read_record
 from trainer.data.preference_pairs import COLUMN_SETS, find_columns
 from trainer.errors import DataError, TrainingFailed
@@ -359,4 +359,4 @@ def test_what_matched_nothing_is_said(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("another question\n")
     report = curate([source], tmp_path / "out", drop_sources=["truthfulqa"], contamination=tmp_path / "list.txt")
     assert report["matched_nothing"] == ["--drop-source truthfulqa", "--contamination"]
-    assert "--drop-source truthfulqa matched nothing" in told(report, tmp_path / "out")
+    assert "--drop-source truthfulqa matched nothing" in as_text(report, tmp_path / "out")

@@ -13,8 +13,8 @@ def user(text: Any) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def assistant(text: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": text}
+def assistant(text: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
 
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
@@ -135,7 +135,7 @@ GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
             "prompt has a content part of type image_url: only text can be trained",
         ),
         ({**GOOD, "prompt": [user(7)]}, "prompt has a content part of type int: only text can be trained"),
-        ({**GOOD, "tools": "{"}, "tools is a text that is not JSON"),
+        ({**GOOD, "tools": "{"}, "tools is text that is not JSON"),
         ({**GOOD, "tools": {"name": "f"}}, "tools is not a list of function schemas"),
         ({**GOOD, "chat_template_kwargs": "x"}, "chat_template_kwargs is not an object"),
     ],
@@ -158,11 +158,11 @@ def test_what_arrow_filled_in_is_taken_away() -> None:
         ({"prompt": None, "chosen": "I think yes", "rejected": "I say no"}, "the prompt is empty"),
         (
             {"prompt": "q", "chosen": [{"role": "assistant", "content": "a", "tool_calls": 5}], "rejected": "b"},
-            "a turn of chosen has tool_calls that are no list of function calls",
+            "a turn of chosen has tool_calls that are not a list of function calls",
         ),
         (
             {"prompt": "q", "chosen": [{"role": "assistant", "content": "a", "tool_calls": ["x"]}], "rejected": "b"},
-            "a turn of chosen has tool_calls that are no list of function calls",
+            "a turn of chosen has tool_calls that are not a list of function calls",
         ),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "tools": [5]}, "tools is not a list of function schemas"),
         (

@@ -71,9 +71,9 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(caplog: pytest.Lo
     assert [row.step for row in good.rows] == [1, 2, 3]
     assert len(bad.rows) == 1
     assert [record.message.split(" (")[0] for record in caplog.records] == [
-        "going on without away: RuntimeError: away",
-        "going on without bad: ConnectionError: gone",
-        "going on without good: ConnectionError: still gone",
+        "continuing without away: RuntimeError: away",
+        "continuing without bad: ConnectionError: gone",
+        "continuing without good: ConnectionError: still gone",
     ]
 
 
@@ -85,7 +85,7 @@ def test_a_tracker_that_does_not_answer_gets_what_it_has_missed(caplog: pytest.L
         return late
 
     shown = Curves({"late": open_late}, open_s=0.01)
-    assert "late does not answer: the training begins without it" in caplog.text
+    assert "late does not respond: training starts without it" in caplog.text
     shown.show([Row(1, False, {})])
     shown.show([Row(2, False, {})])
     assert late.rows == []
@@ -100,7 +100,7 @@ def test_a_tracker_that_never_answers_ends_with_a_word(caplog: pytest.LogCapture
     shown = Curves({"away": threading.Event().wait}, open_s=0.01)  # type: ignore[dict-item]
     shown.show([Row(1, False, {})])
     shown.close()
-    assert "away has never answered" in caplog.text
+    assert "away never responded" in caplog.text
 
 
 class FakeRun:
@@ -141,4 +141,4 @@ def test_a_wandb_that_never_ends_does_not_keep_the_machine(
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: run))
     WandbCurve("run", {}).close()
     ends.set()
-    assert "W&B doesn't take its last rows" in caplog.text
+    assert "W&B doesn't accept its last rows" in caplog.text

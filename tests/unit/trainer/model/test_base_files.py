@@ -48,13 +48,13 @@ def test_a_whole_model_passes(folder: Path) -> None:
     [
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a Git LFS pointer"),
         ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a Git LFS pointer"),
-        ("model.safetensors", safetensors({"a": 8})[:-3], "is cut off: it has 99 bytes, and its header tells 102"),
+        ("model.safetensors", safetensors({"a": 8})[:-3], "is truncated: it has 99 bytes, but its header gives 102"),
         ("model.safetensors", safetensors({"a": 8}) + b"x", "is longer than its tensors"),
-        ("model.safetensors", safetensors({"a": 8})[:20], "is no whole safetensors file"),
-        ("model.safetensors", b"", "is no whole safetensors file"),
-        ("model.safetensors", b"<html>not found</html>", "is no whole safetensors file"),
-        ("model.safetensors", (2).to_bytes(8, "little") + b"[]", "is no whole safetensors file"),
-        ("pytorch_model.bin", b"PK\x03\x04" + bytes(50), "is cut off or no file of torch.save"),
+        ("model.safetensors", safetensors({"a": 8})[:20], "is not a complete safetensors file"),
+        ("model.safetensors", b"", "is not a complete safetensors file"),
+        ("model.safetensors", b"<html>not found</html>", "is not a complete safetensors file"),
+        ("model.safetensors", (2).to_bytes(8, "little") + b"[]", "is not a complete safetensors file"),
+        ("pytorch_model.bin", b"PK\x03\x04" + bytes(50), "is truncated, or not a file of torch.save"),
         (
             "model.safetensors.index.json",
             b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}',
@@ -87,9 +87,9 @@ def test_other_files_may_lie_beside_the_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pad_token_id": 259}, r"pad_token_id 259 is outside of the embedding's 259 rows \(vocab_size\)"),
+        ({"pad_token_id": 259}, r"pad_token_id 259 is outside the embedding's 259 rows \(vocab_size\)"),
         ({"pad_token_id": -260}, "pad_token_id -260"),
-        ({"eos_token_id": 259}, r"eos_token_id 259 is outside of the embedding's 259 rows"),
+        ({"eos_token_id": 259}, r"eos_token_id 259 is outside the embedding's 259 rows"),
         ({"eos_token_id": [2, 300]}, "eos_token_id 300"),
         ({"max_position_embeddings": 64}, r"dpo.max_length 256 is more than the model's 64 positions \(max_position"),
         ({"n_positions": 64}, r"64 positions \(n_positions\)"),

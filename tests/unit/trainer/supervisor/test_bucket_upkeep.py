@@ -123,4 +123,4 @@ def test_a_silent_controller_is_an_alarm_once(made: Fixture) -> None:
     assert SILENT_S <= alarm.data["stuck_s"] < SILENT_S + 2 * CONTROLLER_S
     write_controller_beat(made.store, datetime(2026, 11, 28, 1, tzinfo=UTC), 1)
     made.after(CONTROLLER_S)
-    assert made.controller.looks_after_us(made.now)
+    assert made.controller.is_watching(made.now)

@@ -118,7 +118,7 @@ def test_a_controller_is_judged_by_this_machines_clock_alone() -> None:
         controller.look(beat(told), 1000.0 + 60 * minute)
         assert controller.silent_s(1000.0 + 60 * minute) == 0
     controller.look(beat(-3.0), 1180.0 + SILENT_S)
-    assert not controller.looks_after_us(1180.0 + SILENT_S)
+    assert not controller.is_watching(1180.0 + SILENT_S)
 
 
 def test_a_silence_is_told_once_and_the_next_one_again() -> None:
@@ -134,7 +134,7 @@ def test_a_silence_is_told_once_and_the_next_one_again() -> None:
 def test_a_run_that_never_had_a_controller_misses_none() -> None:
     alone = switch({"SKYPILOT_CLUSTER_INFO": "{}"})
     assert not alone.controller.just_fell_silent(1e6)
-    assert not alone.controller.looks_after_us(1000.0)
+    assert not alone.controller.is_watching(1000.0)
 
 
 def test_a_hang_ends_the_attempt_where_nobody_looks_after_it() -> None:

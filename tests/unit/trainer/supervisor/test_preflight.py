@@ -138,4 +138,4 @@ def test_a_bucket_that_cannot_be_written_hides_no_error(
     assert main() == 2
     told = capsys.readouterr().err
     assert "nowhere.yaml" in told
-    assert ("could not note that" in told) == said
+    assert ("could not record that" in told) == said

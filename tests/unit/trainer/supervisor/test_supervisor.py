@@ -132,7 +132,7 @@ def test_the_budget_asks_the_ranks_to_save_and_kills_those_that_do_not(world: Wo
     assert stop.source == "budget"
     assert stop.deadline is not None, "what fits into the time that is left"
     assert 0 <= world.now - 1000.0 - (1.5 * 40 + 60) <= 2.0
-    killed = supervisor._judge(Outcome(kind="failed", step=5, message="rank 0, 1 died without a word"))
+    killed = supervisor._judge(Outcome(kind="failed", step=5, message="rank 0, 1 died without reporting an error"))
     assert (killed.kind, killed.limit) == ("stopped", "budget")
 
 
@@ -165,7 +165,7 @@ def test_a_hang_that_nobody_looks_after_is_a_failure(world: World) -> None:
     world.progress("training", step=5)
     outcome = world.supervisor(RENTED)._watch(Ranks(world))
     assert outcome.kind == "failed"
-    assert "nothing has moved for 60 min: training" in outcome.message
+    assert "no progress for 60 min: training" in outcome.message
     assert 0 <= world.now - 1000.0 - HANG_S <= 2.0
 
 
@@ -252,7 +252,7 @@ def test_what_stands_still_before_the_training_raises_an_alarm_and_fails(world: 
     outcome = world.supervisor()._watch(Ranks(world))
     limit_s = BEFORE[phase].quiet_s
     assert outcome.kind == "failed"
-    assert outcome.message == f"nothing has moved for {limit_s / 60:.0f} min: {BEFORE[phase].words}"
+    assert outcome.message == f"no progress for {limit_s / 60:.0f} min: {BEFORE[phase].words}"
     assert 0 <= world.now - 1000.0 - limit_s <= 2.0
     (alarm,) = world.noted
     assert isinstance(alarm, Alarm)

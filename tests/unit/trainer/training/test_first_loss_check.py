@@ -10,7 +10,7 @@ from trainer.training.first_loss_check import wrong_first_loss
 
 def test_another_reference_is_seen() -> None:
     assert wrong_first_loss(Dpo(), 0.9046) == (
-        "the loss of the first step is 0.9046, and with the base model as its own reference it is 0.6931"
+        "the loss of the first step is 0.9046, but with the base model as its own reference it is 0.6931"
     )
     assert wrong_first_loss(Dpo(), math.log(2) + 0.02) == ""
     assert wrong_first_loss(Dpo(), 0.64)

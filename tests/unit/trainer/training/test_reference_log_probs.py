@@ -12,7 +12,14 @@ import pytest
 
 from checkpoints.storage.base import Stored
 from checkpoints.storage.filesystem import FolderStore
-from trainer.training.reference_log_probs import CHUNK_BATCHES, Ahead, ReferenceCache, Values, compute, reference_key
+from trainer.training.reference_log_probs import (
+    CHUNK_BATCHES,
+    ChunkPrefetch,
+    ReferenceCache,
+    Values,
+    compute,
+    reference_key,
+)
 
 ROWS, BATCH = 700, 4
 
@@ -113,7 +120,7 @@ def test_the_chunks_are_read_at_once(cache: ReferenceCache, tmp_path: Path) -> N
 def test_what_was_read_ahead_is_not_read_again(cache: ReferenceCache, tmp_path: Path) -> None:
     expected = alone(cache)
     store = FolderStore(tmp_path)
-    ahead = Ahead(store)
+    ahead = ChunkPrefetch(store)
     damaged = "cache/reference/key/000000000-000000256"
     assert ahead.take("cache/reference/another") is None
     data = ahead.take(damaged)
