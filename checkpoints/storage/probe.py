@@ -11,6 +11,7 @@ from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, NotusErr
 from checkpoints.storage.base import FENCED, READ_ATTEMPTS, Store, exists, holds
 from checkpoints.util.parallel import parallel_map
 
+FOLDER = "probe"
 RACERS = 4
 """Concurrent writers."""
 ROUNDS = 2
@@ -26,7 +27,7 @@ def probe(store: Store) -> None:
 
     Raises `BucketUnusable` with the reason, or `StoreError` if the store does not respond, which may be transient.
     """
-    key = f"probe-{uuid.uuid4().hex}"
+    key = f"{FOLDER}/{uuid.uuid4().hex}"
     try:
         with _cleared(store, key, f"{key}-race"):
             fault = (
@@ -106,6 +107,7 @@ def _fault_of_races(store: Store, key: str, place: str) -> str:
 def _fault_of_absence(store: Store, place: str) -> str:
     """What is wrong after a delete; '' = nothing. The name can be created again, but not replaced."""
     token = store.get(place).token
+    _check_listing(store, place)
     store.delete(place)
     if any(exists(store, place) for _ in range(READ_ATTEMPTS)):
         return "gives back an object that was deleted"
@@ -115,6 +117,20 @@ def _fault_of_absence(store: Store, place: str) -> str:
     if not _written(store, place, lambda: store.create(place, again)) and not exists(store, place):
         return "refuses to create an object where one was deleted"
     return ""
+
+
+def _check_listing(store: Store, place: str) -> None:
+    """Raises `BucketUnusable` if listing is refused, or misses an object that was just written."""
+    for _ in range(READ_ATTEMPTS):
+        try:
+            if any(entry.key == place for entry in store.list(FOLDER)):
+                return
+        except BucketUnusable as error:
+            raise BucketUnusable(
+                f"{store.url} can be written and read, but not listed: {error.message}",
+                "grant the right to list it (s3:ListBucket, storage.objects.list)",
+            ) from error
+    raise BucketUnusable(f"{store.url} does not list an object that was just written", FENCED)
 
 
 def _payloads(number: int) -> list[bytes]:

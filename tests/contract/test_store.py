@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ import stamina
 from checkpoints.errors import AlreadyExists, BucketUnusable, Conflict, ObjectMissing, UserError
 from checkpoints.records.write_once import put_once
 from checkpoints.storage.backend import open_store
-from checkpoints.storage.base import Buffer, Store, Stored, exists
+from checkpoints.storage.base import Buffer, Entry, Store, Stored, exists
 from checkpoints.storage.filesystem import FolderStore
 from checkpoints.storage.object_store import ObjectStore
 from checkpoints.storage.probe import RACERS, probe
@@ -295,6 +295,28 @@ class Retains(ObjectStore):
         if key in self.deleted:
             raise AlreadyExists(key)
         return super().create(key, data)
+
+
+class NoListing(ObjectStore):
+    """Refuses to list, as a bucket does to credentials without s3:ListBucket."""
+
+    def list(self, prefix: str) -> Iterable[Entry]:
+        raise BucketUnusable("AccessDenied")
+
+
+class ForgetsToList(ObjectStore):
+    """Lists nothing new."""
+
+    def list(self, prefix: str) -> Iterable[Entry]:
+        return []
+
+
+def test_a_store_that_cannot_be_listed_is_refused() -> None:
+    with pytest.raises(BucketUnusable, match="written and read, but not listed: AccessDenied") as caught:
+        probe(NoListing.memory())
+    assert "s3:ListBucket" in caught.value.hint
+    with pytest.raises(BucketUnusable, match="does not list an object that was just written"):
+        probe(ForgetsToList.memory())
 
 
 @pytest.mark.parametrize(

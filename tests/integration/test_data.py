@@ -166,7 +166,7 @@ def test_unusable_rows_are_left_out_and_counted(
         (1, ("p.jsonl:2",)),
         (1, ("p.jsonl:3",)),
         (1, ("p.jsonl:4",)),
-        (1, ()),
+        (1, ("p.jsonl:7",)),
     ]
     assert "1 of 4 prompts were cut to their last 128 tokens" in caplog.text
     assert "2 of 4 pairs have an answer that was cut (dpo.max_length 256)" in caplog.text
@@ -291,7 +291,7 @@ def test_parquet_with_bytes_that_are_no_text_is_named(tokenizer: Any, tmp_path: 
     latin = pa.array([b"No\xe9"], pa.binary()).view(pa.string())
     table = pa.table({"prompt": ["q"], "chosen": latin, "rejected": ["b"]})
     parquet.write_table(table, tmp_path / "latin.parquet")
-    with pytest.raises(DataError, match=r"latin\.parquet is not UTF-8"):
+    with pytest.raises(DataError, match=r"latin\.parquet contains text that is not valid UTF-8"):
         prepare(recipe_for(tmp_path / "latin.parquet"), tokenizer)
 
 
@@ -400,6 +400,19 @@ def test_the_key_of_the_tokens_names_all_that_decides_them(tokenizer: Any, tmp_p
     assert tokens_key(moved, tokenizer) == keys[-1], "where a file lies is not its content"
     elsewhere = recipe.model_copy(update={"training": recipe.training.model_copy(update={"learning_rate": 1.0})})
     assert tokens_key(elsewhere, tokenizer) == keys[-1]
+
+
+def test_a_folder_of_data_is_known_by_its_files(tokenizer: Any, tmp_path: Path) -> None:
+    """One that was edited between two attempts was ignored: the tokens came from the bucket."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}')
+    recipe = load_recipe("tiny-dpo")
+    recipe = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"name": str(folder)})})
+    before = tokens_key(recipe, tokenizer)
+    assert tokens_key(recipe, tokenizer) == before
+    (folder / "train.jsonl").write_text('{"prompt": "q", "chosen": "b", "rejected": "a"}')
+    assert tokens_key(recipe, tokenizer) != before
 
 
 def test_sets_are_mixed_by_their_fractions(tokenizer: Any, tmp_path: Path) -> None:

@@ -66,33 +66,69 @@ def test_adapters_are_merged_into_a_model_that_says_the_same(lora: Store, tmp_pa
     assert "Trained in 1 attempt (0 preempted). By notus-launch" in card
 
 
-@pytest.mark.parametrize(("strength", "dtype"), [(1.0, "bfloat16"), (1e-4, "float32")])
-def test_what_rounding_would_take_away_is_stored_in_float32(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, strength: float, dtype: str
-) -> None:
-    """Adapters as DPO leaves them at small learning rates change a weight by less than its last bit in bf16."""
+def adapters_of(folder: Path, strength: float, **settings: Any) -> dict[str, Any]:
+    """A base model with these `settings` in its generation_config.json, adapters for it, and a recipe."""
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from trainer.config.recipe import Lora
-    from trainer.export.export_command import _merge
     from trainer.model.builtin_models import make_tiny_llama
     from trainer.model.lora import peft_settings
 
-    caplog.set_level("INFO")
-    make_tiny_llama(tmp_path / "base")
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    make_tiny_llama(folder / "base")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
     torch.manual_seed(0)
     adapted = get_peft_model(base, peft_settings(Lora(rank=4)))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=strength)
-    adapted.save_pretrained(tmp_path / "adapter")
-    AutoTokenizer.from_pretrained(tmp_path / "base").save_pretrained(tmp_path / "adapter")
-    recipe = {"model": {"name": str(tmp_path / "base"), "revision": None, "dtype": "auto"}}
+    adapted.save_pretrained(folder / "adapter")
+    AutoTokenizer.from_pretrained(folder / "base").save_pretrained(folder / "adapter")
+    path = folder / "base/generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    return {"model": {"name": str(folder / "base"), "revision": None, "dtype": "auto"}}
+
+
+@pytest.mark.parametrize(("strength", "dtype"), [(1.0, "bfloat16"), (1e-4, "float32")])
+def test_what_rounding_would_take_away_is_stored_in_float32(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, strength: float, dtype: str
+) -> None:
+    """Adapters as DPO leaves them at small learning rates change a weight by less than its last bit in bf16."""
+    from transformers import AutoModelForCausalLM
+
+    from trainer.export.export_command import _merge
+
+    caplog.set_level("INFO")
+    recipe = adapters_of(tmp_path, strength)
     _merge(recipe, None, tmp_path / "adapter", tmp_path / "out", tmp_path)
     assert str(AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype) == f"torch.{dtype}"
     assert ("stored in float32" in caplog.text) == (dtype == "float32")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"do_sample": False, "temperature": 0.9}, {"num_return_sequences": 4}, {"eos_token_id": [2, None]}]
+)
+def test_a_base_model_whose_generation_settings_were_repaired_can_be_merged(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """It was trained and paid for, and then the merge ended in a traceback."""
+    from transformers import GenerationConfig
+
+    from trainer.export.export_command import _merge
+
+    recipe = adapters_of(tmp_path, 1.0, **settings)
+    _merge(recipe, None, tmp_path / "adapter", tmp_path / "out", tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == 2
+
+
+def test_a_base_model_of_few_positions_can_be_merged(tmp_path: Path) -> None:
+    from trainer.export.export_command import _merge
+
+    recipe = adapters_of(tmp_path, 1.0)
+    path = tmp_path / "base/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": 32}))
+    _merge(recipe, None, tmp_path / "adapter", tmp_path / "out", tmp_path)
+    assert (tmp_path / "out/model.safetensors").is_file()
 
 
 def test_the_share_that_is_kept() -> None:

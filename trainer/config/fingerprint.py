@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ Base = Mapping[str, str | None]
 hashes of its other files by name. None if unknown. See `trainer.model.base_identity`."""
 OF_WEIGHTS = ("content", "weights", "commit")
 """The most reliable first."""
+FILES_ADDED_LATER = ("*.model", "bpe.codes", "additional_chat_templates/*.jinja")
+"""Files of tokenizers that older runs don't know, so that they say nothing of them."""
 CPU = "cpu"
 
 LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft", "flash-attn", "bitsandbytes")
@@ -120,6 +123,10 @@ def base_revision(base: Base | None, wanted: str | None) -> str | None:
     return (base or {}).get("commit") or wanted
 
 
+def _is_added_later(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in FILES_ADDED_LATER)
+
+
 def base_change(old: Base | None, new: Base | None) -> Difference | None:
     """The first change, in the weights by what both have, then in the other files; None if nothing can be compared."""
     old, new = old or {}, new or {}
@@ -127,6 +134,7 @@ def base_change(old: Base | None, new: Base | None) -> Difference | None:
     if both is not None and old[both] != new[both]:
         return Difference(f"base.{both}", old[both], new[both])
     before, now = ({name: value for name, value in base.items() if name not in OF_WEIGHTS} for base in (old, new))
+    now = {name: value for name, value in now.items() if name in before or not _is_added_later(name)}
     return next(differences(before, now, "base"), None) if before and now else None
 
 

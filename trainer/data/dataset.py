@@ -40,6 +40,10 @@ BATCH_ROWS = 10_000
 """Rows held as Python objects at once."""
 
 
+SAME = "after the cut both answers are the same (dpo.max_length)"
+"""A reason to leave a row out."""
+
+
 class Pairs(NamedTuple):
     """Tokenized preference pairs and their fingerprint."""
 
@@ -105,7 +109,8 @@ def _tokenize(
         num_proc=recipe.dataset.workers if len(rows) > PARALLEL_FROM_ROWS else None,
         desc="tokenizing",
     )
-    unusable = left_out(zip(rows["where"], tokenized["reason"], strict=True))
+    places = rows["where"]
+    unusable = left_out(zip(places, tokenized["reason"], strict=True))
     for found in unusable:
         where = first_places(found)
         logger.warning("%s: left out %d of %d rows: %s (%s)", name, found.rows, len(rows), found.reason, where)
@@ -114,8 +119,10 @@ def _tokenize(
         hint = next(row["hint"] for row in tokenized if row["reason"] == worst.reason)
         where = first_places(worst)
         raise DataError(f"none of the {len(rows)} rows of {name} can be trained: {worst.reason} ({where})", hint)
+    usable = [where for where, reason in zip(places, tokenized["reason"], strict=True) if not reason]
     if unusable:
         tokenized = tokenized.filter(lambda reason: not reason, input_columns="reason", desc="checking rows")
+    same = [SAME if cut else "" for cut in tokenized["same_answers"]]
     cuts = Cut(*(sum(tokenized[field]) for field in Cut._fields))
     _warn_of_cuts(cuts, len(tokenized), recipe)
     if cuts.same_answers == len(tokenized):
@@ -125,9 +132,7 @@ def _tokenize(
         )
     if cuts.same_answers:
         tokenized = tokenized.filter(lambda same: not same, input_columns="same_answers", desc="checking cuts")
-        reason = "after the cut both answers are the same (dpo.max_length)"
-        same = LeftOutRows(reason=reason, rows=cuts.same_answers)
-        unusable = (*unusable, same)
+        unusable = (*unusable, *left_out(zip(usable, same, strict=True)))
     return tokenized.remove_columns([*Cut._fields, "reason", "hint"]), unusable
 
 

@@ -58,7 +58,10 @@ def tokens_key(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
     inputs = {
         "format": 2,
         "dataset": recipe.identity["dataset"],
-        "files": [hash_file(path) if path else None for path in paths],
+        "files": [
+            hash_file(path) if path else _hash_folder(Path(source.name))
+            for path, source in zip(paths, recipe.dataset.sources, strict=True)
+        ],
         "lengths": [recipe.dpo.max_length, recipe.dpo.max_prompt_length],
         "tokenizer": xxhash.xxh3_128_hexdigest(vocabulary.encode()),
         "template": tokenizer.chat_template,
@@ -66,6 +69,15 @@ def tokens_key(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
         "versions": [version(name) for name in ("tokenizers", "transformers", "datasets")],
     }
     return xxhash.xxh3_128_hexdigest(json.dumps(inputs, sort_keys=True).encode())
+
+
+def _hash_folder(folder: Path) -> str | None:
+    """The hash of all files of a local data set; None for a set on the Hub."""
+    if not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    hashes = {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
+    return xxhash.xxh3_128_hexdigest(json.dumps(hashes).encode())
 
 
 class TokenCache:

@@ -17,6 +17,7 @@ from trainer.config.fingerprint import Base, base_revision
 from trainer.config.recipe import BUILTIN, Source
 from trainer.config.run_pins import run_record
 from trainer.data.preference_pairs import HUB_NAME
+from trainer.data.raw_rows import first_places
 
 
 def card_at_the_end(store: Store, attempt: int, base: Base) -> str:
@@ -61,11 +62,14 @@ a run that was preempted gives the same weights as one that never was.
 
 
 def _left_out(events: Sequence[Event]) -> str:
-    """Rows that were not trained on, by reason, without their files and positions."""
+    """Rows that were not trained on, by reason, with the first of their positions."""
     prepared = [data for _, data in of_kind(events, DataPrepared)]
     if not prepared or not prepared[-1].left_out:
         return ""
-    reasons = "; ".join(f"{found.rows}: {found.reason}" for found in prepared[-1].left_out)
+    reasons = "; ".join(
+        f"{found.rows}: {found.reason}" + (f" ({first_places(found)})" if found.where else "")
+        for found in prepared[-1].left_out
+    )
     return f" Of its {prepared[-1].rows} rows these were left out: {reasons}."
 
 

@@ -6,8 +6,10 @@ attempts, every step once. A tracker that fails is dropped, and the run continue
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import queue
 import sys
 import threading
 import time
@@ -23,7 +25,9 @@ X_AXIS = "train/global_step"
 OPEN_S = 20.0
 """How long training waits for a tracker to open: an unreachable W&B would block a paid machine forever."""
 CLOSE_S = 30.0
-"""How long W&B may take to send its last rows: if unreachable, it would try forever on a paid machine."""
+"""How long trackers may take for their last rows: an unreachable W&B would try forever on a paid machine."""
+MOST_ROWS = 10_000
+"""Rows that may wait for a tracker."""
 
 
 class Curve(Protocol):
@@ -36,30 +40,39 @@ class Curve(Protocol):
         """Finish; there are no more rows."""
 
 
-class _Opening:
-    """A tracker that is being opened, in a thread: W&B's own client waits forever for its server."""
+class _Tracker:
+    """A tracker in a thread of its own: W&B's client may wait forever, for its server or for its own process.
 
-    def __init__(self, opener: Callable[[], Curve]) -> None:
-        self.rows: list[Row] = []
-        """Rows to show once it is open."""
+    The thread opens the tracker, shows it the rows that come, and closes it; training only puts rows into a queue.
+    """
+
+    def __init__(self, name: str, opener: Callable[[], Curve]) -> None:
+        self.is_open = threading.Event()
+        """Also set if it could not be opened."""
+        self.ended = threading.Event()
+        self.error: BaseException | None = None
         self._opener = opener
-        self._curve: Curve | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._open, name="tracker", daemon=True)
-        self._thread.start()
+        self._rows: queue.Queue[Row | None] = queue.Queue(MOST_ROWS)
+        threading.Thread(target=self._run, name=f"tracker {name}", daemon=True).start()
 
-    def _open(self) -> None:
+    def put(self, row: Row | None) -> None:
+        """Hand over a row, or None for the end; raises `TimeoutError` if too many are waiting."""
         try:
-            self._curve = self._opener()
-        except BaseException as error:  # some of its errors are exits
-            self._error = error
+            self._rows.put_nowait(row)
+        except queue.Full:
+            raise TimeoutError(f"it has not accepted the last {MOST_ROWS:,} rows") from None
 
-    def opened(self, seconds: float) -> Curve | None:
-        """The open tracker, or None if it isn't open yet. Raises what the opener raised."""
-        self._thread.join(seconds)
-        if self._error is not None:
-            raise self._error if isinstance(self._error, Exception) else RuntimeError(repr(self._error))
-        return self._curve
+    def _run(self) -> None:
+        try:
+            curve = self._opener()
+            self.is_open.set()
+            while (row := self._rows.get()) is not None:
+                curve.show(row)
+            curve.close()
+        except BaseException as error:  # some of W&B's errors are exits
+            self.error = error
+        self.is_open.set()
+        self.ended.set()
 
 
 class Curves:
@@ -69,54 +82,45 @@ class Curves:
     """
 
     def __init__(self, openers: Mapping[str, Callable[[], Curve]], open_s: float = OPEN_S) -> None:
-        self._curves: dict[str, Curve] = {}
-        self._opening = {name: _Opening(opener) for name, opener in openers.items()}
+        self._trackers = {name: _Tracker(name, opener) for name, opener in openers.items()}
         until = time.monotonic() + open_s
-        for name in openers:
-            self._adopt(name, max(0.0, until - time.monotonic()))
-        for name in self._opening:
-            logger.warning("%s does not respond: training starts without it, and it gets the metrics later", name)
-
-    def _adopt(self, name: str, seconds: float) -> None:
-        """Move a tracker that is being opened to the open ones, if it is open by now."""
-        opening = self._opening[name]
-        try:
-            curve = opening.opened(seconds)
-            if curve is None:
-                return
-            self._curves[name] = curve
-            for row in opening.rows:
-                curve.show(row)
-        except Exception as error:
-            self._leave_out(name, error)
-        del self._opening[name]
+        for name, tracker in list(self._trackers.items()):
+            if not tracker.is_open.wait(max(0.0, until - time.monotonic())):
+                logger.warning("%s does not respond: training starts without it, and it gets the metrics later", name)
+        self._drop_failed()
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Show these rows, in order."""
-        were_open = list(self._curves.items())
-        for name, opening in list(self._opening.items()):
-            opening.rows += rows
-            self._adopt(name, 0.0)
-        for name, curve in were_open:
+        """Show these rows, in order. Returns at once."""
+        self._drop_failed()
+        for name, tracker in list(self._trackers.items()):
             try:
                 for row in rows:
-                    curve.show(row)
-            except Exception as error:
+                    tracker.put(row)
+            except TimeoutError as error:
                 self._leave_out(name, error)
 
     def close(self) -> None:
-        """Close the trackers. The process ends without Python's exit handlers, so this must be explicit."""
-        self.show(())
-        for name in self._opening:
-            logger.warning("%s never responded (the metrics are in the bucket)", name)
-        for name, curve in list(self._curves.items()):
-            try:
-                curve.close()
-            except Exception as error:
-                self._leave_out(name, error)
+        """Send the last rows, if that takes at most `CLOSE_S`, and close the trackers.
 
-    def _leave_out(self, name: str, error: Exception) -> None:
-        self._curves.pop(name, None)
+        The process ends without Python's exit handlers, so this must be explicit.
+        """
+        for tracker in self._trackers.values():
+            with contextlib.suppress(TimeoutError):
+                tracker.put(None)
+        until = time.monotonic() + CLOSE_S
+        for name, tracker in self._trackers.items():
+            if not tracker.ended.wait(max(0.0, until - time.monotonic())):
+                what = "doesn't accept its last rows" if tracker.is_open.is_set() else "never responded"
+                logger.warning("%s %s (the metrics are in the bucket anyway)", name, what)
+        self._drop_failed()
+
+    def _drop_failed(self) -> None:
+        for name, tracker in list(self._trackers.items()):
+            if tracker.error is not None:
+                self._leave_out(name, tracker.error)
+
+    def _leave_out(self, name: str, error: BaseException) -> None:
+        del self._trackers[name]
         reason = f"{type(error).__name__}: {error}"
         logger.warning("continuing without %s: %s (the metrics are in the bucket anyway)", name, reason)
 
@@ -147,12 +151,8 @@ class WandbCurve:
             self._run.log({**_named(row), X_AXIS: row.step}, step=number, commit=True)
 
     def close(self) -> None:
-        """Send the last rows, if that takes at most `CLOSE_S`."""
-        ending = threading.Thread(target=self._run.finish, name="wandb", daemon=True)
-        ending.start()
-        ending.join(CLOSE_S)
-        if ending.is_alive():
-            logger.warning("W&B doesn't accept its last rows (the metrics are in the bucket anyway)")
+        """Send the last rows, however long that takes."""
+        self._run.finish()
 
 
 class TensorBoardCurve:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from checkpoints.records.file_transfer import hash_file
-from trainer.config.fingerprint import Base
+from trainer.config.fingerprint import FILES_ADDED_LATER, Base
 from trainer.hub.load_errors import translated_errors
 from trainer.model.base_files import CONFIG, read_header
 
@@ -32,6 +32,7 @@ SETTINGS = (
     "merges.txt",
     "chat_template.*",
     "*.py",
+    *FILES_ADDED_LATER,
 )
 """Files of a model besides its weights that determine what it computes."""
 
@@ -68,13 +69,12 @@ def folder_of(name: str, revision: str | None) -> Path | None:
 
 def _settings_here(folder: Path) -> dict[str, str | None]:
     """Hashes of a folder's config and tokenizer files."""
-    return {
-        path.name: hash_file(path) for path in sorted(folder.iterdir()) if path.is_file() and _is_setting(path.name)
-    }
+    files = {path.relative_to(folder).as_posix(): path for path in [*folder.iterdir(), *folder.glob("*/*.jinja")]}
+    return {name: hash_file(path) for name, path in sorted(files.items()) if path.is_file() and _is_setting(name)}
 
 
 def _is_setting(name: str) -> bool:
-    return "/" not in name and any(fnmatch(name, pattern) for pattern in SETTINGS)
+    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in SETTINGS)
 
 
 def hash_weights(folder: Path) -> tuple[str, str]:

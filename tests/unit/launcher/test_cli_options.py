@@ -63,7 +63,7 @@ BEYOND_PARSING = {
     "launcher.commands.replay_trace.simulate": 0,
     "trainer.main._attempt": Outcome(kind="finished"),
     "trainer.curation.pipeline.curate_files": {},
-    "trainer.curation.pipeline.told": "",
+    "trainer.curation.pipeline.as_text": "",
 }
 """What the commands call once their options are good, and what it returns here."""
 

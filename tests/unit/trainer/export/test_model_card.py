@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from checkpoints.run_log.event_log import Event
 from trainer.config.recipe import Dataset, Model, Source, load_recipe
 from trainer.export.model_card import model_card
 from trainer.main import new_record
@@ -80,3 +82,18 @@ def test_an_older_run_without_a_noted_base_model_names_that_of_the_recipe() -> N
 def test_the_hub_is_told_what_loads_it(recipe: str, merged: bool, library: str) -> None:
     metadata, _ = card(Model(name="me/base"), Source(name="me/pairs"), recipe=recipe, merged=merged)
     assert metadata["library_name"] == library
+
+
+def test_rows_that_were_left_out_are_counted_with_their_lines() -> None:
+    left_out = [
+        {"reason": "chosen is empty", "rows": 2, "where": ["pairs.jsonl:3", "pairs.jsonl:9"]},
+        {"reason": "of an older run", "rows": 1},
+    ]
+    prepared = Event(
+        time=datetime(2026, 1, 1, tzinfo=UTC), id="e", kind="data_prepared", attempt=1,
+        data={"rows": 10, "train": 7, "left_out": left_out},
+    )  # fmt: skip
+    text = model_card(new_record("mine", load_recipe("notus-7b-dpo-lora")), [prepared], None, merged=False)
+    assert (
+        "Of its 10 rows these were left out: 2: chosen is empty (pairs.jsonl:3, pairs.jsonl:9); 1: of an older run."
+    ) in text

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer.config.fingerprint import base_revision
+from trainer.config.fingerprint import base_change, base_revision
 from trainer.model.base_identity import WHOLE_BYTES, hash_weights, identify_base
 
 
@@ -85,3 +85,16 @@ def test_a_run_goes_on_with_the_commit_that_it_began_with() -> None:
     assert base_revision({"commit": "c0ffee", "weights": "w1"}, None) == "c0ffee"
     assert base_revision({"commit": None, "weights": "w1"}, None) is None
     assert base_revision(None, "v1") == "v1"
+
+
+def test_files_of_a_tokenizer_count_too_but_for_runs_that_began_without_them(tmp_path: Path) -> None:
+    base = folder(tmp_path / "base", weights())
+    (base / "config.json").write_text("{}")
+    older = identify_base(str(base), None)
+    for name in ("spiece.model", "bpe.codes", "additional_chat_templates/tool_use.jinja"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text("one")
+    mine = identify_base(str(base), None)
+    assert base_change(older, mine) is None, "they say nothing of these files"
+    (base / "additional_chat_templates/tool_use.jinja").write_text("two")
+    assert "tool_use" in str(base_change(mine, identify_base(str(base), None)))
