@@ -16,15 +16,15 @@ GUESSES: Mapping[str, tuple[str, ...]] = {
     "rejected": ("rejected", "rejected_response", "worse", "bad", "dispreferred", "declined", "loser",
                  "response_rejected"),
 }  # fmt: skip
-"""Names that public preference sets use, by ours."""
+"""Column names in public preference data sets, by our names."""
 UNKNOWN_HOURS = 12.0
 LEAST_HOURS = 0.01
 WORDS = frozenset({"yes", "no", "on", "off", "true", "false", "null", "y", "n"})
-"""What YAML 1.1 or 1.2 reads as something else than text."""
+"""Words that YAML 1.1 or 1.2 doesn't read as strings."""
 
 
 class Choices(NamedTuple):
-    """What a new recipe is made of."""
+    """The choices for a new recipe."""
 
     name: str
     data: str
@@ -33,25 +33,25 @@ class Choices(NamedTuple):
     method: Method
     gpus: str
     columns: Mapping[str, str]
-    """Theirs by ours, for those that differ; empty if the names are known."""
+    """The data set's column names by ours, for those that differ; empty if the names are known."""
     eval_rows: int
 
 
 class Hours(NamedTuple):
-    """Training hours as estimated, with the range that is plausible; None = not known."""
+    """Estimated training hours as a plausible range; None = not known."""
 
     range: tuple[float, float] | None
 
     @property
     def likely(self) -> float:
-        """In between by ratio: what a run takes is a multiple of the least, not a sum on it."""
+        """The geometric mean of the range, because run times vary by a factor."""
         if self.range is None:
             return UNKNOWN_HOURS
         return max(LEAST_HOURS, float(f"{(self.range[0] * self.range[1]) ** 0.5:.2g}"))
 
 
 def guess_columns(names: Sequence[str]) -> dict[str, str] | None:
-    """Return which columns are prompt, chosen and rejected, if they have other names than ours; {} if they have ours.
+    """Guess which columns are prompt, chosen and rejected; {} if they already have our names.
 
     None if it can't be guessed.
     """
@@ -116,7 +116,7 @@ hardware:
 
 
 def _quoted(text: str) -> str:
-    """As a YAML scalar, quoted unless YAML reads it as this very text."""
+    """A YAML scalar, quoted unless YAML reads it unchanged."""
     if re.fullmatch(r"[A-Za-z][\w./-]*", text, re.ASCII) and text.lower() not in WORDS:
         return text
     return json.dumps(text, ensure_ascii=False)  # JSON's strings are YAML's

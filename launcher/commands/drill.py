@@ -40,11 +40,11 @@ from trainer.main import default_processes
 from trainer.model.base_files import check_local_base
 
 MODEL_S = 1800.0
-"""For the tokenizer and the configuration of the model to come from the Hub, and for imports."""
+"""Timeout for imports and for fetching the model's tokenizer and configuration from the Hub."""
 
 
 class DrillOptions(NamedTuple):
-    """What the user chose."""
+    """The user's options."""
 
     kills: int
     seed: int | None
@@ -53,7 +53,7 @@ class DrillOptions(NamedTuple):
 
 
 def drill(recipe_name: str, bucket: str | None, options: DrillOptions, output: str) -> int:
-    """Run the drill and print what it has shown; returns the exit code, 1 if a resumed run was not the same."""
+    """Run the drill and print its result; returns the exit code, 1 if the resumed run differs."""
     recipe = load_recipe(recipe_name)
     check_local(recipe.dataset)
     check_local_base(recipe)
@@ -104,7 +104,7 @@ def _small_recipe(recipe: Recipe, folder: Path) -> tuple[Recipe, str]:
 
 
 def _make_model(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """In a process of its own: the launcher imports no torch. Raises `UserError`, or `RunFailed`."""
+    """Run in a separate process, because the launcher doesn't import torch. Raises `UserError`, or `RunFailed`."""
     command = [*module("trainer.model.miniature"), recipe.model.name, recipe.model.revision or "", str(folder)]
     try:
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=MODEL_S, check=False)
@@ -172,7 +172,7 @@ def _on_gpu() -> bool:
 
 
 def _remove(*stores: Store) -> None:
-    """Delete the drill's own runs. What can't be deleted is named."""
+    """Delete the drill's own runs, and report what can't be deleted."""
     for store in stores:
         try:
             for entry in store.list(""):

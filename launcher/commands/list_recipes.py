@@ -1,4 +1,4 @@
-"""`notus-launch recipes`: list, show or copy those that come with the package."""
+"""`notus-launch recipes`: list, show or copy the built-in recipes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.config.recipe import builtin_names, find_recipe, load_recipe
 
 
 def list_recipes(output: str) -> None:
-    """Print all of them, one per line."""
+    """Print all recipes, one per line."""
     recipes = [load_recipe(name) for name in builtin_names()]
     if output == "json":
         shown = [
@@ -41,12 +41,12 @@ def list_recipes(output: str) -> None:
 
 
 def show_recipe(name: str) -> None:
-    """Print the text of one."""
+    """Print the text of a recipe."""
     sys.stdout.write(_text(name))
 
 
 def copy_recipe(name: str, file: Path | None) -> None:
-    """Copy one to `file`, or to NAME.yaml in this folder. Raises `UserError` if that exists."""
+    """Copy a recipe to `file`, or to NAME.yaml in the current folder. Raises `UserError` if that exists."""
     text, target = _text(name), file or Path(f"{name}.yaml")
     if target.suffix not in (".yaml", ".yml"):
         raise UserError(f"{target} is not a recipe's name", f"name a file that ends in .yaml: {target}.yaml")

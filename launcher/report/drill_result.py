@@ -1,4 +1,4 @@
-"""What a drill has shown, and what it can't show, as data and for a terminal."""
+"""The result of a drill, including what it doesn't cover, as data and for a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launcher.report.receipt import Receipt
 
 
 class Drill(BaseModel):
-    """A drill in figures."""
+    """The figures of a drill."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,7 +29,7 @@ class Drill(BaseModel):
 
 
 def drill_panel(drill: Drill) -> RenderableType:
-    """What a drill has shown, and what it can't show."""
+    """The result of a drill, including what it doesn't cover, as a panel."""
     verdict = "passed: bit for bit the same" if drill.passed else f"FAILED: {', '.join(drill.differences[:3])}"
     lines = Table.grid(padding=(0, 1))
     lines.add_column()

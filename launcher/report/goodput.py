@@ -1,7 +1,7 @@
 """Where the time of a run went, and what each interruption cost. Pure functions of the receipt.
 
 The names are those of Google's ml-goodput-measurement: time is productive, or it is badput of a named kind. Its kinds
-"accelerator initialization", "training preparation" and "program startup" are one here, because a run notes only when
+"accelerator initialization", "training preparation" and "program startup" are one here, because a run only records when
 an attempt starts and when its first step is done.
 """
 
@@ -26,7 +26,7 @@ class Part(BaseModel):
 
 
 class Interruption(BaseModel):
-    """What it cost that an attempt ended before the run did."""
+    """The cost of an attempt that ended before the run did."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,7 +62,7 @@ def goodput_parts(receipt: Receipt) -> list[Part]:
 
 
 def interruptions(receipt: Receipt) -> list[Interruption]:
-    """Return one for each attempt that another followed, oldest first."""
+    """Return an interruption for each attempt that was followed by another, oldest first."""
     pace_s = receipt.redone_s / receipt.steps_redone if receipt.steps_redone else 0.0
     return [_interruption(before, after, pace_s, receipt) for before, after in pairwise(receipt.attempts)]
 

@@ -77,7 +77,7 @@ class MachineLine(BaseModel):
     since: datetime = Field(description="when it was requested in its zone")
     until: datetime = Field(description="its end, or the receipt's time")
     price_usd_per_hour: float
-    hours: float = Field(description="from the request in its zone")
+    hours: float
     cost_usd: float
     ended: str = Field(description="preempted, moved, finished, ..., or running")
 

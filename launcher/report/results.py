@@ -1,4 +1,4 @@
-"""What a run's training came to: loss, evaluation, rewards, speed. A pure function of the diary and the metrics."""
+"""The results of a run's training: loss, evaluation, rewards, speed. A pure function of the diary and the metrics."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from checkpoints.run_log.event_log import Event, of_kind
 from checkpoints.run_log.metrics import StepMetrics
 
 LAST_SHARE = 0.05
-"""Of the steps: the loss of one step is mostly noise, so the last ones are averaged."""
+"""Share of the steps that is averaged at the end, because the loss of one step is mostly noise."""
 REWARDS = "rewards/"
 
 
 class Results(BaseModel):
-    """A training in figures."""
+    """The figures of a training."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,7 +32,7 @@ class Results(BaseModel):
 
 
 def kept_rows(metrics: Iterable[StepMetrics]) -> dict[int, dict[str, float]]:
-    """The figures of each step by the last attempt that did it: means over the ranks that noted them."""
+    """The figures of each step from the last attempt that did it: means over the ranks that recorded them."""
     newest: dict[int, int] = {}
     for item in metrics:
         newest[item.step] = max(newest.get(item.step, 0), item.attempt)
@@ -46,7 +46,7 @@ def kept_rows(metrics: Iterable[StepMetrics]) -> dict[int, dict[str, float]]:
 
 
 def make_results(events: Sequence[Event], metrics: Sequence[StepMetrics]) -> Results:
-    """Work the results out. Empty for a run that has not trained."""
+    """Compute the results; empty for a run that has not trained."""
     rows = list(kept_rows(metrics).values())
     evaluations = [payload for _, payload in of_kind(events, Evaluated)]
     newest = max(evaluations, key=lambda evaluation: evaluation.step, default=None)

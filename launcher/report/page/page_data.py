@@ -1,4 +1,4 @@
-"""What the page shows, worked out of the receipt, the diary and the metrics. Pure; the template only lays it out."""
+"""The page's content, computed from the receipt, the diary and the metrics. Pure; the template only lays it out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from launcher.report.receipt import AttemptLine, MachineLine, Receipt
 from launcher.report.results import Results
 
 MAX_POINTS = 1500
-"""Of a curve: more can't be told apart on a screen. Neighbouring steps are averaged."""
+"""Points per curve: more can't be distinguished on a screen. Neighbouring steps are averaged."""
 SHOWN = {
     "Loss": ("loss",),
     "Reward accuracy": ("rewards/accuracies",),
@@ -27,9 +27,9 @@ SHOWN = {
     "Gradient norm": ("grad_norm",),
     "Learning rate": ("learning_rate",),
 }
-"""Charts over steps, by title: the metrics that each shows."""
+"""Metrics in each chart over steps, by title."""
 EVALUATED = {"Loss": "eval_loss", "Reward accuracy": "eval_rewards/accuracies"}
-"""What an evaluation adds to a chart."""
+"""The evaluation metric added to a chart."""
 
 
 class Frozen(BaseModel):
@@ -39,7 +39,7 @@ class Frozen(BaseModel):
 
 
 class Bar(Frozen):
-    """A stretch of time on the timeline, in hours since its beginning."""
+    """A span of time on the timeline, in hours since its beginning."""
 
     begin_h: float
     end_h: float
@@ -73,7 +73,7 @@ class Chart(Frozen):
 
 
 class Comparison(Frozen):
-    """What the run would have cost otherwise."""
+    """The cost of the run, or of an alternative."""
 
     name: str
     cost_usd: float
@@ -104,7 +104,7 @@ def make_page(
     *,
     on_demand_usd_per_hour: float | None = None,
 ) -> PageData:
-    """Work the page out. `on_demand_usd_per_hour`: of the cheapest node like the run's, for comparison."""
+    """Compute the page. `on_demand_usd_per_hour`: price of the cheapest node like the run's, for comparison."""
     begins = [attempt.started_at for attempt in receipt.attempts] + [machine.since for machine in receipt.machines]
     ends = [attempt.ended_at for attempt in receipt.attempts] + [machine.until for machine in receipt.machines]
     started_at = min(begins, default=None)
@@ -141,7 +141,7 @@ def timeline(receipt: Receipt, started_at: datetime) -> list[Row]:
 
 
 def _stretches(attempt: AttemptLine, begin_h: float) -> list[Bar]:
-    """The start-up of an attempt, the steps that were kept, and those that were lost."""
+    """The bars of an attempt: its start-up, the steps that were kept, and those that were lost."""
     end_h = begin_h + attempt.seconds / 3600
     trained_h = min(end_h, begin_h + attempt.startup_s / 3600)
     steps = max(1, attempt.to_step - attempt.from_step)
@@ -158,7 +158,7 @@ def _stretches(attempt: AttemptLine, begin_h: float) -> list[Bar]:
 
 
 def cost_chart(receipt: Receipt, started_at: datetime, on_demand_usd_per_hour: float | None) -> Chart | None:
-    """Return the cost as it grew, beside a machine on demand that is never lost; None if no cloud was paid."""
+    """Return the cost over time, with an uninterrupted on-demand machine for comparison; None if no cloud was used."""
     if not receipt.machines:
         return None
     needed_h = uninterrupted_h(receipt)
@@ -182,13 +182,13 @@ def _paid_until(machine: MachineLine, moment: datetime) -> float:
 
 
 def uninterrupted_h(receipt: Receipt) -> float:
-    """Hours that the run would have taken on a machine that is never taken away: one start-up, no step twice."""
+    """Hours that the run would have taken without interruptions: one start-up, no step twice."""
     startup_s = receipt.attempts[0].startup_s if receipt.attempts else 0.0
     return (receipt.useful_s + receipt.saving_s + receipt.other_s + startup_s) / 3600
 
 
 def comparisons(receipt: Receipt, on_demand_usd_per_hour: float | None) -> list[Comparison]:
-    """Return what the run cost, and what other ways would have cost, by the prices of its own time."""
+    """Return the cost of the run and of alternatives, at the prices during the run."""
     if not receipt.machines:
         return []
     hours = uninterrupted_h(receipt)
@@ -213,7 +213,7 @@ def comparisons(receipt: Receipt, on_demand_usd_per_hour: float | None) -> list[
 
 
 def step_charts(receipt: Receipt, events: Sequence[Event], metrics: Sequence[StepMetrics]) -> list[Chart]:
-    """Return the curves over steps: one line per metric, and what was redone as a line of its own."""
+    """Return the curves over steps: one line per metric, and a separate line for redone steps."""
     marks = tuple(float(attempt.to_step) for attempt in receipt.attempts[:-1] if attempt.to_step > attempt.from_step)
     evaluations = {payload.step: payload.metrics for _, payload in of_kind(events, Evaluated)}
     charts = []
@@ -236,7 +236,7 @@ def _label(name: str) -> str:
 
 
 def _by_step(metrics: Sequence[StepMetrics], name: str) -> dict[int, float]:
-    """The metric by step, by the last attempt that did it: a mean over the ranks that have it."""
+    """The metric by step from the last attempt that did it: a mean over the ranks that have it."""
     newest: dict[int, int] = {}
     values: dict[tuple[int, int], list[float]] = defaultdict(list)
     for item in metrics:

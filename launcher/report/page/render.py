@@ -1,4 +1,4 @@
-"""The page as text: one file that needs nothing else, no network and no server."""
+"""Render the page as one self-contained file that needs no network and no server."""
 
 from __future__ import annotations
 
