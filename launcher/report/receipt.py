@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -132,24 +132,10 @@ def make_receipt(
     last sign of life.
     """
     attempts = _attempts(events, now, "killed" if abandoned else "running")
-    kept = _kept_seconds(metrics, attempts)
-    saves = of_kind(events, Saved)
-    saving_s = sum(float(item.values.get("stalled_s", 0.0)) for item in metrics if item.rank == 0)
-    wall_s = (attempts[-1].ended_at - attempts[0].started_at).total_seconds() if attempts else 0.0
-    running_s = sum(attempt.seconds for attempt in attempts)
-    startup_s = sum(attempt.startup_s for attempt in attempts)
-    redone_s = _redone_seconds(attempts, kept)
-    # The first step of an attempt counts as start-up: it compiles, allocates and waits for the slowest rank.
-    useful_s = sum(kept.values())
-    waiting_s = max(0.0, wall_s - running_s)
-    # A pause by the user, and the start-up after it, are not lost to a preemption.
-    recoveries = [(before, after) for before, after in pairwise(attempts) if before.ended != "stopped"]
-    recovering_s = sum((after.started_at - before.ended_at).total_seconds() for before, after in recoveries)
-    other_s = max(0.0, wall_s - useful_s - saving_s - startup_s - redone_s - waiting_s)
-    later_startups_s = sum(after.startup_s for _, after in recoveries)
+    times = _times(attempts, metrics)
     compared = [comparison for _, comparison in of_kind(events, Compared)]
-    hours = running_s / 3600
     paid = _machines(events, now)
+    running_h = sum(attempt.seconds for attempt in attempts) / 3600
     return Receipt(
         run=run,
         state=_state(events, attempts),
@@ -159,31 +145,65 @@ def make_receipt(
         failures=sum(attempt.ended in ("failed", "user_error", "fenced") for attempt in attempts),
         steps=max((attempt.to_step - attempt.redone_steps for attempt in attempts), default=0),
         steps_redone=sum(attempt.redone_steps for attempt in attempts),
-        wall_s=wall_s,
-        useful_s=useful_s,
-        saving_s=saving_s,
-        saves=len(saves),
-        startup_s=startup_s,
-        redone_s=redone_s,
-        waiting_s=waiting_s,
-        other_s=other_s,
-        lost_to_preemptions_s=redone_s + max(0.0, recovering_s) + later_startups_s,
-        goodput=useful_s / wall_s if wall_s else 0.0,
-        machine_hours=sum(machine.hours for machine in paid) if paid else hours,
+        saves=len(of_kind(events, Saved)),
+        **times._asdict(),
+        goodput=times.useful_s / times.wall_s if times.wall_s else 0.0,
+        machine_hours=sum(machine.hours for machine in paid) if paid else running_h,
         machines=paid,
         cost_usd=sum(machine.cost_usd for machine in paid),
-        costs=tuple(
-            CostLine(
-                offer=f"{offer.cloud} {'spot' if offer.spot else 'on demand'} {offer.gpus}",
-                price_usd_per_hour=offer.price_usd_per_hour,
-                cost_usd=hours * offer.price_usd_per_hour,
-            )
-            for offer in (() if paid else offers)
-        ),
+        costs=_costs(() if paid else offers, running_h),
         damaged_checkpoints=len(of_kind(events, DamageFound)),
         data=data_line(events) or "",
         bit_exact=compared[-1].equal if compared else None,
         compared=compared[-1].model_dump(mode="json") if compared else {},
+    )
+
+
+class _Times(NamedTuple):
+    """The receipt's fields of the same names."""
+
+    wall_s: float
+    useful_s: float
+    saving_s: float
+    startup_s: float
+    redone_s: float
+    waiting_s: float
+    other_s: float
+    lost_to_preemptions_s: float
+
+
+def _times(attempts: Sequence[AttemptLine], metrics: Sequence[StepMetrics]) -> _Times:
+    """Where the wall time went. The parts up to `other_s` add up to it."""
+    kept = _kept_seconds(metrics, attempts)
+    wall_s = (attempts[-1].ended_at - attempts[0].started_at).total_seconds() if attempts else 0.0
+    # The first step of an attempt counts as start-up: it compiles, allocates and waits for the slowest rank.
+    useful_s, startup_s = sum(kept.values()), sum(attempt.startup_s for attempt in attempts)
+    saving_s = sum(float(item.values.get("stalled_s", 0.0)) for item in metrics if item.rank == 0)
+    redone_s = _redone_seconds(attempts, kept)
+    waiting_s = max(0.0, wall_s - sum(attempt.seconds for attempt in attempts))
+    # A pause that the user made, and the start-up after it, are no loss to a preemption.
+    recoveries = [(before, after) for before, after in pairwise(attempts) if before.ended != "stopped"]
+    between_s = sum((after.started_at - before.ended_at).total_seconds() for before, after in recoveries)
+    return _Times(
+        wall_s=wall_s,
+        useful_s=useful_s,
+        saving_s=saving_s,
+        startup_s=startup_s,
+        redone_s=redone_s,
+        waiting_s=waiting_s,
+        other_s=max(0.0, wall_s - useful_s - saving_s - startup_s - redone_s - waiting_s),
+        lost_to_preemptions_s=redone_s + max(0.0, between_s) + sum(after.startup_s for _, after in recoveries),
+    )
+
+
+def _costs(offers: Sequence[Offer], hours: float) -> tuple[CostLine, ...]:
+    return tuple(
+        CostLine(
+            offer=f"{offer.cloud} {'spot' if offer.spot else 'on demand'} {offer.gpus}",
+            price_usd_per_hour=offer.price_usd_per_hour,
+            cost_usd=hours * offer.price_usd_per_hour,
+        )
+        for offer in offers
     )
 
 

@@ -213,7 +213,7 @@ def _tools(value: Any) -> list[Any] | None:
         raise UnusableRow("tools is text that is not JSON") from error
     if read and not (isinstance(read, list) and all(isinstance(tool, dict) for tool in read)):
         raise UnusableRow("tools is not a list of function schemas")
-    return read or None
+    return read if isinstance(read, list) else None  # a template may treat an empty list as TRL does, unlike none
 
 
 def _settings(value: Any) -> Mapping[str, Any]:
