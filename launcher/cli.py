@@ -45,6 +45,7 @@ def launch(
     trust_prices: o.TrustOption = False,
     dry_run: o.DryRunOption = False,
     explain: o.ExplainOption = False,
+    show_task: o.ShowTaskOption = False,
     yes: o.YesOption = False,
     detach: o.DetachOption = False,
     preempt: o.PreemptOption = 0,
@@ -80,14 +81,14 @@ def launch(
     if request.is_local:
         from launcher.commands import launch_local as command
 
-        req.refuse_cloud_options(request, dry_run=dry_run, explain=explain)
+        req.refuse_cloud_options(request, dry_run=dry_run, explain=explain, show_task=show_task)
         local = command.LocalOptions(preempt, preempt > 0 if compare is None else compare, seed, processes)
         raise typer.Exit(command.launch_local(request, local, output))
     req.refuse_local_options(preempt, compare, seed, processes)
-    if dry_run or explain:
+    if dry_run or explain or show_task:
         from launcher.commands import dry_run as dry
 
-        raise typer.Exit(dry.plan_only(request, output, explained=explain))
+        raise typer.Exit(dry.plan_only(request, dry.Shown(output, explained=explain, task_only=show_task)))
     from launcher.commands import launch_cloud as cloud_command
 
     raise typer.Exit(cloud_command.launch_cloud(request, cloud_command.CloudOptions(detach, yes), output))

@@ -62,10 +62,13 @@ HazardOption = Annotated[
 ]
 TrustOption = Annotated[bool, typer.Option("--trust-prices", help="Also recommend offers whose price looks wrong.")]
 ExplainOption = Annotated[
-    bool, typer.Option("--explain", help="Dry run that also shows the policy's decisions and the cost by deadline.")
+    bool,
+    typer.Option("--explain", help="Dry run that also shows assumptions, the policy's rules and cost by deadline."),
 ]
+ShowTaskOption = Annotated[bool, typer.Option("--show-task", help="Dry run that prints only the SkyPilot task.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Compare plans and show the SkyPilot task, without starting anything.")
+    bool,
+    typer.Option("--dry-run", help="Show what it costs where and when it is done, without starting anything."),
 ]
 YesOption = Annotated[
     bool,

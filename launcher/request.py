@@ -232,11 +232,14 @@ def refuse_before_subcommand(given: Sequence[str], subcommand: str, known: Colle
     )
 
 
-def refuse_cloud_options(request: LaunchRequest, *, dry_run: bool, explain: bool = False) -> None:
+def refuse_cloud_options(
+    request: LaunchRequest, *, dry_run: bool, explain: bool = False, show_task: bool = False
+) -> None:
     """Refuse options that have no meaning on this machine; raises `RequestError`."""
     given = {
         "--dry-run": dry_run,
         "--explain": explain,
+        "--show-task": show_task,
         "--gpus": bool(request.gpus),
         "--spot/--on-demand": request.market != "auto",
         "--deadline": request.deadline_h is not None,

@@ -1,4 +1,4 @@
-"""`--dry-run`: show plans, the recommendation and the task. Starts nothing, needs no credentials and no network.
+"""`--dry-run`: show the answer and the plans. Starts nothing, needs no credentials and no network.
 
 It must answer within a second, so it imports neither the checkpoints package nor SkyPilot. Only if a bucket and a run
 name are given does it read the run's progress there.
@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
 
 from checkpoints.util.command_line import console
 from checkpoints.util.environment import user_home
 from launcher.catalog.offers import Offer, find_catalog, load_offers
 from launcher.paths import experience_path
+from launcher.planning.decision import Decision, decide, missing_accounts
 from launcher.planning.explanation import Explanation, explain
 from launcher.planning.named_places import named_places
 from launcher.planning.node_types import wanted_gpus
@@ -25,7 +29,7 @@ from launcher.planning.planner import Planner
 from launcher.planning.work_left import NOT_STARTED, RunProgress, run_progress
 from launcher.policy.limits import Limits
 from launcher.policy.spot.preemption_rates import Learned
-from launcher.report.plan_tables import show_dry_run
+from launcher.report.plan_tables import Extras, show_dry_run
 from launcher.request import LaunchRequest, check_cloud_bucket, check_cloud_run_name, cloud_run_name
 from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
 from launcher.sky.setup.controller import plugin_is_configured
@@ -42,7 +46,15 @@ WITHOUT_PLUGIN = (
 )
 
 
-def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -> int:
+class Shown(NamedTuple):
+    """What the user wants to see."""
+
+    output: str
+    explained: bool = False
+    task_only: bool = False
+
+
+def plan_only(request: LaunchRequest, shown: Shown) -> int:
     """Run `--dry-run`."""
     if request.bucket is not None:
         check_cloud_bucket(request.bucket)
@@ -57,17 +69,44 @@ def plan_only(request: LaunchRequest, output: str, *, explained: bool = False) -
         result = result.model_copy(update={"advice": (unread, *result.advice)})
     if strategy_here() != NOTUS:
         result = result.model_copy(update={"advice": (WITHOUT_PLUGIN, *result.advice)})
-    task = shown_task(request, recipe, result)
-    why = explanation(planner, result) if explained else None
-    if output == "json":
-        data = {**result.model_dump(mode="json"), "task": task}
+    decision = decide(result, request, clouds_with_credentials())
+    why = explanation(planner, result) if shown.explained else None
+    if shown.output == "json":
+        data = {**result.model_dump(mode="json"), "task": shown_task(request, recipe, result)}
+        data["decision"] = decision.model_dump(mode="json") if decision is not None else None
         if why is not None:
             data["explanation"] = why.model_dump(mode="json")
         sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    elif shown.task_only:
+        sys.stdout.write(shown_task(request, recipe, result))
     else:
-        show_dry_run(console(), result, task, why)
+        commands = next_commands(request, decision, sys.argv[1:]) if decision is not None else ()
+        show_dry_run(console(), result, Extras(decision, why, shown.explained, commands))
     require_plan(result, request)
     return 0
+
+
+def clouds_with_credentials() -> frozenset[str]:
+    """The clouds whose credentials file is on this machine, as SkyPilot looks for it."""
+    return frozenset(name for name, cloud in CLOUDS.items() if _exists(user_home() / cloud.credentials))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a home folder that this user can't read
+        return False
+
+
+def next_commands(request: LaunchRequest, decision: Decision, arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """What to run next, each with its purpose: what is missing first, then the launch with the same options."""
+    commands = []
+    if missing := missing_accounts(decision.accounts):
+        commands.append((f"set up {', '.join(missing)}", "notus-launch doctor"))
+    kept = [argument for argument in arguments if argument not in ("--dry-run", "--explain", "--show-task")]
+    bucket = [] if request.bucket is not None else ["--bucket", "s3://YOUR-BUCKET/PREFIX"]
+    commands.append(("launch", shlex.join(["notus-launch", *kept, *bucket])))
+    return commands
 
 
 def _done(request: LaunchRequest) -> tuple[RunProgress, str]:

@@ -1,8 +1,9 @@
-"""Dry run output for a terminal: offers, plans with their range, the recommendation, its explanation, the task."""
+"""Dry run output for a terminal: the answer, the plans with their range, and on request what they rest on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -10,86 +11,110 @@ from rich.text import Text
 
 from launcher.catalog.offers import Offer
 from launcher.console import rounded
+from launcher.planning.decision import Decision
 from launcher.planning.explanation import Explanation
 from launcher.planning.plan import DryRun, Plan
+from launcher.report.decision_view import decision_table
 from launcher.report.tables import plain_table
-from trainer.config.clouds import CLOUDS
 
-SHOWN = 8
+SHOWN = 6
 """Plans shown; the others are only counted."""
 BAR = 26
 NARROW = 80
 """Terminal width in which all figures of a plan fit into one line."""
-WIDE = 108
+WIDE = 112
 """Terminal width with room for the bars beside the figures."""
 
 
-def show_dry_run(console: Console, result: DryRun, task: str, explanation: Explanation | None = None) -> None:
-    """Show the comparison of plans, the recommendation, the assumptions and the task."""
-    console.print(offers_table(result.offers))
+class Extras(NamedTuple):
+    """What a dry run shows beside the plans."""
+
+    decision: Decision | None = None
+    explanation: Explanation | None = None
+    explained: bool = False
+    """Show the assumptions, the offers' summary and the policy's rules, too."""
+    next_commands: Sequence[tuple[str, str]] = ()
+    """What for, and the command."""
+
+
+def show_dry_run(console: Console, result: DryRun, extras: Extras | None = None) -> None:
+    """Show the answer, the plans, what to know about them, and the next command."""
+    extras = extras or Extras()
+    if extras.decision is not None:
+        console.print(decision_table(extras.decision), highlight=False)
+    else:
+        console.print(Text.assemble("recommended: ", ("none", "bold"), f" ({result.reason})"), soft_wrap=True)
     console.print()
-    wide = console.width >= WIDE
     console.print(_plans_table(result, console.width))
-    if not wide:
-        console.print(_chart(result))
     left_out = len(result.plans) - len(_shown(result))
     if left_out > 0:
         console.print(f"and {left_out} more expensive plans (-o json shows all)", style="dim")
-    recommended = Text.assemble("\nrecommended: ", (result.recommended or "none", "bold"), f" ({result.reason})")
-    console.print(recommended, soft_wrap=True)
-    if result.best is not None:
-        store = f"storage ${result.best.storage_usd:,.2f} and egress ${result.best.egress_usd:,.2f}"
-        console.print(f"of its cost: {store}", highlight=False)
+    if any(len(plan.ladder) > 1 for plan in _shown(result)):
+        console.print("spot plans fall back on a machine on demand before the deadline is at risk", style="dim")
+    if extras.decision is not None:
+        console.print(f"why: {result.reason}", highlight=False, soft_wrap=True)
     for line in result.warnings:
         console.print(f"warning: {line}", highlight=False, soft_wrap=True)
     for line in result.advice:
         console.print(f"advice: {line}", highlight=False, soft_wrap=True)
-    if explanation is not None:
-        _show_explanation(console, explanation)
+    if extras.explained:
+        _show_assumptions(console, result)
+        if extras.explanation is not None:
+            _show_explanation(console, extras.explanation)
+    for what, command in extras.next_commands:
+        console.print(f"{what}: {command}", highlight=False, soft_wrap=True)
+
+
+def _show_assumptions(console: Console, result: DryRun) -> None:
+    if result.best is not None:
+        best = result.best
+        store = f"storage ${best.storage_usd:,.2f} and egress ${best.egress_usd:,.2f}"
+        console.print(f"\nof the recommended plan's cost: {store}", highlight=False)
     console.print("\nassumptions")
     for assumption in result.assumptions:
         console.print(f"  - {assumption}", highlight=False, soft_wrap=True)
-    console.print("\nSkyPilot task\n")
-    console.print(Text(task), soft_wrap=True)
+    console.print(_chart(result))
 
 
 def _plans_table(result: DryRun, width: int) -> Table:
-    table = plain_table(f"plans for {result.recipe}, {result.work_h:g} h of work: means, and 95 % upper bounds")
+    """A plan per line. In a narrow terminal fewer figures, and none of them cut."""
+    table = plain_table(f"plans for {result.recipe}, {result.work_h:g} h of work")
     shown = _shown(result)
     dearest, chart = _dearest(shown), width >= WIDE
-    dated = any(plan.deadline_probability is not None for plan in shown)
-    limited = any(plan.budget_probability is not None for plan in shown)
     table.add_column("", no_wrap=True)
     table.add_column("plan", min_width=12)
     table.pad_edge = False  # two more characters for figures
-    chances = [name for name, given in (("in time", dated), ("in budget", limited)) if given]
-    figures = ("$", "95 % $", "hours", "95 % h", "preempted", *chances)
+    figures = _figures(shown, width)
     for name in figures:
         table.add_column(name, justify="right")
     if chart:
         table.add_column("cost: p5 to p95", no_wrap=True)
     for plan in shown:
         chosen = plan.name == result.recommended
-        cells = [
-            "->" if chosen else "",
-            _name(plan),
-            rounded(plan.expected_cost_usd, 2),
-            rounded(plan.cost_p95_usd, 2),
-            rounded(plan.expected_finish_h, 1),
-            rounded(plan.finish_p95_h, 1),
-            rounded(plan.expected_preemptions, 1),
-        ]
-        if dated:
-            cells.append(f"{plan.deadline_probability or 0:.0%}")
-        if limited:
-            cells.append(f"{plan.budget_probability or 0:.0%}")
+        cells = ["->" if chosen else "", plan.name, *(figure(plan) for figure in figures.values())]
         if chart:
             cells.append(_bar(plan, dearest))
-        style = "bold" if chosen else ("" if plan.within_limits else "dim")
-        table.add_row(*cells, style=style)
-    if width >= NARROW:
-        table.keep_whole(figures)
+        table.add_row(*cells, style="bold" if chosen else ("" if plan.within_limits else "dim"))
+    table.keep_whole(figures)
     return table
+
+
+def _figures(shown: Sequence[Plan], width: int) -> dict[str, Callable[[Plan], str]]:
+    """The figures for which there is room, by header."""
+    figures: dict[str, Callable[[Plan], str]] = {
+        "$": lambda plan: rounded(plan.expected_cost_usd, 2),
+        "95 % $": lambda plan: rounded(plan.cost_p95_usd, 2),
+        "hours": lambda plan: rounded(plan.expected_finish_h, 1),
+        "95 % h": lambda plan: rounded(plan.finish_p95_h, 1),
+        "preempted": lambda plan: rounded(plan.expected_preemptions, 1),
+    }
+    if width < NARROW:
+        del figures["95 % h"], figures["preempted"]
+    if any(plan.deadline_probability is not None for plan in shown):
+        figures["in time"] = lambda plan: f"{plan.deadline_probability or 0:.0%}"
+    if any(plan.budget_probability is not None for plan in shown):
+        figures["in budget"] = lambda plan: f"{plan.budget_probability or 0:.0%}"
+    return figures
 
 
 def _chart(result: DryRun) -> Table:
@@ -108,10 +133,6 @@ def _dearest(shown: Sequence[Plan]) -> float:
 def _shown(result: DryRun) -> list[Plan]:
     """The cheapest plans, and the recommended one."""
     return [plan for number, plan in enumerate(result.plans) if number < SHOWN or plan.name == result.recommended]
-
-
-def _name(plan: Plan) -> str:
-    return f"{plan.name}, else {CLOUDS[plan.ladder[1].cloud].label} on demand" if len(plan.ladder) > 1 else plan.name
 
 
 def _bar(plan: Plan, dearest: float) -> str:

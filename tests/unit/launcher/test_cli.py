@@ -83,11 +83,39 @@ def test_dry_run_for_people(
 ) -> None:
     assert launch("--dry-run", monkeypatch=monkeypatch, home=tmp_path) == 0
     text = capsys.readouterr().out
-    for part in ("recommended:", "assumptions", "SkyPilot task", "cheapest 12 of"):
-        assert part in text
+    first = [line.split("  ")[0] for line in text.splitlines()[:8] if not line.startswith(" ")]
+    assert first[:5] == ["recommended", "cost", "done in", "saves", "without spot"], "the answer comes first"
+    assert "assumptions" not in text
+    assert len(text.splitlines()) < 35
     assert "the task uses EAGER_NEXT_REGION, which ignores deadline and budget" in text
-    task = YAML(typ="safe").load(text[text.index("\nname: notus-7b-dpo\n") :])
+    assert launch("--explain", monkeypatch=monkeypatch, home=tmp_path) == 0
+    assert "\nassumptions\n" in capsys.readouterr().out
+
+
+def test_the_task_alone_can_be_handed_to_skypilot(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert launch("--show-task", monkeypatch=monkeypatch, home=tmp_path) == 0
+    task = YAML(typ="safe").load(capsys.readouterr().out)
+    assert task["name"] == "notus-7b-dpo"
     assert task["resources"]["job_recovery"]["strategy"] == "EAGER_NEXT_REGION"
+
+
+def test_the_next_command_has_the_same_options_and_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ("--cloud", "lambda", "--deadline", "24h", "--name", "my-run")
+    assert launch("--dry-run", *options, monkeypatch=monkeypatch, home=tmp_path) == 0
+    *_, account, command = capsys.readouterr().out.splitlines()
+    assert account == "set up Lambda: notus-launch doctor"
+    assert command == "launch: notus-launch " + " ".join(options) + " --bucket s3://YOUR-BUCKET/PREFIX"
+    (tmp_path / ".lambda_cloud").mkdir()
+    (tmp_path / ".lambda_cloud/lambda_keys").write_text("api_key = x")
+    assert launch("--dry-run", *options[:4], "--bucket", "s3://b", monkeypatch=monkeypatch, home=tmp_path) == 0
+    text = capsys.readouterr().out
+    assert "Lambda ready" in text
+    assert "set up" not in text
+    assert text.splitlines()[-1].endswith("--bucket s3://b")
 
 
 def test_an_empty_bucket_has_no_runs(

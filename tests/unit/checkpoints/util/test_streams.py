@@ -57,11 +57,11 @@ def test_a_full_stderr_ends_nothing(name: str, environment: dict[str, str]) -> N
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_a_dry_run_comes_out_in_any_encoding(encoding: str, environment: dict[str, str]) -> None:
-    command = (*module("launcher.cli"), "--dry-run", "--cloud", "lambda", "--gpus", "A100:8")
+    command = (*module("launcher.cli"), "--explain", "--cloud", "lambda", "--gpus", "A100:8")
     done = subprocess.run(command, capture_output=True, env={**environment, "PYTHONIOENCODING": encoding}, check=False)
     assert done.returncode == 0, done.stderr
     text = done.stdout.decode(encoding)
-    assert "recommended:" in text
+    assert "recommended" in text
     assert ("◆" if encoding == "utf-8" else "*") in text
 
 

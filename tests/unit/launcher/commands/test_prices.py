@@ -14,7 +14,7 @@ import pytest
 from launcher.catalog.gpu_nodes import Gpus
 from launcher.catalog.offers import Offer
 from launcher.commands import prices as story
-from launcher.commands.dry_run import plan_only
+from launcher.commands.dry_run import Shown, plan_only
 from launcher.commands.prices import Change, compare, prices
 from launcher.errors import NothingFits
 from launcher.request import LaunchRequest
@@ -78,7 +78,7 @@ def test_the_age_of_a_list_is_said_and_a_stale_one_is_a_warning(
     told = json.loads(capsys.readouterr().out)
     assert "days old" in told["source"]
     assert "older than the shipped price snapshot" in told["warnings"][0]
-    assert plan_only(LaunchRequest(recipe="notus-7b-dpo", gpus=A100.gpus, clouds=("lambda",)), "json") == 0
+    assert plan_only(LaunchRequest(recipe="notus-7b-dpo", gpus=A100.gpus, clouds=("lambda",)), Shown("json")) == 0
     told = json.loads(capsys.readouterr().out)
     assert "days old, edited by hand" in told["assumptions"][0]
     assert "older than the shipped price snapshot" in told["warnings"][0]

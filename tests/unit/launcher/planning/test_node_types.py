@@ -12,7 +12,7 @@ from launcher.catalog.offers import Catalog, Offer, load_offers
 from launcher.errors import NothingFits, RequestError
 from launcher.planning.plan import require_plan
 from launcher.planning.planner import Planner
-from launcher.report.plan_tables import show_dry_run
+from launcher.report.plan_tables import Extras, show_dry_run
 from launcher.request import LaunchRequest
 from launcher.sky.render import task_config
 from tests.support.plans import A100, A100_80, H100, RECIPE, node, plan
@@ -93,7 +93,7 @@ def test_a_host_too_small_for_the_state_is_no_plan(snapshot: Catalog) -> None:
     assert any(line.startswith("vast 8x-H100_SXM-32-65536 does not fit: 86 GiB") for line in result.assumptions)
     assert small.model_dump(mode="json")["misfit"] == small.misfit
     output = io.StringIO()
-    show_dry_run(Console(width=200, file=output), result, "")
+    show_dry_run(Console(width=200, file=output), result, Extras(explained=True))
     assert "does not fit: 86 GiB of the host's memory" in output.getvalue()
 
 

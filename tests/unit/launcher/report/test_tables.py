@@ -32,10 +32,10 @@ def test_every_figure_of_a_plan_is_in_its_line(snapshot: Catalog, width: int, fa
         for one in result.plans
     ]
     stream = io.StringIO()
-    show_dry_run(Console(file=stream, width=width), result.model_copy(update={"plans": tuple(dear)}), "")
+    show_dry_run(Console(file=stream, width=width), result.model_copy(update={"plans": tuple(dear)}))
     lines = stream.getvalue().splitlines()
     assert any("preempted  in time  in budget" in line for line in lines)
-    for one in dear:
+    for one in dear[:6]:
         figures = (
             *(rounded(value, 2) for value in (one.expected_cost_usd, one.cost_p95_usd)),
             *(rounded(one.expected_finish_h, 1), rounded(one.finish_p95_h, 1), rounded(one.expected_preemptions, 1)),
