@@ -73,7 +73,8 @@ def _show_assumptions(console: Console, result: DryRun) -> None:
     console.print("\nassumptions")
     for assumption in result.assumptions:
         console.print(f"  - {assumption}", highlight=False, soft_wrap=True)
-    console.print(_chart(result))
+    if console.width < WIDE:
+        console.print(_chart(result))
 
 
 def _plans_table(result: DryRun, width: int) -> Table:
