@@ -168,7 +168,7 @@ def _unread(entries: Iterable[Entry]) -> list[Finding]:
     sizes: dict[str, list[int]] = defaultdict(list)
     for entry in entries:
         top = entry.key.split("/")[0]
-        sizes[f"{top}/" if top in _HARMLESS else entry.key].append(entry.size_bytes)
+        sizes[f"{top}/" if top in _HARMLESS and top != entry.key else entry.key].append(entry.size_bytes)
     return [
         Finding(name, sum(each), unread=_HARMLESS.get(name.rstrip("/"), _STRANGE))
         for name, each in sorted(sizes.items())

@@ -20,7 +20,8 @@ import xxhash
 
 from checkpoints.util import owner_locks
 
-SHM = Path("/dev/shm")  # noqa: S108  # shared memory is the point
+SHM = Path(os.environ.get("NOTUS_SHM") or "/dev/shm")  # noqa: S108  # shared memory is the point
+"""Where snapshots are: another folder in memory, if the environment names one."""
 
 
 class RunMemory:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -212,10 +215,19 @@ def test_on_an_s3_that_misbehaves(
     assert_bit_exact(open_run("s3://notus-test/faulty", "faulty"), reference)
 
 
-def test_one_rank_dies(launcher: Launcher, reference: Store) -> None:
+@pytest.fixture
+def own_memory() -> Iterator[Path]:
+    """A folder in memory of its own: a run that starts beside this test gives back what dead runs have left there."""
+    folder = Path(tempfile.mkdtemp(prefix="test-of-notus-", dir="/dev/shm"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_one_rank_dies(launcher: Launcher, reference: Store, own_memory: Path) -> None:
     """An out-of-memory kill takes one rank; the attempt fails as a whole and the next one goes on."""
     # Saved at the end of each epoch only: the snapshot in memory is the committed one for eleven steps.
     sparing = recipe(launcher.home, "tiny-dpo", ("every_steps: 5", "every_steps: 100"))
+    launcher.environment["NOTUS_SHM"] = str(own_memory)
     process = launcher.start(*launcher.local(sparing, "--name", "crash"))
     with launcher.frozen("crash", step=13):
         (rank,) = (p for p in launcher.processes("trainer.training.worker") if p.environ().get("RANK") == "1")

@@ -56,6 +56,7 @@ def store(tmp_path: Path) -> FolderStore:
     diary.write("exported", files=files)
     store.put("logs/a0001/000000000000", b"a line")
     store.put("cache/tokens/0/index.json", b"{}")
+    store.put("report.html", b"<html>")
     store.put("somebody-elses.txt", b"?")
     return store
 
@@ -74,7 +75,9 @@ def test_a_good_run_is_good_and_what_was_not_read_is_named(
 ) -> None:
     rows = verify(store, monkeypatch, capsys)
     assert not [name for name, row in rows.items() if row["good"] is False]
-    assert {name for name, row in rows.items() if row["good"] is None} == {"cache/", "logs/", "somebody-elses.txt"}
+    unread = {"cache/", "logs/", "report.html", "somebody-elses.txt"}
+    assert {name for name, row in rows.items() if row["good"] is None} == unread
+    assert rows["report.html"]["unread"] == "not checked: for people to read, nothing depends on it"
     assert rows["somebody-elses.txt"]["unread"] == "not part of this run: nothing reads it"
     assert {"step 10", "step 5", "run.json", "pins.json", "model/config.json", "final/model.safetensors"} <= set(rows)
     assert len([name for name in rows if name.startswith(("events/", "metrics/", "launches/"))]) == 8
@@ -99,7 +102,13 @@ def test_every_damage_is_found_or_named_as_harmless(
             unnoticed.append(entry.key)
         path.write_bytes(before)
     # A line of the diary that is gone can't be missed: lines only tell, and receipts say less without it.
-    harmless = ("cache/", "logs/", "somebody-elses.txt", *(("events/", "launches/0002") if how == "delete" else ()))
+    harmless = (
+        "cache/",
+        "logs/",
+        "report.html",
+        "somebody-elses.txt",
+        *(("events/", "launches/0002") if how == "delete" else ()),
+    )
     if how == "delete":
         harmless += ("final.json",)  # the diary tells the same
     assert [key for key in unnoticed if not key.startswith(harmless)] == []
