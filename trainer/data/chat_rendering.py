@@ -1,8 +1,8 @@
 """Renders a row as the texts to tokenize, with the model's chat template, or plain with an end token.
 
-Like TRL 1.16's DPOTrainer, with two exceptions. A plain-text prompt becomes the user's turn if the model has a chat
-template (TRL would train on it bare), and `dataset.system` may precede it. And if a template drops something, such as a
-tool call, the row is unusable (TRL would train on the rest).
+Like TRL 1.16's DPOTrainer, with three exceptions. A plain-text prompt becomes the user's turn if the model has a chat
+template (TRL would train on it bare), and `dataset.system` may precede it. If a template drops something, such as a
+tool call, the row is unusable (TRL would train on the rest). And content parts of text are joined.
 """
 
 from __future__ import annotations
