@@ -12,8 +12,8 @@ AZURITE := azurite@3.35.0
 E2E_PACKAGES := mmdebstrap openssh-server rsync netcat-openbsd iproute2 openssl
 BROWSER := chromium
 
-# COVERAGE=--cov counts the lines that its first part runs, with the floor of pyproject.toml.
-run-tests = $(BIN)/pytest -m "$(1)" -n 2 --dist worksteal --durations 15 $(2) $(IN_ONE_PROCESS) \
+# COVERAGE=--cov counts the lines that its first part runs, with the floor of pyproject.toml; an option has to follow it.
+run-tests = $(BIN)/pytest $(2) -m "$(1)" -n 2 --dist worksteal --durations 15 $(IN_ONE_PROCESS) \
   && $(BIN)/pytest -m "$(1)" -n 2 --dist loadfile --durations 15 $(IN_ONE_PROCESS:%=--ignore %)
 
 .PHONY: help setup demo browser test test-slow test-all test-unit e2e e2e-quick gpu check format bench bench-gpu sky-tasks docs clean
