@@ -292,8 +292,8 @@ def drill(
     kills: o.KillsOption = 3,
     bucket: o.BucketOption = None,
     keep: o.KeepOption = False,
-    seed: o.SeedOption = None,
-    processes: o.ProcessesOption = None,
+    seed: o.DrillSeedOption = None,
+    processes: o.DrillProcessesOption = None,
     output: o.OutputOption = "text",
     debug: o.DebugOption = False,
 ) -> None:

@@ -144,6 +144,13 @@ ColumnsOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")]
 KillsOption = Annotated[int, typer.Option("--kills", help="Kill it this many times.", min=1, max=20)]
+DrillSeedOption = Annotated[
+    int | None, typer.Option("--seed", help="Seed for the random steps of the kills.", min=0, max=MAX_SEED)
+]
+DrillProcessesOption = Annotated[
+    int | None,
+    typer.Option("--processes", help="Number of ranks. Default: one per GPU, else 2.", min=1, max=MAX_PROCESSES),
+]
 KeepOption = Annotated[bool, typer.Option("--keep", help="Keep the drill's runs in the bucket.")]
 HtmlOption = Annotated[Path | None, typer.Option("--html", help="Also write the report as a page to this .html file.")]
 OtherRunOption = Annotated[

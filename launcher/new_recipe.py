@@ -70,6 +70,7 @@ def recipe_text(choices: Choices, hours: Hours) -> str:
     """Return the recipe as YAML with comments."""
     full = choices.method == "full"
     columns = "".join(f"    {ours}: {_quoted(theirs)}\n" for ours, theirs in choices.columns.items())
+    named = f"  columns:\n{columns}" if columns else ""
     if hours.range is None:
         about_hours = "# a placeholder: the size of the model or the data is not known here. Replace it"
     else:
@@ -88,7 +89,7 @@ model:
   # revision: pin the commit of the Hub here, if you may resume months later
 dataset:
   name: {_quoted(choices.data)}
-{"  columns:" + chr(10) + columns if columns else ""}\
+{named}\
   eval_rows: {choices.eval_rows} # held out for evaluation
 dpo:
   beta: 0.1 # strength of the pull towards the reference model

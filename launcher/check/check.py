@@ -18,11 +18,11 @@ from launcher.catalog.offers import find_catalog, load_offers
 from launcher.check import hub, tracking
 from launcher.check.answers import Answer, answers
 from launcher.check.rows import DATA, STEPS, Size, about_held_out, about_hours, about_rows, about_steps, size_of
-from launcher.check.tokens import about_lengths, lengths_of, local_tokenizer
+from launcher.check.tokens import about_lengths, sample_lengths
 from launcher.console import echo
 from launcher.errors import RequestError
 from launcher.findings import Finding
-from trainer.config.recipe import BUILTIN, Recipe, load_recipe
+from trainer.config.recipe import Recipe, load_recipe
 from trainer.data.preference_pairs import check_local
 from trainer.data.row_count import RowCount, Told, count_rows
 from trainer.model.base_files import check_local_base
@@ -127,10 +127,9 @@ def _derived_findings(recipe: Recipe, size: Size, counts: Sequence[RowCount], wh
     gpus = where.gpus or (parse_gpus(recipe.hardware.gpus) if recipe.hardware.gpus else None)
     processes = where.processes or (gpus.count if gpus else recipe.hardware.cpu_processes)
     yield about_steps(recipe, size, processes)
-    sample = [texts for count in counts for texts in count.sample]
-    if not sample or recipe.model.name.startswith(BUILTIN):  # built-in models have no tokenizer.json
+    lengths = sample_lengths(recipe, counts)
+    if lengths is None:
         return
-    lengths = lengths_of(sample, local_tokenizer(recipe))
     yield about_lengths(recipe, lengths)
     hours = about_hours(recipe, size, lengths.mean(recipe.dpo.max_length), gpus) if gpus and not where.local else None
     if hours is not None:

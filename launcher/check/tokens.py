@@ -10,8 +10,8 @@ import numpy as np
 
 from launcher.check.rows import CHARACTERS_PER_TOKEN
 from launcher.findings import Finding
-from trainer.config.recipe import Recipe
-from trainer.data.row_count import Texts
+from trainer.config.recipe import BUILTIN, Recipe
+from trainer.data.row_count import RowCount, Texts
 
 LENGTHS = "lengths"
 FILE = "tokenizer.json"
@@ -39,6 +39,14 @@ def lengths_of(sample: Sequence[Texts], tokenizer: Any | None) -> Lengths:
     counts = [len(encoded.ids) for encoded in tokenizer.encode_batch(flat, add_special_tokens=False)]
     three = np.reshape(counts, (-1, 3))
     return Lengths((three[:, 0] + three[:, 1:].max(axis=1)).tolist(), measured=True)
+
+
+def sample_lengths(recipe: Recipe, counts: Sequence[RowCount]) -> Lengths | None:
+    """Lengths of the sampled rows; None if there are none, or for a built-in model, which has no tokenizer.json."""
+    sample = [texts for count in counts for texts in count.sample]
+    if not sample or recipe.model.name.startswith(BUILTIN):
+        return None
+    return lengths_of(sample, local_tokenizer(recipe))
 
 
 def local_tokenizer(recipe: Recipe) -> Any | None:

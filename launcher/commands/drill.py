@@ -12,6 +12,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,25 +20,26 @@ from ruamel.yaml import YAML
 
 from checkpoints.errors import NotusError, UserError
 from checkpoints.run_log.event_kinds import DataPrepared, Preempted
-from checkpoints.run_log.event_log import of_kind, read_events
+from checkpoints.run_log.event_log import of_kind
 from checkpoints.run_log.run_record import open_run
 from checkpoints.storage.base import Store
 from checkpoints.storage.probe import probe
 from checkpoints.util.command_line import console
 from checkpoints.util.interpreter import environment, module
 from launcher.cli_options import writable
-from launcher.commands.launch_local import compare_with_twin, run_here
+from launcher.commands.launch_local import compare_with_twin, local_bucket, run_here
 from launcher.commands.receipts import read_report
 from launcher.console import counted, echo
 from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.local.backend import LocalRun
-from launcher.paths import default_folder, home
+from launcher.paths import home
 from launcher.report.drill_result import Drill, drill_panel
 from trainer.config.recipe import Recipe, load_recipe
 from trainer.config.rehearsal import rehearsal_of
 from trainer.data.preference_pairs import check_local
 from trainer.main import default_processes
 from trainer.model.base_files import check_local_base
+from trainer.supervisor.supervisor import gpus_here
 
 MODEL_S = 1800.0
 """Timeout for imports and for fetching the model's tokenizer and configuration from the Hub."""
@@ -57,7 +59,7 @@ def drill(recipe_name: str, bucket: str | None, options: DrillOptions, output: s
     recipe = load_recipe(recipe_name)
     check_local(recipe.dataset)
     check_local_base(recipe)
-    url = f"file://{writable(default_folder())}" if bucket is None else bucket
+    url = local_bucket(bucket)
     run = f"drill-{recipe.name[:30].rstrip('-')}-{secrets.token_hex(3)}"
     folder = writable(home() / "drills" / run)
     store, twin = open_run(url, run), open_run(url, f"{run}-uninterrupted")
@@ -74,17 +76,16 @@ def drill(recipe_name: str, bucket: str | None, options: DrillOptions, output: s
         )
         echo(f"drill of {recipe.name}: {about}; {counted(options.kills, 'kill')}, seed {local.seed}, in {store.url}")
         outcome = run_here(local, small, store, label="drill")
-        if outcome.kind != "finished":
-            echo("the drill was stopped")
-            return EXIT_STOPPED
-        compare_with_twin(local, small, store)
-        result = _result(recipe, about, local, store, url, kept=options.keep)
+        if outcome.kind == "finished":
+            compare_with_twin(local, small, store)
+        result = _result(recipe, about, local, store, keep=options.keep)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if result.passed and not options.keep:
+    if result is None:
+        echo(f"the drill was stopped; its runs are in {url}: {run}, {run}-uninterrupted")
+        return EXIT_STOPPED
+    if not result.kept:
         _remove(store, twin)
-    elif not result.passed:
-        result = result.model_copy(update={"kept": True})
     if output == "json":
         sys.stdout.write(result.model_dump_json(indent=2) + "\n")
     else:
@@ -110,29 +111,34 @@ def _make_model(recipe: Recipe, folder: Path) -> dict[str, Any]:
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=MODEL_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise RunFailed(f"the small model took more than {MODEL_S / 60:.0f} min", "try again") from error
-    told: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
     with contextlib.suppress(ValueError, IndexError):
-        told = json.loads(done.stdout.splitlines()[-1])
-    if done.returncode == 0 and "type" in told:
-        return told
+        answer = json.loads(done.stdout.splitlines()[-1])
+    if done.returncode == 0 and "type" in answer:
+        return answer
     kind = UserError if done.returncode == UserError.exit_code else RunFailed
     last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-    raise kind(told.get("error") or f"the small model could not be made: {last[0]}", told.get("hint", "see --debug"))
+    raise kind(
+        answer.get("error") or f"the small model could not be made: {last[0]}", answer.get("hint", "see --debug")
+    )
 
 
-def _result(recipe: Recipe, about: str, local: LocalRun, store: Store, url: str, *, kept: bool) -> Drill:
-    events = read_events(store)
-    receipt = read_report(store, local.run).receipt
+def _result(recipe: Recipe, about: str, local: LocalRun, store: Store, *, keep: bool) -> Drill | None:
+    """The result; None if the drill was stopped before the runs were compared."""
+    report = read_report(store, local.run)
+    events, receipt = report.events, report.receipt
+    if receipt.bit_exact is None:
+        return None
     rows = sum(payload.train for _, payload in of_kind(events, DataPrepared)[-1:])
     killed = tuple(payload.step for _, payload in of_kind(events, Preempted))
     resumed = [attempt.from_step for attempt in receipt.attempts[1:]]
     compared = receipt.compared
     return Drill(
         recipe=recipe.name,
-        passed=receipt.bit_exact is True,
+        passed=receipt.bit_exact,
         run=local.run,
-        bucket=url,
-        kept=kept,
+        bucket=local.bucket,
+        kept=keep or not receipt.bit_exact,
         killed_at_steps=killed,
         differences=tuple(compared.get("differences", ())),
         shown=(
@@ -147,7 +153,7 @@ def _result(recipe: Recipe, about: str, local: LocalRun, store: Store, url: str,
             f"its own weights and size: the model was {about}",
             "its own batch sizes, lengths and number of steps; the rows after the first ones",
             "a cloud: no machine was rented, no preemption notice was sent, and nothing was installed",
-            *(("GPUs: everything was computed on the CPU",) if not _on_gpu() else ()),
+            *(("GPUs: everything was computed on the CPU",) if not gpus_here() else ()),
             "a kill before the first step or during the export",
         ),
         receipt=receipt,
@@ -161,14 +167,8 @@ def _method(recipe: Recipe) -> str:
     return f"{method} under {parallel}, {recipe.dpo.loss} loss, {training.optimizer}, {training.schedule} schedule"
 
 
-def _steps(steps: Any) -> str:
+def _steps(steps: Sequence[int]) -> str:
     return ("step " if len(steps) == 1 else "steps ") + ", ".join(map(str, steps)) if steps else "no step"
-
-
-def _on_gpu() -> bool:
-    from trainer.supervisor.supervisor import gpus_here
-
-    return gpus_here() > 0
 
 
 def _remove(*stores: Store) -> None:

@@ -1,7 +1,7 @@
 """`--dry-run`: show the answer and the plans. Starts nothing, needs no credentials and no network.
 
-It must answer within a second, so it imports neither the checkpoints package nor SkyPilot. Only if a bucket and a run
-name are given does it read the run's progress there.
+It must answer within a second, so it imports no store and no SkyPilot. Only if a bucket and a run name are given does
+it read the run's progress there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
 from checkpoints.util.command_line import console
@@ -32,6 +31,7 @@ from launcher.policy.spot.preemption_rates import Learned
 from launcher.report.plan_tables import Extras, show_dry_run
 from launcher.request import LaunchRequest, check_cloud_bucket, check_cloud_run_name, cloud_run_name
 from launcher.sky.render import NOTUS, SKYPILOTS_OWN, task_config, to_yaml
+from launcher.sky.setup.accounts import credentials_here
 from launcher.sky.setup.controller import plugin_is_configured
 from trainer.config.clouds import CLOUDS
 from trainer.config.recipe import Recipe, builtin_names, load_recipe
@@ -69,7 +69,8 @@ def plan_only(request: LaunchRequest, shown: Shown) -> int:
         result = result.model_copy(update={"advice": (unread, *result.advice)})
     if strategy_here() != NOTUS:
         result = result.model_copy(update={"advice": (WITHOUT_PLUGIN, *result.advice)})
-    decision = decide(result, request, clouds_with_credentials())
+    ready = [cloud for cloud, path in credentials_here(user_home(), os.environ).items() if path is not None]
+    decision = decide(result, request, ready)
     why = explanation(planner, result) if shown.explained else None
     if shown.output == "json":
         data = {**result.model_dump(mode="json"), "task": shown_task(request, recipe, result)}
@@ -84,18 +85,6 @@ def plan_only(request: LaunchRequest, shown: Shown) -> int:
         show_dry_run(console(), result, Extras(decision, why, shown.explained, commands))
     require_plan(result, request)
     return 0
-
-
-def clouds_with_credentials() -> frozenset[str]:
-    """The clouds whose credentials file is on this machine, as SkyPilot looks for it."""
-    return frozenset(name for name, cloud in CLOUDS.items() if _exists(user_home() / cloud.credentials))
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a home folder that this user can't read
-        return False
 
 
 def next_commands(request: LaunchRequest, decision: Decision, arguments: Sequence[str]) -> list[tuple[str, str]]:

@@ -10,25 +10,24 @@ from typing import NamedTuple
 
 import typer
 
-from checkpoints.errors import NotusError, UserError
+from checkpoints.errors import UserError
 from checkpoints.util.command_line import console
 from launcher.catalog.gpu_nodes import parse_gpus
 from launcher.check.check import Checked, Where, check_recipe, progress
 from launcher.check.rows import plausible_hours
-from launcher.check.tokens import lengths_of, local_tokenizer
+from launcher.check.tokens import sample_lengths
 from launcher.console import echo
 from launcher.errors import RequestError
 from launcher.new_recipe import Choices, Hours, Method, guess_columns, recipe_text
 from launcher.report.run_tables import findings_table
-from trainer.config.recipe import BUILTIN, Recipe, Source, load_recipe
+from trainer.config.recipe import Recipe, Source, load_recipe
 from trainer.data.preference_pairs import check_hub_name, parquet_columns, read_jsonl
+from trainer.data.trl_formats import PARTS
 from trainer.runtime.attempt_dir import replace_file
 
 EVAL_ROWS = 200
 EVAL_SHARE = 20
 """At most one row in this many is held out."""
-PARTS = ("prompt", "chosen", "rejected")
-DATA_FILES = (".jsonl", ".json", ".parquet")
 
 
 class InitOptions(NamedTuple):
@@ -46,10 +45,7 @@ def init(file: Path, options: InitOptions) -> int:
     """Write the recipe, and print what a check of it finds; returns 0, or 2 if the check found an error."""
     _check_target(file, force=options.force)
     choices = _choices(file, options)
-    replace_file(file, recipe_text(choices, Hours(None)).encode())
-    recipe = load_recipe(str(file))
-    with progress() as shown:
-        checked = check_recipe(recipe, Where(gpus=parse_gpus(choices.gpus)), shown)
+    recipe, checked = _check_draft(file, choices)
     hours = Hours(_hours(recipe, checked))
     replace_file(file, recipe_text(choices, hours).encode())
     console(stderr=True).print(findings_table([one for one in checked.findings if one.what != "hours"]))
@@ -59,6 +55,18 @@ def init(file: Path, options: InitOptions) -> int:
     for what, command in _next_commands(file):
         echo(f"{what}: {command}")
     return RequestError.exit_code if checked.errors else 0
+
+
+def _check_draft(file: Path, choices: Choices) -> tuple[Recipe, Checked]:
+    """Check the recipe, without its hours, in a file beside `file`: an interrupted check leaves nothing there."""
+    draft = file.with_name(f".{file.stem}-draft.yaml")
+    try:
+        draft.write_text(recipe_text(choices, Hours(None)), encoding="utf-8")
+        recipe = load_recipe(str(draft))
+        with progress() as shown:
+            return recipe, check_recipe(recipe, Where(gpus=parse_gpus(choices.gpus)), shown)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _next_commands(file: Path) -> list[tuple[str, str]]:
@@ -83,7 +91,7 @@ def _check_target(file: Path, *, force: bool) -> None:
 
 def _choices(file: Path, options: InitOptions) -> Choices:
     data = options.data or _ask("your preference pairs (a .jsonl or .parquet file, or a name on the Hub)", "--data")
-    here = data.endswith(DATA_FILES)
+    here = Source(name=data).file_name is not None
     if not here:
         check_hub_name(Source(name=data))
     rows, names = _look(Path(data)) if here else (None, [])
@@ -153,11 +161,7 @@ def _ask(question: str, option: str, default: str | None = None) -> str:
 
 
 def _hours(recipe: Recipe, checked: Checked) -> tuple[float, float] | None:
-    sample = [texts for count in checked.counts for texts in count.sample]
-    if not sample or checked.size is None or recipe.model.name.startswith(BUILTIN) or recipe.hardware.gpus is None:
+    lengths = sample_lengths(recipe, checked.counts)
+    if lengths is None or checked.size is None or recipe.hardware.gpus is None:
         return None
-    tokens = lengths_of(sample, local_tokenizer(recipe)).mean(recipe.dpo.max_length)
-    try:
-        return plausible_hours(recipe, checked.size, tokens, parse_gpus(recipe.hardware.gpus))
-    except NotusError:
-        return None
+    return plausible_hours(recipe, checked.size, lengths.mean(recipe.dpo.max_length), parse_gpus(recipe.hardware.gpus))

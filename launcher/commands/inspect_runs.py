@@ -20,8 +20,7 @@ from checkpoints.util.clock import Clock, SystemClock
 from checkpoints.util.command_line import console
 from checkpoints.util.environment import user_home
 from launcher.cli_options import bucket_or_default
-from launcher.commands.receipts import Report, check_page, read_report, write_page
-from launcher.commands.receipts import show_report as print_report
+from launcher.commands.receipts import Report, check_page, print_report, read_report, write_page
 from launcher.console import echo
 from launcher.errors import UnknownRun
 from launcher.report.run_tables import comparison_table, findings_table, status_table

@@ -28,7 +28,7 @@ from launcher.cli_options import writable
 from launcher.commands.dry_run import candidates_of, limits_of_plan, planner_for, price_warnings, strategy_here
 from launcher.commands.follow_run import follow
 from launcher.commands.launch_local import new_name
-from launcher.commands.receipts import keep_page, read_report, show_report
+from launcher.commands.receipts import keep_page, print_report, read_report
 from launcher.console import echo
 from launcher.errors import RequestError, SkyFailed
 from launcher.paths import home
@@ -117,7 +117,7 @@ def _handle_existing_run(
         status = read_status(store, name, datetime.now(UTC))
         if status.state == "finished":
             echo(f"run {name} is already finished")
-            show_report(read_report(store, name, recipe), output)
+            print_report(read_report(store, name, recipe), output)
             return 0
     job = client.own_job(run)
     ended_here = job is not None and job.over and ran_last(store, job, read_events(store))
@@ -328,7 +328,7 @@ def _after_submission(
     end = follow(store, name, lambda: client.own_job(run, job_id), SystemClock())
     if end.receipt:
         report = read_report(store, name, recipe)
-        show_report(report, output)
+        print_report(report, output)
         keep_page(store, report)
         echo(f"the model is in {store.url}/final")
     return end.code

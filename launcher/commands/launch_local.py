@@ -15,7 +15,7 @@ from checkpoints.storage.probe import probe
 from checkpoints.util.keys import check_run_name
 from launcher.check.check import Where, check_before_launch
 from launcher.cli_options import writable
-from launcher.commands.receipts import keep_page, read_report, show_report
+from launcher.commands.receipts import keep_page, print_report, read_report
 from launcher.console import echo
 from launcher.errors import EXIT_STOPPED, RunFailed
 from launcher.local.backend import LocalBackend, LocalRun, committed_step
@@ -45,7 +45,7 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     recipe = load_recipe(request.recipe)
     check_local(recipe.dataset)
     check_local_base(recipe)
-    bucket = f"file://{writable(default_folder())}" if request.bucket is None else request.bucket
+    bucket = local_bucket(request.bucket)
     writable(home() / "scratch")
     name = check_run_name(new_name(recipe) if request.name is None else request.name)
     store = open_run(bucket, name)
@@ -53,7 +53,7 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     if finished:
         _report_finished(name, options)
     if finished and not (options.compare and _has_no_comparison(store)):
-        show_report(read_report(store, name, recipe), output)
+        print_report(read_report(store, name, recipe), output)
         return 0
     run = LocalRun(
         run=name,
@@ -81,10 +81,15 @@ def launch_local(request: LaunchRequest, options: LocalOptions, output: str) -> 
     if options.compare:
         compare_with_twin(run, recipe, store)
     report = read_report(store, name, recipe)
-    show_report(report, output)
+    print_report(report, output)
     keep_page(store, report)
     echo(f"the model is in {store.url}/final")
     return 0
+
+
+def local_bucket(bucket: str | None) -> str:
+    """The bucket of a run on this machine: the one that was named, or the default folder, which is created."""
+    return f"file://{writable(default_folder())}" if bucket is None else bucket
 
 
 def _is_finished(store: Store, name: str, recipe: Recipe) -> bool:

@@ -19,10 +19,10 @@ from launcher.catalog.gpu_nodes import parse_gpus
 from launcher.catalog.offers import Offer, cheapest_by_kind, find_catalog, load_offers
 from launcher.console import echo
 from launcher.planning.user_history import record_run
-from launcher.report.page.page_data import PageData, make_page
+from launcher.report.page.page_data import make_page
 from launcher.report.page.render import render_page
 from launcher.report.receipt import Receipt, make_receipt
-from launcher.report.results import Results, make_results
+from launcher.report.results import KeptRows, Results, kept_rows, make_results
 from launcher.report.run_tables import receipt_panel
 from launcher.report.status import ABANDONED, read_status
 from trainer.config.recipe import Recipe
@@ -37,11 +37,19 @@ class Report(NamedTuple):
 
     receipt: Receipt
     results: Results
-    page: PageData
+    events: Sequence[Event]
+    rows: KeptRows
+    read_at: datetime
 
     def as_json(self) -> dict[str, Any]:
         """The receipt, with the results under a key of their own."""
         return {**self.receipt.model_dump(mode="json"), "results": self.results.model_dump(mode="json")}
+
+    def as_html(self) -> bytes:
+        """The page, with the prices of machines on demand as they are listed now."""
+        price = _on_demand_usd_per_hour(self.receipt)
+        page = make_page(self.receipt, self.results, self.events, self.rows, self.read_at, on_demand_usd_per_hour=price)
+        return render_page(page).encode()
 
 
 def read_report(store: Store, name: str, recipe: Recipe | None = None) -> Report:
@@ -51,9 +59,8 @@ def read_report(store: Store, name: str, recipe: Recipe | None = None) -> Report
     abandoned = bool(events) and read_status(store, name, now).state == ABANDONED
     until = _last_sign(store, events) if abandoned else now
     receipt = make_receipt(name, events, metrics, priced_offers(recipe), until, abandoned=abandoned)
-    results = make_results(events, metrics)
-    page = make_page(receipt, results, events, metrics, now, on_demand_usd_per_hour=_on_demand_usd_per_hour(receipt))
-    return Report(receipt, results, page)
+    rows = kept_rows(metrics)
+    return Report(receipt, make_results(events, rows), events, rows, now)
 
 
 def _on_demand_usd_per_hour(receipt: Receipt) -> float | None:
@@ -81,7 +88,7 @@ def priced_offers(recipe: Recipe | None) -> list[Offer]:
         return []
 
 
-def show_report(report: Report, output: str) -> None:
+def print_report(report: Report, output: str) -> None:
     """Print a report to stdout."""
     if output == "json":
         sys.stdout.write(json.dumps(report.as_json(), indent=2) + "\n")
@@ -102,7 +109,7 @@ def check_page(path: Path) -> None:
 def write_page(report: Report, path: Path) -> None:
     """Write the report as a page. Raises `UserError` if the file can't be written."""
     try:
-        replace_file(path, render_page(report.page).encode())
+        replace_file(path, report.as_html())
     except OSError as error:
         raise UserError(f"--html {path}: {error.strerror or error}", "name a file that can be written") from error
 
@@ -110,7 +117,7 @@ def write_page(report: Report, path: Path) -> None:
 def keep_page(store: Store, report: Report) -> None:
     """Put the page into the run's folder of the bucket; a failure is only logged, because the run has ended."""
     try:
-        store.put(PAGE, render_page(report.page).encode())
+        store.put(PAGE, report.as_html())
     except NotusError as error:
         echo(f"the report is not in the bucket: {error.message}")
     else:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from launcher.frozen import Frozen
 from launcher.planning.estimate import START_H
 from launcher.planning.plan import DryRun, Plan
 from launcher.request import LaunchRequest
 from trainer.config.clouds import CLOUDS
-
-
-class Frozen(BaseModel):
-    """Base of the records below."""
-
-    model_config = ConfigDict(frozen=True)
 
 
 class WithoutSpot(Frozen):

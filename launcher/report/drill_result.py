@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from launcher.frozen import Frozen
 from launcher.report.receipt import Receipt
 
 
-class Drill(BaseModel):
+class Drill(Frozen):
     """The figures of a drill."""
-
-    model_config = ConfigDict(frozen=True)
 
     recipe: str
     passed: bool

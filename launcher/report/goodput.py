@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from launcher.frozen import Frozen
 from launcher.report.receipt import AttemptLine, Receipt
 
 
-class Part(BaseModel):
+class Part(Frozen):
     """A part of the wall time."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     seconds: float
@@ -25,10 +24,8 @@ class Part(BaseModel):
     productive: bool = False
 
 
-class Interruption(BaseModel):
+class Interruption(Frozen):
     """The cost of an attempt that ended before the run did."""
-
-    model_config = ConfigDict(frozen=True)
 
     attempt: int
     ended: str = Field(description="preempted, failed, stopped, ...")

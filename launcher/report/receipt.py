@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from checkpoints.run_log.event_kinds import (
     AtStep,
@@ -30,14 +30,13 @@ from checkpoints.run_log.event_log import Event, of_kind
 from checkpoints.run_log.machine_history import told_by
 from checkpoints.run_log.metrics import StepMetrics
 from launcher.catalog.offers import Offer
+from launcher.frozen import Frozen
 from launcher.policy.run_history import machines
 from launcher.report.event_lines import data_line
 
 
-class AttemptLine(BaseModel):
+class AttemptLine(Frozen):
     """One attempt."""
-
-    model_config = ConfigDict(frozen=True)
 
     number: int
     started_at: datetime
@@ -55,20 +54,16 @@ class AttemptLine(BaseModel):
         return (self.ended_at - self.started_at).total_seconds()
 
 
-class CostLine(BaseModel):
+class CostLine(Frozen):
     """What the machine hours of this run would cost on a real offer."""
-
-    model_config = ConfigDict(frozen=True)
 
     offer: str
     price_usd_per_hour: float
     cost_usd: float
 
 
-class MachineLine(BaseModel):
+class MachineLine(Frozen):
     """A rented machine."""
-
-    model_config = ConfigDict(frozen=True)
 
     place: str
     where: str = Field(description="the cloud and the zone, or region")
@@ -82,10 +77,8 @@ class MachineLine(BaseModel):
     ended: str = Field(description="preempted, moved, finished, ..., or running")
 
 
-class Receipt(BaseModel):
+class Receipt(Frozen):
     """The figures of a run."""
-
-    model_config = ConfigDict(frozen=True)
 
     run: str
     state: Literal["running", "finished", "stopped", "failed", "empty"]

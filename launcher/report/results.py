@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from checkpoints.run_log.event_kinds import Evaluated
 from checkpoints.run_log.event_log import Event, of_kind
 from checkpoints.run_log.metrics import StepMetrics
+from launcher.frozen import Frozen
 
 LAST_SHARE = 0.05
 """Share of the steps that is averaged at the end, because the loss of one step is mostly noise."""
 REWARDS = "rewards/"
 
 
-class Results(BaseModel):
+class Results(Frozen):
     """The figures of a training."""
-
-    model_config = ConfigDict(frozen=True)
 
     last_steps: int = Field(default=0, description="the training figures are means over this many last steps")
     loss: float | None = Field(default=None, description="of the training, over all ranks")
@@ -31,7 +30,11 @@ class Results(BaseModel):
     evaluation: dict[str, float] = Field(default_factory=dict, description="the newest evaluation, by TRL's names")
 
 
-def kept_rows(metrics: Iterable[StepMetrics]) -> dict[int, dict[str, float]]:
+KeptRows = Mapping[int, Mapping[str, float]]
+"""The figures of each step, by step and name; steps ascend."""
+
+
+def kept_rows(metrics: Iterable[StepMetrics]) -> KeptRows:
     """The figures of each step from the last attempt that did it: means over the ranks that recorded them."""
     newest: dict[int, int] = {}
     for item in metrics:
@@ -45,9 +48,9 @@ def kept_rows(metrics: Iterable[StepMetrics]) -> dict[int, dict[str, float]]:
     return {step: {name: fmean(one) for name, one in values[step].items()} for step in sorted(values)}
 
 
-def make_results(events: Sequence[Event], metrics: Sequence[StepMetrics]) -> Results:
-    """Compute the results; empty for a run that has not trained."""
-    rows = list(kept_rows(metrics).values())
+def make_results(events: Sequence[Event], by_step: KeptRows) -> Results:
+    """Compute the results from `kept_rows`; empty for a run that has not trained."""
+    rows = list(by_step.values())
     evaluations = [payload for _, payload in of_kind(events, Evaluated)]
     newest = max(evaluations, key=lambda evaluation: evaluation.step, default=None)
     last = rows[-max(1, round(LAST_SHARE * len(rows))) :]
@@ -71,11 +74,11 @@ def _is_figure(name: str, value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not name.endswith(timings)
 
 
-def _mean(rows: Sequence[dict[str, float]], name: str) -> float | None:
+def _mean(rows: Sequence[Mapping[str, float]], name: str) -> float | None:
     values = [row[name] for row in rows if name in row]
     return fmean(values) if values else None
 
 
-def _median(rows: Sequence[dict[str, float]], name: str) -> float | None:
+def _median(rows: Sequence[Mapping[str, float]], name: str) -> float | None:
     values = [row[name] for row in rows if name in row]
     return median(values) if values else None

@@ -129,8 +129,11 @@ def test_a_vision_tower_and_stored_tables_may_be_left_out(folder: Path) -> None:
         "v_head.summary.bias": torch.ones(1),
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
     }
+    before = load(folder).state_dict()
     edit(folder, lambda tensors: {**tensors, **more})
-    load(folder)
+    after = load(folder).state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_norms_of_zeros(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

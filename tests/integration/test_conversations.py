@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from pathlib import Path
@@ -182,6 +183,21 @@ def test_what_is_dropped_in_part_is_named(tokenizer: Any, template: str, turn: d
     tokenize_row(read_row(row), with_template(tokenizer, TOOLS_TEMPLATE), cut)
     with pytest.raises(UnusableRow, match=f"drops {what}"):
         tokenize_row(read_row(row), with_template(tokenizer, template), cut)
+
+
+@pytest.mark.parametrize(("shown", "dropped"), [("{{ c.function.name }}", False), ("", True)])
+def test_a_template_that_knows_its_functions_is_taken_at_its_word(tokenizer: Any, shown: str, dropped: bool) -> None:
+    """It refuses the marks by which drops are noticed."""
+    strict = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{% if c.function.name != 'get_weather' %}{{ raise_exception('unknown function') }}{% endif %}SHOWN"
+        "{% endfor %}</s>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    ).replace("SHOWN", shown)
+    turns = [user("q"), assistant("", tool_calls=[call("Oslo")]), {"role": "tool", "content": "3"}]
+    row = read_row({"prompt": turns, "chosen": "a", "rejected": "b"})
+    cut = Dpo(max_length=4096, max_prompt_length=2048)
+    with pytest.raises(UnusableRow, match="drops tool calls") if dropped else contextlib.nullcontext():
+        tokenize_row(row, with_template(tokenizer, strict), cut)
 
 
 def test_the_order_of_rows_with_and_without_a_prompt_means_nothing(tokenizer: Any, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from launcher.report.page.page_data import make_page
 from launcher.report.page.render import render_page
 from launcher.report.receipt import make_receipt
-from launcher.report.results import make_results
+from launcher.report.results import kept_rows, make_results
 from tests.support import recorded_run as night
 from tests.support.browser import CHROMIUM, look
 
@@ -21,7 +21,8 @@ LIGHT, DARK = "rgb(255, 255, 255)", "rgb(18, 21, 27)"
 def html() -> str:
     events, metrics = night.events(), night.metrics()
     receipt = make_receipt("a-name-that-is-rather-long-for-a-phone-" + "x" * 40, events, metrics, [], night.END)
-    page = make_page(receipt, make_results(events, metrics), events, metrics, night.END, on_demand_usd_per_hour=32.0)
+    rows = kept_rows(metrics)
+    page = make_page(receipt, make_results(events, rows), events, rows, night.END, on_demand_usd_per_hour=32.0)
     return render_page(page)
 
 

@@ -106,11 +106,17 @@ def _dropped(
     marked, marks = _marked(turns)
     try:
         shown = _render(tokenizer, marked, **more)
-    except UnusableRow:  # the template looks into what was marked, so it doesn't drop it
+    except UnusableRow:  # the template checks what was marked: all that is left to look for is the functions' names
+        if not _names_are_there(turns, text):
+            yield "tool calls"
         return
     for mark, what in marks.items():
         if mark not in shown:
             yield what
+
+
+def _names_are_there(turns: list[Turn], text: str) -> bool:
+    return all(name in text for turn in turns for name in _function_names(turn.get("tool_calls") or []))
 
 
 def _is_plainly_there(turn: Turn, text: str) -> bool:

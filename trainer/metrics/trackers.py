@@ -6,7 +6,6 @@ attempts, every step once. A tracker that fails is dropped, and the run continue
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
@@ -52,15 +51,21 @@ class _Tracker:
         self.ended = threading.Event()
         self.error: BaseException | None = None
         self._opener = opener
-        self._rows: queue.Queue[Row | None] = queue.Queue(MOST_ROWS)
+        self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+        self._allowed = 0
         threading.Thread(target=self._run, name=f"tracker {name}", daemon=True).start()
 
-    def put(self, row: Row | None) -> None:
-        """Hand over a row, or None for the end; raises `TimeoutError` if too many are waiting."""
-        try:
-            self._rows.put_nowait(row)
-        except queue.Full:
-            raise TimeoutError(f"it has not accepted the last {MOST_ROWS:,} rows") from None
+    def put(self, rows: Sequence[Row]) -> None:
+        """Hand over rows; raises `TimeoutError` if too many are waiting, beside those that a resume brings at once."""
+        if self._rows.qsize() > self._allowed:
+            raise TimeoutError(f"it has not accepted the last {MOST_ROWS:,} rows")
+        self._allowed = max(self._allowed, MOST_ROWS + len(rows))
+        for row in rows:
+            self._rows.put(row)
+
+    def end(self) -> None:
+        """There are no more rows."""
+        self._rows.put(None)
 
     def _run(self) -> None:
         try:
@@ -94,8 +99,7 @@ class Curves:
         self._drop_failed()
         for name, tracker in list(self._trackers.items()):
             try:
-                for row in rows:
-                    tracker.put(row)
+                tracker.put(rows)
             except TimeoutError as error:
                 self._leave_out(name, error)
 
@@ -105,8 +109,7 @@ class Curves:
         The process ends without Python's exit handlers, so this must be explicit.
         """
         for tracker in self._trackers.values():
-            with contextlib.suppress(TimeoutError):
-                tracker.put(None)
+            tracker.end()
         until = time.monotonic() + CLOSE_S
         for name, tracker in self._trackers.items():
             if not tracker.ended.wait(max(0.0, until - time.monotonic())):

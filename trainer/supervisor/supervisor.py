@@ -283,8 +283,9 @@ class Supervisor:
     def _has_committed(self) -> bool:
         try:
             head = read_head(self._store)
-        except Exception:
-            head = self._lease.head  # as of the last renewal
+        except Exception as error:  # a bucket's client raises what it likes
+            logger.warning("HEAD can't be read, taking it as of the last renewal: %s", error)
+            head = self._lease.head
         return bool(head and head.commits and head.commits[0].epoch == self._lease.head.epoch)
 
     def _passed_before(self) -> bool:

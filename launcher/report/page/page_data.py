@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 from statistics import fmean
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from checkpoints.run_log.event_kinds import Evaluated
 from checkpoints.run_log.event_log import Event, of_kind
-from checkpoints.run_log.metrics import StepMetrics
+from launcher.frozen import Frozen
 from launcher.report.goodput import Interruption, Part, goodput_parts, interruptions
 from launcher.report.receipt import AttemptLine, MachineLine, Receipt
-from launcher.report.results import Results
+from launcher.report.results import KeptRows, Results
 
 MAX_POINTS = 1500
 """Points per curve: more can't be distinguished on a screen. Neighbouring steps are averaged."""
@@ -30,12 +29,6 @@ SHOWN = {
 """Metrics in each chart over steps, by title."""
 EVALUATED = {"Loss": "eval_loss", "Reward accuracy": "eval_rewards/accuracies"}
 """The evaluation metric added to a chart."""
-
-
-class Frozen(BaseModel):
-    """Base of the records below."""
-
-    model_config = ConfigDict(frozen=True)
 
 
 class Bar(Frozen):
@@ -99,7 +92,7 @@ def make_page(
     receipt: Receipt,
     results: Results,
     events: Sequence[Event],
-    metrics: Sequence[StepMetrics],
+    rows: KeptRows,
     made_at: datetime,
     *,
     on_demand_usd_per_hour: float | None = None,
@@ -119,7 +112,7 @@ def make_page(
         timeline=tuple(timeline(receipt, started_at)) if started_at else (),
         parts=tuple(goodput_parts(receipt)),
         interruptions=tuple(interruptions(receipt)),
-        charts=(*([cost] if cost else []), *step_charts(receipt, events, metrics)),
+        charts=(*([cost] if cost else []), *step_charts(receipt, events, rows)),
         comparisons=tuple(comparisons(receipt, on_demand_usd_per_hour)),
     )
 
@@ -212,13 +205,13 @@ def comparisons(receipt: Receipt, on_demand_usd_per_hour: float | None) -> list[
     return lines
 
 
-def step_charts(receipt: Receipt, events: Sequence[Event], metrics: Sequence[StepMetrics]) -> list[Chart]:
-    """Return the curves over steps: one line per metric, and a separate line for redone steps."""
+def step_charts(receipt: Receipt, events: Sequence[Event], rows: KeptRows) -> list[Chart]:
+    """Return the curves over steps: one line per metric. A step that was redone counts as its last attempt did it."""
     marks = tuple(float(attempt.to_step) for attempt in receipt.attempts[:-1] if attempt.to_step > attempt.from_step)
     evaluations = {payload.step: payload.metrics for _, payload in of_kind(events, Evaluated)}
     charts = []
     for title, names in SHOWN.items():
-        lines = {name: _by_step(metrics, name) for name in names}
+        lines = {name: {step: row[name] for step, row in rows.items() if name in row} for name in names}
         lines = {_label(name): values for name, values in lines.items() if values}
         if not lines:
             continue
@@ -233,18 +226,6 @@ def step_charts(receipt: Receipt, events: Sequence[Event], metrics: Sequence[Ste
 
 def _label(name: str) -> str:
     return name.removeprefix("rewards/").replace("_", " ")
-
-
-def _by_step(metrics: Sequence[StepMetrics], name: str) -> dict[int, float]:
-    """The metric by step from the last attempt that did it: a mean over the ranks that have it."""
-    newest: dict[int, int] = {}
-    values: dict[tuple[int, int], list[float]] = defaultdict(list)
-    for item in metrics:
-        value = item.values.get(name)
-        if isinstance(value, int | float):
-            newest[item.step] = max(newest.get(item.step, 0), item.attempt)
-            values[item.attempt, item.step].append(float(value))
-    return {step: fmean(values[attempt, step]) for step, attempt in sorted(newest.items())}
 
 
 def _chart(title: str, lines: dict[str, dict[int, float]], points: dict[int, float], marks: tuple[float, ...]) -> Chart:

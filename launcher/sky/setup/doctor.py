@@ -13,6 +13,7 @@ from pathlib import Path
 from launcher.errors import RequestError
 from launcher.findings import Finding
 from launcher.sky.setup import controller_wheel
+from launcher.sky.setup.accounts import credentials_here
 from launcher.sky.setup.controller import (
     ASLEEP,
     FIX,
@@ -158,20 +159,11 @@ def _asleep(home: Path, environment: Mapping[str, str]) -> list[Finding]:
 
 
 def _clouds(home: Path, environment: Mapping[str, str]) -> list[Finding]:
-    """Whether each cloud's credentials exist where SkyPilot looks for them. `sky check` tests if they work."""
-    google = environment.get("GOOGLE_APPLICATION_CREDENTIALS")
-    findings = []
-    for name, cloud in CLOUDS.items():
-        path = Path(google) if google and name == "gcp" else home / cloud.credentials
-        there = _exists(path) or (name == "aws" and bool(environment.get("AWS_ACCESS_KEY_ID")))
-        findings.append(Finding(cloud.label, "ok" if there else "note", str(path) if there else "no credentials"))
+    """Whether each cloud has credentials on this machine."""
+    findings = [
+        Finding(CLOUDS[name].label, "ok" if path else "note", str(path) if path else "no credentials")
+        for name, path in credentials_here(home, environment).items()
+    ]
     if not any(finding.state == "ok" for finding in findings):
         findings.append(Finding("clouds", "missing", "no cloud has credentials", "set one up, then: sky check"))
     return findings
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a folder without read permission has no usable credentials
-        return False

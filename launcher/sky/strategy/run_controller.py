@@ -293,7 +293,10 @@ class RunController:
             return True
         spell = machine_now(machines(events))
         if spell is None:
-            return end_of_run(events) is None and await self._find_machine(events)
+            if end_of_run(events) is not None:
+                return False
+            await self._record_lost_machine(events)
+            return True
         if (failed := release_due(events)) is not None:
             await self._release_machine(failed.why)
             return True
@@ -314,8 +317,8 @@ class RunController:
             await self._enforce_stop(seen)
         return True
 
-    async def _find_machine(self, events: list[Event]) -> bool:
-        """Record a machine that is billed but missing from the diary. Always True: the run continues.
+    async def _record_lost_machine(self, events: list[Event]) -> None:
+        """Record a machine that is billed but missing from the diary.
 
         It came while the bucket was unavailable, and the process that would have recorded it later is gone.
         """
@@ -327,7 +330,6 @@ class RunController:
             begun = [event.attempt for event, _ in of_kind(events, AttemptStarted) if event.time < since]
             record = place_data(self._limits.priced(place))
             await self._diary.note(MachineUp(place=record, since=since, after_attempt=max(begun, default=0)))
-        return True
 
     async def _write_beat(self, launches: int, spell: MachineSpell) -> None:
         """Write the controller's heartbeat and the price: without it, the machine enforces the limits itself."""

@@ -56,7 +56,7 @@ LIES: dict[str, Change] = {
     "a dtype that numpy takes for code": lambda i: i["tensors"][0].update(kind="numpy", dtype=","),
     "a number that no float is": lambda i: i["trees"].update(model={"$float": 10**400}),
     "a dtype of nothing": lambda i: i["tensors"][0].update(kind="numpy", dtype="|V0"),
-    "a dtype that nobody knows": lambda i: i["tensors"][0].update(kind="torch", dtype="float7"),
+    "an unknown dtype": lambda i: i["tensors"][0].update(kind="torch", dtype="float7"),
     "a shape that is not its size": lambda i: i["tensors"][0].update(shape=[3]),
     "sizes that are texts": lambda i: i["trees"].update(model={"$size": ["two"]}),
     "a path out of the bucket": lambda i: i["chunks"][0].update(key="../x"),

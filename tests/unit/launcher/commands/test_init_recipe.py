@@ -84,6 +84,18 @@ def test_bad_input_writes_nothing(
     assert not Path(file).exists()
 
 
+def test_an_interrupted_check_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a recipe with a placeholder, which the next `init` would refuse to overwrite, nor the draft."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launcher.commands.init_recipe.check_recipe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        init(Path("mine.yaml"), OPTIONS)
+    assert [path.name for path in here.iterdir()] == ["pairs.jsonl"]
+
+
 def test_a_recipe_is_overwritten_only_on_request() -> None:
     Path("mine.yaml").write_text("mine")
     with pytest.raises(UserError, match=r"mine\.yaml exists"):

@@ -192,7 +192,7 @@ def test_a_launch_asks_what_was_estimated_and_a_last_resort(snapshot: Catalog) -
         candidates = ladder(chosen, result.plans)
         assert candidates[: len(chosen.ladder)] == chosen.ladder
         assert not any(candidate.spot for candidate in candidates[len(chosen.ladder) :]), (
-            "no other spot market: nobody estimated it"
+            "no other spot market: it was not estimated"
         )
         assert sum(not candidate.spot for candidate in candidates) <= MAX_ON_DEMAND_CANDIDATES
         assert len(set(candidates)) == len(candidates)

@@ -13,7 +13,7 @@ from checkpoints.run_log.metrics import StepMetrics
 from launcher.report.page.page_data import MAX_POINTS, PageData, cost_chart, make_page, step_charts, uninterrupted_h
 from launcher.report.page.render import UPLOT, render_page
 from launcher.report.receipt import make_receipt
-from launcher.report.results import make_results
+from launcher.report.results import kept_rows, make_results
 from tests.support import recorded_run as night
 
 VENDORED = {
@@ -25,7 +25,8 @@ VENDORED = {
 def page(run: str = "night") -> PageData:
     events, metrics = night.events(), night.metrics()
     receipt = make_receipt(run, events, metrics, [], night.END)
-    return make_page(receipt, make_results(events, metrics), events, metrics, night.END, on_demand_usd_per_hour=32.0)
+    rows = kept_rows(metrics)
+    return make_page(receipt, make_results(events, rows), events, rows, night.END, on_demand_usd_per_hour=32.0)
 
 
 def test_the_cost_grows_with_the_machines_that_are_up() -> None:
@@ -67,7 +68,7 @@ def test_curves_mark_where_an_attempt_ended_and_have_the_evaluation() -> None:
 
 def test_a_long_run_is_thinned_and_keeps_its_ends() -> None:
     metrics = [StepMetrics(1, 0, step, {"loss": float(step)}) for step in range(1, 10_001)]
-    (chart,) = step_charts(make_receipt("r", [], [], [], night.END), [], metrics)
+    (chart,) = step_charts(make_receipt("r", [], [], [], night.END), [], kept_rows(metrics))
     assert len(chart.x) <= MAX_POINTS
     assert chart.x[:2] == (1.0, 8.0)
     assert chart.x[-1] == 9_997.0
@@ -78,7 +79,7 @@ def test_a_long_run_is_thinned_and_keeps_its_ends() -> None:
 def test_a_run_without_machines_has_no_cost() -> None:
     unpaid = [event for event in night.events() if "machine" not in event.kind]
     receipt = make_receipt("night", unpaid, night.metrics(), [], night.END)
-    made = make_page(receipt, make_results(unpaid, []), unpaid, [], night.END)
+    made = make_page(receipt, make_results(unpaid, {}), unpaid, {}, night.END)
     assert cost_chart(receipt, night.START, None) is None
     assert made.comparisons == ()
     assert "What it cost" not in render_page(made)
@@ -86,7 +87,7 @@ def test_a_run_without_machines_has_no_cost() -> None:
 
 def test_an_empty_run_is_a_page_too() -> None:
     receipt = make_receipt("night", [], [], [], night.END)
-    text = render_page(make_page(receipt, make_results([], []), [], [], night.END))
+    text = render_page(make_page(receipt, make_results([], {}), [], {}, night.END))
     assert "night" in text
     assert "Timeline" not in text
 

@@ -97,6 +97,23 @@ def test_a_tracker_that_does_not_answer_gets_what_it_has_missed(caplog: pytest.L
     assert late.closed
 
 
+def test_all_rows_of_a_long_run_are_shown_again_after_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than may wait for a tracker during training."""
+    monkeypatch.setattr(trackers, "MOST_ROWS", 3)
+    late, opens = Kept(), threading.Event()
+
+    def open_late() -> Kept:
+        assert opens.wait(30)
+        return late
+
+    shown = Curves({"late": open_late}, open_s=0.0)
+    shown.show([Row(step, False, {}) for step in range(1, 21)])
+    shown.show([Row(21, False, {})])
+    opens.set()
+    shown.close()
+    assert [row.step for row in late.rows] == list(range(1, 22))
+
+
 class Kept(Failing):
     """One that works."""
 
